@@ -1,0 +1,63 @@
+# The project's tasks. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check image test-image clean
+
+VENV ?= .venv
+IMAGE ?= precondqsm_bids
+PYTEST_ARGS ?=
+export VENV
+
+bin := $(VENV)/bin
+ready := $(VENV)/.ready
+pip := $(bin)/python -m pip --disable-pip-version-check
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+venv: $(ready)  ## the virtual environment in .venv (PYTHON=... chooses the Python)
+
+# An environment whose Python is gone is made anew; any other is only brought up to date.
+$(ready): setup.cfg pyproject.toml
+	@if ! $(bin)/python -c '' 2>/dev/null; then \
+	    python=$$(scripts/find_python.sh) || exit 1; \
+	    echo "Making $(VENV) with $$python"; \
+	    "$$python" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo 'Installing the package and what it needs ...'
+	@$(pip) install --quiet --editable '.[test,style]'
+	@touch $@
+
+demo: demo/.phantom  ## a phantom, its susceptibility map and the table of its tubes, in demo/
+	@echo 'Reconstructing demo/raw into demo/derivatives ...'
+	@$(bin)/precondqsm_bids demo/raw demo/derivatives participant \
+	    --derivatives truth=demo/raw/derivatives/truth --work-dir demo/work
+	@$(bin)/python scripts/demo_table.py demo
+
+# The file says that the phantom is whole; it is made again only when its code has changed.
+demo/.phantom: $(wildcard precondqsm_bids/phantom/*.py) | $(ready)
+	@echo 'Simulating the phantom into demo/raw ...'
+	@rm -rf demo/raw && mkdir -p demo
+	@$(bin)/precondqsm_phantom demo/raw --kind tubes
+	@touch $@
+
+test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds options)
+	@status=0; \
+	scripts/check || status=1; \
+	$(bin)/python -m pytest -m 'not docker' $(PYTEST_ARGS) || status=1; \
+	exit $$status
+
+check: $(ready)  ## lint, format, types and import direction alone
+	@scripts/check
+
+image:  ## the container image (IMAGE=name, BASE_IMAGE=base)
+	@scripts/build_image.sh $(IMAGE)
+
+test-image: $(ready)  ## the tests of the container image, after make image
+	@PRECONDQSM_IMAGE=$(IMAGE) $(bin)/python -m pytest -m docker $(PYTEST_ARGS) tests/container
+
+clean:  ## remove the demo, caches and build products; .venv and images stay
+	@rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	    .import_linter_cache docs/_build
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

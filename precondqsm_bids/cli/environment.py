@@ -1,0 +1,183 @@
+"""The process that the libraries find: a home, threads, Nipype's settings, where logs go."""
+
+import atexit
+import logging
+import os
+import pwd
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+
+
+def repair_environment(omp_nthreads: int) -> None:
+    """Make the environment fit for the libraries; to be called before they are imported.
+
+    niworkflows unpacks a catalogue of templates that we do not use into the home folder, and
+    fails where there is none: a container run by a user without a passwd entry. Nipype asks a
+    server for its newest version, and its batch plugins want a LOGNAME.
+
+    Parameters
+    ----------
+    omp_nthreads : int
+        Threads of the numerical libraries in each process.
+    """
+    home = os.environ.get('HOME', '')
+    if not home or home == '/' or not os.access(home, os.W_OK | os.X_OK):
+        home = os.environ['HOME'] = _temporary_folder()
+        # A font cache in a home that is not there would warn, one per process would be slow.
+        os.environ['MPLCONFIGDIR'] = home
+        for name in ('XDG_CACHE_HOME', 'XDG_CONFIG_HOME', 'XDG_DATA_HOME'):
+            os.environ.pop(name, None)
+    templates = os.environ.get('TEMPLATEFLOW_HOME')
+    if not templates or not os.path.isdir(templates) or not os.listdir(templates):
+        stub = Path(_temporary_folder())
+        (stub / 'not-used').touch()
+        os.environ['TEMPLATEFLOW_HOME'] = str(stub)
+    os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
+    os.environ.setdefault('MPLBACKEND', 'agg')
+    os.environ.setdefault('LOGNAME', _user_name())
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(omp_nthreads)
+
+
+def configure_nipype(
+    log_dir: Path, *, stop_on_first_crash: bool, resource_monitor: bool, debug: bool
+) -> None:
+    """Nipype's global settings, which a workflow copies when it is built.
+
+    Parameters
+    ----------
+    log_dir : Path
+        Crash files of nodes that have no folder of their own.
+    stop_on_first_crash, resource_monitor, debug : bool
+        As on the command line.
+    """
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    level = 'DEBUG' if debug else 'INFO'
+    config.update_config(
+        {
+            'execution': {
+                'crashdump_dir': str(log_dir),
+                'crashfile_format': 'txt',
+                # With the default of 2 s a run of twenty nodes spends most of its time waiting.
+                'poll_sleep_duration': '0.05',
+                # Size and time of a file can stay while its content changes (rsync, archives,
+                # clamped times); reading the inputs again costs seconds beside minutes of fits.
+                'hash_method': 'content',
+                # A work folder that was moved or is mounted elsewhere still holds its results.
+                'use_relative_paths': 'true',
+                'job_finished_timeout': '60',
+                'stop_on_first_crash': str(stop_on_first_crash).lower(),
+                # Its files are shared by all participants: parallel jobs would race for them.
+                'create_report': 'false',
+                'check_version': 'false',
+                'remove_unnecessary_outputs': 'false',
+            },
+            'logging': {
+                'workflow_level': level,
+                'utils_level': level,
+                'interface_level': level,
+                'log_to_file': 'false',
+            },
+            'monitoring': {'enabled': str(resource_monitor).lower()},
+        }
+    )
+    config.resource_monitor = resource_monitor
+    nipype_logging.update_logging(config)
+
+
+@contextmanager
+def logging_to(path: Path, verbose: int) -> Iterator[None]:
+    """Send what the libraries say to a file, and to the terminal when asked.
+
+    Parameters
+    ----------
+    path : Path
+        Log file.
+    verbose : int
+        From 2 on, the terminal gets it too.
+    """
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding='utf-8')]
+    if verbose >= 2:
+        handlers.append(logging.StreamHandler(sys.stdout))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
+    loggers = [logging.getLogger(name) for name in ('nipype', 'precondqsm_bids', 'py.warnings')]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        # What we say ourselves is on the terminal already.
+        logger.handlers = handlers[: 1 if logger.name == 'precondqsm_bids' else None]
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG if verbose >= 3 else logging.INFO)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (old, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = old, propagate
+            logger.setLevel(level)
+        for handler in handlers:
+            handler.close()
+
+
+@contextmanager
+def ending_on_sigterm(grace: float = 5.0) -> Iterator[None]:
+    """Turn SIGTERM (a batch system's time limit, ``docker stop``) into an exit within seconds.
+
+    It raises SystemExit, so that workers and temporary folders are cleared away. Nipype catches
+    even this where it runs an interface in the main process: then the end comes by force.
+
+    Parameters
+    ----------
+    grace : float
+        Seconds for the orderly end.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGALRM, force)
+        signal.setitimer(signal.ITIMER_REAL, grace)
+        raise SystemExit(128 + number)
+
+    def force(number: int, frame: FrameType | None) -> None:
+        from multiprocessing import active_children
+
+        for child in active_children():
+            child.kill()
+        os._exit(128 + signal.SIGTERM)
+
+    before: Any = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _temporary_folder() -> str:
+    """A folder that goes when this process (not one that it forked) ends."""
+    folder, owner = tempfile.mkdtemp(prefix='precondqsm_bids-'), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder

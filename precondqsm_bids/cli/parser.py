@@ -1,0 +1,442 @@
+"""The command line as :class:`~precondqsm_bids.config.Settings`.
+
+Only the standard library, so that ``--help`` and ``--version`` answer at once.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from precondqsm_bids import __version__
+from precondqsm_bids.cli.resources import cpu_limit, memory_limit, parse_memory
+from precondqsm_bids.config import Settings, parse_toml, prior_basis
+
+MAX_OMP_NTHREADS = 8
+"""Fourier transforms of these sizes gain little from more threads."""
+
+MEMORY_SHARE = 0.9
+"""Part of the memory limit that the nodes may have; the rest is the main process's."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in one line; the whole list of options would hide the message."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+
+def build_parser() -> Parser:
+    """The parser. What is not on the command line is not in the namespace.
+
+    This tells an option that was given from one that has its default, so that a settings file lies
+    between the two.
+    """
+    parser = Parser(
+        prog='precondqsm_bids',
+        description='Preconditioned quantitative susceptibility mapping of the multi-echo '
+        'gradient-echo images (_MEGRE, multi-echo _T2starw) in a BIDS dataset.',
+        epilog='Exit status: 0 done; 1 a participant or its report failed (the last lines say '
+        'which, and where its crash file is); 2 usage; 70 nothing to do.',
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument('bids_dir', type=_folder, help='root folder of the BIDS dataset')
+    parser.add_argument('output_dir', type=_path, help='folder of the derivatives')
+    parser.add_argument(
+        'analysis_level', choices=['participant'], help='the only level at present'
+    )
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    _add_selection(parser.add_argument_group('What is processed'))
+    _add_method(parser.add_argument_group('Method'))
+    _add_resources(parser.add_argument_group('Resources'))
+    _add_modes(parser.add_argument_group('Running'))
+    return parser
+
+
+def _add_selection(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--participant-label',
+        '--participant_label',
+        nargs='+',
+        type=_label('sub'),
+        metavar='LABEL',
+        help='participants, with or without sub- (default: all)',
+    )
+    group.add_argument(
+        '--session-label',
+        '--session-id',
+        nargs='+',
+        type=_label('ses'),
+        metavar='LABEL',
+        help='sessions, with or without ses- (default: all)',
+    )
+    group.add_argument(
+        '--bids-filter-file',
+        type=_file,
+        metavar='FILE.json',
+        help='{"megre": {"acquisition": "highres", "run": null}, "dseg": {"description": "*"}}: '
+        'a label, a list of labels, null (the entity is absent) or "*" (any) for each entity',
+    )
+    group.add_argument(
+        '-d',
+        '--derivatives',
+        nargs='+',
+        type=_named_folder,
+        metavar='[NAME=]PATH',
+        help='derivative datasets with labels (_dseg and its TSV) on the grid of the images',
+    )
+    group.add_argument(
+        '--bids-database-dir',
+        type=_path,
+        metavar='PATH',
+        help='keep the index of the dataset here; remove it when the dataset changes',
+    )
+    group.add_argument(
+        '--skip-bids-validation',
+        action='store_true',
+        help='do without a valid dataset_description.json, and do not run bids-validator-deno '
+        '(which is run where it is installed; its errors go to the log)',
+    )
+
+
+def _add_method(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--field-strength',
+        type=_number('tesla', 0.1, 25),
+        metavar='TESLA',
+        help='field strength (T) of images whose metadata lack MagneticFieldStrength',
+    )
+    group.add_argument(
+        '--prior',
+        choices=('contrast', 'r2prime'),
+        help='the first estimate: contrast (default) is one constant for each cell of the joint '
+        "histogram of R2* and magnitude in blocks, fitted to the field; r2prime is R2' by "
+        'static-dephasing theory',
+    )
+    group.add_argument(
+        '--prior-fit',
+        choices=('auto', 'none', 'global', 'clusters'),
+        help='how the field chooses the coefficients of r2prime: none, one for the whole, or one '
+        'for each connected cluster; auto (default) is none for r2prime and every cell for '
+        'contrast',
+    )
+    group.add_argument(
+        '--r2',
+        type=_number_or('median', '1/s', 0, 1e4),
+        metavar='{median,NUMBER}',
+        help="R2 (1/s) that is taken from R2* to give R2'; median (default) is the median R2* of "
+        'the region itself',
+    )
+    group.add_argument(
+        '--shape',
+        action=argparse.BooleanOptionalAction,
+        help='include the shape of the object, against air, in the first estimate (default: yes)',
+    )
+    group.add_argument(
+        '--conventional',
+        action=argparse.BooleanOptionalAction,
+        help='also compute the maps without preconditioning, to compare (default: yes)',
+    )
+    group.add_argument(
+        '--pdf-iterations',
+        type=_count,
+        metavar='N',
+        help='iterations of the background removal (default: 30)',
+    )
+    group.add_argument(
+        '--reg-weight',
+        type=_number_or('l-curve', 'mm', 0, 1e6),
+        metavar='{l-curve,NUMBER}',
+        help='weight lambda (mm, of the gradient in 1/mm) of the regularisation in '
+        '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve (default) takes the corner of the '
+        'curve',
+    )
+    group.add_argument(
+        '--reference',
+        metavar='{roi-mean,none,NAME}',
+        help='what is 0 ppm: the mean of the region (default), nothing, or the mean of a label',
+    )
+
+
+def _add_resources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        type=_count,
+        metavar='N',
+        help='CPUs to use (default: those of the affinity mask, the control group and SLURM)',
+    )
+    group.add_argument(
+        '--omp-nthreads',
+        type=_count,
+        metavar='N',
+        help=f'threads of one node (default: --nprocs, at most {MAX_OMP_NTHREADS})',
+    )
+    group.add_argument(
+        '--mem',
+        dest='mem_gb',
+        type=_memory,
+        metavar='SIZE',
+        help='memory to use: a number of MB, or with K, M, G or T, such as 1.5G (default: '
+        f'{MEMORY_SHARE:.0%} of what host, control group and SLURM allow)'.replace('%', '%%'),
+    )
+    group.add_argument(
+        '--use-plugin',
+        type=_file,
+        metavar='FILE.yml',
+        help='a Nipype plugin and its plugin_args; not those that submit a graph and return',
+    )
+    group.add_argument(
+        '--resource-monitor',
+        action='store_true',
+        help='record memory and CPU of each node beside the log (needs psutil)',
+    )
+
+
+def _add_modes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        '-w',
+        '--work-dir',
+        type=_path,
+        metavar='PATH',
+        help='intermediate results; a run that was stopped goes on from them (default: ./work, or '
+        'below TMPDIR where the current folder is not writable)',
+    )
+    group.add_argument(
+        '--clean-workdir',
+        action='store_true',
+        help="remove this program's intermediate results from the work folder before the start",
+    )
+    group.add_argument(
+        '--config-file',
+        type=_file,
+        metavar='FILE.toml',
+        help='settings as in the config.toml beside each log; the command line comes first',
+    )
+    group.add_argument(
+        '--write-graph',
+        action='store_true',
+        help='write the graph of the workflow beside the log (as SVG where dot is installed)',
+    )
+    group.add_argument(
+        '--stop-on-first-crash',
+        action='store_true',
+        help='stop everything at the first failure instead of finishing the other participants',
+    )
+    group.add_argument(
+        '--boilerplate-only',
+        action='store_true',
+        help='write the methods text (CITATION.md) and compute nothing',
+    )
+    group.add_argument(
+        '--reports-only',
+        action='store_true',
+        help='assemble the reports from what is in the output folder and compute nothing',
+    )
+    group.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='print what would be run on which files, and what is wrong with them',
+    )
+    group.add_argument(
+        '-v',
+        '--verbose',
+        action='count',
+        help='-v: every node; -vv: what Nipype says; -vvv: debugging',
+    )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    """The settings of a command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 and a message of one line if the command line cannot be met.
+    """
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    if path := given.pop('config_file', None):
+        try:
+            values = parse_toml(path.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            parser.error(f'{path}: {error}')
+    if path := given.pop('bids_filter_file', None):
+        from precondqsm_bids.bids import InputError, read_filters
+
+        try:
+            given['bids_filters'] = read_filters(path)
+        except InputError as error:
+            parser.error(str(error))
+    if pairs := given.get('derivatives'):
+        if len({name for name, _ in pairs}) < len(pairs):
+            parser.error('-d/--derivatives: two folders of the same name; use NAME=PATH')
+        given['derivatives'] = dict(pairs)
+    for name in ('participant_label', 'session_label'):
+        if name in given:
+            given[name] = tuple(dict.fromkeys(given[name]))
+    for name, word in (('r2', 'median'), ('reg_weight', 'l-curve')):
+        if given.get(name) == word:
+            given[name] = None
+    values |= given
+    values.setdefault('nprocs', int(cpu_limit().value))
+    values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
+    values.setdefault('mem_gb', round(memory_limit().value * MEMORY_SHARE, 2))
+    values.setdefault('work_dir', _default_work_dir())
+    settings = Settings(**values)
+    if message := check(settings):
+        parser.error(message)
+    return settings
+
+
+def check(settings: Settings) -> str:
+    """What makes the settings impossible, or an empty string."""
+    bids_dir, output_dir = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    work_dir = settings.work_dir.resolve() if settings.work_dir else None
+    if not bids_dir.is_dir():
+        return f'no such folder: {settings.bids_dir}'
+    if output_dir == bids_dir:
+        return (
+            f'the output folder is the dataset itself: {settings.output_dir}; give another, '
+            f'such as {settings.bids_dir / "derivatives" / "precondqsm_bids"}'
+        )
+    if output_dir in bids_dir.parents:
+        return f'the dataset {settings.bids_dir} is inside the output folder; give another'
+    if work_dir and (work_dir == bids_dir or bids_dir in work_dir.parents):
+        return (
+            f'the work folder {work_dir} is inside the dataset, where other programs would '
+            'find its files; give another with -w'
+        )
+    if work_dir == output_dir:
+        return f'the work folder is the output folder {output_dir}; give another with -w'
+    if settings.output_dir.exists() and not settings.output_dir.is_dir():
+        return f'the output folder is a file: {settings.output_dir}'
+    if settings.omp_nthreads > settings.nprocs:
+        return f'--omp-nthreads {settings.omp_nthreads} is more than --nprocs {settings.nprocs}'
+    if settings.nprocs < 1 or settings.omp_nthreads < 1 or settings.mem_gb <= 0:
+        return 'nprocs, omp_nthreads and the memory should be positive'
+    if settings.resource_monitor and find_spec('psutil') is None:
+        return '--resource-monitor needs psutil: pip install psutil'
+    return _check_method(settings)
+
+
+def _check_method(settings: Settings) -> str:
+    """As :func:`check`; a settings file has not passed through the types of the options."""
+    if settings.pdf_iterations < 1:
+        return f'pdf_iterations = {settings.pdf_iterations} should be 1 or more'
+    for name, value, low, high in (
+        ('field_strength (T)', settings.field_strength, 0.1, 25),
+        ('r2 (1/s)', settings.r2, 0, 1e4),
+        ('reg_weight (mm)', settings.reg_weight, 0, 1e6),
+    ):
+        if value is not None and not low <= value <= high:
+            return f'{name} = {value:g} should be between {low:g} and {high:g}'
+    try:
+        prior_basis(settings.prior, settings.prior_fit)
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def graph_renderer() -> str | None:
+    """Path of Graphviz's ``dot``, without which a graph stays a text file."""
+    return shutil.which('dot')
+
+
+# -- types of options ---------------------------------------------------------------------------
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError('an empty path')
+    return Path(text).expanduser().absolute()
+
+
+def _folder(text: str) -> Path:
+    if not (path := _path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f'no such folder: {text}')
+    return path
+
+
+def _file(text: str) -> Path:
+    if not (path := _path(text)).is_file():
+        raise argparse.ArgumentTypeError(f'no such file: {text}')
+    return path
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """``NAME=PATH``, or a path that is named after its last folder."""
+    name, equals, rest = text.partition('=')
+    if equals and name and '/' not in name:
+        return name, _folder(rest)
+    path = _folder(text)
+    return path.resolve().name, path
+
+
+def _label(key: str) -> Any:
+    def convert(text: str) -> str:
+        label = text.removeprefix(f'{key}-')
+        if not re.fullmatch(r'[0-9a-zA-Z+]+', label):
+            raise argparse.ArgumentTypeError(f'"{text}" is no label: letters and digits only')
+        return label
+
+    return convert
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" is no whole number of 1 or more')
+    return int(text)
+
+
+def _memory(text: str) -> float:
+    try:
+        return parse_memory(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _number(unit: str, low: float, high: float) -> Any:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float('nan')
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f'"{text}" is no number between {low:g} and {high:g} ({unit})'
+            )
+        return value
+
+    return convert
+
+
+def _number_or(word: str, unit: str, low: float, high: float) -> Any:
+    number = _number(unit, low, high)
+
+    def convert(text: str) -> float | str:
+        return word if text == word else number(text)
+
+    return convert
+
+
+def _default_work_dir() -> Path:
+    """``./work``; a container may start in a folder that nobody can write to."""
+    here = Path.cwd() / 'work'
+    if os.access(here if here.is_dir() else here.parent, os.W_OK):
+        return here
+    return Path(tempfile.gettempdir()) / f'precondqsm_bids-{os.getuid()}'

@@ -1,0 +1,540 @@
+"""The app: find the runs, run the workflow, assemble the reports, say what failed and where."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from precondqsm_bids import __version__
+from precondqsm_bids.cli.environment import (
+    configure_nipype,
+    ending_on_sigterm,
+    logging_to,
+    repair_environment,
+)
+from precondqsm_bids.cli.parser import graph_renderer, parse_args
+from precondqsm_bids.cli.progress import Stage, follow, say
+from precondqsm_bids.cli.resources import cpu_limit, memory_limit
+from precondqsm_bids.config import Settings
+
+if TYPE_CHECKING:
+    from precondqsm_bids.bids import Problem, Run
+
+DONE, FAILED, USAGE, NOTHING_TO_DO = 0, 1, 2, 70
+
+GRAPH_PLUGINS = ('CondorDAGMan', 'PBSGraph', 'SGEGraph', 'SLURMGraph')
+"""These submit all jobs and return at once with success, whatever fails later."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What failed for one participant, and the file that says more."""
+
+    subject: str
+    what: str
+    crash_file: Path
+
+    def __str__(self) -> str:
+        return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name.
+
+    Returns
+    -------
+    int
+        0 done, 1 a participant or its report failed, 2 usage, 70 nothing to do.
+    """
+    try:
+        settings = parse_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    repair_environment(settings.omp_nthreads)
+    from precondqsm_bids.bids import InputError
+
+    command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
+    try:
+        with ending_on_sigterm():
+            return run_app(settings, command)
+    except InputError as error:
+        print(f'precondqsm_bids: error: {error}', file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        say('interrupted; the same command goes on from the work folder', sys.stderr)
+        return 130
+    except SystemExit as end:
+        say('terminated; the same command goes on from the work folder', sys.stderr)
+        return int(end.code or 0)
+
+
+def run_app(settings: Settings, command: str) -> int:
+    """Do what the settings ask for; its exit status.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the command line says.
+    command : str
+        The command line itself, for the reports.
+
+    Raises
+    ------
+    InputError
+        If the request cannot be met.
+    """
+    from precondqsm_bids.bids import InputError, check_description, check_filters, find_runs
+
+    if not settings.skip_bids_validation:
+        check_description(settings.bids_dir)
+    if settings.bids_filters is not None:
+        check_filters(settings.bids_filters, 'bids_filters')
+    for name, folder in settings.derivatives.items():
+        if not folder.is_dir():
+            raise InputError(f'no such folder: {folder} (derivatives {name})')
+    plugin_file = read_plugin(settings.use_plugin) if settings.use_plugin else {}
+    if settings.reports_only:
+        return reports_only(settings)
+
+    runs, problems = find_runs(
+        settings.bids_dir,
+        participant_label=settings.participant_label,
+        session_label=settings.session_label,
+        filters=settings.bids_filters,
+        derivatives=settings.derivatives,
+        database_dir=settings.bids_database_dir,
+        field_strength=settings.field_strength,
+        reference=settings.reference,
+        ignore=[settings.output_dir],
+    )
+    fatal = [problem for problem in problems if problem.fatal]
+    if settings.dry_run:
+        print(describe_runs(runs, problems))
+    if not runs and not fatal:
+        print(
+            f'precondqsm_bids: nothing to do: {settings.bids_dir} has no multi-echo '
+            'gradient-echo images (_MEGRE, or _T2starw with echo-) for these participants, '
+            'sessions and filters',
+            file=sys.stderr,
+        )
+        return NOTHING_TO_DO
+    if settings.dry_run:
+        return FAILED if fatal else DONE
+    return process(settings, runs, problems, plugin_file, command)
+
+
+def process(
+    settings: Settings,
+    runs: Sequence['Run'],
+    problems: Sequence['Problem'],
+    plugin_file: Mapping[str, Any],
+    command: str,
+) -> int:
+    """Reconstruct the runs and assemble the reports; the exit status.
+
+    Parameters
+    ----------
+    settings, command
+        As for :func:`run_app`.
+    runs, problems : sequence
+        What was found in the dataset.
+    plugin_file : mapping
+        Content of ``--use-plugin``.
+    """
+    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.interfaces.bids import write_dataset_description
+
+    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
+    log_dir = settings.output_dir / 'logs' / log_name
+    try:
+        log_dir.mkdir(parents=True)
+        write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
+        (log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
+        if settings.work_dir and settings.clean_workdir:
+            clean(settings.work_dir)
+    except OSError as error:
+        raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
+    with logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
+        introduce(settings, runs, log_dir)
+        for problem in problems:
+            if not problem.fatal:
+                say(f'warning: {problem}')
+        if not settings.skip_bids_validation:
+            validate(settings.bids_dir, log_dir / 'bids-validator.json')
+        failures = [fail_input(settings, p, log_name) for p in problems if p.fatal]
+        citation = ''
+        if runs:
+            configure_nipype(
+                log_dir,
+                stop_on_first_crash=settings.stop_on_first_crash,
+                resource_monitor=settings.resource_monitor,
+                debug=settings.verbose >= 3,
+            )
+            from precondqsm_bids.workflows.base import init_base_wf
+
+            workflow = init_base_wf(settings, runs, log_name)
+            citation = workflow.visit_desc()
+            (log_dir / 'CITATION.md').write_text(citation, encoding='utf-8')
+            if settings.write_graph:
+                write_graph(workflow, log_dir)
+            if not settings.boilerplate_only:
+                failures += execute(settings, workflow, runs, plugin_file, log_name)
+        if settings.boilerplate_only:
+            say(f'methods text: {log_dir / "CITATION.md"}')
+        else:
+            failures += report(settings, runs, failures, command, citation, log_name)
+        return conclude(runs, failures, log_dir)
+
+
+def introduce(settings: Settings, runs: Sequence['Run'], log_dir: Path) -> None:
+    """Say what is about to happen, with which resources."""
+    cpus, memory = cpu_limit(), memory_limit()
+    say(f'precondqsm_bids {__version__}: {settings.bids_dir} -> {settings.output_dir}')
+    say(
+        f'{settings.nprocs} processes (of {cpus.value:g} CPUs: {cpus.source}), '
+        f'{settings.omp_nthreads} threads each node, {settings.mem_gb:g} GB '
+        f'(of {memory.value:.4g}: {memory.source})'
+    )
+    say(f'work folder {settings.work_dir}; log {log_dir}')
+    missing = sorted(set(settings.participant_label) - {run.subject for run in runs})
+    for run in runs:
+        times = [1000 * t for t in run.echo_times]
+        say(
+            f'{run.label}: {len(times)} echoes, {times[0]:.4g} to {times[-1]:.4g} ms, '
+            f'{run.field_strength:g} T'
+        )
+    for subject in missing:
+        say(f'warning: sub-{subject}: no run to reconstruct')
+
+
+def execute(
+    settings: Settings,
+    workflow: Any,
+    runs: Sequence['Run'],
+    plugin_file: Mapping[str, Any],
+    log_name: str,
+) -> list[Failure]:
+    """Run the workflow; the failures of its nodes."""
+    from nipype.interfaces.utility import IdentityInterface
+
+    from precondqsm_bids.workflows.base import crash_folder, node_name
+    from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+
+    labels = {node_name(run.label): run.label for run in runs}
+    stages = {}
+    for name in workflow.list_node_names():
+        node = workflow.get_node(name)
+        if isinstance(node.interface, IdentityInterface):
+            continue
+        writes = '.outputs_wf.' in name or node.run_without_submitting
+        stages[f'{workflow.name}.{name}'] = Stage(
+            labels[name.split('.')[1]],
+            'outputs' if writes and not settings.verbose else name.rpartition('.')[2],
+        )
+        if node.mem_gb > settings.mem_gb:
+            say(
+                f'warning: {name} may need {node.mem_gb:.3g} GB of memory, and '
+                f'{settings.mem_gb:.3g} GB are allowed (--mem)'
+            )
+    plugin_args = {
+        'n_procs': settings.nprocs,
+        'memory_gb': settings.mem_gb,
+        'raise_insufficient': False,
+        'status_callback': follow(stages),
+        **plugin_file.get('plugin_args', {}),
+    }
+    plugin = plugin_file.get('plugin', 'MultiProc')
+    if plugin == 'MultiProc':
+        plugin = SupervisedMultiProcPlugin(plugin_args=plugin_args)
+    error = ''
+    try:
+        workflow.run(plugin=plugin, plugin_args=plugin_args)
+    except Exception:
+        error = traceback.format_exc()
+    log_dir = settings.output_dir / 'logs' / log_name
+    monitored = Path(workflow.base_dir) / workflow.name / 'resource_monitor.json'
+    if settings.resource_monitor and monitored.exists():
+        shutil.copy(monitored, log_dir)
+    failures = []
+    subjects = list(dict.fromkeys(run.subject for run in runs))
+    for subject in subjects:
+        folder = crash_folder(settings.output_dir, subject, log_name)
+        for crash in sorted(folder.glob('crash-*.txt')):
+            if not crash.stem.endswith('-input'):  # already told
+                failures.append(Failure(subject, describe_crash(crash, labels), crash))
+    if error and not failures:  # Nipype itself failed, or a node without a word
+        crash = write_crash(log_dir, 'workflow', error)
+        what = error.strip().splitlines()[-1]
+        failures = [Failure(subject, what, crash) for subject in subjects]
+    return failures
+
+
+def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
+    """Run, node and error of a crash file that Nipype wrote.
+
+    Parameters
+    ----------
+    crash : Path
+        The crash file.
+    labels : mapping
+        Name of a run's workflow to the run's label.
+    """
+    text = crash.read_text(encoding='utf-8', errors='replace')
+    names = text.partition('\n')[0].removeprefix('Node: ').split('.')
+    run = next((labels[name] for name in names if name in labels), '')
+    # The worker's own traceback comes last, but a note on the crash itself may follow it.
+    text = text.partition('\n\nWhen creating this crashfile')[0]
+    lines = [line for line in text.splitlines() if line.strip()]
+    return ' '.join(filter(None, (run, f'{names[-1]}: {lines[-1].strip()}')))
+
+
+def fail_input(settings: Settings, problem: 'Problem', log_name: str) -> Failure:
+    """A participant whose files cannot be used, with a crash file as any other failure has."""
+    folder = settings.output_dir / f'sub-{problem.subject}' / 'log' / log_name
+    crash = write_crash(folder, 'input', f'{problem.file}\n{problem.message}\n')
+    return Failure(problem.subject, f'{problem.file}: {problem.message}', crash)
+
+
+def write_crash(folder: Path, kind: str, text: str) -> Path:
+    """Write a crash file, under a name of its own.
+
+    Parameters
+    ----------
+    folder : Path
+        Where; made if needed.
+    kind : str
+        What crashed.
+    text : str
+        The whole story.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    crash = folder / f'crash-{time.strftime("%Y%m%d-%H%M%S")}-{uuid.uuid4().hex[:8]}-{kind}.txt'
+    crash.write_text(text, encoding='utf-8')
+    return crash
+
+
+def report(
+    settings: Settings,
+    runs: Sequence['Run'],
+    failures: Sequence[Failure],
+    command: str,
+    citation: str,
+    log_name: str,
+) -> list[Failure]:
+    """Assemble the participants' reports, those of the failed ones too; what failed in this."""
+    from precondqsm_bids.interfaces.reports import write_report
+
+    failed = []
+    subjects = {run.subject for run in runs} | {failure.subject for failure in failures}
+    for subject in sorted(subjects):
+        try:
+            page = write_report(
+                settings.output_dir,
+                subject,
+                runs=[run.label for run in runs if run.subject == subject],
+                command=command,
+                boilerplate=citation,
+                crash_files=[f.crash_file for f in failures if f.subject == subject],
+            )
+            say(f'sub-{subject} | report {page}')
+        except Exception as error:
+            folder = settings.output_dir / f'sub-{subject}' / 'log' / log_name
+            crash = write_crash(folder, 'report', traceback.format_exc())
+            failed.append(Failure(subject, f'report: {error!r}', crash))
+    return failed
+
+
+def reports_only(settings: Settings) -> int:
+    """Assemble the reports of the participants that have outputs; the exit status."""
+    from precondqsm_bids.bids import InputError, participants
+    from precondqsm_bids.interfaces.reports import write_report
+
+    known = [
+        subject
+        for subject in participants(settings.output_dir)
+        if (settings.output_dir / f'sub-{subject}' / 'figures').is_dir()
+    ]
+    if unknown := sorted(set(settings.participant_label) - set(known)):
+        raise InputError(
+            f'no outputs of participant {", ".join(unknown)} in {settings.output_dir}; '
+            f'there are: {", ".join(known) or "none"}'
+        )
+    if not known:
+        print(
+            f'precondqsm_bids: nothing to do: no outputs in {settings.output_dir}', file=sys.stderr
+        )
+        return NOTHING_TO_DO
+    failures = []
+    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
+    for subject in settings.participant_label or known:
+        try:
+            say(f'sub-{subject} | report {write_report(settings.output_dir, subject)}')
+        except Exception as error:
+            folder = settings.output_dir / f'sub-{subject}' / 'log' / log_name
+            crash = write_crash(folder, 'report', traceback.format_exc())
+            failures.append(Failure(subject, f'report: {error!r}', crash))
+    for failure in failures:
+        say(str(failure), sys.stderr)
+    return FAILED if failures else DONE
+
+
+def conclude(runs: Sequence['Run'], failures: Sequence[Failure], log_dir: Path) -> int:
+    """The last lines, and the exit status."""
+    failed = {failure.subject for failure in failures}
+    everyone = {run.subject for run in runs} | failed
+    if not failures:
+        say(f'finished: {len(everyone)} of {len(everyone)} participants')
+        return DONE
+    say(
+        f'finished: {len(failed)} of {len(everyone)} participants failed; log {log_dir}',
+        sys.stderr,
+    )
+    for failure in failures:
+        say(str(failure), sys.stderr)
+    return FAILED
+
+
+def describe_runs(runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
+    """What ``--dry-run`` prints: a table of the runs, their files and what is wrong.
+
+    Parameters
+    ----------
+    runs, problems : sequence
+        What was found in the dataset.
+    """
+    import nibabel as nib
+
+    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'labels')
+    rows = [head]
+    for run in runs:
+        image: Any = nib.load(run.magnitude[0])
+        times = [1000 * t for t in run.echo_times]
+        rows.append(
+            (
+                run.label,
+                str(len(times)),
+                'x'.join(map(str, image.shape)),
+                f'{times[0]:.4g} to {times[-1]:.4g}',
+                f'{run.field_strength:g}',
+                str(len(run.label_names)) if run.label_names else 'none',
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
+    for run in runs:
+        lines += ['', run.label]
+        lines += [f'  {path}' for path in (*run.magnitude, *run.phase)]
+        if run.labels:
+            lines.append(f'  {run.labels}')
+    if problems:
+        lines += ['', 'problems']
+        lines += [f'  {"error" if p.fatal else "warning"}: {p}' for p in problems]
+    return '\n'.join(line.rstrip() for line in lines)
+
+
+def read_plugin(path: Path) -> dict[str, Any]:
+    """Plugin and plugin_args of a YAML file.
+
+    Parameters
+    ----------
+    path : Path
+        ``{plugin: SLURM, plugin_args: {sbatch_args: ...}}``.
+
+    Raises
+    ------
+    InputError
+        If it is no such file, or the plugin does not wait for its jobs.
+    """
+    import yaml
+    from nipype.pipeline import plugins
+
+    from precondqsm_bids.bids import InputError
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f'{path} is not a readable YAML file: {error}') from error
+    if not isinstance(content, dict) or not isinstance(content.get('plugin'), str):
+        raise InputError(f'{path} should name a plugin: "plugin: SLURM"')
+    if unknown := sorted(set(content) - {'plugin', 'plugin_args'}):
+        raise InputError(f'{path}: unknown key {", ".join(unknown)}; known: plugin, plugin_args')
+    if not isinstance(content.setdefault('plugin_args', {}), dict):
+        raise InputError(f'{path}: plugin_args should be a mapping')
+    name = content['plugin']
+    if name in GRAPH_PLUGINS:
+        raise InputError(
+            f'{path}: {name} submits the jobs and returns at once with success, whatever fails '
+            f'later; use {name.removesuffix("Graph").replace("DAGMan", "")} or MultiProc'
+        )
+    if not hasattr(plugins, f'{name}Plugin'):
+        known = sorted(
+            plugin.removesuffix('Plugin')
+            for plugin in dir(plugins)
+            if plugin.endswith('Plugin') and plugin.removesuffix('Plugin') not in GRAPH_PLUGINS
+        )
+        raise InputError(f'{path}: unknown plugin {name}; known: {", ".join(known)}')
+    return content
+
+
+def validate(bids_dir: Path, log: Path) -> None:
+    """Run the validator where it is installed; what it finds is told, and stops nobody.
+
+    The files of each participant are checked one by one before; what else is wrong with a dataset
+    is no reason to leave out a participant whose images are right.
+    """
+    program = shutil.which('bids-validator-deno')
+    if program is None:
+        return
+    try:
+        done = subprocess.run(
+            [program, '--format', 'json', str(bids_dir)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        issues = json.loads(done.stdout)['issues']['issues']
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
+        say(f'warning: bids-validator-deno gave no result: {error!r}')
+        return
+    log.write_text(done.stdout, encoding='utf-8')
+    errors = [issue for issue in issues if issue.get('severity') == 'error']
+    if errors:
+        codes = ', '.join(sorted({str(issue.get('code')) for issue in errors}))
+        say(f'warning: bids-validator-deno finds {len(errors)} errors ({codes}): {log}')
+
+
+def write_graph(workflow: Any, log_dir: Path) -> None:
+    """Draw the workflow, or write what Graphviz would draw."""
+    kind = 'svg' if graph_renderer() else 'dot'
+    workflow.write_graph(
+        dotfilename=str(log_dir / 'graph.dot'), graph2use='colored', format=kind, simple_form=True
+    )
+    if kind == 'dot':
+        say(
+            f'graph {log_dir / "graph.dot"}; dot (Graphviz) is not installed here: '
+            'draw it elsewhere with dot -Tsvg -O graph.dot'
+        )
+    else:
+        say(f'graph {log_dir / "graph.svg"}')
+
+
+def clean(work_dir: Path) -> None:
+    """Remove our own intermediate results; a work folder may be shared with other programs."""
+    from precondqsm_bids.workflows.base import NAME
+
+    if (work_dir / NAME).exists():
+        shutil.rmtree(work_dir / NAME)

@@ -1,0 +1,200 @@
+"""The settings of one run of the app: a frozen value, written as TOML beside each log.
+
+Only the standard library, so that ``--help`` and ``--version`` answer at once.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+METHOD = {'method': True}
+"""Marks the fields that change the maps themselves: these travel into the sidecars."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the command line decides.
+
+    Attributes
+    ----------
+    bids_dir, output_dir : Path
+        The dataset and the folder of the derivatives.
+    participant_label, session_label : tuple of str
+        Labels without ``sub-`` and ``ses-``; empty means all.
+    bids_filters : dict or None
+        ``{query: {entity: value}}``; a value of None asks that the entity is absent.
+    derivatives : dict
+        ``{name: folder}`` of derivative datasets that may hold labels.
+    mem_gb : float
+        Memory that may be used at once, GiB.
+    field_strength : float or None
+        T; used only where the metadata have no ``MagneticFieldStrength``.
+    prior : str
+        What the first estimate is made of: ``contrast`` or ``r2prime``.
+    prior_fit : str
+        How the field chooses the estimate's coefficients: ``auto`` (each cell of ``contrast``;
+        not at all for ``r2prime``), ``none``, ``global`` or ``clusters``.
+    r2 : float or None
+        1/s; None takes the median R2* of the region itself.
+    reg_weight : float or None
+        mm; None takes the corner of the L-curve.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str = 'participant'
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    bids_filters: dict[str, dict[str, Any]] | None = None
+    derivatives: dict[str, Path] = field(default_factory=dict)
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    work_dir: Path | None = None
+    clean_workdir: bool = False
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_gb: float = 4.0
+    use_plugin: Path | None = None
+    write_graph: bool = False
+    resource_monitor: bool = False
+    stop_on_first_crash: bool = False
+    boilerplate_only: bool = False
+    reports_only: bool = False
+    dry_run: bool = False
+    verbose: int = 0
+    field_strength: float | None = field(default=None, metadata=METHOD)
+    prior: str = field(default='contrast', metadata=METHOD)
+    prior_fit: str = field(default='auto', metadata=METHOD)
+    r2: float | None = field(default=None, metadata=METHOD)
+    shape: bool = field(default=True, metadata=METHOD)
+    conventional: bool = field(default=True, metadata=METHOD)
+    pdf_iterations: int = field(default=30, metadata=METHOD)
+    reg_weight: float | None = field(default=None, metadata=METHOD)
+    reference: str = field(default='roi-mean', metadata=METHOD)
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """The settings of the method alone, by name.
+
+        >>> Settings(Path('in'), Path('out'), r2=12.5).method['r2']
+        12.5
+        """
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata}
+
+    def to_toml(self) -> str:
+        """The settings as a TOML document; what is None is left out.
+
+        ``bids_filters`` is a string of JSON in it: TOML has no null, which the filters need.
+
+        >>> print(Settings(Path('in'), Path('out')).to_toml().splitlines()[0])
+        bids_dir = "in"
+        """
+        lines, tables = [], []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == 'bids_filters' and value is not None:
+                value = json.dumps(value)
+            if isinstance(value, dict):
+                pairs = [f'{_string(key)} = {_value(val)}' for key, val in value.items()]
+                tables += ['', f'[{item.name}]', *pairs] if pairs else []
+            elif value is not None:
+                lines.append(f'{item.name} = {_value(value)}')
+        return '\n'.join([*lines, *tables]) + '\n'
+
+    @classmethod
+    def from_toml(cls, text: str) -> 'Settings':
+        """The settings that :meth:`to_toml` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is no TOML, has a key that is no setting or a value of another type, or
+            if one of the two folders is missing.
+        """
+        values = parse_toml(text)
+        if missing := [name for name in ('bids_dir', 'output_dir') if name not in values]:
+            raise ValueError(f'the settings lack {", ".join(missing)}')
+        return cls(**values)
+
+
+def prior_basis(prior: str, prior_fit: str) -> str | None:
+    """Basis that the field is fitted with: ``contrast``, ``clusters``, ``global``, or None.
+
+    Raises
+    ------
+    ValueError
+        The two do not go together; the message says what does.
+
+    >>> prior_basis('contrast', 'auto'), prior_basis('r2prime', 'auto')
+    ('contrast', None)
+    """
+    if prior == 'contrast' and prior_fit == 'auto':
+        return 'contrast'
+    if prior == 'r2prime' and prior_fit in ('auto', 'none', 'global', 'clusters'):
+        return prior_fit if prior_fit in ('global', 'clusters') else None
+    raise ValueError(
+        f'--prior {prior} does not go with --prior-fit {prior_fit}: contrast takes auto, '
+        'r2prime takes auto, none, global or clusters'
+    )
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Values for some or all fields of :class:`Settings` from a TOML document.
+
+    Raises
+    ------
+    ValueError
+        If the text is no TOML, has a key that is no setting, or a value of another type.
+
+    Examples
+    --------
+    >>> parse_toml('nprocs = 4\\nparticipant_label = ["01"]')
+    {'nprocs': 4, 'participant_label': ('01',)}
+    >>> parse_toml('n_procs = 4')
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown setting n_procs; the settings are analysis_level, bids_database_dir, ...
+    """
+    raw = tomllib.loads(text)
+    kinds = get_type_hints(Settings)
+    if unknown := sorted(set(raw) - set(kinds)):
+        known = ', '.join(sorted(kinds))
+        raise ValueError(f'unknown setting {", ".join(unknown)}; the settings are {known}')
+    return {name: _convert(name, value, kinds[name]) for name, value in raw.items()}
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """A TOML value as the type of its setting; a float may be written as an integer."""
+    if name == 'bids_filters' and isinstance(value, str):
+        return json.loads(value)
+    if name == 'derivatives' and isinstance(value, dict):
+        return {key: Path(path) for key, path in value.items()}
+    if kind == tuple[str, ...] and isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif kind in (Path, Path | None) and isinstance(value, str):
+        return Path(value)
+    elif kind in (float, float | None) and type(value) in (int, float):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    wanted = kind.__name__ if isinstance(kind, type) else kind
+    raise ValueError(f'setting {name} = {value!r} should be of type {wanted}')
+
+
+def _value(value: Any) -> str:
+    """One TOML value."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f'[{", ".join(_string(item) for item in value)}]'
+    if isinstance(value, str | Path):
+        return _string(str(value))
+    return repr(value)
+
+
+def _string(text: str) -> str:
+    """A TOML basic string: JSON's escapes are TOML's, apart from DEL."""
+    return json.dumps(text, ensure_ascii=False).replace('\x7f', '\\u007F')

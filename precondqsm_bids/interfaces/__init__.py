@@ -1,0 +1,26 @@
+"""One thin Nipype interface per stage, to embed in any workflow.
+
+Importing this package needs nipype and the numerics, nothing else. The sink and the report's
+figures, which need niworkflows and matplotlib, are imported by their own names
+(``precondqsm_bids.interfaces.bids``, ``precondqsm_bids.interfaces.reports``).
+"""
+
+from precondqsm_bids.interfaces.background_removal import BackgroundRemoval
+from precondqsm_bids.interfaces.dipole_inversion import DipoleInversion
+from precondqsm_bids.interfaces.echo_fit import EchoFit
+from precondqsm_bids.interfaces.flattening import FlattenField
+from precondqsm_bids.interfaces.prior_fit import PriorFit
+from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
+from precondqsm_bids.interfaces.recombination import Recombination
+from precondqsm_bids.interfaces.shape_mask import ShapeMask
+
+__all__ = [
+    'BackgroundRemoval',
+    'DipoleInversion',
+    'EchoFit',
+    'FlattenField',
+    'PriorFit',
+    'R2PrimePrior',
+    'Recombination',
+    'ShapeMask',
+]

@@ -1,0 +1,68 @@
+"""Dipole inversion: closed-form l2, lambda from the L-curve."""
+
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from precondqsm_bids.interfaces.volumes import geometry, load, save
+from precondqsm_bids.numerics.dipole import b0_direction
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+
+
+class DipoleInversionInputSpec(BaseInterfaceInputSpec):
+    local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
+    mask = File(exists=True, mandatory=True, desc='region of interest')
+    reg_weight = traits.Float(desc="lambda, mm; the L-curve's corner if undefined")
+    field_sd = File(exists=True, desc='standard deviation of the field, ppm: hold noise down')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
+
+
+class DipoleInversionOutputSpec(TraitedSpec):
+    chi = File(exists=True, desc='susceptibility, ppm')
+    reg_weight = traits.Float(desc='lambda that was used, mm')
+    l_curve = traits.Dict(desc='the whole L-curve, its corner and its warnings')
+    record = traits.Dict(desc='what the stage measured and chose')
+
+
+class DipoleInversion(SimpleInterface):
+    """Closed-form l2 inversion: :func:`precondqsm_bids.numerics.l2_inversion`."""
+
+    input_spec = DipoleInversionInputSpec
+    output_spec = DipoleInversionOutputSpec
+
+    def _run_interface(self, runtime):
+        affine, voxel_size = geometry(self.inputs.local_field)
+        given = self.inputs.reg_weight if isdefined(self.inputs.reg_weight) else None
+        result = l2_inversion(
+            load(self.inputs.local_field),
+            load(self.inputs.mask, bool),
+            voxel_size,
+            b0_direction(affine),
+            given,
+            load(self.inputs.field_sd) if self.inputs.field_sd else None,
+            self.inputs.num_threads,
+        )
+        self._results['chi'] = save(result.chi, self.inputs.local_field, runtime.cwd, 'chi')
+        self._results['reg_weight'] = result.reg_weight
+        curve = result.curve
+        self._results['l_curve'] = {
+            'reg_weights': curve.reg_weights.tolist(),
+            'consistency': curve.consistency.tolist(),
+            'regularization': curve.regularization.tolist(),
+            'curvature': curve.curvature.tolist(),
+            'reg_weight': result.reg_weight,
+            'corner': curve.reg_weight,
+            'warnings': list(curve.warnings),
+        }
+        self._results['record'] = {
+            'reg_weight': result.reg_weight,
+            'trust_weighted': bool(self.inputs.field_sd),
+            'rule': 'l-curve' if given is None else 'given',
+            'warnings': list(curve.warnings) if given is None else [],
+        }
+        return runtime

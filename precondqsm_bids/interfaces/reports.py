@@ -1,0 +1,812 @@
+"""Figures of one run, and the page per participant that a person judges the maps by.
+
+The figures are drawn straight with matplotlib, without pyplot, so that no display and no global
+state is involved. The page is assembled with our own jinja2 template and not with
+``niworkflows.reports``: that one indexes the whole output with pybids, knows no tables and no
+word for a figure that is missing, and its template loads style sheets from the network, which
+leaves the page bare on a node without one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib as mpl
+import nibabel as nb
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+from scipy import ndimage
+
+from precondqsm_bids import __version__
+from precondqsm_bids.interfaces.bids import json_ready, run_prefix, write_atomic
+from precondqsm_bids.interfaces.roi_values import read_table
+from precondqsm_bids.numerics.roi_values import surrounding_label
+
+STYLE = {
+    'font.size': 9,
+    'axes.titlesize': 10,
+    'svg.hashsalt': 'precondqsm_bids',  # same bytes on every run
+}
+COLOURS = {
+    'conventional': '#c44e52',
+    'prior': '#8c8c8c',
+    'precond': '#1f6fb4',
+    'reference': '#111111',
+}
+
+
+class FigureText(NamedTuple):
+    """Name of a figure on disk, its heading and what to look for in it."""
+
+    name: str
+    title: str
+    caption: str
+
+
+_SLICES = (
+    'Slices: through the centre of the label that differs most from its surroundings, or, without '
+    'labels, the coronal and axial slices with the largest sum of absolute susceptibility '
+    '(relative to the median) in the middle half of the region. The dotted lines mark where the '
+    'two planes intersect. The left of the image is the left of the object.'
+)
+
+FIGURES = (
+    FigureText(
+        'desc-comparison_Chimap.png',
+        'Conventional and preconditioned susceptibility',
+        'The same grey scale for both; the difference (preconditioned minus conventional) has its '
+        'own. Look for diagonal streaks from strong objects, ringing at the border of the region, '
+        'horizontal bands, and strong objects that are paler in the conventional map: the '
+        'preconditioned map should have less of each. ' + _SLICES,
+    ),
+    FigureText(
+        'desc-prior_Chimap.png',
+        'Prior and residual',
+        "The prior comes from R2' alone. The residual is what the inversion of the flattened "
+        'field adds to it: it should be small, with structure only where the prior is wrong. A '
+        'negative residual in an object says that the prior was too high there.',
+    ),
+    FigureText(
+        'desc-fields_fieldmap.png',
+        'Fields',
+        'The total field as measured, the flattened field (minus the field calculated from the '
+        'prior and from the shape), and the local field that is inverted, each on its own scale. '
+        'Abrupt steps in the total field are unwrapping errors. Flattening should remove the '
+        'dipole patterns around objects; what it leaves must be smooth, a shim for example, and '
+        'should be gone in the local field.',
+    ),
+    FigureText(
+        'desc-lcurve_Chimap.svg',
+        'Choice of the regularisation weight',
+        'Left: size of the regularisation term against the data term for every weight; the marker '
+        'is the weight that was used. Right: curvature of that curve against the logarithm of the '
+        'weight; its maximum is the corner. A flat curvature, or a maximum at the end of the '
+        'range, means that the corner is not to be trusted. With a good prior the '
+        'preconditioned corner lies at a lower weight.',
+    ),
+    FigureText(
+        'desc-rois_values.svg',
+        'Values in the labelled regions',
+        'Mean susceptibility per label relative to the label that surrounds the others (where '
+        'there is one), with the standard deviation inside the label. The black marks are the '
+        'reference values from the bulk field of long cylinders, independent of every inversion.',
+    ),
+    FigureText(
+        'desc-echofit_R2starmap.png',
+        'Magnitude and R2*',
+        'Root of the sum of squares over the echoes, and R2*. Where R2* is high and the magnitude '
+        'has faded before the second echo, neither field nor prior is reliable. R2* beside air is '
+        'inflated by the field gradient across the voxel.',
+    ),
+    FigureText(
+        'desc-masks_mask.png',
+        'Masks',
+        'Outline of the shape (object against air, orange) and of the region of interest (cyan, '
+        'dashed) on the magnitude. Both must follow the object; a leak into air or a missing part '
+        'spoils the calculated background field.',
+    ),
+)
+
+
+class Slices(NamedTuple):
+    """Voxel indices of the two planes in a volume that is stored towards right, front, top."""
+
+    coronal: int
+    axial: int
+
+
+def choose_slices(chi: np.ndarray, mask: np.ndarray, labels: np.ndarray | None = None) -> Slices:
+    """The planes to show; see ``_SLICES`` for the rule in words.
+
+    Parameters
+    ----------
+    chi : (X, Y, Z) ndarray
+        Susceptibility, ppm, axes towards right, anterior, superior.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    labels : (X, Y, Z) ndarray of int, optional
+        Segmentation.
+    """
+    if not mask.any():
+        return Slices(chi.shape[1] // 2, chi.shape[2] // 2)
+    strength = np.abs(chi - np.median(chi[mask])) * mask
+    if labels is not None and (labels > 0).any():
+        medium = surrounding_label(labels)
+        indices = [i for i in np.unique(labels) if i > 0 and i != medium]
+        means = ndimage.mean(strength, labels, indices)
+        centre = ndimage.center_of_mass(labels == indices[int(np.argmax(means))])
+        return Slices(round(centre[1]), round(centre[2]))
+    return Slices(*(_strongest(strength, mask, axis) for axis in (1, 2)))
+
+
+def _strongest(strength: np.ndarray, mask: np.ndarray, axis: int) -> int:
+    others = tuple(i for i in range(3) if i != axis)
+    # Five slices together, so that one noisy slice does not decide.
+    profile = ndimage.uniform_filter1d(strength.sum(axis=others), 5)
+    inside = np.flatnonzero(mask.any(axis=others))
+    quarter = len(inside) // 4
+    middle = inside[quarter : len(inside) - quarter]
+    return int(middle[np.argmax(profile[middle])])
+
+
+class _MapFiguresInputSpec(BaseInterfaceInputSpec):
+    precond_chi = File(exists=True, mandatory=True, desc='preconditioned susceptibility, ppm')
+    conventional_chi = File(exists=True, desc='conventional susceptibility, ppm')
+    prior_chi = File(exists=True, mandatory=True, desc='prior susceptibility, ppm')
+    residual_chi = File(exists=True, mandatory=True, desc='residual susceptibility, ppm')
+    total_field = File(exists=True, mandatory=True, desc='total field, ppm')
+    flattened_field = File(exists=True, mandatory=True, desc='flattened field, ppm')
+    local_field = File(exists=True, mandatory=True, desc='local field, ppm')
+    r2star = File(exists=True, mandatory=True, desc='R2*, 1/s')
+    magnitude = File(exists=True, mandatory=True, desc='root-sum-of-squares magnitude')
+    shape_mask = File(exists=True, mandatory=True, desc='object against air')
+    roi_mask = File(exists=True, mandatory=True, desc='region of interest')
+    labels = File(exists=True, desc='segmentation on the same grid')
+
+
+class _MapFiguresOutputSpec(TraitedSpec):
+    comparison = File(exists=True, desc='conventional, preconditioned, difference')
+    prior = File(exists=True, desc='prior and residual')
+    fields = File(exists=True, desc='total, flattened and local field')
+    echofit = File(exists=True, desc='magnitude and R2*')
+    masks = File(exists=True, desc='outlines of the masks on the magnitude')
+
+
+class MapFigures(SimpleInterface):
+    """Coronal and axial cross-sections of the maps of one run."""
+
+    input_spec = _MapFiguresInputSpec
+    output_spec = _MapFiguresOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        chi, zooms = _load(inputs.precond_chi)
+        mask = _load(inputs.roi_mask)[0] > 0
+        shape = _load(inputs.shape_mask)[0] > 0
+        labels = _load(inputs.labels)[0].astype(int) if isdefined(inputs.labels) else None
+        view = _View(shape | mask, zooms, choose_slices(chi, mask, labels))
+
+        def masked(name: str, region: np.ndarray = mask) -> np.ndarray:
+            return np.where(region, _load(getattr(inputs, name))[0], np.nan)
+
+        chi_limit = _symmetric(masked('precond_chi'))
+        precond = _Panel('preconditioned', masked('precond_chi'), chi_limit, 'ppm')
+        panels = [precond]
+        if isdefined(inputs.conventional_chi):
+            conventional = masked('conventional_chi')
+            difference = precond.values - conventional
+            panels = [
+                _Panel('conventional', conventional, chi_limit, 'ppm'),
+                precond,
+                _Panel('difference', difference, _symmetric(difference), 'ppm'),
+            ]
+        local = masked('local_field')
+        flattened = masked('flattened_field')
+        residual = masked('residual_chi')
+        total = masked('total_field')
+        magnitude = _load(inputs.magnitude)[0]
+        bright = _Panel('magnitude', magnitude, _from_zero(magnitude[shape]), 'arbitrary unit')
+        r2star = masked('r2star')
+
+        def save(name: str, figure: Figure) -> None:
+            self._results[name] = _save(figure, Path(runtime.cwd) / f'{name}.png')
+
+        with mpl.rc_context(STYLE):
+            save('comparison', view.draw(panels))
+            prior = masked('prior_chi', shape | mask)
+            save(
+                'prior',
+                view.draw(
+                    [
+                        _Panel('prior', prior, chi_limit, 'ppm'),
+                        _Panel('residual', residual, _symmetric(residual), 'ppm'),
+                    ]
+                ),
+            )
+            save(
+                'fields',
+                view.draw(
+                    [
+                        _Panel('total field', total, _percentiles(total), 'ppm'),
+                        _Panel('flattened field', flattened, _percentiles(flattened), 'ppm'),
+                        _Panel('local field', local, _symmetric(local, 99), 'ppm'),
+                    ]
+                ),
+            )
+            save(
+                'echofit',
+                view.draw([bright, _Panel('R2*', r2star, _from_zero(r2star), '1/s')]),
+            )
+            save('masks', view.draw([bright], contours=(shape, mask)))
+        return runtime
+
+
+class _LCurveFigureInputSpec(BaseInterfaceInputSpec):
+    l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
+    conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
+
+
+class _FigureOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc='the figure')
+
+
+class LCurveFigure(SimpleInterface):
+    """Both L-curves with the weight that was used, and their curvature."""
+
+    input_spec = _LCurveFigureInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        curves = {
+            name: curve
+            for name, curve in (
+                ('conventional', self.inputs.conventional_l_curve),
+                ('precond', self.inputs.l_curve),
+            )
+            if isdefined(curve) and curve
+        }
+        with mpl.rc_context(STYLE):
+            figure = draw_l_curves(curves)
+            self._results['out_file'] = _save(figure, Path(runtime.cwd) / 'lcurve.svg')
+        return runtime
+
+
+def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw L-curves by the name of their arm (``precond``, ``conventional``)."""
+    figure = Figure(figsize=(9, 3.8), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves.items():
+        weights = np.asarray(curve.get('reg_weights', ()), dtype=float)
+        label = {'precond': 'preconditioned'}.get(name, name)
+        chosen = float(curve['reg_weight'])
+        label = f'{label}, λ = {chosen:.3g}'
+        if weights.size < 2:
+            right.axvline(chosen, color=COLOURS[name], linestyle='--', label=f'{label} (given)')
+            continue
+        x, y = np.asarray(curve['consistency'], float), np.asarray(curve['regularization'], float)
+        order = np.argsort(weights)
+        corner = [
+            np.exp(np.interp(np.log(chosen), np.log(weights[order]), np.log(v[order])))
+            for v in (x, y)
+        ]
+        left.loglog(x, y, '.-', color=COLOURS[name], label=label, markersize=3, linewidth=1)
+        left.plot(*corner, 'o', color=COLOURS[name], markersize=9, fillstyle='none')
+        curvature = np.asarray(curve['curvature'], float)
+        n = min(len(curvature), len(weights))
+        trimmed = (len(weights) - n) // 2
+        right.semilogx(
+            weights[trimmed : trimmed + n], curvature[:n], color=COLOURS[name], linewidth=1
+        )
+        right.axvline(chosen, color=COLOURS[name], linestyle='--', linewidth=1)
+    left.set(xlabel='data term  ‖D χ − f‖', ylabel='regularisation term  ‖∇χ‖', title='L-curve')
+    right.set(xlabel='regularisation weight λ', ylabel='curvature', title='Curvature')
+    right.set_xscale('log')
+    low, high = left.get_xlim()
+    if curves and high < 300 * low:  # two decades or less: powers of ten alone would label nothing
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    for axes in (left, right):
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    if not curves:
+        figure.suptitle('No L-curve was computed')
+    return figure
+
+
+class _RoiFigureInputSpec(BaseInterfaceInputSpec):
+    table = File(exists=True, mandatory=True, desc='ROI table')
+
+
+class RoiFigure(SimpleInterface):
+    """Values per label against the independent reference: the abstract's figure 2."""
+
+    input_spec = _RoiFigureInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        with mpl.rc_context(STYLE):
+            figure = draw_roi_values(read_table(self.inputs.table))
+            self._results['out_file'] = _save(figure, Path(runtime.cwd) / 'rois.svg')
+        return runtime
+
+
+def draw_roi_values(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bars per label and map, black marks where a cylinder has a reference value."""
+    relative = bool(rows) and 'precond_chi_minus_medium' in rows[0]
+    key = 'minus_medium' if relative else 'mean'
+    if relative:
+        # The medium itself is zero by construction.
+        rows = [row for row in rows if row['precond_chi_minus_medium'] != 0]
+    arms = [
+        arm
+        for arm in ('conventional', 'prior', 'precond')
+        if any(row.get(f'{arm}_chi_{key}') is not None for row in rows)
+    ]
+    figure = Figure(figsize=(max(6.0, 1.6 + 1.1 * len(rows)), 4), layout='constrained')
+    axes = figure.subplots()
+    positions = np.arange(len(rows))
+    width = 0.8 / max(1, len(arms))
+    for i, arm in enumerate(arms):
+        axes.bar(
+            positions + (i - (len(arms) - 1) / 2) * width,
+            _column(rows, f'{arm}_chi_{key}'),
+            0.92 * width,
+            yerr=_column(rows, f'{arm}_chi_sd'),
+            color=COLOURS[arm],
+            error_kw={'elinewidth': 0.8, 'ecolor': '#555555'},
+            label={'precond': 'preconditioned'}.get(arm, arm),
+        )
+    reference = _column(rows, 'cylinder_reference')
+    if relative and np.isfinite(reference).any():
+        axes.hlines(
+            reference,
+            positions - 0.45,
+            positions + 0.45,
+            color=COLOURS['reference'],
+            linewidth=1.8,
+            label='reference (bulk field)',
+        )
+    axes.axhline(0, color='#888888', linewidth=0.6)
+    names = [str(row['name']) for row in rows]
+    axes.set_xticks(positions, names, rotation=0 if len(rows) <= 8 else 60)
+    axes.set_ylabel('susceptibility − surroundings (ppm)' if relative else 'susceptibility (ppm)')
+    axes.spines[['top', 'right']].set_visible(False)
+    if arms:
+        axes.legend(frameon=False, ncols=2)
+    return figure
+
+
+class _RunSummaryInputSpec(BaseInterfaceInputSpec):
+    source_files = traits.List(traits.Str, mandatory=True, desc='raw files of the run')
+    echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s')
+    field_strength = traits.Float(mandatory=True, desc='B0, T')
+    precond_chi = File(exists=True, mandatory=True, desc='any map of the run, for its grid')
+    metadata = traits.Dict(desc='merged sidecar of the first magnitude')
+    settings_record = traits.Dict(desc='settings of the method')
+    record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
+    l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
+    conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
+    sidecar = traits.Dict(mandatory=True, desc='sidecar of the preconditioned map')
+
+
+class RunSummary(SimpleInterface):
+    """The numbers that the report shows about a run, so that it can be rebuilt from disk."""
+
+    input_spec = _RunSummaryInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        image = nb.load(inputs.precond_chi)
+        sidecar = inputs.sidecar
+        summary = {
+            'run': run_prefix(inputs.source_files[0]),
+            'version': __version__,
+            'echo_times': inputs.echo_times,
+            'echo_spacing': sidecar['EchoSpacing'],
+            'field_strength': inputs.field_strength,
+            'matrix': sidecar['MatrixSize'],
+            'voxel_size': sidecar['VoxelSize'],
+            'orientation': ''.join(nb.aff2axcodes(image.affine)),
+            'b0_tilt': _b0_tilt(image.affine),
+            'sources': sidecar['Sources'],
+            'scanner': {
+                key: inputs.metadata[key]
+                for key in ('Manufacturer', 'ManufacturersModelName')
+                if isdefined(inputs.metadata) and key in inputs.metadata
+            },
+            'settings': inputs.settings_record if isdefined(inputs.settings_record) else {},
+            'record': inputs.record,
+            'l_curve': inputs.l_curve if isdefined(inputs.l_curve) else {},
+            'conventional_l_curve': (
+                inputs.conventional_l_curve if isdefined(inputs.conventional_l_curve) else {}
+            ),
+        }
+        out_file = Path(runtime.cwd) / 'summary.json'
+        out_file.write_text(json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n')
+        self._results['out_file'] = str(out_file)
+        return runtime
+
+
+def write_report(
+    output_dir: str | Path,
+    subject: str,
+    *,
+    runs: Sequence[str] | None = None,
+    command: str | None = None,
+    boilerplate: str | None = None,
+    crash_files: Sequence[str | Path] | None = None,
+) -> Path:
+    """Assemble ``sub-XX.html`` from the figures and numbers on disk.
+
+    What cannot be read from the outputs of the nodes is kept beside the figures, and is read back
+    by a later call that leaves it out (``--reports-only``).
+
+    Parameters
+    ----------
+    output_dir : path_like
+        The derivatives.
+    subject : str
+        Participant, with or without ``sub-``.
+    runs : sequence of str, optional
+        Names of the runs that should be there (``sub-01_ses-a_run-1``); one that left nothing is
+        said to be missing.
+    command : str, optional
+        Command line.
+    boilerplate : str, optional
+        Methods text; blank lines separate paragraphs.
+    crash_files : sequence of path_like, optional
+        Crash files of nodes of this participant.
+
+    Returns
+    -------
+    Path
+        The report.
+    """
+    output_dir = Path(output_dir)
+    subject = subject.removeprefix('sub-')
+    figures = output_dir / f'sub-{subject}' / 'figures'
+    about_file = figures / f'sub-{subject}_desc-about_report.json'
+    about: dict[str, Any] = {'runs': [], 'command': '', 'boilerplate': '', 'crash_files': []}
+    about |= _read_json(about_file)
+    given = {
+        'runs': None if runs is None else list(runs),
+        'command': command,
+        'boilerplate': boilerplate,
+        'crash_files': None if crash_files is None else [str(f) for f in crash_files],
+    }
+    about |= {key: value for key, value in given.items() if value is not None}
+    write_atomic(about_file, json.dumps(about, indent=2) + '\n')
+
+    suffix = '_desc-summary_report.json'
+    found = {
+        path.name.removesuffix(suffix): _read_json(path) for path in figures.glob(f'*{suffix}')
+    }
+    names = sorted({*found, *about['runs']}, key=_natural)
+    paragraphs, references = _methods(about['boilerplate'])
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template.filters['ppm'] = _ppm
+    page = template.from_string(
+        resources.files('precondqsm_bids.data').joinpath('report.html').read_text('utf-8')
+    ).render(
+        subject=subject,
+        version=__version__,
+        about=about,
+        paragraphs=paragraphs,
+        references=references,
+        crashes=[_crash(Path(f)) for f in about['crash_files']],
+        runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
+    )
+    return write_atomic(output_dir / f'sub-{subject}.html', page)
+
+
+def _methods(boilerplate: str) -> tuple[list[str], list[str]]:
+    """Paragraphs with ``[@key; @key]`` written out, and the references that they cite."""
+    text = resources.files('precondqsm_bids.data').joinpath('boilerplate.bib').read_text('utf-8')
+    entries = {
+        key: dict(re.findall(r'(\w+) = \{([^}]*)\}', fields))
+        for key, fields in re.findall(r'^@\w+\{(\w+), (.*)\}$', text, re.MULTILINE)
+    }
+    cited: dict[str, str] = {}
+
+    def cite(match: re.Match[str]) -> str:
+        names = []
+        for key in re.findall(r'@(\w+)', match[0]):
+            if key not in entries:
+                names.append(key)
+                continue
+            entry = entries[key]
+            where = f'{entry["volume"]}:{entry["pages"]}' if 'volume' in entry else entry['doi']
+            cited[key] = (
+                f'{entry["author"].rstrip(".")}. {entry["title"]}. '
+                f'{entry["journal"]} {entry["year"]};{where}.'
+            )
+            names.append(f'{entry["author"].split(" ")[0]} {entry["year"]}')
+        return f'({"; ".join(names)})'
+
+    paragraphs = [
+        re.sub(r'\[@[^\]]*\]', cite, paragraph)
+        for paragraph in re.split(r'\n\s*\n', boilerplate.strip())
+        if paragraph
+    ]
+    return paragraphs, sorted(cited.values())
+
+
+def _run_section(
+    output_dir: Path, subject: str, name: str, summary: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the template shows of one run."""
+    figures = []
+    table = next(
+        iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_desc-rois_values.tsv')), None
+    )
+    for figure in FIGURES:
+        path = Path(f'sub-{subject}') / 'figures' / f'{name}_{figure.name}'
+        exists = (output_dir / path).is_file()
+        if figure.name == 'desc-rois_values.svg' and table is None and not exists:
+            continue
+        figures.append({**figure._asdict(), 'path': path.as_posix() if exists else None})
+    rows = read_table(table) if table else []
+    return {
+        'name': name,
+        'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
+        'summary': _summary_rows(summary) if summary else [],
+        'warnings': _warnings(summary) if summary else [],
+        'figures': figures if summary or any(f['path'] for f in figures) else [],
+        'table': rows,
+        'has_medium': bool(rows) and 'precond_chi_minus_medium' in rows[0],
+        'table_path': table.relative_to(output_dir).as_posix() if table else '',
+        'record': json.dumps(summary.get('record', {}), indent=2) if summary else '',
+        'sources': list(summary.get('sources', ())) if summary else [],
+    }
+
+
+def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    record = summary.get('record', {})
+    scanner = ' '.join(summary.get('scanner', {}).values())
+    matrix = ' × '.join(str(n) for n in summary['matrix'])
+    voxel = ' × '.join(_number(v) for v in summary['voxel_size'])
+    rows = [
+        ('Field strength', f'{_number(summary["field_strength"])} T {scanner}'.strip()),
+        ('Echoes', f'{len(summary["echo_times"])} ({summary["echo_spacing"]})'),
+        ('Matrix', f'{matrix}, voxels of {voxel} mm, stored {summary["orientation"]}'),
+        ('B0 to the slice axis', f'{_number(summary["b0_tilt"])}°'),
+    ]
+    fit = record.get('prior_fit')
+    if fit is None:
+        rows.append(('Prior', "R2' by static-dephasing theory, not fitted"))
+    else:
+        kind = (
+            f'{sum(fit["parcels"])} cells of R2* and magnitude'
+            if fit['basis'] == 'contrast'
+            else f"R2' by static-dephasing theory, {fit['basis']} coefficients"
+        )
+        rows.append(('Prior', f'{kind}, fitted to the field'))
+    for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
+        inversion = record.get(f'{arm}dipole_inversion', {})
+        if 'reg_weight' in inversion:
+            rule = inversion.get('rule', 'given')
+            rows.append((f'{title}: λ', f'{_number(inversion["reg_weight"])} ({rule})'))
+    for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
+        reference = record.get(f'{arm}recombination')
+        if reference and reference['reference'] == 'none':
+            rows.append((f'{title}: reference', 'none: nothing was subtracted'))
+        elif reference:
+            text = (
+                f'{reference["reference"]}: {_number(reference["reference_value"])} ppm '
+                f'subtracted (sd of the reference region {_number(reference["reference_sd"])} ppm)'
+            )
+            rows.append((f'{title}: reference', text))
+    return rows
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """Every warning that a stage left, with the stage's name, each once."""
+    sources = {
+        **summary.get('record', {}),
+        'L-curve': summary.get('l_curve', {}),
+        'conventional L-curve': summary.get('conventional_l_curve', {}),
+    }
+    seen: dict[str, str] = {}
+    for stage, numbers in sources.items():
+        warnings = numbers.get('warnings', ()) if isinstance(numbers, Mapping) else ()
+        for text in [warnings] if isinstance(warnings, str) else warnings or ():
+            arm = 'conventional ' if stage.startswith('conventional') else ''
+            seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {text}')
+    return list(seen.values())
+
+
+def _crash(path: Path) -> dict[str, str]:
+    """Name and text of a crash file; a pickled one is only named."""
+    text = ''
+    if path.suffix == '.txt' and path.is_file():
+        text = path.read_text(errors='replace')
+    return {'name': path.name, 'path': str(path), 'text': text}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def _natural(name: str) -> list[Any]:
+    return [(0, int(p), '') if p.isdigit() else (1, 0, p) for p in re.split(r'(\d+)', name)]
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return 'n/a'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f'{value:.4g}'.replace('-', '−')
+    return str(value)
+
+
+def _ppm(value: float | None) -> str:
+    return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
+
+
+def _b0_tilt(affine: np.ndarray) -> float:
+    """Angle between B0 (the scanner's z) and the nearest of the stored axes, degrees."""
+    rotation = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return round(float(np.degrees(np.arccos(min(1.0, np.abs(rotation[2]).max())))), 2)
+
+
+class _Panel(NamedTuple):
+    title: str
+    values: np.ndarray
+    limits: tuple[float, float]
+    unit: str
+
+
+class _View:
+    """Two planes of a volume in a frame around the object, in millimetres."""
+
+    def __init__(self, region: np.ndarray, zooms: np.ndarray, slices: Slices):
+        self.zooms, self.slices = zooms, slices
+        occupied = np.argwhere(region) if region.any() else np.argwhere(np.ones_like(region))
+        low, high = occupied.min(axis=0), occupied.max(axis=0) + 1
+        margin = np.ceil(0.07 * (high - low)).astype(int)  # room for the letters
+        low, high = np.maximum(low - margin, 0), np.minimum(high + margin, region.shape)
+        self.low, self.window = low, tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        self.size = (high - low) * zooms
+
+    def planes(self, volume: np.ndarray) -> list[np.ndarray]:
+        x, y, z = self.window
+        return [volume[x, self.slices.coronal, z].T, volume[x, y, self.slices.axial].T]
+
+    def draw(
+        self,
+        panels: Sequence[_Panel],
+        contours: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Figure:
+        width = 3.1
+        heights = width * self.size[[2, 1]] / self.size[0]
+        # Very tall or flat objects would make a page of their own.
+        heights = heights * min(1.0, 9 / heights.sum())
+        figure = Figure(figsize=(width * len(panels) + 0.4, heights.sum() + 1.3))
+        grid = figure.subplots(
+            2, len(panels), squeeze=False,
+            gridspec_kw={
+                'height_ratios': heights, 'hspace': 0.03, 'wspace': 0.05, 'left': 0.01,
+                'right': 0.99, 'top': 1 - 0.45 / figure.get_figheight(),
+                'bottom': 0.85 / figure.get_figheight(),
+            },
+        )  # fmt: skip
+        cross = (np.array([self.slices.coronal, self.slices.axial]) - self.low[1:] + 0.5) * (
+            self.zooms[1:]
+        )
+        for column, panel in enumerate(panels):
+            for row, plane in enumerate(self.planes(panel.values)):
+                axes = grid[row, column]
+                extent = (0, self.size[0], 0, self.size[2 - row])
+                shown = axes.imshow(
+                    plane, cmap=_GREY, vmin=panel.limits[0], vmax=panel.limits[1],
+                    extent=extent, origin='lower', interpolation='nearest', aspect='equal',
+                )  # fmt: skip
+                axes.axhline(cross[1 - row], color='white', linestyle=':', linewidth=0.7)
+                axes.set(xticks=[], yticks=[], facecolor='black')
+                if contours:
+                    _outline(axes, [self.planes(c)[row] for c in contours], extent)
+                if column == 0:
+                    _letters(axes, ('S', 'I') if row == 0 else ('A', 'P'))
+            grid[0, column].set_title(panel.title)
+            box = grid[1, column].get_position()
+            bar = figure.add_axes(
+                (box.x0 + 0.12 * box.width, box.y0 - 0.2 / figure.get_figheight(),
+                 0.76 * box.width, 0.12 / figure.get_figheight())
+            )  # fmt: skip
+            figure.colorbar(
+                shown, cax=bar, orientation='horizontal', label=panel.unit, ticks=MaxNLocator(4)
+            )
+        return figure
+
+
+_GREY = mpl.colormaps['gray'].with_extremes(bad='black')
+
+
+def _outline(axes, planes: Sequence[np.ndarray], extent: tuple[float, ...]) -> None:
+    for plane, colour, style in zip(planes, ('#ff9a2e', '#3fd0ff'), ('-', '--'), strict=True):
+        if plane.any() and not plane.all():
+            axes.contour(
+                plane.astype(float), levels=[0.5], colors=colour, linestyles=style,
+                linewidths=1, extent=extent, origin='lower',
+            )  # fmt: skip
+
+
+def _letters(axes, vertical: tuple[str, str]) -> None:
+    style = {
+        'color': '#ffd75e',
+        'fontsize': 8,
+        'transform': axes.transAxes,
+        'path_effects': [withStroke(linewidth=2, foreground='black')],
+    }
+    axes.text(0.02, 0.5, 'L', va='center', ha='left', **style)
+    axes.text(0.98, 0.5, 'R', va='center', ha='right', **style)
+    axes.text(0.5, 0.985, vertical[0], va='top', ha='center', **style)
+    axes.text(0.5, 0.015, vertical[1], va='bottom', ha='center', **style)
+
+
+def _load(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values with the axes towards right, anterior, superior, and the voxel size in mm."""
+    image = nb.as_closest_canonical(nb.load(path))
+    return np.asanyarray(image.dataobj), np.array(image.header.get_zooms()[:3], dtype=float)
+
+
+def _save(figure: Figure, path: Path) -> str:
+    metadata = {'Date': None} if path.suffix == '.svg' else {}  # same bytes on every run
+    figure.savefig(path, dpi=110, metadata=metadata)
+    return str(path)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    return np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    finite = values[np.isfinite(values)]
+    return finite if finite.size else np.zeros(1)
+
+
+def _round_up(value: float) -> float:
+    """To two digits, and never zero."""
+    if value <= 0:
+        return 1e-6
+    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
+    return float(np.ceil(value / unit) * unit)
+
+
+def _symmetric(values: np.ndarray, percentile: float = 99.5) -> tuple[float, float]:
+    limit = _round_up(float(np.percentile(np.abs(_finite(values)), percentile)))
+    return -limit, limit
+
+
+def _from_zero(values: np.ndarray) -> tuple[float, float]:
+    return 0.0, _round_up(float(np.percentile(_finite(values), 99.5)))
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(_finite(values), [1, 99])
+    return float(low), float(max(high, low + 1e-6))

@@ -1,0 +1,72 @@
+"""Arrays in, arrays out: the public numerical API.
+
+Conventions, at every boundary:
+
+==================  ======================================================================
+field, chi          ppm (SI volume susceptibility; relative field, Lorentz-corrected)
+echo_times          s
+phase               rad
+r2star, r2prime     1/s
+voxel_size          mm
+field_strength      T
+b0_dir              unit vector along the voxel axes (:func:`b0_direction`)
+reg_weight          lambda of ``|| D chi - f ||^2 + lambda^2 || grad chi ||^2``, mm
+maps                (X, Y, Z), float32, zero outside the mask; echoes in the last axis
+==================  ======================================================================
+"""
+
+from precondqsm_bids.numerics.background_removal import BackgroundRemoval, noise_weights, pdf
+from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
+from precondqsm_bids.numerics.dipole_inversion import (
+    DipoleInversion,
+    LCurve,
+    l2_inversion,
+    l_curve,
+    trusted_field,
+)
+from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
+from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.prior_fit import (
+    Basis,
+    PriorFit,
+    clusters,
+    constant_parcels,
+    contrast_cells,
+    fit_prior,
+    whole_map,
+)
+from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
+from precondqsm_bids.numerics.recombination import Recombination, recombine
+from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask
+
+__all__ = [
+    'BackgroundRemoval',
+    'Basis',
+    'DipoleInversion',
+    'EchoFit',
+    'Flattening',
+    'LCurve',
+    'PriorFit',
+    'R2PrimePrior',
+    'Recombination',
+    'ShapeMask',
+    'b0_direction',
+    'clusters',
+    'constant_parcels',
+    'contrast_cells',
+    'dipole_kernel',
+    'fit_echoes',
+    'fit_prior',
+    'flatten_field',
+    'forward_field',
+    'l2_inversion',
+    'l_curve',
+    'noise_weights',
+    'pdf',
+    'r2prime_prior',
+    'recombine',
+    'relaxivity',
+    'shape_mask',
+    'trusted_field',
+    'whole_map',
+]

@@ -1,0 +1,1 @@
+"""The digital phantoms, written out as BIDS datasets with their truth."""

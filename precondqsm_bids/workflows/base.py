@@ -1,0 +1,136 @@
+"""From the runs of a dataset to one workflow, with one below per participant and run."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from precondqsm_bids import __version__
+from precondqsm_bids.bids import Run
+from precondqsm_bids.config import Settings
+from precondqsm_bids.workflows.outputs import init_outputs_wf
+from precondqsm_bids.workflows.qsm import OUTPUTS, init_precondqsm_wf
+
+NAME = 'precondqsm_bids_wf'
+
+
+def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> LiterateWorkflow:
+    """Reconstruct every run and write its derivatives.
+
+    Parameters
+    ----------
+    settings : Settings
+        Folders, resources and method.
+    runs : sequence of Run
+        What :func:`precondqsm_bids.bids.find_runs` found.
+    log_name : str
+        Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
+
+    Returns
+    -------
+    workflow : LiterateWorkflow
+        No node has an input left open.
+    """
+    workflow = LiterateWorkflow(name=NAME, base_dir=settings.work_dir)
+    workflow.__desc__ = (
+        f'Maps of magnetic susceptibility were computed with *precondqsm_bids* {__version__}, '
+        'which is based on *Nipype* [@nipype].\n\n'
+    )
+    participants: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        participants[run.subject].append(run)
+    for subject, own in participants.items():
+        participant_wf = LiterateWorkflow(name=node_name(f'participant-{subject}'))
+        participant_wf.add_nodes([init_run_wf(settings, run) for run in own])
+        workflow.add_nodes([participant_wf])
+        crash_dir = str(crash_folder(settings.output_dir, subject, log_name))
+        for node in participant_wf._get_all_nodes():
+            node.config = {'execution': {'crashdump_dir': crash_dir}}
+    return workflow
+
+
+def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
+    """Reconstruct one run and write its derivatives.
+
+    Parameters
+    ----------
+    settings : Settings
+        Folders, resources and method.
+    run : Run
+        Files and numbers.
+    """
+    workflow = LiterateWorkflow(name=node_name(run.label))
+    precondqsm_wf = init_precondqsm_wf(
+        omp_nthreads=settings.omp_nthreads,
+        mem_gb=series_gb(run),
+        prior=settings.prior,
+        prior_fit=settings.prior_fit,
+        r2=settings.r2,
+        shape=settings.shape,
+        conventional=settings.conventional,
+        pdf_iterations=settings.pdf_iterations,
+        reg_weight=settings.reg_weight,
+        reference=settings.reference,
+    )
+    outputs_wf = init_outputs_wf(
+        bids_dir=str(settings.bids_dir),
+        output_dir=str(settings.output_dir),
+        source_files=[*run.magnitude, *run.phase],
+        metadata=run.metadata,
+        echo_times=list(run.echo_times),
+        field_strength=run.field_strength,
+        settings_record=settings.method,
+        conventional=settings.conventional,
+        labels=run.labels,
+        label_names=run.label_names,
+        derivatives=settings.derivatives,
+    )
+    inputs = precondqsm_wf.inputs.inputnode
+    inputs.magnitude = list(run.magnitude)
+    inputs.phase = list(run.phase)
+    inputs.echo_times = list(run.echo_times)
+    inputs.field_strength = run.field_strength
+    if run.labels:
+        inputs.labels = run.labels
+        inputs.label_names = run.label_names
+    taken = outputs_wf.get_node('inputnode').interface._fields
+    workflow.connect(
+        [
+            (
+                precondqsm_wf,
+                outputs_wf,
+                [
+                    (f'outputnode.{port}', f'inputnode.{port}')
+                    for port in OUTPUTS
+                    if port in taken and (settings.conventional or 'conventional' not in port)
+                ],
+            )
+        ]
+    )
+    return workflow
+
+
+def node_name(label: str) -> str:
+    """A label as the name of a workflow: Nipype takes letters, digits and underscores.
+
+    >>> node_name('sub-01_ses-a+b'), node_name('sub-01_ses-aplusb')
+    ('sub_01_ses_a__b_wf', 'sub_01_ses_aplusb_wf')
+    """
+    return re.sub(r'[^0-9a-zA-Z]', '_', label.replace('+', '__')) + '_wf'
+
+
+def series_gb(run: Run) -> float:
+    """Size of all magnitude and phase images of a run as float32, GiB."""
+    image: Any = nib.load(run.magnitude[0])
+    voxels = math.prod(image.shape)
+    return voxels * 4 * 2 * len(run.magnitude) / 1024**3
+
+
+def crash_folder(output_dir: Path, subject: str, log_name: str) -> Path:
+    """Where the crash files of a participant go."""
+    return output_dir / f'sub-{subject}' / 'log' / log_name

@@ -1,0 +1,258 @@
+"""The reconstruction: the method's stages in order, and the conventional arm beside them."""
+
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+from niworkflows.engine.workflows import LiterateWorkflow
+
+from precondqsm_bids.config import prior_basis
+from precondqsm_bids.interfaces import (
+    BackgroundRemoval,
+    DipoleInversion,
+    EchoFit,
+    FlattenField,
+    PriorFit,
+    R2PrimePrior,
+    Recombination,
+    ShapeMask,
+)
+
+INPUTS = ('magnitude', 'phase', 'echo_times', 'field_strength', 'labels', 'label_names')
+MAPS = (
+    'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
+    'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
+    'local_field', 'conventional_local_field', 'magnitude',
+)  # fmt: skip
+OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
+
+
+def init_precondqsm_wf(
+    *,
+    name: str = 'precondqsm_wf',
+    omp_nthreads: int = 1,
+    mem_gb: float = 1.0,
+    prior: str = 'contrast',
+    prior_fit: str = 'auto',
+    r2: float | None = None,
+    shape: bool = True,
+    conventional: bool = True,
+    pdf_iterations: int = 30,
+    reg_weight: float | None = None,
+    reference: str = 'roi-mean',
+) -> LiterateWorkflow:
+    """Preconditioned susceptibility map of one multi-echo gradient-echo run.
+
+    Parameters
+    ----------
+    name : str
+        Name of the workflow.
+    omp_nthreads : int
+        Threads of a node's Fourier transforms.
+    mem_gb : float
+        Size of one run's magnitude and phase in memory (float32), GB; the nodes' estimates are
+        multiples of it.
+    prior : str
+        ``contrast``, cells of the joint histogram of R2* and magnitude, or ``r2prime``,
+        static-dephasing theory.
+    prior_fit : str
+        ``none``, ``global`` or ``clusters`` for ``r2prime``; ``auto`` is ``none`` there and one
+        coefficient per cell for ``contrast``.
+    r2 : float, optional
+        Transverse relaxation rate, 1/s; the median R2* of the region if omitted.
+    shape : bool
+        Whether the object's shape against air is part of the prior.
+    conventional : bool
+        Whether the conventional arm is computed too.
+    pdf_iterations : int
+        Conjugate-gradient iterations of the background removal.
+    reg_weight : float, optional
+        Lambda of the inversion, mm, in both arms; each arm's L-curve corner if omitted.
+    reference : str
+        ``none``, ``roi-mean`` or the name of a label.
+
+    Returns
+    -------
+    workflow : LiterateWorkflow
+        ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
+        field_strength (T), and optionally labels (file) and label_names (dict).
+        ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
+        input's grid), both L-curves, and ``record``, what each stage measured and chose.
+    """
+    basis = prior_basis(prior, prior_fit)
+    workflow = LiterateWorkflow(name=name)
+    workflow.__desc__ = describe(
+        basis, r2, shape, conventional, pdf_iterations, reg_weight, reference
+    )
+    inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
+    outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
+
+    def stage(interface, name, memory, threads=1):
+        node = pe.Node(interface, name=name, mem_gb=memory * mem_gb, n_procs=threads)
+        if threads > 1:
+            node.inputs.num_threads = threads
+        return node
+
+    shape_mask = stage(ShapeMask(), 'shape_mask', 1)
+    echo_fit = stage(EchoFit(), 'echo_fit', 5, omp_nthreads)
+    r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
+    if r2 is not None:
+        r2prime_prior.inputs.r2 = r2
+    flattening = stage(FlattenField(), 'flattening', 3, omp_nthreads)
+
+    # fmt: off
+    workflow.connect([
+        (inputnode, shape_mask, [(('magnitude', _first), 'magnitude')]),
+        (inputnode, echo_fit, [(field, field) for field in INPUTS[:4]]),
+        (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
+        (inputnode, r2prime_prior, [('field_strength', 'field_strength')]),
+        (echo_fit, r2prime_prior, [('r2star', 'r2star'), ('reliable', 'reliable')]),
+        (shape_mask, r2prime_prior, [('roi_mask', 'mask')]),
+        (echo_fit, flattening, [('total_field', 'total_field')]),
+        (shape_mask, flattening, [('roi_mask', 'mask')]),
+        (shape_mask, outputnode, [('shape_mask', 'shape_mask'), ('roi_mask', 'roi_mask')]),
+        (echo_fit, outputnode, [(field, field) for field in (
+            'total_field', 'field_sd', 'r2star', 't2star', 's0', 'magnitude')]),
+        (r2prime_prior, outputnode, [('r2prime', 'r2prime')]),
+        (flattening, outputnode, [('flattened_field', 'flattened_field')]),
+    ])
+    # fmt: on
+    recorded = [shape_mask, echo_fit, r2prime_prior, flattening]
+    estimate = r2prime_prior
+    if basis:
+        estimate = stage(PriorFit(basis=basis), 'prior_fit', 5, omp_nthreads)
+        recorded.insert(3, estimate)
+        # fmt: off
+        workflow.connect([
+            (inputnode, estimate, [('field_strength', 'field_strength')]),
+            (echo_fit, estimate, [('total_field', 'total_field'), ('field_sd', 'field_sd')]),
+            (shape_mask, estimate, [('roi_mask', 'mask')]),
+        ])
+        # fmt: on
+        if basis == 'contrast':
+            contrasts = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
+            # fmt: off
+            workflow.connect([
+                (echo_fit, contrasts, [('r2star', 'in1')]),
+                (inputnode, contrasts, [(('magnitude', _first), 'in2')]),
+                (contrasts, estimate, [('out', 'contrasts')]),
+            ])
+            # fmt: on
+        else:
+            workflow.connect(r2prime_prior, 'prior_chi', estimate, 'prior_chi')
+    workflow.connect(estimate, 'prior_chi', flattening, 'prior_chi')
+    workflow.connect(estimate, 'prior_chi', outputnode, 'prior_chi')
+    if shape:
+        for node in {flattening, estimate} - {r2prime_prior}:
+            workflow.connect(shape_mask, 'shape_chi', node, 'shape_chi')
+
+    for arm in ('', 'conventional_') if conventional else ('',):
+        background_removal = stage(
+            BackgroundRemoval(iterations=pdf_iterations),
+            f'{arm}background_removal', 3, omp_nthreads,
+        )  # fmt: skip
+        dipole_inversion = stage(DipoleInversion(), f'{arm}dipole_inversion', 3, omp_nthreads)
+        if reg_weight is not None:
+            dipole_inversion.inputs.reg_weight = reg_weight
+        recombination = stage(Recombination(reference=reference), f'{arm}recombination', 1)
+        # fmt: off
+        workflow.connect([
+            (echo_fit, background_removal, [('field_sd', 'field_sd')]),
+            (shape_mask, background_removal, [('roi_mask', 'mask')]),
+            (background_removal, dipole_inversion, [('local_field', 'local_field')]),
+            (shape_mask, dipole_inversion, [('roi_mask', 'mask')]),
+            (dipole_inversion, recombination, [('chi', 'residual_chi')]),
+            (shape_mask, recombination, [('roi_mask', 'mask')]),
+            (inputnode, recombination, [('labels', 'labels'), ('label_names', 'label_names')]),
+            (background_removal, outputnode, [('local_field', f'{arm}local_field')]),
+            (dipole_inversion, outputnode, [('l_curve', f'{arm}l_curve')]),
+        ])
+        if arm:
+            workflow.connect([
+                (echo_fit, background_removal, [('total_field', 'field')]),
+                (recombination, outputnode, [('chi', 'conventional_chi')]),
+            ])
+        else:
+            workflow.connect([
+                (flattening, background_removal, [('flattened_field', 'field')]),
+                (estimate, recombination, [('prior_chi', 'prior_chi')]),
+                (dipole_inversion, outputnode, [('chi', 'residual_chi')]),
+                (recombination, outputnode, [('chi', 'precond_chi')]),
+            ])
+        # fmt: on
+        if basis and not arm:
+            workflow.connect(echo_fit, 'field_sd', dipole_inversion, 'field_sd')
+        recorded += [background_removal, dipole_inversion, recombination]
+
+    gather = pe.Node(
+        niu.Function(
+            function=_gather,
+            input_names=[node.name for node in recorded],
+            output_names=['record'],
+        ),
+        name='gather',
+        run_without_submitting=True,
+    )
+    for node in recorded:
+        workflow.connect(node, 'record', gather, node.name)
+    workflow.connect(gather, 'record', outputnode, 'record')
+    return workflow
+
+
+def _first(values):
+    return values[0]
+
+
+def _gather(**records):
+    return dict(records)
+
+
+def describe(basis, r2, shape, conventional, pdf_iterations, reg_weight, reference) -> str:
+    """Methods sentences for these settings."""
+    rule = (
+        'the corner of the L-curve'
+        if reg_weight is None
+        else f'a regularisation weight of {reg_weight:g} mm'
+    )
+    sentences = [
+        'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
+        'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
+        'smooth phase offset.',
+        _estimate_sentence(basis, r2),
+        'The field of this estimate'
+        + (' and of the shape of the object in air' if shape else '')
+        + ', computed by convolution with the voxel-integrated dipole [@marques2005; '
+        '@jenkinson2004], was subtracted from the total field.',
+        f'From the flattened field the background was removed by {pdf_iterations} iterations of '
+        'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
+        f'with l2 gradient regularisation [@bilgic2014], with {rule}; and the estimate was '
+        'added back.',
+    ]
+    if conventional:
+        sentences.append(
+            'The same background removal and inversion of the field that was not flattened '
+            'gave the conventional map for comparison.'
+        )
+    sentences.append(
+        'Maps are not referenced.'
+        if reference == 'none'
+        else 'Maps are relative to the mean of '
+        + ('the region of interest.' if reference == 'roi-mean' else f'the region "{reference}".')
+    )
+    return '\n'.join(sentences) + '\n'
+
+
+def _estimate_sentence(basis, r2) -> str:
+    if basis == 'contrast':
+        return (
+            'A first estimate of the susceptibility was fitted to the field: one constant for '
+            'each cell of the joint histogram of R2* and magnitude, over the whole region and in '
+            'blocks of 60, 30 and 15 mm, together with the sources outside the region.'
+        )
+    theory = (
+        "A first estimate of the susceptibility was formed from R2' = R2* - R2, R2 being "
+        + ('the median R2* of the region' if r2 is None else f'{r2:g}/s')
+        + ', by static-dephasing theory [@yablonskiy1994]'
+    )
+    if basis is None:
+        return f'{theory}.'
+    unit = 'each of its connected clusters' if basis == 'clusters' else 'the whole of it'
+    return f'{theory}, with one coefficient for {unit} fitted to the field.'

@@ -1,0 +1,226 @@
+"""The command line as settings, and its errors in one line."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from precondqsm_bids import __version__
+from precondqsm_bids.cli import parser as module
+from precondqsm_bids.cli.parser import build_parser, parse_args
+from precondqsm_bids.cli.resources import Limit
+from precondqsm_bids.config import Settings
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """Parse options after the positional arguments, on a machine of 12 CPUs and 20 GiB."""
+    monkeypatch.setattr(module, 'cpu_limit', lambda: Limit(12, 'test'))
+    monkeypatch.setattr(module, 'memory_limit', lambda: Limit(20.0, 'test'))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'raw').mkdir()
+
+    def call(*options):
+        return parse_args(['raw', 'out', 'participant', *map(str, options)])
+
+    return call
+
+
+@pytest.fixture
+def refuse(parse, capsys):
+    """The one line that refuses a command line."""
+
+    def call(*options, positional=None):
+        with pytest.raises(SystemExit) as end:
+            parse_args(positional) if positional else parse(*options)
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    return call
+
+
+def test_defaults(parse, tmp_path):
+    assert parse() == Settings(
+        bids_dir=tmp_path / 'raw',
+        output_dir=tmp_path / 'out',
+        nprocs=12,
+        omp_nthreads=8,
+        mem_gb=18.0,
+        work_dir=tmp_path / 'work',
+    )
+
+
+@pytest.mark.parametrize(
+    'options, name, value',
+    [
+        ('--participant-label sub-01 02 01', 'participant_label', ('01', '02')),
+        ('--session-label ses-a', 'session_label', ('a',)),
+        ('--session-id b', 'session_label', ('b',)),
+        ('--skip-bids-validation', 'skip_bids_validation', True),
+        ('--clean-workdir', 'clean_workdir', True),
+        ('--nprocs 3', 'nprocs', 3),
+        ('--nthreads 3', 'nprocs', 3),
+        ('--n-cpus 3', 'nprocs', 3),
+        ('--nprocs 3', 'omp_nthreads', 3),
+        ('--omp-nthreads 2', 'omp_nthreads', 2),
+        ('--mem 2048', 'mem_gb', 2.0),
+        ('--mem 1.5G', 'mem_gb', 1.5),
+        ('--write-graph', 'write_graph', True),
+        ('--resource-monitor', 'resource_monitor', True),
+        ('--stop-on-first-crash', 'stop_on_first_crash', True),
+        ('--boilerplate-only', 'boilerplate_only', True),
+        ('--reports-only', 'reports_only', True),
+        ('--dry-run', 'dry_run', True),
+        ('-vv', 'verbose', 2),
+        ('-v -v -v', 'verbose', 3),
+        ('--field-strength 7', 'field_strength', 7.0),
+        ('--r2 12.5', 'r2', 12.5),
+        ('--r2 median', 'r2', None),
+        ('--no-shape', 'shape', False),
+        ('--no-conventional', 'conventional', False),
+        ('--pdf-iterations 60', 'pdf_iterations', 60),
+        ('--reg-weight 0.1', 'reg_weight', 0.1),
+        ('--reg-weight l-curve', 'reg_weight', None),
+        ('--reference none', 'reference', 'none'),
+    ],
+)
+def test_options(parse, options, name, value):
+    assert getattr(parse(*options.split()), name) == value
+
+
+def test_paths(parse, tmp_path):
+    for name in ('x', 'y'):
+        (tmp_path / name / 'truth').mkdir(parents=True)
+    plugin = tmp_path / 'plugin.yml'
+    plugin.write_text('plugin: Linear\n')
+    filters = tmp_path / 'filters.json'
+    filters.write_text('{"megre": {"run": null}}')
+    settings = parse(
+        '-d', 'x/truth', 'other=y/truth', '-w', 'w', '--bids-database-dir', 'db',
+        '--use-plugin', plugin, '--bids-filter-file', filters,
+    )  # fmt: skip
+    assert settings.derivatives == {'truth': tmp_path / 'x/truth', 'other': tmp_path / 'y/truth'}
+    assert settings.work_dir == tmp_path / 'w'
+    assert settings.bids_database_dir == tmp_path / 'db'
+    assert settings.use_plugin == plugin
+    assert settings.bids_filters == {'megre': {'run': None}}
+
+
+def test_every_option_has_a_setting_and_every_setting_an_option():
+    made_of_others = {'config_file', 'bids_filter_file'}
+    options = {action.dest for action in build_parser()._actions} - {'help', 'version'}
+    settings = {field.name for field in fields(Settings)}
+    assert options - made_of_others == settings - {'bids_filters'}
+
+
+def test_settings_file_lies_between_defaults_and_command_line(parse, tmp_path):
+    path = tmp_path / 'config.toml'
+    path.write_text('r2 = 5.0\nconventional = false\npdf_iterations = 7\nnprocs = 2\n')
+    settings = parse('--config-file', path, '--pdf-iterations', 9, '--conventional')
+    assert (settings.r2, settings.conventional, settings.pdf_iterations) == (5.0, True, 9)
+    assert (settings.nprocs, settings.omp_nthreads) == (2, 2)
+    assert parse('--config-file', path, '--r2', 'median').r2 is None
+
+
+def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
+    settings = parse('--r2', 3, '--no-shape', '--participant-label', '01')
+    (tmp_path / 'config.toml').write_text(settings.to_toml())
+    assert parse('--config-file', 'config.toml') == settings
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ('--mem 5X', '"5X" is no amount of memory'),
+        ('--nprocs 0', '"0" is no whole number of 1 or more'),
+        ('--nprocs 2 --omp-nthreads 3', '--omp-nthreads 3 is more than --nprocs 2'),
+        ('--field-strength 30', '"30" is no number between 0.1 and 25 (tesla)'),
+        ('--r2 nan', '"nan" is no number between 0 and 10000 (1/s)'),
+        ('--r2 mean', '"mean" is no number'),
+        ('--reg-weight -1', '"-1" is no number'),
+        ('--participant-label a_b', '"a_b" is no label'),
+        ('--bids-filter-file none.json', 'no such file: none.json'),
+        ('--use-plugin none.yml', 'no such file: none.yml'),
+        ('-d nowhere', 'no such folder: nowhere'),
+        ('-d raw raw', 'two folders of the same name'),
+        ('-w raw/work', 'is inside the dataset'),
+        ('-w raw', 'is inside the dataset'),
+        ('-w out', 'is the output folder'),
+        ('--config-file bad.toml', 'unknown setting n_procs'),
+        ('--config-file range.toml', 'r2 (1/s) = -1 should be between 0 and 10000'),
+        ('--bids-filter-file bad.json', 'unknown query "bold"'),
+        ('--low-mem', 'unrecognized arguments: --low-mem'),
+        ('--dry', 'unrecognized arguments: --dry'),
+    ],
+)
+def test_usage_errors(refuse, tmp_path, options, message):
+    (tmp_path / 'bad.toml').write_text('n_procs = 3\n')
+    (tmp_path / 'range.toml').write_text('r2 = -1\n')
+    (tmp_path / 'bad.json').write_text('{"bold": {}}')
+    assert message in refuse(*options.split())
+
+
+@pytest.mark.parametrize(
+    'positional, message',
+    [
+        (['raw', 'raw', 'participant'], 'is the dataset itself'),
+        (['raw', './raw/../raw', 'participant'], 'is the dataset itself'),
+        (['raw', '.', 'participant'], 'is inside the output folder'),
+        (['nowhere', 'out', 'participant'], 'no such folder: nowhere'),
+        (['raw', 'out', 'group'], "invalid choice: 'group'"),
+        (['raw', 'out'], 'analysis_level'),
+        (['raw', 'file', 'participant'], 'the output folder is a file'),
+    ],
+)
+def test_positional_errors(refuse, tmp_path, positional, message):
+    (tmp_path / 'file').touch()
+    assert message in refuse(positional=positional)
+
+
+def test_resource_monitor_needs_psutil(refuse, monkeypatch):
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    assert 'pip install psutil' in refuse('--resource-monitor')
+
+
+def test_work_folder_where_the_current_one_is_read_only(parse, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, 'access', lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setenv('TMPDIR', '/elsewhere')
+    monkeypatch.setattr(module.tempfile, 'gettempdir', lambda: '/elsewhere')
+    assert parse().work_dir.parent == Path('/elsewhere')
+
+
+def test_help_tells_defaults_as_they_are():
+    """The help is text; the defaults are in Settings."""
+    text = re.sub(r'\s+', ' ', build_parser().format_help())
+    plain = Settings(Path('in'), Path('out'))
+    assert f'background removal (default: {plain.pdf_iterations})' in text
+    assert plain.reference == 'roi-mean'
+    assert 'the mean of the region (default)' in text
+    assert (plain.shape, plain.conventional, plain.r2, plain.reg_weight) == (
+        True,
+        True,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize('option', ['--version', '--help'])
+def test_nothing_heavy_is_imported(option):
+    """Not a measure of time, which depends on the machine, but of what costs it."""
+    code = (
+        'import sys\n'
+        'from precondqsm_bids.cli.run import main\n'
+        f'status = main(["{option}"])\n'
+        'roots = {name.partition(".")[0] for name in sys.modules}\n'
+        'print(sorted(roots & {"numpy", "scipy", "nibabel", "bids", "nipype", "niworkflows", '
+        '"matplotlib", "pandas", "yaml", "multiprocessing"}))\n'
+        'raise SystemExit(status)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == '[]'
+    assert ('precondqsm_bids ' + __version__ in done.stdout) == (option == '--version')

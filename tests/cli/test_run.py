@@ -1,0 +1,315 @@
+"""The app as its users meet it: exit statuses, last lines, files beside the log."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import precondqsm_bids
+from precondqsm_bids.cli import run as module
+from precondqsm_bids.cli.run import main, read_plugin
+from precondqsm_bids.config import Settings
+from precondqsm_bids.phantom.cli import main as write_phantom
+
+
+@pytest.fixture
+def app(dataset, tmp_path, monkeypatch, capsys):
+    """Call the app on the dataset; status, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.shutil, 'which', lambda name: None)
+
+    def call(*options):
+        status = main([str(dataset.root), 'out', 'participant', *map(str, options)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+# -- without a reconstruction -------------------------------------------------------------------
+
+
+def test_nothing_to_do(dataset, app):
+    dataset.write_image(dataset.root / 'sub-01/anat/sub-01_T1w.nii.gz')
+    status, _, error = app()
+    assert status == 70
+    assert 'nothing to do' in error
+    assert not Path('out').exists()
+
+
+def test_unknown_participant(dataset, app):
+    dataset.add_run('sub-01')
+    status, _, error = app('--participant-label', '01', '02')
+    assert status == 2
+    assert error.splitlines() == [
+        f'precondqsm_bids: error: no participant 02 in {dataset.root}; its participants are: 01'
+    ]
+
+
+def test_no_dataset(dataset, app):
+    dataset.add_run()
+    (dataset.root / 'dataset_description.json').unlink()
+    assert app('--dry-run')[0] == 2
+    assert app('--dry-run', '--skip-bids-validation')[0] == 0
+
+
+def test_output_that_cannot_be_written(dataset, app):
+    dataset.add_run()
+    Path('file').touch()
+    status = main([str(dataset.root), 'file/out', 'participant'])
+    assert status == 2
+
+
+def test_dry_run(dataset, app):
+    dataset.add_run('sub-01')
+    dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', {1: 'agar', 2: 'tube'})
+    (dataset.add_run('sub-02') / 'sub-02_echo-1_part-mag_MEGRE.nii.gz').unlink()
+    status, output, _ = app('--dry-run')
+    assert status == 1
+    lines = output.splitlines()
+    assert lines[1].split() == ['sub-01', '3', '4x5x6', '4', 'to', '12', '3', '2']
+    assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
+    assert 'error: sub-02: ' in lines[-1]
+    assert 'has no magnitude beside it' in lines[-1]
+    assert not Path('out').exists()
+
+
+def test_boilerplate_only(dataset, app):
+    dataset.add_run()
+    status, output, error = app('--boilerplate-only', '--r2', '12.5', '-w', 'w', '--write-graph')
+    assert (status, error) == (0, '')
+    (log,) = Path('out/logs').iterdir()
+    assert '12.5/s' in (log / 'CITATION.md').read_text()
+    assert str(log / 'CITATION.md') in output
+    assert 'dot (Graphviz) is not installed' in output
+    assert (log / 'graph.dot').read_text().startswith('digraph')
+    settings = Settings.from_toml((log / 'config.toml').read_text())
+    assert (settings.r2, settings.boilerplate_only) == (12.5, True)
+    description = json.loads(Path('out/dataset_description.json').read_text())
+    assert description['DatasetType'] == 'derivative'
+    assert not Path('w').exists()
+
+
+def test_clean_workdir_removes_only_our_own(dataset, app):
+    dataset.add_run()
+    for name in ('precondqsm_bids_wf/old', 'other'):
+        Path('w', name).mkdir(parents=True)
+    assert app('--boilerplate-only', '-w', 'w')[0] == 0
+    assert Path('w/precondqsm_bids_wf/old').exists()
+    assert app('--boilerplate-only', '-w', 'w', '--clean-workdir')[0] == 0
+    assert not Path('w/precondqsm_bids_wf').exists()
+    assert Path('w/other').exists()
+
+
+def test_reports_only_needs_outputs(dataset, app):
+    dataset.add_run()
+    status, _, error = app('--reports-only')
+    assert status == 70
+    assert 'no outputs in' in error
+    Path('out/sub-02/figures').mkdir(parents=True)
+    status, _, error = app('--reports-only', '--participant-label', '01')
+    assert status == 2
+    assert 'there are: 02' in error
+    assert app('--reports-only')[0] == 0
+    assert Path('out/sub-02.html').exists()
+
+
+def test_all_participants_have_problems(dataset, app):
+    """No graph is built, and still everything is written that tells what happened."""
+    dataset.add_run(field_strength=None)
+    status, _, error = app()
+    assert status == 1
+    last = error.splitlines()[-1]
+    assert 'sub-01 failed: ' in last
+    assert 'has no MagneticFieldStrength' in last
+    crash = Path(last.rpartition('crash file: ')[2])
+    assert 'sub-01_echo-1_part-mag_MEGRE.nii.gz' in crash.read_text()
+    assert Path('out/sub-01.html').exists()
+    assert Path('out/dataset_description.json').exists()
+
+
+def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
+    dataset.add_run()
+    monkeypatch.setattr(module, 'execute', lambda *args: [])
+
+    def fail(*args, **keywords):
+        raise OSError('no space left')
+
+    monkeypatch.setattr('precondqsm_bids.interfaces.reports.write_report', fail)
+    status, _, error = app()
+    assert status == 1
+    assert "sub-01 failed: report: OSError('no space left')" in error.splitlines()[-1]
+
+
+def test_validator_is_asked_and_stops_nobody(dataset, app, monkeypatch, tmp_path):
+    dataset.add_run()
+    program = tmp_path / 'validator'
+    issues = {'issues': {'issues': [{'severity': 'error', 'code': 'BAD_THING'}]}}
+    program.write_text(f"#!/bin/sh\necho '{json.dumps(issues)}'\nexit 16\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(module.shutil, 'which', lambda name: str(program))
+    status, output, _ = app('--boilerplate-only')
+    assert status == 0
+    assert 'finds 1 errors (BAD_THING)' in output
+    assert 'BAD_THING' not in app('--boilerplate-only', '--skip-bids-validation')[1]
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('plugin: SLURMGraph', 'returns at once with success, whatever fails later; use SLURM or'),
+        ('plugin: Slurm', 'unknown plugin Slurm; known: '),
+        ('plugin: [', 'not a readable YAML'),
+        ('plugin_args: {}', 'should name a plugin'),
+        ('plugin: SLURM\nargs: {}', 'unknown key args'),
+        ('plugin: SLURM\nplugin_args: 3', 'should be a mapping'),
+    ],
+)
+def test_plugin_files_that_are_refused(dataset, app, content, message):
+    dataset.add_run()
+    Path('plugin.yml').write_text(content)
+    status, _, error = app('--use-plugin', 'plugin.yml')
+    assert status == 2
+    assert message in error
+
+
+def test_plugin_file(tmp_path):
+    path = tmp_path / 'plugin.yml'
+    path.write_text('plugin: SLURM\nplugin_args: {sbatch_args: --mem=4G}\n')
+    assert read_plugin(path) == {
+        'plugin': 'SLURM',
+        'plugin_args': {'sbatch_args': '--mem=4G'},
+    }
+
+
+# -- with one -----------------------------------------------------------------------------------
+
+
+def start(*arguments, **keywords):
+    """The app as a process of its own."""
+    package = Path(precondqsm_bids.__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, '-m', 'precondqsm_bids', *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(package)},
+        **keywords,
+    )
+
+
+@pytest.fixture(scope='session')
+def phantom(tmp_path_factory):
+    """One good participant, one with a truncated image, one with a broken sidecar."""
+    root = tmp_path_factory.mktemp('phantom') / 'raw'
+    write_phantom([str(root), '--matrix', '16', '16', '14', '--voxel-size', '8', '8', '8'])
+    for label in ('02', '03'):
+        for source in (root / 'sub-01' / 'anat').iterdir():
+            target = root / f'sub-{label}' / 'anat' / source.name.replace('sub-01', f'sub-{label}')
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    image = root / 'sub-02/anat/sub-02_echo-3_part-phase_MEGRE.nii.gz'
+    image.write_bytes(image.read_bytes()[:2000])
+    (root / 'sub-03/anat/sub-03_echo-1_part-mag_MEGRE.json').write_text('{')
+    return root
+
+
+@pytest.fixture(scope='session')
+def finished(phantom, tmp_path_factory):
+    """The app run on it once: status, what it said, and its folder."""
+    folder = tmp_path_factory.mktemp('finished')
+    process = start(phantom, 'out', 'participant', '-w', 'work', cwd=folder)
+    output, error = process.communicate()
+    return process.returncode, output, error, folder
+
+
+@pytest.mark.slow
+def test_one_failure_stops_no_other(finished, phantom):
+    status, _, error, folder = finished
+    assert status == 1
+    for name in ('precond', 'conventional'):
+        image = nib.load(folder / f'out/sub-01/anat/sub-01_desc-{name}_Chimap.nii.gz')
+        assert image.shape == (16, 16, 14)
+    for label in ('01', '02', '03'):
+        assert (folder / f'out/sub-{label}.html').exists()
+    last = error.splitlines()[-2:]
+    expected = (
+        ('sub-03 failed: ', phantom / 'sub-03/anat/sub-03_echo-1_part-mag_MEGRE.json'),
+        ('sub-02 failed: ', phantom / 'sub-02/anat/sub-02_echo-3_part-phase_MEGRE.nii.gz'),
+    )
+    for line, (who, file) in zip(last, expected, strict=True):
+        assert who in line
+        assert str(file) in line
+        assert Path(line.rpartition('crash file: ')[2]).is_file()
+    assert 'echo_fit' in last[1]
+
+
+@pytest.mark.slow
+def test_progress_is_told(finished):
+    _, output, _, _ = finished
+    lines = [line.split('] ', 1)[1] for line in output.splitlines()]
+    ends = [line for line in lines if line.startswith('sub-01 | ') and ' done in ' in line]
+    total = len(ends)
+    assert {line.split()[2] for line in ends} >= {'echo_fit', 'background_removal', 'outputs'}
+    assert ends[-1].endswith(f'({total}/{total})')
+    assert any(line.startswith('sub-02 | echo_fit ... FAILED') for line in lines)
+    assert not [line for line in lines if 'nipype' in line]
+
+
+@pytest.mark.slow
+def test_what_is_beside_the_log(finished):
+    *_, folder = finished
+    (log,) = (folder / 'out' / 'logs').iterdir()
+    names = {path.name for path in log.iterdir()}
+    assert {'CITATION.md', 'config.toml', 'precondqsm_bids.log'} <= names
+    assert Settings.from_toml((log / 'config.toml').read_text()).work_dir == folder / 'work'
+    text = (log / 'precondqsm_bids.log').read_text()
+    assert 'nipype.workflow' in text
+    assert 'sub-01 | echo_fit ... done' in text
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_in_seconds(phantom, tmp_path):
+    process = start(phantom, tmp_path / 'out', 'participant', '-w', tmp_path / 'work')
+    for line in process.stdout:
+        if 'echo_fit ... started' in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, error = process.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert 'terminated' in error.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_moved_work_folder_is_used_again_unless_an_input_changed(finished, phantom):
+    """The changed file keeps its name, its size and its time: only its content tells."""
+    *_, folder = finished
+    work = (folder / 'work').rename(folder / 'moved')
+    options = ('participant', '--participant-label', '01', '-w', work)
+
+    def again():
+        output, _ = start(phantom, folder / 'out', *options).communicate()
+        return output
+
+    assert 'echo_fit ... taken from the work folder' in again()
+    path = phantom / 'sub-01/anat/sub-01_echo-1_part-mag_MEGRE.nii.gz'
+    before, content = path.stat(), path.read_bytes()
+    image = nib.load(path)
+    data = np.asarray(image.dataobj).copy()
+    data[8, 8, 7] *= 1.01
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    try:
+        assert 'echo_fit ... done in' in again()
+    finally:
+        path.write_bytes(content)

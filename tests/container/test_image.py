@@ -1,0 +1,255 @@
+"""The container image computes what the same source computes outside, under hostile conditions.
+
+`make test-image` runs these tests and names the image in PRECONDQSM_IMAGE; then a missing image
+is a failure. Elsewhere it is a reason to skip.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from precondqsm_bids import __version__
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+NAME = os.environ.get('PRECONDQSM_IMAGE', 'precondqsm_bids')
+IMAGE = NAME if ':' in NAME else f'{NAME}:{__version__}'
+
+STRANGER = ('--user', '12345', '--network', 'none', '--read-only', '--tmpfs', '/tmp')
+"""A user without a passwd entry, no network, nothing writable but /tmp."""
+
+OPTIONS = ('--nprocs', '2', '--omp-nthreads', '1')
+
+# Which kernels BLAS takes decides the last bits; the container should take those of the host.
+HOST_BLAS = [
+    option
+    for name in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE', 'NPY_DISABLE_CPU_FEATURES')
+    if name in os.environ
+    for option in ('--env', name)
+]
+
+LIST_PACKAGES = (
+    'import json; from importlib.metadata import distributions; '
+    "print(json.dumps({d.metadata['Name']: d.version for d in distributions()}))"
+)
+HASH_SOURCE = (
+    'import json, precondqsm_bids; from hashlib import sha256; from pathlib import Path; '
+    'top = Path(precondqsm_bids.__file__).parent; '
+    'print(json.dumps({str(p.relative_to(top)): sha256(p.read_bytes()).hexdigest() '
+    "for p in top.rglob('*') if p.is_file() and p.suffix != '.pyc'}))"
+)
+
+
+def docker(*arguments):
+    """Run a docker command; its completed process with the output as text."""
+    return subprocess.run(
+        ['docker', *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def python_inside(*options, code):
+    """What a line of Python prints inside the image."""
+    done = docker('run', '--rm', *options, '--entrypoint', 'python', IMAGE, '-c', code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def bind(source, target, *options):
+    """The option that mounts a folder; unlike -v it does not make one that is missing."""
+    return '--mount', ','.join(['type=bind', f'source={source}', f'target={target}', *options])
+
+
+def python_outside(code):
+    """What the same line prints here."""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def image():
+    """What ``docker image inspect`` says, or the reason why there is nothing to test."""
+    if shutil.which('docker') is None:
+        problem = 'there is no docker command'
+    elif (engine := docker('version')).returncode:
+        problem = f'no Docker Engine answers: {engine.stderr.strip()}'
+    elif (inspected := docker('image', 'inspect', IMAGE)).returncode:
+        problem = f'there is no image {IMAGE}: make image'
+    elif changed := changed_source():
+        problem = f'{IMAGE} is of another source ({", ".join(changed)}): make image'
+    else:
+        return json.loads(inspected.stdout)[0]
+    if 'PRECONDQSM_IMAGE' in os.environ:
+        pytest.fail(problem)
+    pytest.skip(problem)
+
+
+def changed_source():
+    """Files of the package that differ between the image and here."""
+    here, there = (
+        json.loads(python_outside(HASH_SOURCE)),
+        json.loads(python_inside(code=HASH_SOURCE)),
+    )
+    return sorted(name for name in here.keys() | there if here.get(name) != there.get(name))
+
+
+@pytest.fixture(scope='module')
+def raw(tmp_path_factory):
+    """A small phantom."""
+    folder = tmp_path_factory.mktemp('dataset') / 'raw'
+    phantom = [sys.executable, '-m', 'precondqsm_bids.phantom', folder, '--kind', 'tubes']
+    size = ['--matrix', '40', '40', '32', '--voxel-size', '3', '3', '3']
+    subprocess.run([*map(str, phantom), *size], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def out_dir(tmp_path):
+    """A folder that anybody may write to; at the end its owner may remove what is in it."""
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    folder.chmod(0o777)
+    yield folder
+    docker(
+        'run', '--rm', '--user', '0', *bind(folder, '/out'),
+        '--entrypoint', 'chmod', IMAGE, '-R', 'a+rwX', '/out',
+    )  # fmt: skip
+
+
+def run_app(raw, out_dir, *arguments, options=()):
+    """Run the app in a container as users do: the dataset read-only, results in /out."""
+    return docker(
+        'run', '--rm', *options, *bind(raw, '/data', 'readonly'), *bind(out_dir, '/out'),
+        IMAGE, '/data', '/out', 'participant', *arguments,
+    )  # fmt: skip
+
+
+def test_version_and_labels_are_those_of_the_source(image):
+    done = docker('run', '--rm', IMAGE, '--version')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['precondqsm_bids', __version__]
+    labels = image['Config']['Labels']
+    assert labels['org.opencontainers.image.version'] == __version__
+    assert labels['org.opencontainers.image.licenses'] == 'Apache-2.0'
+
+
+def test_default_user_is_not_root(image):
+    code = 'import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, os.environ["HOME"])'
+    assert python_inside(code=code) == 'app /home/app'
+
+
+def test_nothing_in_the_image_is_there_for_its_build():
+    code = (
+        'import sys, importlib.util as u; from pathlib import Path; '
+        'print(u.find_spec("pip"), len(list(Path(sys.prefix).rglob("tests"))))'
+    )
+    assert python_inside(code=code) == 'None 0'
+
+
+def test_every_module_has_byte_code():
+    # What is compiled anew at each start of a read-only image is lost time.
+    code = (
+        'import sys, importlib.util as u; from pathlib import Path; '
+        'files = Path(sys.prefix, "lib").rglob("*.py"); '
+        'print(*[p for p in files if not Path(u.cache_from_source(p)).exists()])'
+    )
+    assert python_inside(code=code) == ''
+
+
+def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, tmp_path):
+    outside = tmp_path / 'outside'
+    done = subprocess.run(
+        [
+            *(sys.executable, '-m', 'precondqsm_bids', raw, outside, 'participant', *OPTIONS),
+            *('-d', f'truth={raw / "derivatives" / "truth"}', '-w', tmp_path / 'work'),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_app(
+        *(raw, out_dir, *OPTIONS, '-d', 'truth=/data/derivatives/truth', '-w', '/tmp/work'),
+        options=(*STRANGER, *HOST_BLAS),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    patterns = ('sub-*/*/*.nii.gz', 'sub-*/*/*.tsv', 'sub-*.html')
+    files = {
+        folder: sorted(p.relative_to(folder) for pattern in patterns for p in folder.glob(pattern))
+        for folder in (outside, out_dir)
+    }
+    assert files[outside] == files[out_dir]
+    assert Path('sub-01/anat/sub-01_desc-precond_Chimap.nii.gz') in files[outside]
+    other = differing_packages()
+    for name in files[outside]:
+        if name.name.endswith('.nii.gz'):
+            expected, inside = nb.load(outside / name), nb.load(out_dir / name)
+            np.testing.assert_array_equal(inside.affine, expected.affine, err_msg=str(name))
+            np.testing.assert_array_equal(
+                inside.get_fdata(), expected.get_fdata(), err_msg=f'{name}\n{other}'
+            )
+        elif name.suffix == '.tsv':
+            assert (out_dir / name).read_text() == (outside / name).read_text(), other
+
+    description = json.loads((out_dir / 'dataset_description.json').read_text())
+    tag = f'precondqsm_bids:{__version__}'
+    assert description['GeneratedBy'][0]['Container'] == {'Type': 'docker', 'Tag': tag}
+
+
+def differing_packages():
+    """Packages whose versions differ between here and the image: a cause of other bits."""
+    here = json.loads(python_outside(LIST_PACKAGES))
+    there = json.loads(python_inside(code=LIST_PACKAGES))
+    differing = [
+        f'{name} {here[name]} outside, {there[name]} in the image'
+        for name in sorted(here.keys() & there.keys())
+        if here[name] != there[name]
+    ]
+    return 'other versions: ' + ('; '.join(differing) or 'none')
+
+
+@pytest.mark.parametrize('home', ['/', '/home/app', '/does-not-exist', ''])
+def test_workflow_is_built_whatever_the_home(raw, out_dir, home):
+    done = run_app(
+        *(raw, out_dir, '--boilerplate-only', '-w', '/tmp/work'),
+        options=(*STRANGER, '--env', f'HOME={home}'),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (citation,) = out_dir.glob('logs/*/CITATION.md')
+    assert 'susceptibility' in citation.read_text()
+
+
+def test_error_and_exit_status_leave_the_container(raw, out_dir):
+    done = run_app(raw, out_dir, '--participant-label', 'nobody', options=STRANGER)
+    assert done.returncode == 2
+    assert 'nobody' in done.stderr
+
+
+def test_docker_stop_ends_the_app_at_once(raw, out_dir):
+    # The first process of a container gets no signal that it does not ask for: without a handler
+    # docker stop waits for its whole time, then kills (137).
+    started = docker(
+        'run', '--detach', *STRANGER, *bind(raw, '/data', 'readonly'), *bind(out_dir, '/out'),
+        IMAGE, '/data', '/out', 'participant', '-w', '/tmp/work',
+    )  # fmt: skip
+    container = started.stdout.strip()
+    try:
+        deadline = time.monotonic() + 120
+        while 'echo_fit ... started' not in (log := docker('logs', container).stdout):
+            assert time.monotonic() < deadline, log
+            time.sleep(0.2)
+        before = time.monotonic()
+        docker('stop', '--time', '60', container)
+        took = time.monotonic() - before
+        status = docker('inspect', '--format', '{{.State.ExitCode}}', container).stdout.strip()
+    finally:
+        docker('rm', '--force', container)
+    assert status == '143'
+    assert took < 30

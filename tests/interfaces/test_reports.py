@@ -1,0 +1,289 @@
+"""The figures show the right thing the right way round; the page says what is and what is not."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from precondqsm_bids.interfaces import reports
+from precondqsm_bids.interfaces.reports import (
+    FIGURES,
+    LCurveFigure,
+    MapFigures,
+    choose_slices,
+    draw_l_curves,
+    draw_roi_values,
+    write_report,
+)
+
+SHAPE = (20, 24, 28)
+RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')
+SUMMARY = {
+    'run': RUNS[0],
+    'version': '1',
+    'echo_times': [0.002, 0.005, 0.008],
+    'echo_spacing': '2:3:8 ms',
+    'field_strength': 3.0,
+    'matrix': [64, 64, 53],
+    'voxel_size': [2.0, 2.0, 2.0],
+    'orientation': 'RAS',
+    'b0_tilt': 12.5,
+    'sources': ['bids:raw:sub-01/anat/x.nii.gz'],
+    'scanner': {'Manufacturer': 'Philips'},
+    'settings': {},
+    'record': {
+        'dipole_inversion': {
+            'reg_weight': 0.1234,
+            'rule': 'l-curve',
+            'warnings': ['flat <curve>'],
+        },
+        'recombination': {
+            'reference': 'roi-mean',
+            'reference_value': 0.0567,
+            'reference_sd': 0.2,
+            'roi_mean': 0.0567,
+            'roi_sd': 0.2,
+        },
+        'conventional_recombination': {
+            'reference': 'none',
+            'reference_value': 0.0,
+            'reference_sd': 0.0,
+            'roi_mean': 0.1,
+            'roi_sd': 0.2,
+        },
+    },
+    'l_curve': {'reg_weight': 0.1234, 'warnings': ['flat <curve>']},
+    'conventional_l_curve': {},
+}
+TABLE = (
+    'index\tname\tn_voxels\tprecond_chi_mean\tprecond_chi_sd\tprecond_chi_minus_medium\t'
+    'cylinder_reference\tcylinder_reference_sd\tcylinder_reference_note\n'
+    '1\ttube\t120\t0.7123\t0.01\t0.7501\t0.7494\t0.02\tn/a\n'
+    '2\ttilted\t80\t0.2\t0.01\t0.25\tn/a\tn/a\taxis near the magic angle\n'
+    '6\tagar\t999\t-0.0378\t0.01\t0\tn/a\tn/a\tn/a\n'
+)
+
+
+class Loads(HTMLParser):
+    """Everything that a page loads or links to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.targets = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.targets += [v for k, v in attrs if k in ('src', 'href', 'data', 'srcset')]
+
+
+@pytest.fixture
+def output_dir(tmp_path):
+    """One run with everything, in an output folder."""
+    figures = tmp_path / 'sub-01' / 'figures'
+    figures.mkdir(parents=True)
+    anat = tmp_path / 'sub-01' / 'ses-a' / 'anat'
+    anat.mkdir(parents=True)
+    for figure in FIGURES:
+        (figures / f'{RUNS[0]}_{figure.name}').write_bytes(b'x')
+    (figures / f'{RUNS[0]}_desc-summary_report.json').write_text(json.dumps(SUMMARY))
+    (anat / f'{RUNS[0]}_desc-rois_values.tsv').write_text(TABLE)
+    return tmp_path
+
+
+def save(folder, name, data, affine):
+    path = folder / f'{name}.nii.gz'
+    nb.Nifti1Image(np.asarray(data), affine).to_filename(path)
+    return str(path)
+
+
+def test_slices_go_through_the_label_that_differs_most():
+    labels = np.ones(SHAPE, int)
+    labels[5:8, 10:13, 4:9] = 2
+    labels[12:15, 3:6, 18:23] = 3
+    chi = np.select([labels == 2, labels == 3], [0.3, -0.9], 0.0)
+    assert choose_slices(chi, np.ones(SHAPE, bool), labels) == (4, 20)
+
+
+def test_slices_without_labels_are_the_strongest_of_the_middle():
+    chi = np.zeros(SHAPE)
+    chi[8:12, 9:12, 16:19] = 1
+    chi[:, 0] = 5  # an edge artefact, outside the middle half
+    coronal, axial = choose_slices(chi, np.ones(SHAPE, bool))
+    assert 9 <= coronal <= 11
+    assert 16 <= axial <= 18
+
+
+@pytest.mark.parametrize('flips', [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, 1, -1)])
+def test_object_on_the_right_is_drawn_on_the_right_however_it_is_stored(
+    flips, tmp_path, monkeypatch
+):
+    """In scanner space the bright block is right, front and top."""
+    affine = np.diag([*(2.0 * np.array(flips)), 1.0])
+    chi = np.zeros(SHAPE, np.float32)
+    block = np.ix_(
+        *(
+            range(3, 6) if flip < 0 else range(n - 6, n - 3)
+            for flip, n in zip(flips, SHAPE, strict=True)
+        )
+    )
+    chi[block] = 1
+    mask = np.ones(SHAPE, np.uint8)
+    maps = dict.fromkeys(
+        ('prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field', 'r2star'),
+        save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine),
+    )
+    maps['precond_chi'] = maps['magnitude'] = save(tmp_path, 'chi', chi, affine)
+    maps['shape_mask'] = maps['roi_mask'] = save(tmp_path, 'mask', mask, affine)
+    maps['labels'] = save(tmp_path, 'labels', (1 + (chi > 0)).astype(np.uint8), affine)
+    drawn = {}
+    monkeypatch.setattr(
+        reports, '_save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
+    )
+    MapFigures(**maps).run(cwd=tmp_path)
+    coronal, axial = (axes.images[0] for axes in drawn['comparison.png'].axes[:2])
+    for image, height in ((coronal, SHAPE[2]), (axial, SHAPE[1])):
+        assert image.origin == 'lower'
+        assert tuple(image.get_extent()) == (0, 40, 0, 2 * height)
+        row, column = (values.mean() for values in np.nonzero(image.get_array() == 1))
+        assert column == SHAPE[0] - 5
+        assert row == height - 5
+    texts = [t.get_text() for t in drawn['comparison.png'].axes[0].texts]
+    left = drawn['comparison.png'].axes[0].texts[texts.index('L')]
+    assert left.get_position()[0] < 0.1
+
+
+def test_grey_scale_is_shared_and_symmetric(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    affine = np.eye(4)
+    names = (
+        'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'total_field',
+        'flattened_field', 'local_field', 'r2star', 'magnitude',
+    )  # fmt: skip
+    maps = {n: save(tmp_path, n, rng.normal(size=SHAPE).astype('f4'), affine) for n in names}
+    maps['shape_mask'] = maps['roi_mask'] = save(tmp_path, 'm', np.ones(SHAPE, 'u1'), affine)
+    drawn = {}
+    monkeypatch.setattr(
+        reports, '_save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
+    )
+    MapFigures(**maps).run(cwd=tmp_path)
+    axes = drawn['comparison.png'].axes
+    titles = [a.get_title() for a in axes[:3]]
+    assert titles == ['conventional', 'preconditioned', 'difference']
+    conventional, precond, difference = (a.images[0].get_clim() for a in axes[:3])
+    assert conventional == precond
+    assert difference[0] == -difference[1]
+    assert difference != precond
+
+
+def test_l_curve_marks_the_weight_that_was_used_on_the_curve():
+    weights = np.logspace(-2, 1, 61)
+    curve = {
+        'reg_weights': weights,
+        'consistency': weights**0.5,
+        'regularization': weights**-2,
+        'curvature': -(np.log(weights) ** 2),
+        'reg_weight': 0.5,
+    }
+    figure = draw_l_curves({'precond': curve})
+    marker = next(line for line in figure.axes[0].lines if line.get_marker() == 'o')
+    assert marker.get_xdata()[0] == pytest.approx(0.5**0.5)
+    assert marker.get_ydata()[0] == pytest.approx(0.5**-2)
+    assert 'λ = 0.5' in figure.axes[0].get_legend().texts[0].get_text()
+
+
+def test_no_l_curve_is_said_in_words(tmp_path):
+    assert 'No L-curve' in draw_l_curves({}).get_suptitle()
+    result = LCurveFigure(l_curve={'reg_weight': 0.2, 'reg_weights': []}).run(cwd=tmp_path)
+    with open(result.outputs.out_file) as stream:
+        assert '<svg' in stream.read()
+
+
+def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
+    path = tmp_path / 'table.tsv'
+    path.write_text(TABLE)
+    figure = draw_roi_values(reports.read_table(path))
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ['tube', 'tilted']
+    bars = [round(bar.get_height(), 4) for bar in axes.patches]
+    assert bars == [0.7501, 0.25]
+    reference = next(c for c in axes.collections if 'reference' in c.get_label())
+    assert reference.get_segments()[0][0][1] == 0.7494
+
+
+def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
+    page = write_report(output_dir, 'sub-01', boilerplate='Fields were fitted [@liu2013].')
+    assert page == output_dir / 'sub-01.html'
+    text = page.read_text()
+    targets = Loads(text).targets
+    assert not [t for t in targets if re.match(r'(\w+:)?//', t)]
+    assert 'url(' not in text
+    assert '@import' not in text
+    for figure in FIGURES:
+        assert f'./sub-01/figures/{RUNS[0]}_{figure.name}' in targets
+        assert figure.caption[:40].replace("'", '&#39;') in text
+    for target in targets:
+        assert target.startswith('#') or (output_dir / target).is_file()
+
+
+def test_report_says_the_numbers(output_dir):
+    text = write_report(output_dir, '01', boilerplate='Fitted [@liu2013; @liu2011].').read_text()
+    for number in ('3 T Philips', '3 (2:3:8 ms)', '64 × 64 × 53', '0.1234 (l-curve)', '12.5°'):
+        assert number in text
+    assert 'roi-mean: 0.0567 ppm subtracted' in text
+    assert 'none: nothing was subtracted' in text
+    assert '0.749 ± 0.020' in text
+    assert '(0.750)' in text
+    assert 'none: axis near the magic angle' in text
+    assert text.count('flat &lt;curve&gt;') == 2  # once as a warning, once in the raw record
+    assert 'Fitted (Liu 2013; Liu 2011).' in text
+    assert 'NMR Biomed 2011;24:1129' in text
+    assert 'No step failed.' in text
+
+
+def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
+    (output_dir / 'sub-01/figures' / f'{RUNS[0]}_{FIGURES[0].name}').unlink()
+    text = write_report(output_dir, '01', runs=RUNS).read_text()
+    assert f'This figure (<code>{RUNS[0]}_{FIGURES[0].name}</code>) is missing' in text
+    missing = text[text.index(f'<section id="{RUNS[1]}">') :]
+    assert 'its reconstruction did' in missing
+    # run-2 before run-10
+    assert text.index(f'<section id="{RUNS[0]}">') < text.index(f'<section id="{RUNS[1]}">')
+
+
+def test_crash_files_are_shown_escaped(output_dir, tmp_path):
+    crash = tmp_path / 'crash-echo_fit.txt'
+    crash.write_text('Node: echo_fit\nOSError: <truncated> file')
+    text = write_report(output_dir, '01', crash_files=[crash]).read_text()
+    assert '1 step\n  failed' in text
+    assert 'crash-echo_fit.txt' in text
+    assert 'OSError: &lt;truncated&gt; file' in text
+
+
+def test_report_can_be_rebuilt_from_disk(output_dir):
+    arguments = {'runs': RUNS, 'command': 'precondqsm_bids a b participant', 'boilerplate': 'How.'}
+    first = write_report(output_dir, '01', **arguments).read_text()
+    (output_dir / 'sub-01.html').unlink()
+    assert write_report(output_dir, '01').read_text() == first
+    assert 'precondqsm_bids a b participant' in first
+
+
+def test_nothing_at_all_is_said_in_words(tmp_path):
+    text = write_report(tmp_path, '07').read_text()
+    assert 'Nothing of this participant was found' in text
+
+
+def test_figures_have_the_same_bytes_each_time(tmp_path):
+    for suffix in ('svg', 'png'):
+        files = []
+        for i in range(2):
+            figure = Figure()
+            with reports.mpl.rc_context(reports.STYLE):
+                figure.subplots().plot([0, 1], [1, 0])
+                files.append(reports._save(figure, tmp_path / f'{i}.{suffix}'))
+        first, second = (Path(f).read_bytes() for f in files)
+        assert first == second

@@ -1,0 +1,82 @@
+"""The ROI interface: the functions' numbers, in a table that says what each column is."""
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from precondqsm_bids.interfaces.roi_values import RoiValues, read_table
+from precondqsm_bids.numerics.constants import GAMMA_BAR
+
+SHAPE = (40, 40, 60)
+AFFINE = nb.affines.from_matvec(np.eye(3), [-20, -20, -30])
+
+
+def save(folder, name, data):
+    path = folder / f'{name}.nii.gz'
+    nb.Nifti1Image(np.asarray(data), AFFINE).to_filename(path)
+    return str(path)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A rod of 0.6 ppm in agar, in the field that it has along B0: a third of that inside."""
+    x, y, z = np.indices(SHAPE) - np.array([20, 20, 30]).reshape(3, 1, 1, 1)
+    mask = np.hypot(x, y) < 18
+    rod = (np.hypot(x, y) <= 6) & (abs(z) < 26)
+    chi = np.where(rod, 0.7, 0.1).astype(np.float32)
+    chi[x > 0] += np.float32(0.02)
+    # dphi = 2 pi gammabar B0 dt chi / 3, so the field in ppm is chi / 3
+    dt, b0 = 0.01, 3.0
+    dphi = 2 * np.pi * GAMMA_BAR * b0 * dt * 0.6e-6 / 3
+    field = np.where(np.hypot(x, y) <= 6, dphi / (2 * np.pi * GAMMA_BAR * b0 * dt) * 1e6, 0)
+    return {
+        'labels': save(tmp_path, 'labels', np.where(rod, 4, np.where(mask, 9, 0)).astype('u1')),
+        'label_names': {4: 'rod', 9: 'agar'},
+        'mask': save(tmp_path, 'mask', mask.astype('u1')),
+        'precond_chi': save(tmp_path, 'chi', chi),
+        'total_field': save(tmp_path, 'field', (field + 0.3 + 0.01 * x).astype('f4')),
+    }
+
+
+def test_table_by_hand(inputs, tmp_path):
+    result = RoiValues(**inputs).run(cwd=tmp_path).outputs
+    rod, agar = read_table(result.out_file)
+    assert (rod['index'], rod['name'], agar['name']) == (4, 'rod', 'agar')
+    labels = np.asanyarray(nb.load(inputs['labels']).dataobj)
+    assert rod['n_voxels'] == rod['precond_chi_n'] == np.sum(labels == 4)
+    chi = nb.load(inputs['precond_chi']).get_fdata()
+    assert rod['precond_chi_mean'] == pytest.approx(chi[labels == 4].mean(), abs=1e-5)
+    assert rod['precond_chi_median'] == pytest.approx(0.7, abs=1e-5)
+    assert rod['precond_chi_minus_medium'] == pytest.approx(
+        chi[labels == 4].mean() - chi[labels == 9].mean(), abs=1e-5
+    )
+    assert agar['precond_chi_minus_medium'] == 0
+    assert rod['cylinder_reference'] == pytest.approx(0.6, abs=1e-3)
+    assert rod['cylinder_angle'] == pytest.approx(0, abs=0.1)
+    assert agar['cylinder_reference'] is None
+    assert 'r2star_mean' not in rod
+
+
+def test_dictionary_describes_each_column(inputs, tmp_path):
+    result = RoiValues(**inputs).run(cwd=tmp_path).outputs
+    assert list(result.columns) == list(read_table(result.out_file)[0])
+    assert result.columns['precond_chi_mean']['Units'] == 'ppm'
+    assert 'Units' not in result.columns['precond_chi_n']
+    assert 'agar' in result.columns['precond_chi_minus_medium']['Description']
+
+
+def test_voxels_outside_the_region_do_not_count(inputs, tmp_path):
+    mask = np.zeros(SHAPE, 'u1')
+    mask[20, 20, 30] = 1
+    result = RoiValues(**inputs | {'mask': save(tmp_path, 'point', mask)}).run(cwd=tmp_path)
+    rod, agar = read_table(result.outputs.out_file)
+    assert rod['precond_chi_n'] == 1
+    assert rod['n_voxels'] > 1000
+    assert agar['precond_chi_n'] == 0
+    assert agar['precond_chi_mean'] is None
+
+
+def test_labels_on_another_grid_are_refused_with_both_files(inputs, tmp_path):
+    inputs['labels'] = save(tmp_path, 'small', np.ones((4, 4, 4), 'u1'))
+    with pytest.raises(ValueError, match=r'not on the same grid: .*small.*mask'):
+        RoiValues(**inputs).run(cwd=tmp_path)

@@ -1,0 +1,88 @@
+"""The command precondqsm_phantom."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import pytest
+
+from precondqsm_bids.phantom.cli import build_parser, main
+from precondqsm_bids.phantom.spec import TubesSpec
+
+SMALL = ['--object-scale', '0.5', '--matrix', '28', '28', '26', '--voxel-size', '2', '2', '2']
+
+
+def test_defaults_are_those_of_the_spec():
+    options = vars(build_parser().parse_args(['out']))
+    default = TubesSpec()
+    for name in TubesSpec.__dataclass_fields__:
+        assert options[name] == getattr(default, name), name
+
+
+def test_every_option_is_read():
+    # an option that is neither part of the spec nor of writing would be read by nothing
+    options = set(vars(build_parser().parse_args(['out'])))
+    assert options - set(TubesSpec.__dataclass_fields__) == {
+        'out_dir', 'kind', 'participants', 'seed',
+    }  # fmt: skip
+
+
+def test_writes_what_was_asked_for(tmp_path, capsys):
+    out_dir = tmp_path / 'raw'
+    arguments = ['--tubes-dchi', '-0.4', '0.3', '--echo-times', '0.003', '0.007']
+    arguments += ['--field-strength', '7', '--participants', '2', '--sampling', 'kspace']
+    assert main([str(out_dir), *SMALL, *arguments]) == 0
+    assert str(out_dir) in capsys.readouterr().out
+    echoes = sorted((out_dir / 'sub-02' / 'anat').glob('*_part-phase_MEGRE.nii.gz'))
+    assert [path.name for path in echoes] == [
+        f'sub-02_echo-{i}_part-phase_MEGRE.nii.gz' for i in (1, 2)
+    ]
+    assert nib.load(echoes[0]).shape == (28, 28, 26)
+    sidecar = json.loads(
+        (echoes[1].parent / echoes[1].name.replace('.nii.gz', '.json')).read_text()
+    )
+    assert sidecar['EchoTime'] == 0.007
+    assert sidecar['MagneticFieldStrength'] == 7
+    table = out_dir / 'derivatives/truth/sub-01/anat/sub-01_desc-tubes_dseg.tsv'
+    assert table.read_text().splitlines()[1] == '1\ttube1\t-0.4'
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--matrix', '64', '64', '64'], ['104 x 104 x 95 mm', '64 x 64 x 64 mm']),
+        (['--echo-times', '1.38', '4.18'], ['milliseconds', '4.18']),
+        ([*SMALL, '--participants', '0'], ['participant', '0']),
+        ([*SMALL, '--seed', '-1'], ['seed', '-1']),
+    ],
+)
+def test_impossible_requests_exit_2(tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / 'raw'), *arguments])
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+    assert not (tmp_path / 'raw').exists()
+
+
+def test_occupied_directory_exits_2(tmp_path, capsys):
+    (tmp_path / 'mine.txt').write_text('keep me')
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), *SMALL])
+    assert caught.value.code == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_help_loads_no_numpy():
+    program = (
+        'import sys\n'
+        'from precondqsm_bids.phantom.cli import main\n'
+        'try:\n    main(["--help"])\n'
+        'except SystemExit as end:\n    assert end.code == 0\n'
+        'assert "numpy" not in sys.modules\n'
+    )
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert '--b0-tilt' in result.stdout

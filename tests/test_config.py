@@ -1,0 +1,130 @@
+"""The settings survive the way through TOML, and every one of them is read somewhere."""
+
+import ast
+import tomllib
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
+
+import pytest
+
+import precondqsm_bids
+from precondqsm_bids.config import Settings, parse_toml
+
+PLAIN = Settings(Path('/data/in'), Path('/data/out'))
+ODD = Settings(
+    bids_dir=Path('/data/with "quotes" and \\back\\slashes'),
+    output_dir=Path('/data/tab\there/ümlaut/new\nline/\x7f'),
+    participant_label=('01', 'a+b'),
+    session_label=('pre',),
+    bids_filters={'megre': {'run': None, 'acquisition': ['hi', '*']}},
+    derivatives={'a.b "c"': Path("/it's here"), 'plain': Path('x')},
+    bids_database_dir=Path('db'),
+    skip_bids_validation=True,
+    work_dir=Path('/w'),
+    clean_workdir=True,
+    nprocs=7,
+    omp_nthreads=3,
+    mem_gb=1e-5,
+    use_plugin=Path('p.yml'),
+    write_graph=True,
+    resource_monitor=True,
+    stop_on_first_crash=True,
+    boilerplate_only=True,
+    reports_only=True,
+    dry_run=True,
+    verbose=3,
+    field_strength=2.89362,
+    r2=1e22,
+    shape=False,
+    conventional=False,
+    pdf_iterations=12,
+    reg_weight=0.1,
+    reference='none',
+)
+
+
+@pytest.mark.parametrize('settings', [PLAIN, ODD], ids=['plain', 'odd'])
+def test_round_trip(settings):
+    assert Settings.from_toml(settings.to_toml()) == settings
+
+
+def test_odd_differs_from_the_defaults_everywhere():
+    """Otherwise the round trip could lose a field and not be noticed."""
+    same = [f.name for f in fields(Settings) if getattr(ODD, f.name) == getattr(PLAIN, f.name)]
+    assert same == ['analysis_level']
+
+
+def test_another_reader_sees_the_same():
+    document = tomllib.loads(ODD.to_toml())
+    assert document['derivatives'] == {'a.b "c"': "/it's here", 'plain': 'x'}
+    assert document['output_dir'] == '/data/tab\there/ümlaut/new\nline/\x7f'
+    assert document['r2'] == 1e22
+
+
+def test_none_is_left_out():
+    assert 'r2' not in tomllib.loads(PLAIN.to_toml())
+
+
+def test_method_has_the_settings_of_the_method_only():
+    assert PLAIN.method == {
+        'field_strength': None,
+        'r2': None,
+        'shape': True,
+        'conventional': True,
+        'pdf_iterations': 30,
+        'reg_weight': None,
+        'reference': 'roi-mean',
+    }
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('n_procs = 4', 'unknown setting n_procs'),
+        ('nprocs = "4"', "nprocs = '4' should be of type int"),
+        ('nprocs = true', 'nprocs = True should be of type int'),
+        ('dry_run = 1', 'dry_run = 1 should be of type bool'),
+        ('participant_label = "01"', 'participant_label'),
+        ('participant_label = [1]', 'participant_label'),
+        ('r2 = "median"', 'r2'),
+        ('work_dir = 3', 'work_dir'),
+        ('nprocs = ', 'Invalid value'),
+        ('[nprocs]', 'nprocs'),
+    ],
+)
+def test_what_is_wrong_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_toml(text)
+
+
+def test_an_integer_may_stand_for_a_float():
+    assert parse_toml('field_strength = 3') == {'field_strength': 3.0}
+
+
+def test_both_folders_are_needed():
+    with pytest.raises(ValueError, match='lack output_dir'):
+        Settings.from_toml('bids_dir = "x"')
+
+
+def test_frozen():
+    with pytest.raises(FrozenInstanceError):
+        PLAIN.r2 = 3.0
+    assert replace(PLAIN, r2=3.0).r2 == 3.0
+
+
+def test_every_setting_is_read():
+    """A setting that the program never reads is a promise that it breaks in silence."""
+    package = Path(precondqsm_bids.__file__).parent
+    sources = [package / 'workflows' / 'base.py', *sorted((package / 'cli').glob('*.py'))]
+    read = {
+        node.attr
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == 'settings'
+    }
+    assert {f.name for f in fields(Settings)} - read == {'analysis_level'}, (
+        'analysis_level has one value only; everything else is read as settings.NAME'
+    )

@@ -1,0 +1,153 @@
+"""What is installed and shipped: versions, package data, console scripts, the Dockerfile."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import entry_points, metadata
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import precondqsm_bids
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of what is built from; a build leaves its traces beside the source."""
+    copy = tmp_path_factory.mktemp('source')
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, copy)
+    for name in ('precondqsm_bids', 'tests'):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+    return copy
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    """Path of a wheel of the source."""
+    return build(source, 'wheel', tmp_path_factory.mktemp('wheel'))
+
+
+def build(source, kind, out_dir):
+    """Build a 'wheel' or an 'sdist' with the backend of pyproject.toml, without the network."""
+    call = f'import sys; from setuptools import build_meta as b; b.build_{kind}(sys.argv[1])'
+    done = subprocess.run(
+        [sys.executable, '-c', call, out_dir], cwd=source, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = out_dir.iterdir()
+    return built
+
+
+def package_files(root):
+    """Names of the files of the package, relative to the folder that holds it."""
+    return {
+        path.relative_to(root).as_posix()
+        for path in (root / 'precondqsm_bids').rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
+
+
+def test_installed_version_is_the_source_version():
+    assert metadata('precondqsm_bids')['Version'] == precondqsm_bids.__version__, (
+        'the installed metadata are of another version: make venv'
+    )
+
+
+def test_newest_entry_of_the_changes_is_this_version():
+    headings = re.findall(
+        r'^## \[?([^\]\s]+)', (ROOT / 'CHANGES.md').read_text(encoding='utf-8'), re.M
+    )
+    released = [heading for heading in headings if heading.lower() != 'unreleased']
+    version = precondqsm_bids.__version__
+    assert version in released[:1] or headings[0].lower() == 'unreleased', (
+        f'CHANGES.md begins with {headings[:1]}, the version is {version}'
+    )
+
+
+@pytest.mark.parametrize('name', ['precondqsm_bids', 'precondqsm_phantom'])
+def test_console_script_is_callable(name):
+    (script,) = entry_points(group='console_scripts', name=name)
+    assert callable(script.load())
+
+
+def test_wheel_holds_the_whole_package_and_nothing_else(wheel, source):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {name for name in names if '.dist-info/' not in name}
+    assert shipped == package_files(source)
+    version = precondqsm_bids.__version__
+    assert wheel.name == f'precondqsm_bids-{version}-py3-none-any.whl'
+
+
+def test_sdist_alone_builds_the_same_wheel(wheel, source, tmp_path):
+    (tmp_path / 'sdist').mkdir()
+    (tmp_path / 'wheel').mkdir()
+    archive = build(source, 'sdist', tmp_path / 'sdist')
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter='data')
+    again = build(tmp_path / archive.name.removesuffix('.tar.gz'), 'wheel', tmp_path / 'wheel')
+    contents = [
+        {name: z.read(name) for name in z.namelist() if '.dist-info/' not in name}
+        for z in (zipfile.ZipFile(wheel), zipfile.ZipFile(again))
+    ]
+    assert contents[0] == contents[1]
+
+
+def dockerfile_instructions():
+    """Instructions of the Dockerfile, as (keyword, rest), continued lines joined."""
+    text = (ROOT / 'Dockerfile').read_text(encoding='utf-8')
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith('#')]
+    joined = re.sub(r'\\\n', ' ', '\n'.join(lines))
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
+
+
+def test_dockerfile_needs_no_buildkit():
+    # The builder of old and air-gapped hosts knows none of these.
+    assert '# syntax' not in (ROOT / 'Dockerfile').read_text(encoding='utf-8')
+    for keyword, rest in dockerfile_instructions():
+        assert '<<' not in rest, f'a heredoc in {keyword} {rest}'
+        assert not (keyword == 'RUN' and rest.startswith('--')), f'{keyword} {rest}'
+        assert not (keyword == 'COPY' and re.search(r'--(?!from=|chown=)\w', rest)), rest
+
+
+def test_dockerfile_keeps_what_the_users_of_the_image_rely_on():
+    instructions = dockerfile_instructions()
+    assert instructions[0][0] == 'ARG'
+    assert instructions[0][1].startswith('BASE_IMAGE=')
+    last_stage = instructions[max(i for i, (k, _) in enumerate(instructions) if k == 'FROM') :]
+    assert [rest for keyword, rest in last_stage if keyword == 'USER'] == ['app']
+    (entry,) = (rest for keyword, rest in last_stage if keyword == 'ENTRYPOINT')
+    assert re.fullmatch(r'\["/[^"]+/bin/precondqsm_bids"\]', entry)
+    version = precondqsm_bids.__version__
+    assert ('ARG', f'VERSION={version}') in last_stage
+
+
+def test_build_context_holds_what_the_dockerfile_copies():
+    lines = (ROOT / '.dockerignore').read_text(encoding='utf-8').split()
+    assert lines[0] == '*'
+    admitted = {line[1:] for line in lines if line.startswith('!')}
+    for keyword, rest in dockerfile_instructions():
+        if keyword == 'COPY' and not rest.startswith('--from'):
+            for name in rest.split()[:-1]:
+                # 'wheelhous[e]' is a wheelhouse that need not be there.
+                top = PurePosixPath(name.replace('[e]', 'e')).parts[0]
+                assert top in admitted, f'.dockerignore keeps {top} from the build'
+
+
+def test_scripts_are_executable_and_valid_bash():
+    scripts = [
+        path
+        for path in [ROOT / '.ci' / 'run', *(ROOT / 'scripts').iterdir()]
+        if path.read_text(encoding='utf-8').startswith('#!/bin/bash')
+    ]
+    assert ROOT / '.ci' / 'run' in scripts
+    for script in scripts:
+        assert os.access(script, os.X_OK), f'chmod +x {script}'
+        checked = subprocess.run(['bash', '-n', script], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stderr

@@ -1,0 +1,329 @@
+"""The outputs workflow on small arrays: names, bytes, units, sidecars, the validator's verdict."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from precondqsm_bids.interfaces.bids import OUTPUTS, write_dataset_description
+from precondqsm_bids.interfaces.reports import write_report
+from precondqsm_bids.interfaces.roi_values import read_table
+from precondqsm_bids.workflows.outputs import init_outputs_wf
+
+SHAPE = (24, 22, 30)
+FIELD_STRENGTH = 3.0
+ECHO_TIMES = [0.002, 0.005, 0.008]
+PREFIX = 'sub-01_ses-a_acq-hi_rec-norm_run-02'
+MAPS = [
+    'anat/desc-precond_Chimap',
+    'anat/desc-conventional_Chimap',
+    'anat/desc-prior_Chimap',
+    'anat/desc-residual_Chimap',
+    'anat/R2starmap',
+    'anat/T2starmap',
+    'anat/S0map',
+    'anat/R2primemap',
+    'anat/desc-shape_mask',
+    'anat/desc-roi_mask',
+    'fmap/desc-total_fieldmap',
+    'fmap/desc-flattened_fieldmap',
+    'fmap/desc-local_fieldmap',
+    'fmap/magnitude',
+]
+UNITS = {
+    'Chimap': 'ppm',
+    'R2starmap': '1/s',
+    'T2starmap': 's',
+    'S0map': 'arbitrary',
+    'R2primemap': '1/s',
+    'fieldmap': 'Hz',
+    'magnitude': 'arbitrary',
+}
+
+
+def output_path(root, name):
+    folder, rest = name.split('/')
+    # A fieldmap knows no rec, so it is part of acq there.
+    prefix = PREFIX if folder == 'anat' else 'sub-01_ses-a_acq-hirecnorm_run-02'
+    return root / 'sub-01' / 'ses-a' / folder / f'{prefix}_{rest}.nii.gz'
+
+
+@pytest.fixture(scope='module')
+def raw(tmp_path_factory):
+    """A raw dataset with one run, and the files that a reconstruction of it would hand over."""
+    root = tmp_path_factory.mktemp('raw')
+    anat = root / 'sub-01' / 'ses-a' / 'anat'
+    anat.mkdir(parents=True)
+    (root / 'dataset_description.json').write_text(
+        json.dumps(
+            {'Name': 'raw', 'BIDSVersion': '1.10.0', 'License': 'CC0', 'Authors': ['A', 'B']}
+        )
+    )
+    rng = np.random.default_rng(0)
+    affine = np.diag([1.5, 1.0, 2.0, 1.0])
+    affine[:3, 3] = -18, -11, -30
+    sources = []
+    for echo in (1, 2, 3):
+        for part in ('mag', 'phase'):
+            path = anat / f'{PREFIX}_echo-{echo}_part-{part}_MEGRE.nii.gz'
+            nb.Nifti1Image(rng.random(SHAPE, np.float32), affine).to_filename(path)
+            sources.append(str(path))
+
+    work = tmp_path_factory.mktemp('recon')
+    x, y, _ = np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) // 2
+    mask = np.hypot(x * 1.5, y) < 10
+    labels = np.where(mask, 1, 0)
+    labels[np.hypot(x * 1.5, y) < 3] = 2
+    labels[..., [0, -1]] *= labels[..., [0, -1]] == 1
+    files = {}
+    for port in OUTPUTS:
+        data = rng.normal(size=SHAPE).astype(np.float32) * mask
+        if port.endswith('mask'):
+            data = mask.astype(np.uint8)
+        files[port] = work / f'{port}.nii.gz'
+        nb.Nifti1Image(data, affine).to_filename(files[port])
+    dseg = root / 'derivatives' / 'truth' / 'sub-01' / 'anat' / 'sub-01_dseg.nii.gz'
+    dseg.parent.mkdir(parents=True)
+    nb.Nifti1Image(labels.astype(np.int16), affine).to_filename(dseg)
+    return root, sources, files, dseg
+
+
+def l_curve(corner):
+    weights = np.logspace(-2, 1, 20)
+    return {
+        'reg_weights': weights.tolist(),
+        'consistency': (1 + weights).tolist(),
+        'regularization': (1 / (1 + weights)).tolist(),
+        'curvature': np.exp(-(np.log(weights / corner) ** 2)).tolist(),
+        'reg_weight': corner,
+        'warnings': ['the corner is at the end of the range'] if corner > 1 else [],
+    }
+
+
+def record():
+    chosen = {'reg_weight': 0.12, 'rule': 'l-curve', 'flatness': np.float32(np.nan)}
+    reference = {
+        'reference': 'roi-mean',
+        'reference_value': 0.01,
+        'reference_sd': 0.2,
+        'roi_mean': 0.0,
+        'roi_sd': 0.3,
+    }
+    return {
+        'echo_fit': {'sigma': 1.5, 'n_echoes': np.int64(3)},
+        'r2prime_prior': {'r2': 10.0},
+        'shape_mask': {'chi_step': -9.41},
+        'flattening': {'padding': 2},
+        'background_removal': {'iterations': 30},
+        'dipole_inversion': chosen,
+        'recombination': reference,
+        'conventional_background_removal': {'iterations': 30},
+        'conventional_dipole_inversion': chosen | {'reg_weight': 0.75},
+        'conventional_recombination': reference,
+    }
+
+
+def run_outputs(raw, out, work, plugin='Linear', **settings):
+    root, sources, files, dseg = raw
+    arguments = {
+        'bids_dir': root,
+        'output_dir': out,
+        'source_files': sources,
+        'metadata': {'Manufacturer': 'Philips', 'RepetitionTime': 0.025, 'FlipAngle': 20},
+        'echo_times': ECHO_TIMES,
+        'field_strength': FIELD_STRENGTH,
+        'settings_record': {'reference': 'roi-mean', 'reg_weight': None},
+        'labels': str(dseg),
+        'label_names': {1: 'agar', 2: 'tube'},
+        'derivatives': {'truth': root / 'derivatives' / 'truth'},
+    }
+    workflow = init_outputs_wf(**(arguments | settings))
+    workflow.base_dir = str(work)
+    workflow.config['execution'] = {'poll_sleep_duration': 0.05, 'crashdump_dir': str(work)}
+    conventional = settings.get('conventional', True)
+    for port, path in files.items():
+        if conventional or port != 'conventional_chi':
+            setattr(workflow.inputs.inputnode, port, str(path))
+    workflow.inputs.inputnode.record = record()
+    workflow.inputs.inputnode.l_curve = l_curve(0.12)
+    if conventional:
+        workflow.inputs.inputnode.conventional_l_curve = l_curve(2.0)
+    workflow.run(plugin=plugin, plugin_args={'n_procs': 2, 'raise_insufficient': False})
+    write_dataset_description(out, root, arguments['derivatives'])
+    return out
+
+
+@pytest.fixture(scope='module')
+def derivatives(raw, tmp_path_factory):
+    """Written by MultiProc: a node that is copied to another process loses trait defaults."""
+    base = tmp_path_factory.mktemp('out')
+    out = run_outputs(raw, base / 'out', base / 'work', plugin='MultiProc')
+    write_report(out, '01', runs=[PREFIX], command='precondqsm_bids RAW OUT participant')
+    return out
+
+
+def test_all_files_of_the_contract_are_written_compressed(derivatives):
+    for name in MAPS:
+        path = output_path(derivatives, name)
+        assert path.read_bytes()[:2] == b'\x1f\x8b', name
+        assert path.with_name(path.name.replace('.nii.gz', '.json')).is_file()
+    maps = {p for p in derivatives.rglob('*.nii*') if 'figures' not in p.parts}
+    assert len(maps) == len(MAPS)
+    assert not [p for p in derivatives.rglob('.*') if p.name != '.bidsignore']
+
+
+def test_data_and_affine_are_those_of_the_reconstruction(raw, derivatives):
+    written = nb.load(output_path(derivatives, 'anat/desc-precond_Chimap'))
+    source = nb.load(raw[2]['precond_chi'])
+    assert np.array_equal(written.get_fdata(), source.get_fdata())
+    assert np.array_equal(written.affine, source.affine)
+    assert written.get_data_dtype() == np.float32
+
+
+def test_fields_are_in_hertz(raw, derivatives):
+    written = nb.load(output_path(derivatives, 'fmap/desc-local_fieldmap')).get_fdata()
+    ppm = nb.load(raw[2]['local_field']).get_fdata()
+    # 42.57638543 MHz/T (shielded proton, CODATA 2022) at 3 T: 127.729 Hz per ppm
+    assert np.allclose(written, 127.72915629 * ppm, rtol=1e-6)
+
+
+def test_sidecars_have_what_bids_requires(derivatives):
+    for name in MAPS:
+        path = output_path(derivatives, name)
+        sidecar = json.loads(path.with_name(path.name.replace('.nii.gz', '.json')).read_text())
+        suffix = name.rsplit('_', 1)[-1].split('/')[-1]
+        required = {'Description', 'Sources', 'SpatialReference'}
+        if suffix == 'mask':
+            assert sidecar['Type'] == 'ROI'
+        else:
+            required |= {'SkullStripped', 'EchoTime'}
+            assert sidecar['Units'] == UNITS[suffix]
+            assert sidecar['EchoTime'] == ECHO_TIMES
+        if suffix not in ('mask', 'magnitude'):
+            required |= {'EstimationReference', 'EstimationAlgorithm'}
+        assert required <= set(sidecar), name
+        assert sidecar['SpatialReference'] == 'orig'
+        assert sidecar['Sources'][0] == (
+            f'bids:raw:sub-01/ses-a/anat/{PREFIX}_echo-1_part-mag_MEGRE.nii.gz'
+        )
+
+
+def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
+    path = output_path(derivatives, 'anat/desc-precond_Chimap')
+    sidecar = json.loads(path.with_name(path.name.replace('.nii.gz', '.json')).read_text())
+    assert sidecar['MagneticFieldStrength'] == 3.0
+    assert sidecar['Manufacturer'] == 'Philips'
+    assert sidecar['RepetitionTime'] == 0.025
+    assert sidecar['NumberOfEchoes'] == 3
+    assert sidecar['EchoSpacing'] == '2:3:8 ms'
+    assert sidecar['MatrixSize'] == list(SHAPE)
+    assert sidecar['VoxelSize'] == [1.5, 1.0, 2.0]
+    assert sidecar['Reference'] | {'Note': ''} == {
+        'Region': 'roi-mean',
+        'Subtracted': 0.01,
+        'StandardDeviation': 0.2,
+        'RegionOfInterestMean': 0.0,
+        'RegionOfInterestStandardDeviation': 0.3,
+        'Units': 'ppm',
+        'Note': '',
+    }
+    assert sidecar['Parameters']['background_removal'] == {'iterations': 30}
+    assert sidecar['Parameters']['dipole_inversion']['flatness'] is None
+    assert 'lambda = 0.12 (l-curve)' in sidecar['EstimationAlgorithm']
+    assert 'conventional_recombination' not in sidecar['Parameters']
+    assert sidecar['ExclusionCriteria']
+
+
+def test_roi_table_and_its_dictionary_agree(derivatives, raw):
+    table = derivatives / 'sub-01' / 'ses-a' / 'anat' / f'{PREFIX}_desc-rois_values.tsv'
+    dictionary = json.loads(table.with_suffix('.json').read_text())
+    rows = read_table(table)
+    assert [row['name'] for row in rows] == ['agar', 'tube']
+    assert set(rows[0]) == set(dictionary) - {'Sources'}
+    assert all(dictionary[column]['Description'] for column in rows[0])
+    chi = nb.load(raw[2]['precond_chi']).get_fdata()
+    labels = np.asanyarray(nb.load(raw[3]).dataobj)
+    assert rows[1]['precond_chi_mean'] == pytest.approx(chi[labels == 2].mean(), rel=1e-4)
+    assert dictionary['Sources'][-1] == 'bids:truth:sub-01/anat/sub-01_dseg.nii.gz'
+
+
+def test_validator_has_nothing_to_say(derivatives):
+    validator = Path(sys.executable).with_name('bids-validator-deno')
+    result = subprocess.run(
+        [validator, '--format', 'json', str(derivatives)], capture_output=True, text=True
+    )
+    issues = json.loads(result.stdout)['issues']['issues']
+    assert [i for i in issues if i.get('severity') in ('error', 'warning')] == []
+    assert result.returncode == 0
+
+
+def test_dataset_links_cover_every_uri(derivatives):
+    description = json.loads((derivatives / 'dataset_description.json').read_text())
+    used = set()
+    for path in derivatives.rglob('*.json'):
+        used |= set(re.findall(r'"bids:([^:]*):', path.read_text()))
+    assert used == set(description['DatasetLinks']) == {'raw', 'truth'}
+
+
+@pytest.mark.slow
+def test_two_runs_write_the_same_bytes(raw, derivatives, tmp_path):
+    again = run_outputs(raw, tmp_path / 'out', tmp_path / 'work')
+    write_report(again, '01', runs=[PREFIX], command='precondqsm_bids RAW OUT participant')
+
+    def hashes(root):
+        return {
+            p.relative_to(root): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(root.rglob('*'))
+            if p.is_file() and p.name != 'dataset_description.json'  # has the folder in it
+        }
+
+    assert hashes(again) == hashes(derivatives)
+
+
+@pytest.mark.slow
+def test_without_conventional_arm_and_labels(raw, tmp_path):
+    out = run_outputs(
+        raw, tmp_path / 'out', tmp_path / 'work', conventional=False, labels=None, label_names=None
+    )
+    names = {p.name.removeprefix(f'{PREFIX}_') for p in (out / 'sub-01').rglob('*')}
+    assert 'desc-precond_Chimap.nii.gz' in names
+    assert 'desc-comparison_Chimap.png' in names
+    assert 'desc-conventional_Chimap.nii.gz' not in names
+    assert 'desc-rois_values.tsv' not in names
+
+
+def test_every_connected_port_exists(raw):
+    """Nipype accepts, in silence, a wire to a port that an IdentityInterface lacks."""
+    root, sources, _, dseg = raw
+    workflow = init_outputs_wf(
+        bids_dir=root,
+        output_dir=root / 'out',
+        source_files=sources,
+        metadata={},
+        echo_times=ECHO_TIMES,
+        field_strength=FIELD_STRENGTH,
+        settings_record={},
+        labels=str(dseg),
+    )
+    for source, target, data in workflow._graph.edges(data=True):
+        for output, port in data['connect']:
+            name = output[0] if isinstance(output, tuple) else output
+            assert name in source.outputs.copyable_trait_names()
+            assert port in target.inputs.copyable_trait_names()
+
+
+def test_output_folder_can_be_moved_with_the_raw_data(raw, derivatives, tmp_path):
+    root = raw[0]
+    inside = root / 'derivatives' / 'precondqsm_bids'
+    try:
+        path = write_dataset_description(inside, root)
+        assert json.loads(path.read_text())['DatasetLinks'] == {'raw': '../..'}
+    finally:
+        shutil.rmtree(inside)

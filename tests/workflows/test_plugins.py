@@ -1,0 +1,127 @@
+"""A killed worker is a named failure of its node, and the rest of the graph goes on."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline import engine as pe
+
+from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+
+
+def _double(x):
+    return 2 * x
+
+
+def _killed(x):
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _exits(x):
+    import os
+
+    os._exit(3)
+
+
+def _raises(x):
+    raise ValueError('no good')
+
+
+def _lambda(x):
+    return lambda: x
+
+
+def _sleeps(x):
+    import time
+
+    time.sleep(60)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A graph: bad -> after_bad beside good -> after_good."""
+
+    def make(bad):
+        workflow = pe.Workflow('wf', base_dir=str(tmp_path))
+        workflow.config['execution'] = {
+            'crashdump_dir': str(tmp_path / 'crash'),
+            'crashfile_format': 'txt',
+            'poll_sleep_duration': '0.02',
+            'create_report': 'false',
+        }
+        for name, function in (('bad', bad), ('good', _double)):
+            first = pe.Node(Function(function=function), name=name)
+            first.inputs.x = 1
+            second = pe.Node(Function(function=_double), name=f'after_{name}')
+            workflow.connect(first, 'out', second, 'x')
+        return workflow
+
+    return make
+
+
+def run(workflow, **plugin_args):
+    statuses = []
+    plugin = SupervisedMultiProcPlugin(
+        {
+            'n_procs': 2,
+            'memory_gb': 2,
+            'status_callback': lambda node, status: statuses.append((node.name, status)),
+            **plugin_args,
+        }
+    )
+    try:
+        workflow.run(plugin=plugin)
+    finally:
+        assert multiprocessing.active_children() == []
+    return statuses
+
+
+@pytest.mark.parametrize(
+    'bad, message',
+    [
+        (_killed, 'wf.bad: the worker was killed by signal 9 (SIGKILL)'),
+        (_exits, 'wf.bad: the worker ended with exit status 3'),
+        (_raises, 'ValueError: no good'),
+        (_lambda, "Can't pickle local object '_lambda.<locals>.<lambda>'"),
+    ],
+)
+def test_only_the_node_fails(build, tmp_path, bad, message):
+    workflow = build(bad)
+    with pytest.raises(RuntimeError) as error:
+        run(workflow)
+    assert message in str(error.value)
+    (crash,) = (tmp_path / 'crash').glob('crash-*.txt')
+    text = crash.read_text()
+    assert text.startswith('Node: wf.bad\n')
+    assert message in text
+    assert (tmp_path / 'wf' / 'after_good' / 'result_after_good.pklz').exists()
+    assert not (tmp_path / 'wf' / 'after_bad').exists()
+
+
+def test_a_graph_that_succeeds(build, tmp_path):
+    workflow = build(_double)
+    statuses = run(workflow)
+    assert sorted(name for name, status in statuses if status == 'end') == [
+        'after_bad',
+        'after_good',
+        'bad',
+        'good',
+    ]
+    assert not (tmp_path / 'crash').exists()
+
+
+def test_no_worker_outlives_an_interrupt(build):
+    """Without the clean-up the node would go on for a minute; `run` sees that nothing is left."""
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(build(_sleeps))
+    assert time.monotonic() - started < 15
