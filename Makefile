@@ -33,6 +33,9 @@ demo: demo/.phantom  ## a phantom, its susceptibility map and the table of its t
 	@echo 'Reconstructing demo/raw into demo/derivatives ...'
 	@$(bin)/precondqsm_bids demo/raw demo/derivatives participant \
 	    --derivatives truth=demo/raw/derivatives/truth --work-dir demo/work
+	@echo 'Again with the published form of the prior, into demo/derivatives-r2prime ...'
+	@$(bin)/precondqsm_bids demo/raw demo/derivatives-r2prime participant --prior r2prime \
+	    --derivatives truth=demo/raw/derivatives/truth --work-dir demo/work
 	@$(bin)/python scripts/demo_table.py demo
 
 # The file says that the phantom is whole; it is made again only when its code has changed.

@@ -16,6 +16,10 @@ MAPS = {
     'prior': 'prior_chi',
     'preconditioned': 'precond_chi',
 }
+RUNS = {
+    'derivatives-r2prime': "Prior from R2' by theory, not fitted: the published form",
+    'derivatives': 'Prior fitted to the field: the default',
+}
 
 
 def main(argv):
@@ -25,16 +29,18 @@ def main(argv):
         return 2
     demo = Path(argv[0])
     try:
-        show(demo)
+        for folder, title in RUNS.items():
+            if (demo / folder).is_dir():
+                show(demo, folder, title)
     except FileNotFoundError as error:
         print(f'no {error.filename}: run make demo first', file=sys.stderr)
         return 1
     return 0
 
 
-def show(demo):
-    """Read the tables and sidecars of the demo in the folder ``demo`` and print the table."""
-    anat = demo / 'derivatives' / SUBJECT / 'anat'
+def show(demo, folder, title):
+    """Read the tables and sidecars in ``demo/folder`` and print the table under ``title``."""
+    anat = demo / folder / SUBJECT / 'anat'
     truth_anat = demo / 'raw' / 'derivatives' / 'truth' / SUBJECT / 'anat'
     truth = {
         row['name']: float(row['dchi'])
@@ -48,9 +54,9 @@ def show(demo):
             ('preconditioned', 'precond', 'dipole_inversion'),
         )
     }
-    print()
+    print(f'\n{title}')
     print('\n'.join(table(truth, rois, lambdas)))
-    print(f'\nReport: {demo / "derivatives" / SUBJECT}.html')
+    print(f'\nReport: {demo / folder / SUBJECT}.html')
 
 
 def read_tsv(path):

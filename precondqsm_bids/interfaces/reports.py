@@ -78,9 +78,10 @@ FIGURES = (
     FigureText(
         'desc-prior_Chimap.png',
         'Prior and residual',
-        "The prior comes from R2' alone. The residual is what the inversion of the flattened "
-        'field adds to it: it should be small, with structure only where the prior is wrong. A '
-        'negative residual in an object says that the prior was too high there.',
+        "The prior is the first estimate: R2' by theory or, fitted, what the field makes of the "
+        'contrasts; the summary above says which. The residual is what the inversion of the '
+        'flattened field adds: it should be small, with structure only where the prior is wrong. '
+        'A negative residual in an object says that the prior was too high there.',
     ),
     FigureText(
         'desc-fields_fieldmap.png',
@@ -96,8 +97,9 @@ FIGURES = (
         'Choice of the regularisation weight',
         'Left: size of the regularisation term against the data term for every weight; the marker '
         'is the weight that was used. Right: curvature of that curve against the logarithm of the '
-        'weight; its maximum is the corner. A flat curvature, or a maximum at the end of the '
-        'range, means that the corner is not to be trusted. With a good prior the '
+        'weight; the corner is where the curve bends most, upwards from noise or downwards from '
+        'lost signal. A flat curvature, or a bend at the end of the range, means that the corner '
+        'is not to be trusted. With a good prior the '
         'preconditioned corner lies at a lower weight.',
     ),
     FigureText(
@@ -111,8 +113,8 @@ FIGURES = (
         'desc-echofit_R2starmap.png',
         'Magnitude and R2*',
         'Root of the sum of squares over the echoes, and R2*. Where R2* is high and the magnitude '
-        'has faded before the second echo, neither field nor prior is reliable. R2* beside air is '
-        'inflated by the field gradient across the voxel.',
+        'has faded before the second echo, neither field nor prior is reliable. The dephasing by '
+        'the field gradient across the voxel is taken out of R2*; beside air some may be left.',
     ),
     FigureText(
         'desc-masks_mask.png',

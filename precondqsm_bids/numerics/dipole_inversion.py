@@ -11,6 +11,8 @@ from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_g
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+CLIP = 6.0
+"""Largest residual of a fitted prior, in robust standard deviations."""
 REG_WEIGHTS = np.logspace(-3, 1, 81)
 """Grid of the L-curve: lambda (mm) from 1e-3 to 10, twenty to a decade."""
 
@@ -144,10 +146,12 @@ def _corner(weights: F64, curvature: F64) -> tuple[float, tuple[str, ...]]:
 def trusted_field(
     local_field: npt.NDArray, field_sd: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> F32:
-    """Residual field, held down where its neighbourhood shows no more than noise.
+    """Residual field, held down where it shows no more than noise, and clipped.
 
-    The local Wiener filter ``f (1 - 1 / E)``, never negative, with ``E`` the mean of
-    ``f^2 / field_sd^2`` over the 27 voxels around. After a fitted prior this is what lets the
+    The local Wiener filter ``f max(1 - 1 / E, 0)``, with ``E`` the mean of ``f^2 / field_sd^2``
+    over the 27 voxels around; then values are clipped at six robust standard deviations of the
+    whole, which are a wrap, a partly filled voxel or signal that decayed before the second echo.
+    After a fitted prior this is what lets the
     prior speak where the field is not to be trusted. After a fixed prior the residual is the
     correction and must stay as it is.
 
@@ -171,13 +175,17 @@ def trusted_field(
     0.0
     >>> print(trusted_field(field, field / 10, mask)[2, 2, 2])
     0.0099
+    >>> field[2, 2, 2] = 1.0
+    >>> print(trusted_field(field, 0 * field, mask)[2, 2, 2].round(3))
+    0.089
     """
     noise = np.maximum(field_sd, 1e-6).astype(np.float32)
     energy = np.where(mask, local_field / noise, 0).astype(np.float32) ** 2
     share = ndimage.uniform_filter(mask.astype(np.float32), 3)
     mean = ndimage.uniform_filter(energy, 3) / np.maximum(share, np.float32(1 / 27))
     keep = np.maximum(1 - 1 / np.maximum(mean, np.float32(1e-6)), 0)
-    return np.where(mask, local_field * keep, 0).astype(np.float32)
+    limit = CLIP * 1.4826 * np.median(np.abs(local_field[mask]))
+    return np.where(mask, np.clip(local_field * keep, -limit, limit), 0).astype(np.float32)
 
 
 def l2_inversion(

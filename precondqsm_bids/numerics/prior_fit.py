@@ -43,7 +43,7 @@ class PriorFit(NamedTuple):
     """What :func:`fit_prior` found."""
 
     prior_chi: F32
-    """Fitted prior, ppm, (X, Y, Z), zero outside the mask."""
+    """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
     inner_size: float
@@ -224,8 +224,8 @@ def fit_prior(
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
-    iterations: int = 60,
-    rounds: int = 2,
+    iterations: int = 90,
+    rounds: int = 3,
     inner_size: float | None = None,
     workers: int = 1,
 ) -> PriorFit:
@@ -314,6 +314,9 @@ def fit_prior(
         residual = problem.descend(solution, residual, w_robust, steps)
 
     prior = problem.prior(solution.coefficients)
+    if all(basis.expected == 0 for basis in bases):
+        # A constant over the region is the field of its surroundings: the fit cannot tell it.
+        prior.ravel()[problem.inside] -= np.median(prior.ravel()[problem.inside])
     total = float(np.sum((w_robust * (residual + problem.field_of(prior)) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
     return PriorFit(

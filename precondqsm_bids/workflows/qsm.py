@@ -178,7 +178,8 @@ def init_precondqsm_wf(
                 (recombination, outputnode, [('chi', 'precond_chi')]),
             ])
         # fmt: on
-        if basis and not arm:
+        if basis == 'contrast' and not arm:
+            # A prior with few coefficients is corrected by the residual, which must stay whole.
             workflow.connect(echo_fit, 'field_sd', dipole_inversion, 'field_sd')
         recorded += [background_removal, dipole_inversion, recombination]
 

@@ -1,0 +1,71 @@
+"""Settings of the documentation: ``sphinx-build -W docs docs/_build``."""
+
+import inspect
+import os
+import sys
+from pathlib import Path
+
+# Importing the workflows must not unpack templates into the home folder of whoever builds this.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from precondqsm_bids import __version__
+from precondqsm_bids.cli.environment import repair_environment
+
+repair_environment(omp_nthreads=1)
+os.environ['MPLBACKEND'] = 'agg'
+
+project = 'precondqsm_bids'
+author = 'The precondqsm_bids developers'
+project_copyright = author
+version = release = __version__
+
+extensions = [
+    'sphinx.ext.autodoc',
+    'sphinx.ext.mathjax',
+    'sphinx.ext.viewcode',
+    'numpydoc',
+    'myst_parser',
+]
+exclude_patterns = ['_build']
+templates_path = []
+html_theme = 'alabaster'
+html_theme_options = {
+    'description': 'Preconditioned quantitative susceptibility mapping',
+    'fixed_sidebar': True,
+    'body_max_width': '960px',
+    'page_width': '1240px',
+    'sidebar_width': '260px',
+}
+html_static_path = []
+highlight_language = 'text'  # listings of files and commands; examples name their language
+
+myst_enable_extensions = ['amsmath', 'deflist', 'dollarmath']
+myst_heading_anchors = 3
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'  # numpydoc has them, with shapes and units
+numpydoc_show_class_members = False
+
+
+def document_ports(app, what, name, obj, options, lines):
+    """Append a node's inputs and outputs to its docstring: name, default, description."""
+    if what != 'class' or not inspect.isclass(obj):
+        return
+    for title, attribute in (('Inputs', 'input_spec'), ('Outputs', 'output_spec')):
+        spec = getattr(obj, attribute, None)
+        if spec is None:
+            return
+        traits = spec().traits(transient=None)
+        lines += ['', f'.. rubric:: {title}', '']
+        for port in spec().copyable_trait_names():
+            trait = traits[port]
+            note = 'mandatory' if trait.mandatory else ''
+            if trait.usedefault:
+                note = f'default {trait.default!r}'
+            lines.append(f'* ``{port}``{f" ({note})" if note else ""}: {trait.desc}')
+        lines.append('')
+
+
+def setup(app):
+    """Connect the hook."""
+    # Before numpydoc, which would not know the rubric's place.
+    app.connect('autodoc-process-docstring', document_ports, priority=600)

@@ -1,0 +1,366 @@
+"""Interfaces load, call and save: the same arrays as the functions, and nothing else."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nipype.interfaces.base import SimpleInterface
+
+from precondqsm_bids import interfaces
+from precondqsm_bids.interfaces.volumes import load, load_echoes, save
+from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.dipole import b0_direction, forward_field
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.prior_fit import clusters, contrast_cells, fit_prior, whole_map
+from precondqsm_bids.numerics.r2prime_prior import r2prime_prior
+from precondqsm_bids.numerics.recombination import recombine
+from precondqsm_bids.numerics.shape_mask import shape_mask
+
+SHAPE, TE = (16, 18, 15), [0.002, 0.005, 0.009]
+VOXEL_SIZE = (1.0, 1.2, 2.0)
+STAGES = [getattr(interfaces, name) for name in interfaces.__all__]
+
+
+def oblique_affine():
+    """A permuted, flipped and oblique grid: nothing here may assume (0, 0, 1)."""
+    c, s = np.cos(0.3), np.sin(0.3)
+    rotation = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([1, -1, 1])[:, [2, 0, 1]] * VOXEL_SIZE
+    affine[:3, 3] = (-20, 30, 5)
+    return affine
+
+
+AFFINE = oblique_affine()
+B0_DIR = b0_direction(AFFINE)
+
+
+class Data:
+    """Arrays of a small object, and files of them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        x, y, z = (2 * a / (n - 1) - 1 for a, n in zip(np.indices(SHAPE), SHAPE, strict=True))
+        self.object = x**2 + y**2 + z**2 < 0.7
+        self.mask = x**2 + y**2 + z**2 < 0.5
+        self.chi = (0.5 * ((x - 0.2) ** 2 + y**2 + z**2 < 0.05)).astype(np.float32)
+        self.field = (0.02 * x + 0.01 * rng.normal(size=SHAPE)).astype(np.float32)
+        self.sd = rng.uniform(0.005, 0.02, SHAPE).astype(np.float32)
+        self.r2star = rng.uniform(10, 60, SHAPE).astype(np.float32)
+        te = np.array(TE)
+        clean = self.object[..., None] * np.exp(-self.r2star[..., None] * te)
+        clean = clean * np.exp(1j * (0.3 + 2 * np.pi * 127.7 * self.field[..., None] * te))
+        noise = rng.normal(size=clean.shape) + 1j * rng.normal(size=clean.shape)
+        echoes = 500 * (clean + 0.01 * noise)
+        self.magnitude = np.abs(echoes).astype(np.float32)
+        self.phase = np.angle(echoes).astype(np.float32)
+
+    def file(self, name, array=None):
+        path = self.folder / f'{name}.nii.gz'
+        array = getattr(self, name) if array is None else array
+        array = array.astype(np.uint8) if array.dtype == bool else array
+        image = nb.Nifti1Image(array, AFFINE)
+        image.set_sform(AFFINE, 1)
+        nb.save(image, path)
+        return str(path)
+
+    def echoes(self, name):
+        volumes = getattr(self, name)
+        return [self.file(f'{name}{i}', volumes[..., i]) for i in range(len(TE))]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return Data(tmp_path)
+
+
+def run(interface, tmp_path, **inputs):
+    """Outputs of an interface; files as arrays, after a check of their grid."""
+    folder = tmp_path / 'out'
+    folder.mkdir(exist_ok=True)
+    outputs = interface(**inputs).run(cwd=str(folder)).outputs.get()
+    result = {}
+    for name, value in outputs.items():
+        if isinstance(value, str) and value.endswith('.nii.gz'):
+            image = nb.load(value)
+            assert value.startswith(str(folder))
+            assert image.shape == SHAPE
+            np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+            assert image.header.get_xyzt_units()[0] == 'mm'
+            value = np.asanyarray(image.dataobj)
+        result[name] = value
+    assert json.loads(json.dumps(result['record'])) == result['record']
+    return result
+
+
+def assert_same(result, expected, names):
+    for name in names:
+        reference = np.asarray(getattr(expected, name))
+        assert result[name].dtype == (np.uint8 if reference.dtype == bool else reference.dtype)
+        np.testing.assert_array_equal(result[name], reference, err_msg=name)
+
+
+def test_shape_mask(data, tmp_path):
+    first = data.magnitude[..., 0]
+    result = run(interfaces.ShapeMask, tmp_path, magnitude=data.file('magnitude', first))
+    assert_same(result, shape_mask(first), ('shape_mask', 'roi_mask', 'shape_chi'))
+    assert result['record']['roi_voxels'] == shape_mask(first).roi_mask.sum()
+
+
+@pytest.mark.parametrize('with_shape', [False, True])
+def test_echo_fit(data, tmp_path, with_shape):
+    inputs = {'shape_mask': data.file('object')} if with_shape else {}
+    result = run(
+        interfaces.EchoFit,
+        tmp_path,
+        magnitude=data.echoes('magnitude'),
+        phase=data.echoes('phase'),
+        echo_times=TE,
+        field_strength=3.0,
+        mask=data.file('mask'),
+        **inputs,
+    )
+    predicted = None
+    if with_shape:
+        predicted = forward_field(
+            -9.41 * data.object.astype(np.float32), VOXEL_SIZE, B0_DIR, data.mask
+        )
+    expected = fit_echoes(
+        data.magnitude, data.phase, TE, 3.0, data.mask, predicted_field=predicted
+    )
+    for name in ('total_field', 'field_sd', 'r2star', 's0'):
+        np.testing.assert_allclose(
+            result[name], getattr(expected, name), rtol=1e-4, atol=1e-5, err_msg=name
+        )
+    np.testing.assert_array_equal(result['reliable'], expected.reliable)
+    np.testing.assert_allclose(
+        result['t2star'] * result['r2star'], (expected.r2star > 0).astype(float), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        result['magnitude'], np.sqrt((data.magnitude.astype(float) ** 2).sum(-1)), rtol=1e-5
+    )
+    assert result['record']['noise_sd'] == pytest.approx(expected.noise_sd)
+
+
+def test_integer_phase_is_the_same(data, tmp_path):
+    def fit(phase):
+        return run(
+            interfaces.EchoFit,
+            tmp_path,
+            magnitude=data.echoes('magnitude'),
+            phase=phase,
+            echo_times=TE,
+            field_strength=3.0,
+            mask=data.file('mask'),
+        )
+
+    plain = fit(data.echoes('phase'))['total_field']
+    codes = np.floor((data.phase / (2 * np.pi) + 0.5) * 4096).clip(0, 4095).astype(np.int16)
+    codes[0, 0, 0], codes[0, 0, 1] = 0, 4095  # as every scanner's range, all echoes alike
+    coded = fit([data.file(f'codes{i}', codes[..., i]) for i in range(3)])['total_field']
+    np.testing.assert_allclose(coded, plain, atol=2e-3)
+
+
+@pytest.mark.parametrize('r2', [None, 15.0])
+def test_r2prime_prior(data, tmp_path, r2):
+    inputs = {} if r2 is None else {'r2': r2}
+    reliable = data.sd < 0.018
+    result = run(
+        interfaces.R2PrimePrior,
+        tmp_path,
+        r2star=data.file('r2star'),
+        mask=data.file('mask'),
+        reliable=data.file('reliable', reliable),
+        field_strength=3.0,
+        **inputs,
+    )
+    expected = r2prime_prior(data.r2star, data.mask, 3.0, r2, reliable)
+    assert_same(result, expected, ('prior_chi', 'r2prime'))
+    assert result['record']['r2'] == pytest.approx(expected.r2)
+
+
+@pytest.mark.parametrize('basis', ['contrast', 'clusters', 'global'])
+def test_prior_fit(data, tmp_path, basis):
+    first = data.magnitude[..., 0]
+    shape_chi = -9.41 * data.object.astype(np.float32)
+    inputs = {'prior_chi': data.file('chi')}
+    if basis == 'contrast':
+        inputs = {'contrasts': [data.file('r2star'), data.file('first', first)]}
+    result = run(
+        interfaces.PriorFit,
+        tmp_path,
+        total_field=data.file('field'),
+        field_sd=data.file('sd'),
+        mask=data.file('mask'),
+        shape_chi=data.file('shape_chi', shape_chi),
+        basis=basis,
+        field_strength=3.0,
+        iterations=12,
+        **inputs,
+    )
+    bases = {
+        'contrast': lambda: contrast_cells([data.r2star, first], data.mask, VOXEL_SIZE),
+        'clusters': lambda: [clusters(data.chi, data.mask)],
+        'global': lambda: [whole_map(data.chi, data.mask)],
+    }[basis]()
+    flat = data.field - forward_field(shape_chi, VOXEL_SIZE, B0_DIR, data.mask)
+    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, 12)
+    scale = np.abs(expected.prior_chi).max()
+    np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
+    assert result['record']['basis'] == basis
+    if basis == 'global':
+        assert result['record']['implied_relaxivity'][0] == pytest.approx(
+            323.5 / expected.coefficients[0][0], rel=1e-3
+        )
+
+
+@pytest.mark.parametrize('with_shape', [False, True])
+def test_flattening(data, tmp_path, with_shape):
+    shape_chi = -9.41 * data.object.astype(np.float32)
+    inputs = {'shape_chi': data.file('shape_chi', shape_chi)} if with_shape else {}
+    result = run(
+        interfaces.FlattenField,
+        tmp_path,
+        total_field=data.file('field'),
+        prior_chi=data.file('chi'),
+        mask=data.file('mask'),
+        **inputs,
+    )
+    expected = flatten_field(
+        data.field, data.chi, data.mask, VOXEL_SIZE, B0_DIR, shape_chi if with_shape else None
+    )
+    for name in ('flattened_field', 'prior_field'):
+        np.testing.assert_allclose(result[name], getattr(expected, name), atol=1e-5)
+    assert result['record']['shape'] is with_shape
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+def test_background_removal(data, tmp_path, weighted):
+    inputs = {'field_sd': data.file('sd')} if weighted else {}
+    result = run(
+        interfaces.BackgroundRemoval,
+        tmp_path,
+        field=data.file('field'),
+        mask=data.file('mask'),
+        iterations=7,
+        **inputs,
+    )
+    weights = noise_weights(data.sd, data.mask) if weighted else None
+    expected = pdf(data.field, data.mask, VOXEL_SIZE, B0_DIR, weights, 7)
+    for name in ('local_field', 'background_field'):
+        np.testing.assert_allclose(result[name], getattr(expected, name), atol=1e-4, err_msg=name)
+    assert result['record']['iterations'] == 7
+
+
+def test_thirty_iterations_of_background_removal_by_default():
+    assert interfaces.BackgroundRemoval().inputs.iterations == 30
+
+
+@pytest.mark.parametrize('given', [None, 0.3])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_dipole_inversion(data, tmp_path, given, weighted):
+    inputs = {} if given is None else {'reg_weight': given}
+    if weighted:
+        inputs['field_sd'] = data.file('sd')
+    result = run(
+        interfaces.DipoleInversion,
+        tmp_path,
+        local_field=data.file('field'),
+        mask=data.file('mask'),
+        **inputs,
+    )
+    sd = {'field_sd': data.sd} if weighted else {}
+    expected = l2_inversion(data.field, data.mask, VOXEL_SIZE, B0_DIR, given, **sd)
+    np.testing.assert_allclose(result['chi'], expected.chi, atol=1e-5)
+    assert result['reg_weight'] == pytest.approx(expected.reg_weight, rel=1e-4)
+    assert result['record']['rule'] == ('l-curve' if given is None else 'given')
+    curve = result['l_curve']
+    assert curve['reg_weight'] == result['reg_weight']
+    np.testing.assert_allclose(curve['consistency'], expected.curve.consistency, rtol=1e-4)
+    assert json.loads(json.dumps(curve)) == curve
+
+
+@pytest.mark.parametrize('reference', ['none', 'roi-mean', 'agar'])
+def test_recombination(data, tmp_path, reference):
+    labels = np.where(data.chi > 0, 1, 2).astype(np.int16)
+    result = run(
+        interfaces.Recombination,
+        tmp_path,
+        residual_chi=data.file('field'),
+        prior_chi=data.file('chi'),
+        mask=data.file('mask'),
+        reference=reference,
+        labels=data.file('labels', labels),
+        label_names={1: 'tube', 2: 'agar'},
+    )
+    region = {'none': None, 'roi-mean': data.mask, 'agar': labels == 2}[reference]
+    expected = recombine(data.field, data.chi, data.mask, region)
+    assert_same(result, expected, ('chi',))
+    assert result['record']['reference'] == reference
+    assert result['record']['reference_value'] == pytest.approx(expected.reference_value)
+
+
+def test_unknown_reference_names_those_there_are(data, tmp_path):
+    inputs = {
+        'residual_chi': data.file('field'),
+        'mask': data.file('mask'),
+        'reference': 'csf',
+        'label_names': {2: 'agar'},
+    }
+    with pytest.raises(ValueError, match=r"'csf'.*agar.*--reference none"):
+        run(interfaces.Recombination, tmp_path, **inputs)
+
+
+@pytest.mark.parametrize('stage', STAGES, ids=lambda stage: stage.__name__)
+def test_every_trait_is_described(stage):
+    assert issubclass(stage, SimpleInterface)
+    for spec in (stage.input_spec(), stage.output_spec()):
+        for name in spec.copyable_trait_names():
+            trait = spec.trait(name)
+            assert trait.desc, f'{stage.__name__}.{name} has no desc'
+            assert 'dec' not in trait.__dict__.get('_metadata', {})
+    assert inspect.getdoc(stage)
+
+
+@pytest.mark.parametrize('stage', STAGES, ids=lambda stage: stage.__name__)
+def test_every_stage_declares_a_record(stage):
+    assert 'record' in stage.output_spec().copyable_trait_names()
+
+
+def test_import_needs_no_niworkflows():
+    code = 'import json, sys, precondqsm_bids.interfaces; print(json.dumps(sorted(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    loaded = {module.split('.')[0] for module in json.loads(done.stdout)}
+    assert 'nipype' in loaded
+    assert not loaded & {'niworkflows', 'bids', 'matplotlib', 'templateflow'}
+
+
+def test_load_and_save_keep_values_and_grid(data, tmp_path):
+    path = save(data.field, data.file('chi'), str(tmp_path), 'copy')
+    np.testing.assert_array_equal(load(path), data.field)
+    assert load(path).flags.c_contiguous
+    image = nb.load(path)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    assert image.header['sform_code'] == 1
+
+
+def test_damaged_file_is_named(tmp_path, data):
+    path = data.file('field')
+    content = (tmp_path / 'field.nii.gz').read_bytes()
+    (tmp_path / 'field.nii.gz').write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=r'field\.nii\.gz cannot be read'):
+        load(path)
+
+
+def test_echoes_of_different_size_are_named(tmp_path, data):
+    first = data.file('field')
+    nb.save(nb.Nifti1Image(np.zeros((4, 5, 6), np.float32), AFFINE), tmp_path / 'other.nii')
+    with pytest.raises(ValueError, match=r'field\.nii\.gz.*other\.nii.*differ'):
+        load_echoes([first, str(tmp_path / 'other.nii')])

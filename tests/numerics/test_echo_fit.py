@@ -1,0 +1,385 @@
+"""The echo fit against signals made by its model, by theory beyond it, and by noise."""
+
+import numpy as np
+import pytest
+
+from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.echo_fit import fit_echoes, noise_level, phase_to_radians
+
+ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
+SHORT = 1e-3 * 1.2 * np.arange(1, 9)
+UNEVEN = 1e-3 * np.array([2.0, 3.1, 6.0, 7.4, 13.0])
+SHAPE = (20, 18, 16)
+X, Y, Z = (
+    a / n * 2 - 1 for a, n in zip(np.indices(SHAPE), np.array(SHAPE) - 1, strict=True)
+)  # -1 to 1
+MASK = X**2 + Y**2 + Z**2 < 1.0
+QUARTIC = 0.4 + 0.8 * X - 0.5 * Y**2 + 0.4 * X * Z + 0.3 * X**2 * Y - 0.35 * Z**4
+TURN = 2 * np.pi * hz_per_ppm(3.0)
+
+
+def signal(te, field, r2star=20.0, s0=100.0, offset=0.0, mask=MASK):
+    """Complex echoes in the last axis, none outside the mask; field in ppm at 3 T."""
+    field, r2star, s0, offset = (np.asarray(a)[..., None] for a in (field, r2star, s0, offset))
+    return mask[..., None] * s0 * np.exp(-r2star * te + 1j * (offset + TURN * field * te))
+
+
+def noisy(clean, sd, seed=0):
+    rng = np.random.default_rng(seed)
+    return clean + sd * (rng.normal(size=clean.shape) + 1j * rng.normal(size=clean.shape))
+
+
+def fit(echoes, te, mask=MASK, **keywords):
+    return fit_echoes(np.abs(echoes), np.angle(echoes), te, 3.0, mask, **keywords)
+
+
+# --- exact recovery ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, SHORT, UNEVEN, ABSTRACT[:2], UNEVEN[:3]])
+@pytest.mark.parametrize('offset', [0.0, QUARTIC], ids=['zero', 'quartic'])
+def test_noise_free_echoes(te, offset):
+    field = 0.05 * X - 0.03 * Y * Z + 0.02
+    r2star = 30 + 20 * X
+    s0 = 100 + 30 * Y
+    result = fit(signal(te, field, r2star, s0, offset), te, noise_sd=0.01)
+    np.testing.assert_allclose(result.total_field[MASK], field[MASK], atol=2e-5)
+    np.testing.assert_allclose(result.r2star[MASK], r2star[MASK], atol=0.15)
+    np.testing.assert_allclose(result.s0[MASK], s0[MASK], rtol=2e-3)
+    assert result.reliable[MASK].all()
+    assert np.all(result.usable_echoes[MASK] == len(te))
+    for volume in result[:7]:
+        assert not volume[~MASK].any()
+
+
+def test_types():
+    result = fit(signal(ABSTRACT, 0.0), ABSTRACT, noise_sd=0.1)
+    for volume in result[:5]:
+        assert volume.dtype == np.float32
+        assert volume.shape == SHAPE
+    assert result.usable_echoes.dtype == np.uint8
+    assert result.reliable.dtype == bool
+
+
+@pytest.mark.parametrize('field_strength', [1.5, 7.0])
+def test_field_strength(field_strength):
+    field = 0.05 * X
+    te = 3e-3 * np.arange(1, 5) * 3 / field_strength
+    angle = 2 * np.pi * 42.576385 * field_strength * field[..., None] * te
+    result = fit_echoes(
+        np.exp(-20 * te) + 0 * angle, angle, te, field_strength, MASK, noise_sd=1e-3
+    )
+    np.testing.assert_allclose(result.total_field[MASK], field[MASK], atol=2e-5)
+
+
+# --- wraps and the phase offset -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, SHORT])
+def test_field_of_several_turns(te):
+    # 2.5 turns over the object per echo spacing, whose median is nil
+    spacing = np.diff(te).min()
+    field = 2.5 * np.pi / (TURN * spacing) * X + 0.02 * Y
+    r2star = np.full(SHAPE, 15.0)
+    result = fit(noisy(signal(te, field, r2star, offset=QUARTIC), 1.0), te)
+    error = result.total_field[MASK] - field[MASK]
+    assert np.abs(error).max() < 6 * result.field_sd[MASK].max()
+    # no background gradient is taken for relaxation: the loss is the sinc of 5 pi / 19 a voxel
+    assert np.median(result.r2star[MASK]) < 40
+
+
+def test_prediction_spares_the_unwrapping():
+    # Ten turns from voxel to voxel cannot be unwrapped, a prediction of 99 % leaves no wrap.
+    strong = 30 * X**3 - 10 * X * Y
+    field = strong + 0.05 * Z
+    result = fit(
+        noisy(signal(ABSTRACT, field), 1.0), ABSTRACT, predicted_field=0.999 * strong, noise_sd=1.0
+    )
+    error = result.total_field[MASK] - field[MASK]
+    assert np.abs(error).max() < 7 * result.field_sd[MASK].max()
+
+
+@pytest.mark.parametrize('scale', [1.0, 3.0])
+def test_smooth_offset_is_found_and_gains_precision(scale):
+    echoes = noisy(signal(ABSTRACT, 0.02 * X, 200.0, offset=scale * QUARTIC), 2.0)
+    result = fit(echoes, ABSTRACT, noise_sd=2.0)
+    assert result.offset_model == 'quartic'
+    assert result.offset_misfit < 0.05
+    off = np.angle(np.exp(1j * (result.phase_offset - scale * QUARTIC)))[MASK]
+    assert np.abs(off).max() < 0.02
+    # 1 / sqrt(sum |s|^2 t^2) instead of a free offset's: the Cramer-Rao bound
+    s2 = (100 * np.exp(-200 * ABSTRACT)) ** 2
+    bound = 2.0 / (TURN * np.sqrt(np.sum(s2 * ABSTRACT**2)))
+    assert np.median(result.field_sd[MASK]) == pytest.approx(bound, rel=0.05)
+    error = result.total_field[MASK] - 0.02 * X[MASK]
+    assert np.std(error) == pytest.approx(bound, rel=0.05)
+
+
+def larger(n=32):
+    """Coordinates (-1 to 1) and mask of a larger object, on which 8 voxels are a detail."""
+    shape = (n, n, n // 2)
+    x, y, z = (a / m * 2 - 1 for a, m in zip(np.indices(shape), np.array(shape) - 1, strict=True))
+    return x, y, x**2 + y**2 + z**2 < 1
+
+
+def test_rough_offset_is_left_to_each_voxel():
+    # A pole, as a poor combination of coils leaves: no polynomial turns once around a line
+    x, y, mask = larger()
+    echoes = signal(ABSTRACT, 0.02 * x, offset=np.arctan2(y - 0.05, x + 0.03), mask=mask)
+    result = fit(noisy(echoes, 0.5), ABSTRACT, mask, noise_sd=0.5)
+    assert result.offset_model == 'voxelwise'
+    error = result.total_field[mask] - 0.02 * x[mask]
+    assert abs(error.mean()) < 1e-4
+    assert np.std(error / result.field_sd[mask]) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize('size', [0.03, 0.1])
+def test_offset_that_a_quartic_misses_costs_little(size):
+    # A line through eight echoes turns an offset error of 0.1 rad into 0.1 sum(w t) / sum(w t^2),
+    # 0.01 ppm here. Nothing that handles other defects may make more of it.
+    x, y, mask = larger()
+    ripple = size * np.cos(5 * x) * np.cos(5 * y)
+    echoes = noisy(signal(ABSTRACT, 0.02 * x, 15.0, offset=ripple, mask=mask), 100 / 80)
+    result = fit(echoes, ABSTRACT, mask, noise_sd=100 / 80)
+    weight = np.exp(-30 * ABSTRACT)
+    slope = np.sum(weight * ABSTRACT) / np.sum(weight * ABSTRACT**2) / TURN
+    error = (result.total_field - 0.02 * x)[mask]
+    assert np.abs(error).max() < 1.5 * size * slope + 6 * np.median(result.field_sd[mask])
+
+
+@pytest.mark.parametrize('jump', [1.3, 1.7])
+def test_wraps_in_a_strong_source_are_repaired(jump):
+    # A tube in fast decay beside none, echo spacing 2.8 ms (one turn: 2.8 ppm): beyond half a
+    # turn its wall is unwrapped the wrong way, which the known offset gives away.
+    tube = (X**2 + Y**2) < 0.15
+    field = 0.01 * X + jump * tube
+    r2star = np.where(tube, 450.0, 10.0)
+    result = fit(noisy(signal(ABSTRACT, field, r2star, offset=QUARTIC), 1.25), ABSTRACT)
+    error = np.abs(result.total_field - field)[MASK]
+    assert np.count_nonzero(error > 1) <= 0.002 * error.size
+    assert np.median(error[tube[MASK]]) < 0.015
+
+
+# --- noise --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('r2star', [15.0, 120.0, 400.0])
+@pytest.mark.parametrize('te', [ABSTRACT, SHORT], ids=['abstract', 'short'])
+def test_standard_deviation_of_the_field_is_true(te, r2star):
+    truth = 0.05 * X * Y
+    scores = []
+    for seed in range(2):
+        echoes = noisy(signal(te, truth, r2star, offset=QUARTIC), 100 / 60, seed)
+        result = fit(echoes, te, noise_sd=100 / 60)
+        scores.append((result.total_field - truth)[MASK] / result.field_sd[MASK])
+    scores = np.concatenate(scores)
+    assert np.std(scores) == pytest.approx(1, abs=0.06)
+    assert abs(np.mean(scores)) < 0.1
+
+
+@pytest.mark.parametrize('r2star', [10.0, 60.0, 200.0, 350.0, 450.0, 550.0])
+def test_fast_decay_at_the_protocol_of_the_abstract(r2star):
+    # SNR 80; two or three of the eight echoes carry signal
+    echoes = noisy(signal(ABSTRACT, 0.02 * X, r2star, offset=QUARTIC), 100 / 80)
+    result = fit(echoes, ABSTRACT)
+    assert np.mean(result.r2star[MASK]) == pytest.approx(r2star, rel=0.02)
+    assert np.median(result.r2star[MASK]) == pytest.approx(r2star, rel=0.02)
+    assert np.mean(result.s0[MASK]) == pytest.approx(100, rel=0.02)
+
+
+def test_t2star_of_a_millisecond_and_a_half():
+    r2star = 1 / 1.5e-3
+    result = fit(noisy(signal(SHORT, 0.02 * X, r2star, offset=QUARTIC), 100 / 50), SHORT)
+    assert 1 / np.mean(result.r2star[MASK]) == pytest.approx(1.5e-3, rel=0.1)
+    assert np.median(1 / result.r2star[MASK]) == pytest.approx(1.5e-3, rel=0.1)
+
+
+def test_mixed_rates_in_one_volume():
+    # Each half must come out as if the other were not there
+    r2star = np.where(X < 0, 12.0, 480.0)
+    result = fit(noisy(signal(ABSTRACT, 0.02 * Y, r2star, offset=QUARTIC), 100 / 80), ABSTRACT)
+    for side in (X < 0, X > 0):
+        assert np.mean(result.r2star[side & MASK]) == pytest.approx(
+            np.mean(r2star[side & MASK]), rel=0.02
+        )
+
+
+def test_voxels_without_signal_are_flagged_and_stay_finite():
+    s0 = np.where(Z > 0.3, 0.0, 100.0)
+    result = fit(noisy(signal(ABSTRACT, 0.01 * X, 20.0, s0), 1.0), ABSTRACT, noise_sd=1.0)
+    empty, full = MASK & (Z > 0.3), MASK & (Z <= 0.3)
+    assert result.reliable[full].all()
+    assert np.mean(result.reliable[empty]) < 0.05
+    for volume in result[:5]:
+        assert np.all(np.isfinite(volume))
+    assert np.median(result.field_sd[empty]) > 20 * np.median(result.field_sd[full])
+    assert np.all(result.r2star >= 0)
+
+
+def test_usable_echoes_are_those_above_twice_the_noise():
+    r2star = np.full(SHAPE, 300.0)
+    result = fit(signal(ABSTRACT, 0.0, r2star), ABSTRACT, noise_sd=2.0)
+    expected = np.count_nonzero(100 * np.exp(-300 * ABSTRACT) > 4)
+    assert 0 < expected < len(ABSTRACT)
+    assert np.all(result.usable_echoes[MASK] == expected)
+
+
+@pytest.mark.parametrize(
+    'te, slope', [(SHORT, 0.05), (SHORT, 0.2), (SHORT, 0.5), (ABSTRACT, 0.3), (ABSTRACT, 0.5)]
+)
+@pytest.mark.parametrize('axis', [0, 2])
+def test_macroscopic_gradient_does_not_inflate_r2star(te, slope, axis):
+    # Supersampled: the mean over 40 points across each voxel of a linear field, ppm a voxel
+    position = np.indices(SHAPE)[axis] - (SHAPE[axis] - 1) / 2
+    points = (np.arange(40) + 0.5) / 40 - 0.5
+    echoes = np.mean(
+        [signal(te, slope * (position + p), 30.0, offset=QUARTIC) for p in points], axis=0
+    )
+    result = fit(noisy(echoes, 100 / 100), te)
+    inner = MASK & (np.abs([X, Y, Z][axis]) < 0.8)
+    trusted = inner & result.reliable
+    assert np.count_nonzero(trusted) > 0.5 * np.count_nonzero(inner)
+    assert np.median(result.r2star[trusted]) == pytest.approx(30, rel=0.05)
+    error = (result.total_field - slope * position)[trusted]
+    assert np.median(error) == pytest.approx(0, abs=2e-3)
+    naive = -np.polyfit(te, np.log(np.abs(echoes[inner]).mean(axis=0)), 1)[0]
+    if slope >= 0.2:
+        assert naive > 33  # without the model it is inflated
+
+
+@pytest.mark.parametrize('share', [0.3, 0.5])
+def test_two_compartments_give_their_mean_field(share):
+    # The wall of a strong tube: part of the voxel decays fast at another field. Late echoes
+    # follow the slow part, the phase at TE = 0 leaves with the slope of the mean.
+    near, far, fast = 0.1, 0.5, 300.0
+    parts = (1 - share) * signal(SHORT, near, 10.0, offset=QUARTIC)
+    parts = parts + share * signal(SHORT, far, fast, offset=QUARTIC)
+    plain = signal(SHORT, near, 10.0, offset=QUARTIC)
+    walls = (np.abs(X - 0.02) < 0.06) & MASK
+    echoes = noisy(np.where(walls[..., None], parts, plain), 100 / 80)
+    result = fit(echoes, SHORT)
+    mean = (1 - share) * near + share * far
+    found = np.median(result.total_field[walls])
+    # what a straight line through all echoes would give: the field of the slow part
+    assert abs(found - mean) < 0.25 * (mean - near)
+    assert np.all(result.field_sd[walls].mean() > 2 * result.field_sd[MASK & ~walls].mean())
+
+
+# --- the noise level ----------------------------------------------------------------------------
+
+
+def test_noise_from_the_air():
+    body = np.zeros((30, 30, 30), bool)
+    body[10:20, 10:20, 10:20] = True
+    echoes = noisy(signal(ABSTRACT, 0.01, 20.0, mask=body), 1.7)
+    assert noise_level(np.abs(echoes), body) == pytest.approx(1.7, rel=0.02)
+    result = fit(echoes, ABSTRACT, body)
+    assert result.noise_sd == pytest.approx(1.7, rel=0.02)
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, UNEVEN[:3], UNEVEN])
+def test_noise_from_the_residuals_where_there_is_no_air(te):
+    everywhere = np.ones(SHAPE, bool)
+    echoes = noisy(signal(te, 0.03 * X, 40.0, offset=QUARTIC, mask=everywhere), 1.7)
+    assert noise_level(np.abs(echoes), everywhere) is None
+    result = fit(echoes, te, everywhere)
+    assert result.noise_sd == pytest.approx(1.7, rel=0.05)
+
+
+def test_blanked_air_is_no_noise_of_zero():
+    body = np.zeros((30, 30, 30), bool)
+    body[10:20, 10:20, 10:20] = True
+    echoes = noisy(signal(ABSTRACT, 0.01, 20.0, mask=body), 1.7) * body[..., None]
+    assert fit(echoes, ABSTRACT, body).noise_sd == pytest.approx(1.7, rel=0.05)
+
+
+def test_unit_of_the_magnitude_does_not_matter():
+    echoes = noisy(signal(ABSTRACT, 0.03 * X, 60.0, offset=QUARTIC), 1.5)
+    a, b = fit(echoes, ABSTRACT), fit(1e4 * echoes, ABSTRACT)
+    assert b.noise_sd == pytest.approx(1e4 * a.noise_sd, rel=1e-3)
+    np.testing.assert_allclose(b.total_field, a.total_field, atol=1e-5)
+    np.testing.assert_allclose(b.field_sd, a.field_sd, rtol=2e-3, atol=1e-9)
+    np.testing.assert_allclose(b.r2star, a.r2star, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('axes', [(2, 0, 1, 3), (1, 0, 2, 3)])
+def test_storage_does_not_matter(axes):
+    field = 2.2 * X + 0.5 * Y * Z
+    echoes = noisy(signal(ABSTRACT, field, 60.0, offset=QUARTIC), 1.5)
+    plain = fit(echoes, ABSTRACT)
+    moved = np.flip(echoes.transpose(axes), 1)
+    mask = np.flip(MASK.transpose(axes[:3]), 1)
+    again = fit(moved, ABSTRACT, mask)
+    back = np.argsort(axes[:3])
+    for name, atol in (('total_field', 1e-5), ('r2star', 0.05), ('field_sd', 1e-5)):
+        volume = np.flip(getattr(again, name), 1).transpose(back)
+        np.testing.assert_allclose(volume, getattr(plain, name), atol=atol, err_msg=name)
+
+
+# --- phase on disk and errors -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('first, codes', [(0, 4096), (-2048, 4096), (-4096, 8192)])
+def test_integer_phase(first, codes):
+    truth = np.linspace(-np.pi, np.pi, 20001)[:-1]
+    stored = np.floor((truth / (2 * np.pi) + 0.5) * codes) + first
+    found = phase_to_radians(stored.astype(np.int16))
+    error = np.angle(np.exp(1j * (found - truth)))
+    assert np.ptp(error) < 2.1 * np.pi / codes  # one code, whatever its zero
+    assert np.abs(error).max() < 2 * np.pi / codes + 1e-4
+
+
+def test_siemens_even_codes_to_4094():
+    # slope 2, intercept -4096: the last of the codes is 4094
+    found = phase_to_radians(np.arange(-4096, 4095, 2))
+    steps = np.diff(found)
+    np.testing.assert_allclose(steps, 2 * np.pi / 4096, rtol=1e-3)
+    assert found[0] == pytest.approx(-np.pi)
+
+
+@pytest.mark.parametrize(
+    'low, high', [(-np.pi, np.pi), (0, 2 * np.pi), (-2, 1), (-3.1416, 3.1416)]
+)
+def test_radians_stay(low, high):
+    values = np.linspace(low, high, 100).astype(np.float32)
+    np.testing.assert_array_equal(phase_to_radians(values), values)
+
+
+@pytest.mark.parametrize('values', [(0, 360), (-180, 180), (0, 65535), (0, 100)])
+def test_unknown_phase(values):
+    with pytest.raises(ValueError, match='store it in radians') as error:
+        phase_to_radians(np.array(values))
+    assert str(values[1]) in str(error.value)
+
+
+def test_phase_that_is_not_finite():
+    with pytest.raises(ValueError, match='not finite'):
+        phase_to_radians(np.array([0.0, np.nan]))
+
+
+def test_errors():
+    magnitude, mask = np.ones((4, 4, 4, 3)), np.ones((4, 4, 4), bool)
+    te = [0.004, 0.008, 0.012]
+    with pytest.raises(ValueError, match=r'\(4, 4, 4, 3\) and phase \(4, 4, 4, 2\)'):
+        fit_echoes(magnitude, magnitude[..., :2], te, 3.0, mask)
+    with pytest.raises(ValueError, match='2 echo times'):
+        fit_echoes(magnitude, magnitude, te[:2], 3.0, mask)
+    with pytest.raises(ValueError, match='at least two echoes'):
+        fit_echoes(magnitude[..., :1], magnitude[..., :1], te[:1], 3.0, mask)
+    for wrong in (
+        [0.004, 0.012, 0.008],
+        [0, 0.004, 0.008],
+        [0.004, 0.004, 0.008],
+        [0.1, 0.2, np.nan],
+    ):
+        with pytest.raises(ValueError, match='positive and increasing'):
+            fit_echoes(magnitude, magnitude, wrong, 3.0, mask)
+    with pytest.raises(ValueError, match='milliseconds'):
+        fit_echoes(magnitude, magnitude, [4, 8, 12], 3.0, mask)
+    with pytest.raises(ValueError, match='mask is empty'):
+        fit_echoes(magnitude, magnitude, te, 3.0, ~mask)
+    bad = magnitude.copy()
+    bad[0, 0, 0, 1] = np.nan
+    with pytest.raises(ValueError, match='1 voxels'):
+        fit_echoes(bad, magnitude, te, 3.0, mask)
+    fit_echoes(bad, magnitude, te, 3.0, mask & (np.arange(4) > 0)[:, None, None])

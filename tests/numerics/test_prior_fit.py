@@ -1,0 +1,347 @@
+"""The fitted prior against the long way round, and what must not matter to it."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import fft
+
+from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.numerics.prior_fit import (
+    Basis,
+    Scale,
+    bin_edges,
+    clusters,
+    constant_parcels,
+    contrast_cells,
+    fit_prior,
+    whole_map,
+)
+
+B0_DIR = np.array([0.2, -0.3, 0.93]) / np.linalg.norm([0.2, -0.3, 0.93])
+N, VOXEL_SIZE = 21, (1.0, 1.0, 1.2)
+POINTS = np.stack(np.indices((N, N, N)), axis=-1) - (N - 1) / 2
+MASK = np.sum((POINTS / [10, 9.5, 9]) ** 2, axis=-1) < 1
+CENTRES = 5.0 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+TRUE = np.array([0.9, 1.2, -1.0, 1.5, 1.1, 0.6])
+NOWHERE = np.full(MASK.shape, -1, np.int32)
+
+
+def blobs():
+    """Six blobs: their parcels and a prior of 0.5 ppm with some structure."""
+    labels = NOWHERE.copy()
+    for i, centre in enumerate(CENTRES):
+        labels[np.linalg.norm(POINTS - centre, axis=-1) < 2.6] = i
+    weight = np.where(labels >= 0, 0.5 + 0.03 * POINTS[..., 0], 0).astype(np.float32)
+    return labels, weight
+
+
+LABELS, WEIGHT = blobs()
+
+
+def solver_field(chi, outside=None):
+    """Field in the mask of sources on the solver's grid, by its published kernel."""
+    grid = solver_grid(MASK)
+    volume = grid.embed(chi * MASK).astype(float)
+    if outside is not None:
+        volume += np.where(grid.embed(MASK) > 0, 0, outside(grid.shape))
+    kernel = dipole_kernel(grid.shape, VOXEL_SIZE, B0_DIR)
+    field = fft.irfftn(fft.rfftn(volume) * kernel, s=grid.shape)
+    return np.where(MASK, grid.extract(field, MASK.shape), 0)
+
+
+def background(shape):
+    """Strong sources around the region."""
+    volume = np.zeros(shape)
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        i, j, k = (rng.integers(3, n - 6) for n in shape)
+        volume[i : i + 3, j : j + 3, k : k + 3] += rng.normal(0, 3)
+    return volume
+
+
+def measured(coefficients=TRUE, noise=0.002, seed=0):
+    used = LABELS >= 0
+    chi = np.zeros(MASK.shape)
+    chi[used] = np.asarray(coefficients)[LABELS[used]] * WEIGHT[used]
+    field = solver_field(chi, background)
+    return field + noise * np.random.default_rng(seed).normal(size=field.shape) * MASK
+
+
+def fit(field, bases, **keywords):
+    return fit_prior(field, bases, MASK, VOXEL_SIZE, B0_DIR, **keywords)
+
+
+@pytest.mark.slow
+def test_coefficients_equal_the_long_way():
+    # One projection of every basis map's field, then ordinary least squares
+    field = measured(noise=0.01)
+    sd = np.full(MASK.shape, 0.01)
+    result = fit(
+        field,
+        [Basis(LABELS, WEIGHT, 1.0)],
+        field_sd=sd,
+        iterations=250,
+        rounds=1,
+        inner_size=0.1,
+    )
+    weights = noise_weights(sd, MASK)
+
+    def project(f):
+        local = pdf(f, MASK, VOXEL_SIZE, B0_DIR, weights, 250).local_field
+        return local[MASK].astype(float)
+
+    columns = [project(solver_field(np.where(j == LABELS, WEIGHT, 0))) for j in range(6)]
+    longhand = np.linalg.lstsq(np.stack(columns, axis=1), project(field), rcond=None)[0]
+    np.testing.assert_allclose(result.coefficients[0], longhand, rtol=0.01)
+    np.testing.assert_allclose(longhand, TRUE, atol=0.1)
+
+
+@pytest.mark.parametrize('iterations', [60, 120])
+def test_coefficients_and_signs_at_the_iterations_that_are_used(iterations):
+    result = fit(measured(), [Basis(LABELS, WEIGHT, 1.0)], iterations=iterations)
+    np.testing.assert_allclose(result.coefficients[0], TRUE, atol=0.05)
+    assert result.coefficients[0][2] < 0  # the diamagnetic one gets its sign from the field
+    used = LABELS >= 0
+    np.testing.assert_allclose(
+        result.prior_chi[used], result.coefficients[0][LABELS[used]] * WEIGHT[used], rtol=1e-5
+    )
+    assert not result.prior_chi[~used].any()
+    assert result.prior_chi.dtype == np.float32
+    assert 0.9 < result.explained <= 1
+
+
+def test_one_coefficient_for_all():
+    used = LABELS >= 0
+    chi = np.where(used, 0.8 * WEIGHT, 0)
+    field = solver_field(chi, background)
+    result = fit(field, [whole_map(WEIGHT, MASK)])
+    assert result.coefficients[0][0] == pytest.approx(0.8, abs=0.02)
+    # and the same number whatever the unit of the map
+    scaled = fit(field, [whole_map(1e-3 * WEIGHT, MASK)])
+    assert scaled.coefficients[0][0] == pytest.approx(1000 * result.coefficients[0][0], rel=0.05)
+
+
+def test_background_alone_makes_no_prior():
+    field = solver_field(np.zeros(MASK.shape), background)
+    constants = constant_parcels(LABELS, MASK)
+    result = fit(field, [constants], inner_size=0.1)
+    assert np.sqrt(np.mean(result.prior_chi[MASK] ** 2)) < 0.1 * np.std(field[MASK])
+
+
+def test_constants_of_the_blobs_relative_to_the_rest():
+    chi = np.zeros(MASK.shape)
+    values = np.array([0.3, -0.3, 0.1, 0.5, -0.1, 0.2])
+    used = LABELS >= 0
+    chi[used] = values[LABELS[used]]
+    result = fit(solver_field(chi, background), [constant_parcels(LABELS, MASK)], iterations=120)
+    found = result.coefficients[0]
+    np.testing.assert_allclose(found[1:] - found[0], values, atol=0.05)
+
+
+def test_parcel_without_a_map_stays_at_its_expectation():
+    weight = WEIGHT.copy()
+    weight[LABELS == 3] = 0
+    field = measured(np.where(np.arange(6) == 3, 0, TRUE))
+    result = fit(field, [Basis(LABELS, weight, 1.0)])
+    assert result.coefficients[0][3] == 1
+    np.testing.assert_allclose(np.delete(result.coefficients[0], 3), np.delete(TRUE, 3), atol=0.05)
+
+
+def test_parcel_too_weak_for_the_noise_stays_near_its_expectation():
+    # 1 ppb in eight voxels under 20 ppb of noise: least squares alone would give it +-10
+    weight, labels = WEIGHT.copy(), LABELS.copy()
+    labels[10:12, 10:12, 10:12] = 6
+    weight[10:12, 10:12, 10:12] = 1e-3
+    found = [
+        fit(measured(noise=0.02, seed=seed), [Basis(labels, weight, 1.0)]).coefficients[0][6]
+        for seed in range(3)
+    ]
+    np.testing.assert_allclose(found, 1, atol=0.5)
+
+
+def test_wrapped_voxels_do_not_matter():
+    field = measured()
+    rng = np.random.default_rng(3)
+    strongest = np.flatnonzero(LABELS == 3)
+    field.ravel()[rng.choice(strongest, 5, replace=False)] += 2.5
+    field.ravel()[rng.choice(np.flatnonzero(MASK), 5, replace=False)] -= 2.5
+    robust = fit(field, [Basis(LABELS, WEIGHT, 1.0)])
+    np.testing.assert_allclose(robust.coefficients[0], TRUE, atol=0.05)
+    assert robust.down_weighted >= 8 / np.count_nonzero(MASK)
+    plain = fit(field, [Basis(LABELS, WEIGHT, 1.0)], rounds=1)
+    assert np.abs(plain.coefficients[0] - TRUE).max() > 0.1  # what they would do
+
+
+def test_uncertain_voxels_get_little_say():
+    field, sd = measured(), np.full(MASK.shape, 0.002)
+    bad = (slice(9, 12), slice(9, 12), slice(9, 12))
+    sd[bad] = 3
+    clean = fit(field, [Basis(LABELS, WEIGHT, 1.0)], field_sd=sd, rounds=1)
+    field[bad] += 3
+    spoilt = fit(
+        field, [Basis(LABELS, WEIGHT, 1.0)], field_sd=sd, rounds=1, inner_size=clean.inner_size
+    )
+    np.testing.assert_allclose(spoilt.coefficients[0], clean.coefficients[0], atol=0.02)
+
+
+@pytest.mark.parametrize('order', list(itertools.permutations(range(3)))[::2])
+def test_names_of_the_parcels_do_not_matter(order):
+    new = np.array([*order, 3, 4, 5])
+    labels = np.where(LABELS >= 0, new[np.clip(LABELS, 0, 5)], -1).astype(np.int32)
+    plain = fit(measured(), [Basis(LABELS, WEIGHT, 1.0)])
+    moved = fit(measured(), [Basis(labels, WEIGHT, 1.0)])
+    np.testing.assert_allclose(moved.coefficients[0][new], plain.coefficients[0], atol=1e-4)
+    np.testing.assert_allclose(moved.prior_chi, plain.prior_chi, atol=1e-4)
+
+
+def test_any_integers_name_constants():
+    plain = constant_parcels(LABELS, MASK)
+    named = constant_parcels(1000 - 7 * LABELS.astype(np.int64), MASK)
+    assert plain.parcels == named.parcels == 7
+    a, b = (fit(measured(), [basis], inner_size=0.2).prior_chi for basis in (plain, named))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_splitting_a_basis_in_two_changes_nothing():
+    both = fit(measured(), [Basis(LABELS, WEIGHT, 1.0)], inner_size=0.2, iterations=200)
+    low = np.where(LABELS < 3, LABELS, -1).astype(np.int32)
+    high = np.where(LABELS >= 3, LABELS - 3, -1).astype(np.int32)
+    parts = [Basis(part, np.where(part >= 0, WEIGHT, 0), 1.0) for part in (low, high)]
+    split = fit(measured(), parts, inner_size=0.2, iterations=200)
+    np.testing.assert_allclose(np.concatenate(split.coefficients), both.coefficients[0], rtol=0.01)
+
+
+@pytest.mark.parametrize('axes', [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize('flips', [(0,), (1, 2)])
+def test_storage_does_not_matter(axes, flips):
+    field = measured()
+
+    def move(volume):
+        return np.ascontiguousarray(np.flip(volume.transpose(axes), flips))
+
+    plain = fit(field, [Basis(LABELS, WEIGHT, 1.0)])
+    b0_dir = B0_DIR[list(axes)].copy()
+    b0_dir[list(flips)] *= -1
+    moved = fit_prior(
+        move(field),
+        [Basis(move(LABELS), move(WEIGHT), 1.0)],
+        move(MASK),
+        np.array(VOXEL_SIZE)[list(axes)],
+        b0_dir,
+    )
+    np.testing.assert_allclose(moved.coefficients[0], plain.coefficients[0], atol=1e-3)
+
+
+def test_far_too_many_iterations_do_not_diverge():
+    result = fit(measured(), [Basis(LABELS, WEIGHT, 1.0)], iterations=600, inner_size=0.2)
+    np.testing.assert_allclose(result.coefficients[0], TRUE, atol=0.2)
+
+
+# --- bases ------------------------------------------------------------------------------------
+
+
+def test_clusters_of_a_map():
+    chi = np.where(LABELS >= 0, WEIGHT, 0)
+    basis = clusters(chi, MASK)
+    assert basis.parcels == 7
+    assert basis.expected == 1
+    for j in range(6):
+        assert len(np.unique(basis.labels[j == LABELS])) == 1
+    assert len({int(basis.labels[j == LABELS][0]) for j in range(6)}) == 6
+    np.testing.assert_array_equal(basis.weight, np.where(MASK, chi, 0))
+    assert np.all(basis.labels[~MASK] == -1)
+    assert np.all(basis.labels[MASK] >= 0)
+
+
+def test_clusters_survive_noise():
+    rng = np.random.default_rng(0)
+    chi = np.abs(np.where(LABELS >= 0, WEIGHT, 0) + rng.normal(0, 0.02, MASK.shape))
+    assert clusters(chi, MASK).parcels == 7
+
+
+def test_specks_are_no_clusters():
+    chi = np.zeros(MASK.shape)
+    chi[9:11, 9:11, 9:11] = 1
+    assert clusters(chi, MASK).parcels == 1
+
+
+def test_cells_share_their_bins_and_their_block():
+    rng = np.random.default_rng(0)
+    first, second = rng.gamma(2, 10, MASK.shape), rng.normal(size=MASK.shape)
+    scales = [Scale(np.inf, (6, 3), False), Scale(8.0, (2, 2), False), Scale(8.0, (2, 2), True)]
+    for scale, basis in zip(
+        scales, contrast_cells([first, second], MASK, VOXEL_SIZE, scales), strict=True
+    ):
+        assert np.all(basis.labels[MASK] >= 0)
+        assert np.all(basis.labels[~MASK] == -1)
+        assert basis.expected == 0
+        assert np.array_equal(np.unique(basis.labels[MASK]), np.arange(basis.parcels))
+        bins = [
+            np.digitize(value, bin_edges(value[MASK], n))
+            for value, n in zip((first, second), scale.bins, strict=True)
+        ]
+        assert max(b[MASK].max() for b in bins) < 6
+        for label in range(0, basis.parcels, 7):
+            cell = basis.labels == label
+            assert all(np.ptp(b[cell]) == 0 for b in bins)
+            if np.isfinite(scale.block):
+                extent = np.ptp(POINTS[cell] * VOXEL_SIZE, axis=0)
+                assert np.all(extent <= 8)
+        if not np.isfinite(scale.block):
+            assert basis.parcels == len(set(zip(*(b[MASK] for b in bins), strict=True)))
+
+
+def partition(labels, mask):
+    """The labelling without its names: for each voxel the first voxel of its cell."""
+    _, first, inverse = np.unique(labels[mask], return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def test_unit_of_a_contrast_does_not_matter():
+    value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
+    scales = [Scale(8.0, (4,), True)]
+    plain = contrast_cells([value], MASK, VOXEL_SIZE, scales)[0].labels
+    scaled = contrast_cells([4096 * value], MASK, VOXEL_SIZE, scales)[0].labels
+    np.testing.assert_array_equal(partition(plain, MASK), partition(scaled, MASK))
+
+
+@pytest.mark.parametrize('flips', [(0,), (1, 2)])
+@pytest.mark.parametrize('shifted', [False, True])
+@pytest.mark.parametrize('block', [7.0, 8.0])
+def test_cells_do_not_depend_on_the_storage(flips, shifted, block):
+    # A symmetric object of odd size has voxels on the very edge between two blocks.
+    value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
+    scales = [Scale(block, (2,), shifted)]
+    plain = contrast_cells([value], MASK, (1, 1, 1), scales)[0].labels
+    moved = contrast_cells([np.flip(value, flips)], np.flip(MASK, flips), (1, 1, 1), scales)[0]
+    back = np.flip(moved.labels, flips)
+    np.testing.assert_array_equal(partition(back, MASK), partition(plain, MASK))
+
+
+def test_bins_hold_half_by_volume_and_half_by_value():
+    # 99 % of the values in 0..1, a small strong object at 50: it must get bins of its own
+    values = np.concatenate([np.linspace(0, 1, 9900), np.full(100, 50.0)])
+    edges = bin_edges(values, 12)
+    assert np.all(np.diff(edges) > 0)
+    assert np.count_nonzero((edges > 1) & (edges < 50)) >= 3
+    assert np.count_nonzero(edges < 1) >= 5
+
+
+def test_constant_contrast_makes_one_bin():
+    cells = contrast_cells([np.ones(MASK.shape)], MASK, VOXEL_SIZE, [Scale(np.inf, (8,), False)])
+    assert cells[0].parcels == 1
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def test_errors():
+    field = np.zeros(MASK.shape)
+    with pytest.raises(ValueError, match='at least one basis'):
+        fit(field, [])
+    with pytest.raises(ValueError, match='mask is empty'):
+        fit_prior(field, [whole_map(WEIGHT, MASK)], ~MASK & MASK, VOXEL_SIZE, B0_DIR)
+    with pytest.raises(ValueError, match='differ'):
+        fit(field[1:], [whole_map(WEIGHT, MASK)])

@@ -1,0 +1,375 @@
+"""The pages say what the code does: options, stages, outputs, records, links, examples."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import precondqsm_bids
+from precondqsm_bids.cli.parser import build_parser
+from precondqsm_bids.phantom.cli import build_parser as build_phantom_parser
+from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.tubes import simulate_tubes
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / 'docs'
+PAGES = sorted([ROOT / 'README.md', ROOT / 'CHANGES.md', *DOCS.glob('*.md')])
+FENCE = re.compile(r'^(```+)(.*?)^\1[ \t]*$', re.MULTILINE | re.DOTALL)
+
+each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
+def section(text, heading):
+    """Text below a heading (given with its number signs), up to the next of the same level."""
+    level = heading.split()[0]
+    found = re.search(
+        rf'^{re.escape(heading)}$(.*?)(?=^#{{1,{len(level)}}} |\Z)', text, re.MULTILINE | re.DOTALL
+    )
+    assert found, f'no section "{heading}"'
+    return found[1]
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub and MyST make it."""
+    return re.sub(r'[^\w\- ]', '', heading.replace('\\', '').lower()).replace(' ', '-')
+
+
+def python_blocks(page):
+    return [block for mark, block in _blocks(page) if mark == 'python']
+
+
+def _blocks(page):
+    for fence in FENCE.finditer(page.read_text(encoding='utf-8')):
+        mark, _, body = fence[2].partition('\n')
+        yield mark.strip(), body
+
+
+def first_cells(table_text):
+    """First cell of each row of the Markdown tables in a text, without its mark-up."""
+    rows = re.findall(r'^\| *([^|]*?) *\|', table_text, re.MULTILINE)
+    return [re.sub(r'\[?`([^`]*)`(\]\([^)]*\))?', r'\1', cell) for cell in rows]
+
+
+def test_readme_begins_with_the_demo_and_then_the_tests():
+    lines = read('README.md').splitlines()[:20]
+    demo, test = (
+        next(i for i, line in enumerate(lines) if line.startswith(command))
+        for command in ('make demo', 'make test')
+    )
+    assert demo < test
+    targets = re.findall(r'^([a-z-]+):', read('Makefile'), re.MULTILINE)
+    for page in PAGES:
+        for target in re.findall(r'(?:^|`)make ([a-z-]+)', page.read_text('utf-8'), re.MULTILINE):
+            assert target in targets, f'{page.name}: no such task: make {target}'
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def options(parser):
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def documented(text):
+    """Options that the terms of the definition lists in a text begin with."""
+    terms = re.findall(r'^(`-.*)\n: ', text, re.MULTILINE)
+    return [
+        option for term in terms for option in re.findall(r'`(-{1,2}[a-z][\w-]*)', term, re.ASCII)
+    ]
+
+
+@pytest.mark.parametrize(
+    'heading, parser',
+    [('## Options', build_parser()), ('## The phantom', build_phantom_parser())],
+    ids=['app', 'phantom'],
+)
+def test_usage_page_has_every_option_once_and_no_other(heading, parser):
+    found = documented(section(read('docs/usage.md'), heading))
+    assert sorted(found) == sorted(options(parser))
+
+
+def test_usage_page_has_the_choices_of_every_option():
+    text = section(read('docs/usage.md'), '## Options')
+    for action in build_parser()._actions:
+        if action.option_strings and action.choices:
+            for choice in action.choices:
+                assert re.search(rf'\b{re.escape(str(choice))}\b', text), (
+                    f'{action.option_strings[0]} {choice}'
+                )
+
+
+@each_page
+def test_every_option_that_a_page_names_exists(page):
+    known = options(build_parser()) | options(build_phantom_parser())
+    text = FENCE.sub('', page.read_text(encoding='utf-8'))
+    named = re.findall(r'`(--[a-z][\w-]*)', text)
+    assert set(named) <= known
+
+
+# -- stages ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def stages():
+    """Names of the stages that the workflow can have, without those of the conventional arm."""
+    from nipype.interfaces.utility import Function, IdentityInterface, Merge
+
+    from precondqsm_bids.workflows.qsm import init_precondqsm_wf
+
+    plumbing = IdentityInterface | Function | Merge
+    names = set()
+    for settings in ({}, {'prior': 'r2prime'}, {'prior': 'r2prime', 'prior_fit': 'clusters'}):
+        workflow = init_precondqsm_wf(**settings)
+        names |= {
+            name
+            for name in workflow.list_node_names()
+            if not isinstance(workflow.get_node(name).interface, plumbing)
+        }
+    stages = {name for name in names if not name.startswith('conventional_')}
+    assert {name.removeprefix('conventional_') for name in names} == stages
+    return stages
+
+
+@pytest.mark.parametrize('name', ['README.md', 'docs/methods.md'])
+def test_stage_table_has_every_node(name, stages):
+    table = next(
+        part for part in re.split(r'\n\n', read(name)) if part.startswith('| stage | ')
+    ).splitlines()[2:]
+    assert sorted(first_cells('\n'.join(table))) == sorted(stages)
+
+
+def test_methods_have_a_section_per_stage_in_the_order_of_the_table(stages):
+    text = read('docs/methods.md')
+    headings = re.findall(r'^## (.*)$', text, re.MULTILINE)
+    in_table = [cell for cell in first_cells(text) if cell in stages]
+    assert [heading for heading in headings if heading in stages] == in_table
+
+
+def test_functions_and_interfaces_of_the_stage_table_exist():
+    import precondqsm_bids.interfaces as interfaces
+    import precondqsm_bids.numerics as numerics
+
+    rows = re.findall(
+        r'^\| \[`\w+`\]\(#\w+\) \| ([^|]*) \| `(\w+)` \|', read('docs/methods.md'), re.MULTILINE
+    )
+    assert rows
+    for functions, interface in rows:
+        for function in re.findall(r'\w+', functions):
+            assert callable(getattr(numerics, function)), function
+        assert inspect.isclass(getattr(interfaces, interface)), interface
+
+
+def test_methods_state_the_defaults_of_the_code():
+    from precondqsm_bids.numerics import background_removal, dipole, prior_fit
+    from precondqsm_bids.numerics.shape_mask import WHOLE
+
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    text = re.sub(r'\s+', ' ', read('docs/methods.md'))
+    for statement in (
+        f'{default(background_removal.pdf, "iterations")} is the default',
+        rf'({background_removal.FLOOR}\ \mathrm{{ppm}})^2',
+        f'plus {default(dipole.solver_grid, "margin")} voxels on every side',
+        f'less than {100 * WHOLE:g} % filled',
+        f'The {default(prior_fit.fit_prior, "iterations")} iterations are split into '
+        f'{default(prior_fit.fit_prior, "rounds")} rounds',
+        f'{prior_fit.FLOOR} times the expected size',
+        f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
+        *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
+    ):
+        assert statement in text, statement
+
+
+# -- outputs -----------------------------------------------------------------------------------
+
+
+def test_outputs_page_has_every_map_with_its_unit():
+    from precondqsm_bids.interfaces.bids import OUTPUTS
+
+    text = section(read('docs/outputs.md'), '## Maps')
+    rows = re.findall(r'^\| `(.*?)` \| *(.*?) *\| `(\w+)` \|', text, re.MULTILINE)
+    expected = [
+        (
+            f'{output.datatype}/<run>_'
+            + (f'desc-{output.desc}_' if output.desc else '')
+            + f'{output.suffix}.nii.gz',
+            output.units or '',
+            port,
+        )
+        for port, output in OUTPUTS.items()
+    ]
+    assert sorted(rows) == sorted(expected)
+
+
+def test_outputs_page_has_every_port_of_the_workflow():
+    from precondqsm_bids.workflows.qsm import OUTPUTS
+
+    text = section(read('docs/outputs.md'), '## Maps')
+    assert [port for port in OUTPUTS if f'`{port}`' not in text] == []
+
+
+def test_outputs_page_has_every_sidecar_key():
+    from precondqsm_bids.interfaces.bids import ACQUISITION_KEYS, OUTPUTS, compose_sidecar
+
+    chosen = {'reg_weight': 0.1, 'reference': 'roi-mean', 'basis': 'contrast', 'parcels': [9]}
+    measured = dict.fromkeys(('reference_value', 'reference_sd', 'roi_mean', 'roi_sd'), 0.0)
+    record = {stage: chosen | measured for output in OUTPUTS.values() for stage in output.stages}
+    keys = set()
+    for output in OUTPUTS.values():
+        sidecar = compose_sidecar(
+            output,
+            record,
+            sources=['bids:raw:x'],
+            echo_times=[0.01, 0.02],
+            field_strength=3.0,
+            metadata=dict.fromkeys(ACQUISITION_KEYS, 'x'),
+            matrix=[2, 2, 2],
+            voxel_size=[1, 1, 1],
+            settings={},
+        )
+        keys |= sidecar.keys()
+        if isinstance(sidecar.get('Reference'), dict):
+            keys |= sidecar['Reference'].keys()
+    text = section(read('docs/outputs.md'), '## Sidecars')
+    assert sorted(key for key in keys if f'`{key}`' not in text) == []
+
+
+def test_outputs_page_has_the_records_of_every_stage(stages):
+    """The keys are read from the source, since no record can be had without a reconstruction."""
+    text = section(read('docs/outputs.md'), '### Parameters')
+    described, current = {}, ''
+    for stage, keys in re.findall(r'^\| (`\w+`)? *\| ([^|]*) \|', text, re.MULTILINE):
+        current = stage.strip('`') or current
+        described.setdefault(current, set()).update(re.findall(r'`(\w+)`', keys))
+    written = {stage: record_keys(stage) for stage in stages}
+    assert described == written
+
+
+def record_keys(stage):
+    """Keys of the record in an interface's module: those of ``record = {...}`` or
+    ``self._results['record'] = {...}``, and those set later by ``record['key'] = ...``."""
+    path = ROOT / 'precondqsm_bids' / 'interfaces' / f'{stage}.py'
+    keys = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.Assign):
+            continue
+        target = ast.unparse(node.targets[0])
+        if target in ('record', "self._results['record']") and isinstance(node.value, ast.Dict):
+            keys |= {key.value for key in node.value.keys}
+        elif added := re.fullmatch(r"record\['(\w+)'\]", target):
+            keys.add(added[1])
+    assert keys, f'{path.name} has no record'
+    return keys
+
+
+def test_outputs_page_has_every_column_of_the_table_of_values():
+    from precondqsm_bids.interfaces.roi_values import MAPS, roi_rows
+
+    text = section(read('docs/outputs.md'), '## Values in labelled regions')
+    labels = np.ones((6, 6, 6), int)
+    labels[2:4, 2:4, 2:4] = 2
+    maps = dict.fromkeys(MAPS, np.zeros(labels.shape))
+    rows = roi_rows(labels, {}, labels > 0, maps, np.eye(4))
+    prefixed = re.compile(rf'({"|".join(MAPS)})_')
+    columns = {prefixed.sub('<map>_', column) for column in rows[0]}
+    assert sorted(name for name in [*columns, *MAPS] if f'`{name}`' not in text) == []
+
+
+def test_outputs_page_has_every_figure():
+    from precondqsm_bids.interfaces.reports import FIGURES
+
+    text = section(read('docs/outputs.md'), '## Figures and report')
+    shown = [cell.removeprefix('<run>_') for cell in first_cells(text) if '<run>' in cell]
+    assert sorted(shown) == sorted(figure.name for figure in FIGURES)
+
+
+# -- links, examples, build --------------------------------------------------------------------
+
+
+@each_page
+def test_relative_links_resolve(page):
+    text = FENCE.sub('', page.read_text(encoding='utf-8'))
+    targets = re.findall(r'\]\(([^)\s]+)\)', text)
+    targets += re.findall(r'^```\{figure\} (\S+)', page.read_text(encoding='utf-8'), re.MULTILINE)
+    for target in targets:
+        if target.startswith('https://'):
+            continue
+        name, _, anchor = target.partition('#')
+        file = page.parent / name if name else page
+        assert file.is_file(), f'{page.name}: {target}'
+        if anchor:
+            headings = re.findall(r'^#+ (.*)$', FENCE.sub('', file.read_text('utf-8')), re.M)
+            assert anchor in map(slug, headings), f'{page.name}: {target}'
+
+
+def test_index_leads_to_every_page():
+    (tree,) = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
+    pages = {page.stem for page in DOCS.glob('*.md')} - {'index'}
+    assert set(tree.split()) == pages
+
+
+@pytest.fixture(scope='module')
+def tiny_run(tmp_path_factory):
+    """Names that the examples use: files of a phantom of 3 mm voxels, and its echo times."""
+    folder = tmp_path_factory.mktemp('run')
+    phantom = simulate_tubes(
+        TubesSpec(
+            matrix=(26, 26, 24),
+            voxel_size=(3.0, 3.0, 3.0),
+            object_scale=0.6,
+            echo_times=(0.0014, 0.0042, 0.007),
+        ),
+        seed=0,
+    )
+    files = {}
+    for name in ('magnitude', 'phase'):
+        files[f'{name}_files'] = [str(folder / f'{name}{i}.nii.gz') for i in range(3)]
+        for i, path in enumerate(files[f'{name}_files']):
+            echo = getattr(phantom, name)[..., i]
+            nib.save(nib.Nifti1Image(echo.astype(np.float32), phantom.affine), path)
+    return files | {'echo_times': list(phantom.echo_times)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'page, number',
+    [(page, i) for page in PAGES for i in range(len(python_blocks(page)))],
+    ids=lambda value: getattr(value, 'name', value),
+)
+def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = dict(tiny_run)
+    exec(compile(python_blocks(page)[number], f'{page.name}[{number}]', 'exec'), names)
+    if 'workflow' in names:
+        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii.gz')]
+        assert [image.shape for image in maps] == [(26, 26, 24)]
+
+
+def test_version_of_the_pages_is_that_of_the_code():
+    assert f'## {precondqsm_bids.__version__}\n' in read('CHANGES.md')
+
+
+@pytest.mark.slow
+def test_pages_build_without_a_warning(tmp_path):
+    missing = [name for name in ('sphinx', 'numpydoc', 'myst_parser') if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: pip install -e '.[docs]'")
+    done = subprocess.run(
+        [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', DOCS, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'forward_field' in (tmp_path / 'api.html').read_text(encoding='utf-8')

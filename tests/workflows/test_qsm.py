@@ -1,0 +1,260 @@
+"""The reconstruction's graph, for every setting, and embedded in a foreign workflow."""
+
+import itertools
+import json
+import logging
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nipype.interfaces import utility as niu
+from nipype.pipeline import engine as pe
+
+from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.tubes import simulate_tubes
+from precondqsm_bids.workflows.qsm import INPUTS, MAPS, OUTPUTS, init_precondqsm_wf
+
+PRIORS = [
+    ('contrast', 'auto'),
+    ('r2prime', 'auto'),
+    ('r2prime', 'none'),
+    ('r2prime', 'global'),
+    ('r2prime', 'clusters'),
+]
+SETTINGS = [
+    {
+        'prior': prior,
+        'prior_fit': prior_fit,
+        'shape': shape,
+        'conventional': conventional,
+        'r2': r2,
+        'reg_weight': reg_weight,
+        'reference': reference,
+        'omp_nthreads': threads,
+    }
+    for (prior, prior_fit), shape, conventional, r2, reg_weight, (reference, threads) in (
+        itertools.product(
+            PRIORS,
+            (True, False),
+            (True, False),
+            (None, 8.0),
+            (None, 0.2),
+            (('roi-mean', 1), ('none', 2), ('agar', 1)),
+        )
+    )
+]
+
+
+def ports(connection):
+    """Names on both sides of an edge; a function in between has its name in a tuple."""
+    source, destination = connection
+    return (source[0] if isinstance(source, tuple) else source), destination
+
+
+def undeclared(workflow):
+    """Edges whose port is on neither node's interface."""
+    missing = []
+    for source, destination, data in workflow._graph.edges(data=True):
+        for connection in data['connect']:
+            out, into = ports(connection)
+            if out not in source.outputs.copyable_trait_names():
+                missing.append(f'{source.name}.{out}')
+            if into not in destination.inputs.copyable_trait_names():
+                missing.append(f'{destination.name}.{into}')
+    return missing
+
+
+def wired(workflow, name):
+    """Fields of the node ``name`` that something is connected to."""
+    node = workflow.get_node(name)
+    return {
+        ports(connection)[1]
+        for _, _, data in workflow._graph.in_edges(node, data=True)
+        for connection in data['connect']
+    }
+
+
+def test_the_check_finds_undeclared_ports():
+    # Nipype connects these in silence: without this the check below could not fail
+    workflow = pe.Workflow(name='broken')
+    nodes = [pe.Node(niu.IdentityInterface(['a']), name=name) for name in ('one', 'two')]
+    workflow.connect([(nodes[0], nodes[1], [('a', 'a')])])
+    assert not undeclared(workflow)
+    for edge in workflow._graph.edges(data=True):
+        edge[2]['connect'] = [('b', 'c')]
+    assert undeclared(workflow) == ['one.b', 'two.c']
+
+
+@pytest.mark.parametrize(
+    'settings',
+    SETTINGS,
+    ids=['-'.join(str(value) for value in settings.values()) for settings in SETTINGS],
+)
+def test_graph_of_every_setting(settings):
+    workflow = init_precondqsm_wf(**settings)
+    assert not undeclared(workflow)
+    expected = set(OUTPUTS)
+    if not settings['conventional']:
+        expected = {name for name in expected if not name.startswith('conventional')}
+    assert wired(workflow, 'outputnode') == expected
+    # each input is read by a stage
+    node = workflow.get_node('inputnode')
+    read = {
+        ports(connection)[0]
+        for _, _, data in workflow._graph.out_edges(node, data=True)
+        for connection in data['connect']
+    }
+    assert read == set(INPUTS)
+    # no stage without its mandatory inputs
+    for name in workflow.list_node_names():
+        stage = workflow.get_node(name)
+        given = wired(workflow, name)
+        for trait, spec in stage.inputs.traits(mandatory=True).items():
+            if spec.mandatory:
+                value = getattr(stage.inputs, trait)
+                assert trait in given or value not in (None, ''), f'{name}.{trait}'
+        assert stage.n_procs in (1, settings['omp_nthreads'])
+        assert stage.mem_gb > 0
+    # methods: a sentence for every setting, citations in Pandoc's form
+    assert '[@yablonskiy1994]' in workflow.__desc__ or settings['prior'] == 'contrast'
+    assert ('8/s' in workflow.__desc__) == (
+        settings['r2'] is not None and settings['prior'] == 'r2prime'
+    )
+    assert ('0.2 mm' in workflow.__desc__) == (settings['reg_weight'] is not None)
+
+
+def test_arms_share_the_stages_that_they_can_share():
+    names = init_precondqsm_wf().list_node_names()
+    for shared in ('shape_mask', 'echo_fit', 'r2prime_prior', 'flattening'):
+        assert names.count(shared) == 1
+        assert f'conventional_{shared}' not in names
+    for own in ('background_removal', 'dipole_inversion', 'recombination'):
+        assert {own, f'conventional_{own}'} <= set(names)
+    alone = init_precondqsm_wf(conventional=False).list_node_names()
+    assert not [name for name in alone if name.startswith('conventional')]
+
+
+def test_settings_reach_their_nodes():
+    workflow = init_precondqsm_wf(
+        prior='r2prime', r2=7.5, pdf_iterations=11, reg_weight=0.3, reference='agar',
+        omp_nthreads=3,
+    )  # fmt: skip
+    get = workflow.get_node
+    assert get('r2prime_prior').inputs.r2 == 7.5
+    for arm in ('', 'conventional_'):
+        assert get(f'{arm}background_removal').inputs.iterations == 11
+        assert get(f'{arm}dipole_inversion').inputs.reg_weight == 0.3
+        assert get(f'{arm}recombination').inputs.reference == 'agar'
+        assert get(f'{arm}dipole_inversion').inputs.num_threads == 3
+        assert get(f'{arm}dipole_inversion').n_procs == 3
+
+
+def test_conventional_arm_sees_no_prior():
+    workflow = init_precondqsm_wf(prior='r2prime', prior_fit='clusters')
+    reached = {'conventional_background_removal'}
+    graph = workflow._graph
+    ancestors = set()
+    stack = [workflow.get_node('conventional_recombination')]
+    while stack:
+        for node in graph.predecessors(stack.pop()):
+            if node.name not in ancestors:
+                ancestors.add(node.name)
+                stack.append(node)
+    assert reached <= ancestors
+    assert not ancestors & {'r2prime_prior', 'prior_fit', 'flattening'}
+
+
+def test_unknown_prior_is_refused():
+    with pytest.raises(ValueError, match='nonsense'):
+        init_precondqsm_wf(prior='nonsense')
+
+
+TINY = TubesSpec(
+    object_scale=0.45,
+    matrix=(26, 26, 24),
+    voxel_size=(2.0, 2.0, 2.0),
+    tubes_dchi=(0.4, 0.8, 1.2),
+    echo_times=(0.0014, 0.0042, 0.007, 0.0098),
+)
+
+
+@pytest.fixture(scope='module')
+def phantom():
+    return simulate_tubes(TINY, seed=1)
+
+
+def write(folder, phantom):
+    """Echoes as files, as any other pipeline would have them."""
+
+    def save(name, volume):
+        nb.save(nb.Nifti1Image(volume, phantom.affine), folder / name)
+        return str(folder / name)
+
+    n = len(phantom.echo_times)
+    return {
+        'magnitude': [save(f'mag{i}.nii', phantom.magnitude[..., i]) for i in range(n)],
+        'phase': [save(f'phase{i}.nii', phantom.phase[..., i]) for i in range(n)],
+        'labels': save('labels.nii', phantom.labels),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('prior, prior_fit', [('r2prime', 'none'), ('contrast', 'auto')])
+def test_embedded_in_a_foreign_workflow(tmp_path, phantom, prior, prior_fit):
+    files = write(tmp_path, phantom)
+    reconstruction = init_precondqsm_wf(
+        name='qsm', prior=prior, prior_fit=prior_fit, reference='agar', pdf_iterations=10
+    )
+    outer = pe.Workflow(name='study', base_dir=str(tmp_path / 'work'))
+    source = pe.Node(niu.IdentityInterface(['magnitude', 'phase']), name='source')
+    source.inputs.magnitude, source.inputs.phase = files['magnitude'], files['phase']
+    # each output through the workflow's own last node: a plain Nipype node of the host
+    sink = pe.Node(niu.IdentityInterface(list(OUTPUTS)), name='sink')
+    outer.connect(
+        [
+            (source, reconstruction, [(f, f'inputnode.{f}') for f in ('magnitude', 'phase')]),
+            (reconstruction, sink, [(f'outputnode.{f}', f) for f in OUTPUTS]),
+        ]
+    )
+    given = reconstruction.inputs.inputnode
+    given.echo_times = list(phantom.echo_times)
+    given.field_strength = 3.0
+    given.labels = files['labels']
+    given.label_names = phantom.label_names
+    logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
+    outer.config['execution'] = {'remove_unnecessary_outputs': 'false', 'keep_inputs': 'true'}
+    graph = outer.run(plugin='Linear')
+    outputs = {}
+    for node in graph.nodes():
+        for port, value in node.result.outputs.get().items() if node.result else ():
+            outputs[f'{node.name}.{port}'] = value
+
+    chi_file = outputs['recombination.chi']
+    image = nb.load(chi_file)
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_allclose(image.affine, phantom.affine, atol=1e-5)
+    chi = np.asanyarray(image.dataobj)
+    roi = np.asanyarray(nb.load(outputs['shape_mask.roi_mask']).dataobj) > 0
+    assert not chi[~roi].any()
+    agar = roi & (phantom.labels == 4)
+    assert chi[agar].mean() == pytest.approx(0, abs=1e-5)  # the reference
+    found = [np.mean(chi[roi & (phantom.labels == i)]) for i in (1, 2, 3)]
+    np.testing.assert_allclose(found, TINY.tubes_dchi, rtol=0.25)
+    conventional = np.asanyarray(nb.load(outputs['conventional_recombination.chi']).dataobj)
+    truth = np.where(roi, phantom.chi, 0)
+    error = [
+        np.linalg.norm((m - truth)[agar | (phantom.labels > 0) & roi]) for m in (chi, conventional)
+    ]
+    assert error[0] < 0.8 * error[1]  # this is what the method is for
+
+    record = outputs['gather.record']
+    assert json.loads(json.dumps(record)) == record
+    assert record['recombination']['reference'] == 'agar'
+    assert record['dipole_inversion']['rule'] == 'l-curve'
+    stages = {'shape_mask', 'echo_fit', 'r2prime_prior', 'flattening', 'dipole_inversion'}
+    assert stages | ({'prior_fit'} if prior == 'contrast' else set()) <= set(record)
+
+
+def test_output_names_are_those_of_the_contract():
+    assert len(set(OUTPUTS)) == len(OUTPUTS)
+    assert {'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi'} <= set(MAPS)
