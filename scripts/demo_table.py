@@ -29,9 +29,8 @@ def main(argv):
         return 2
     demo = Path(argv[0])
     try:
-        for folder, title in RUNS.items():
-            if (demo / folder).is_dir():
-                show(demo, folder, title)
+        for folder in [run for run in RUNS if (demo / run).is_dir()] or RUNS:
+            show(demo, folder, RUNS[folder])
     except FileNotFoundError as error:
         print(f'no {error.filename}: run make demo first', file=sys.stderr)
         return 1

@@ -34,6 +34,8 @@ ODD = Settings(
     dry_run=True,
     verbose=3,
     field_strength=2.89362,
+    prior='r2prime',
+    prior_fit='clusters',
     r2=1e22,
     shape=False,
     conventional=False,
@@ -68,6 +70,8 @@ def test_none_is_left_out():
 def test_method_has_the_settings_of_the_method_only():
     assert PLAIN.method == {
         'field_strength': None,
+        'prior': 'contrast',
+        'prior_fit': 'auto',
         'r2': None,
         'shape': True,
         'conventional': True,

@@ -132,35 +132,32 @@ def logging_to(path: Path, verbose: int) -> Iterator[None]:
 
 
 @contextmanager
-def ending_on_sigterm(grace: float = 5.0) -> Iterator[None]:
-    """Turn SIGTERM (a batch system's time limit, ``docker stop``) into an exit within seconds.
+def ending_on_sigterm(message: str) -> Iterator[None]:
+    """Turn SIGTERM (a batch system's time limit, ``docker stop``) into an immediate exit.
 
-    It raises SystemExit, so that workers and temporary folders are cleared away. Nipype catches
-    even this where it runs an interface in the main process: then the end comes by force.
+    The process ends in the handler. An exception would be caught by Nipype, which takes it for
+    the failure of whatever node it was looking after; and nothing is lost, since outputs are
+    renamed into place and finished nodes stay in the work folder.
 
     Parameters
     ----------
-    grace : float
-        Seconds for the orderly end.
+    message : str
+        Last line on standard error.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGALRM, force)
-        signal.setitimer(signal.ITIMER_REAL, grace)
-        raise SystemExit(128 + number)
-
-    def force(number: int, frame: FrameType | None) -> None:
         from multiprocessing import active_children
 
         for child in active_children():
             child.kill()
-        os._exit(128 + signal.SIGTERM)
+        # Not print: the signal may have interrupted one.
+        os.write(2, f'{message}\n'.encode())
+        os._exit(128 + number)
 
     before: Any = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGTERM, before)
 
 

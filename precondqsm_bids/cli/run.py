@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     try:
-        with ending_on_sigterm():
+        with ending_on_sigterm('terminated; the same command goes on from the work folder'):
             return run_app(settings, command)
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
@@ -76,9 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say('interrupted; the same command goes on from the work folder', sys.stderr)
         return 130
-    except SystemExit as end:
-        say('terminated; the same command goes on from the work folder', sys.stderr)
-        return int(end.code or 0)
 
 
 def run_app(settings: Settings, command: str) -> int:

@@ -84,7 +84,9 @@ def test_dry_run(dataset, app):
 
 def test_boilerplate_only(dataset, app):
     dataset.add_run()
-    status, output, error = app('--boilerplate-only', '--r2', '12.5', '-w', 'w', '--write-graph')
+    status, output, error = app(
+        *('--boilerplate-only', '--prior', 'r2prime', '--r2', '12.5', '-w', 'w', '--write-graph')
+    )
     assert (status, error) == (0, '')
     (log,) = Path('out/logs').iterdir()
     assert '12.5/s' in (log / 'CITATION.md').read_text()

@@ -105,6 +105,7 @@ def test_text_describes_the_method_once(build):
 def test_method_settings_change_the_graph(build):
     """Each setting of the method is seen by the reconstruction or by the discovery."""
     changed = {
+        'prior': 'r2prime',
         'r2': 10.0,
         'shape': False,
         'conventional': False,
@@ -113,7 +114,8 @@ def test_method_settings_change_the_graph(build):
         'reference': 'none',
     }
     method = {field.name for field in fields(Settings) if field.metadata}
-    assert method - set(changed) == {'field_strength'}  # find_runs has it
+    # find_runs has the first; the second needs --prior r2prime
+    assert method - set(changed) == {'field_strength', 'prior_fit'}
 
     def stages(**values):
         workflow = build(**values)
@@ -127,6 +129,9 @@ def test_method_settings_change_the_graph(build):
     plain = stages()
     for name, value in changed.items():
         assert stages(**{name: value}) != plain, name
+    theory = stages(prior='r2prime')
+    for value in ('global', 'clusters'):
+        assert stages(prior='r2prime', prior_fit=value) != theory
 
 
 def test_memory_of_a_run(dataset):
