@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+REG_RULES = ('l-curve', 'discrepancy')
+"""How the regularisation weight may be chosen."""
 METHOD = {'method': True}
 """Marks the fields that change the maps themselves: these travel into the sidecars."""
 
@@ -39,7 +41,10 @@ class Settings:
     r2 : float or None
         1/s; None takes the median R2* of the region itself.
     reg_weight : float or None
-        mm; None takes the corner of the L-curve.
+        mm; None leaves it to ``reg_rule``.
+    reg_rule : str
+        ``l-curve`` takes the corner of the L-curve, ``discrepancy`` the misfit that noise and
+        model leave.
     """
 
     bids_dir: Path
@@ -72,6 +77,7 @@ class Settings:
     conventional: bool = field(default=True, metadata=METHOD)
     pdf_iterations: int = field(default=30, metadata=METHOD)
     reg_weight: float | None = field(default=None, metadata=METHOD)
+    reg_rule: str = field(default='l-curve', metadata=METHOD)
     reference: str = field(default='roi-mean', metadata=METHOD)
 
     @property

@@ -41,6 +41,7 @@ ODD = Settings(
     conventional=False,
     pdf_iterations=12,
     reg_weight=0.1,
+    reg_rule='discrepancy',
     reference='none',
 )
 
@@ -77,6 +78,7 @@ def test_method_has_the_settings_of_the_method_only():
         'conventional': True,
         'pdf_iterations': 30,
         'reg_weight': None,
+        'reg_rule': 'l-curve',
         'reference': 'roi-mean',
     }
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit, parse_memory
-from precondqsm_bids.config import Settings, parse_toml, prior_basis
+from precondqsm_bids.config import REG_RULES, Settings, parse_toml, prior_basis
 
 MAX_OMP_NTHREADS = 8
 """Fourier transforms of these sizes gain little from more threads."""
@@ -129,7 +129,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--r2',
-        type=_number_or('median', '1/s', 0, 1e4),
+        type=_number_or(('median',), '1/s', 0, 1e4),
         metavar='{median,NUMBER}',
         help="R2 (1/s) that is taken from R2* to give R2'; median (default) is the median R2* of "
         'the region itself',
@@ -152,11 +152,11 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--reg-weight',
-        type=_number_or('l-curve', 'mm', 0, 1e6),
-        metavar='{l-curve,NUMBER}',
+        type=_number_or(REG_RULES, 'mm', 0, 1e6),
+        metavar='{l-curve,discrepancy,NUMBER}',
         help='weight lambda (mm, of the gradient in 1/mm) of the regularisation in '
         '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve (default) takes the corner of the '
-        'curve',
+        'curve, discrepancy the misfit that noise and model leave',
     )
     group.add_argument(
         '--reference',
@@ -289,9 +289,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     for name in ('participant_label', 'session_label'):
         if name in given:
             given[name] = tuple(dict.fromkeys(given[name]))
-    for name, word in (('r2', 'median'), ('reg_weight', 'l-curve')):
-        if given.get(name) == word:
-            given[name] = None
+    if given.get('r2') == 'median':
+        given['r2'] = None
+    if given.get('reg_weight') in REG_RULES:
+        given['reg_rule'], given['reg_weight'] = given['reg_weight'], None
     values |= given
     values.setdefault('nprocs', int(cpu_limit().value))
     values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
@@ -345,6 +346,8 @@ def _check_method(settings: Settings) -> str:
     ):
         if value is not None and not low <= value <= high:
             return f'{name} = {value:g} should be between {low:g} and {high:g}'
+    if settings.reg_rule not in REG_RULES:
+        return f'reg_rule = {settings.reg_rule} should be one of {", ".join(REG_RULES)}'
     try:
         prior_basis(settings.prior, settings.prior_fit)
     except ValueError as error:
@@ -425,11 +428,11 @@ def _number(unit: str, low: float, high: float) -> Any:
     return convert
 
 
-def _number_or(word: str, unit: str, low: float, high: float) -> Any:
+def _number_or(words: Sequence[str], unit: str, low: float, high: float) -> Any:
     number = _number(unit, low, high)
 
     def convert(text: str) -> float | str:
-        return word if text == word else number(text)
+        return text if text in words else number(text)
 
     return convert
 

@@ -6,6 +6,7 @@ figures, which need niworkflows and matplotlib, are imported by their own names
 """
 
 from precondqsm_bids.interfaces.background_removal import BackgroundRemoval
+from precondqsm_bids.interfaces.comparison import Comparison
 from precondqsm_bids.interfaces.dipole_inversion import DipoleInversion
 from precondqsm_bids.interfaces.echo_fit import EchoFit
 from precondqsm_bids.interfaces.flattening import FlattenField
@@ -16,6 +17,7 @@ from precondqsm_bids.interfaces.shape_mask import ShapeMask
 
 __all__ = [
     'BackgroundRemoval',
+    'Comparison',
     'DipoleInversion',
     'EchoFit',
     'FlattenField',

@@ -105,7 +105,7 @@ OUTPUTS = {
         'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
         "Field of the prior and of the object's shape subtracted from the measured field; "
         'projection onto dipole fields; closed-form l2-regularised inversion; prior added again',
-        _QSM_REF, (*_CHAIN, 'dipole_inversion', 'recombination'),
+        _QSM_REF, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison'),
     ),
     'conventional_chi': Output(
         'anat', 'conventional', 'Chimap', 'ppm',

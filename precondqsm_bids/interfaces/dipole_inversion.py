@@ -18,7 +18,13 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
     reg_weight = traits.Float(desc="lambda, mm; the L-curve's corner if undefined")
-    field_sd = File(exists=True, desc='standard deviation of the field, ppm: hold noise down')
+    rule = traits.Enum(
+        'l-curve', 'discrepancy', usedefault=True, desc='how lambda is chosen if it is undefined'
+    )
+    field_sd = File(exists=True, desc='standard deviation of the field, ppm')
+    hold_down = traits.Bool(
+        False, usedefault=True, desc='hold down what of the field is no more than noise'
+    )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
@@ -46,6 +52,8 @@ class DipoleInversion(SimpleInterface):
             given,
             load(self.inputs.field_sd) if self.inputs.field_sd else None,
             self.inputs.num_threads,
+            rule=self.inputs.rule,
+            hold_down=self.inputs.hold_down,
         )
         self._results['chi'] = save(result.chi, self.inputs.local_field, runtime.cwd, 'chi')
         self._results['reg_weight'] = result.reg_weight
@@ -61,8 +69,11 @@ class DipoleInversion(SimpleInterface):
         }
         self._results['record'] = {
             'reg_weight': result.reg_weight,
-            'trust_weighted': bool(self.inputs.field_sd),
-            'rule': 'l-curve' if given is None else 'given',
-            'warnings': list(curve.warnings) if given is None else [],
+            'rule': self.inputs.rule if given is None else 'given',
+            'corner': curve.reg_weight,
+            'held_down': bool(self.inputs.field_sd) and self.inputs.hold_down,
+            'warnings': list(curve.warnings)
+            if given is None and self.inputs.rule == 'l-curve'
+            else [],
         }
         return runtime

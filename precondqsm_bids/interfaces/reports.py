@@ -605,6 +605,22 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             else f"R2' by static-dephasing theory, {fit['basis']} coefficients"
         )
         rows.append(('Prior', f'{kind}, fitted to the field'))
+    if 'comparison' in record:
+        measured = record['comparison']
+        rows.append(
+            (
+                'Field explained by the prior',
+                f'{measured["explained"]:.1%} of the energy of the conventional local field',
+            )
+        )
+        rows.append(
+            (
+                'Streaking',
+                f'{_number(measured["streaking"])} preconditioned, '
+                f'{_number(measured["conventional_streaking"])} conventional (1: none; above, '
+                'streaks; below, smoothed away)',
+            )
+        )
     for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
         inversion = record.get(f'{arm}dipole_inversion', {})
         if 'reg_weight' in inversion:

@@ -16,10 +16,12 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 """
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, noise_weights, pdf
+from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
     LCurve,
+    discrepancy_weight,
     l2_inversion,
     l_curve,
     trusted_field,
@@ -42,6 +44,7 @@ from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask
 __all__ = [
     'BackgroundRemoval',
     'Basis',
+    'Comparison',
     'DipoleInversion',
     'EchoFit',
     'Flattening',
@@ -52,9 +55,11 @@ __all__ = [
     'ShapeMask',
     'b0_direction',
     'clusters',
+    'compare',
     'constant_parcels',
     'contrast_cells',
     'dipole_kernel',
+    'discrepancy_weight',
     'fit_echoes',
     'fit_prior',
     'flatten_field',

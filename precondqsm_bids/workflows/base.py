@@ -75,6 +75,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         conventional=settings.conventional,
         pdf_iterations=settings.pdf_iterations,
         reg_weight=settings.reg_weight,
+        reg_rule=settings.reg_rule,
         reference=settings.reference,
     )
     outputs_wf = init_outputs_wf(

@@ -7,6 +7,7 @@ from niworkflows.engine.workflows import LiterateWorkflow
 from precondqsm_bids.config import prior_basis
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
+    Comparison,
     DipoleInversion,
     EchoFit,
     FlattenField,
@@ -37,6 +38,7 @@ def init_precondqsm_wf(
     conventional: bool = True,
     pdf_iterations: int = 30,
     reg_weight: float | None = None,
+    reg_rule: str = 'l-curve',
     reference: str = 'roi-mean',
 ) -> LiterateWorkflow:
     """Preconditioned susceptibility map of one multi-echo gradient-echo run.
@@ -65,7 +67,9 @@ def init_precondqsm_wf(
     pdf_iterations : int
         Conjugate-gradient iterations of the background removal.
     reg_weight : float, optional
-        Lambda of the inversion, mm, in both arms; each arm's L-curve corner if omitted.
+        Lambda of the inversion, mm, in both arms; each arm's by ``reg_rule`` if omitted.
+    reg_rule : str
+        ``l-curve`` or ``discrepancy``.
     reference : str
         ``none``, ``roi-mean`` or the name of a label.
 
@@ -80,7 +84,7 @@ def init_precondqsm_wf(
     basis = prior_basis(prior, prior_fit)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
-        basis, r2, shape, conventional, pdf_iterations, reg_weight, reference
+        basis, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
     )
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
@@ -149,7 +153,11 @@ def init_precondqsm_wf(
             BackgroundRemoval(iterations=pdf_iterations),
             f'{arm}background_removal', 3, omp_nthreads,
         )  # fmt: skip
-        dipole_inversion = stage(DipoleInversion(), f'{arm}dipole_inversion', 3, omp_nthreads)
+        # A prior with few coefficients is corrected by the residual, which must stay whole.
+        dipole_inversion = stage(
+            DipoleInversion(rule=reg_rule, hold_down=basis == 'contrast' and not arm),
+            f'{arm}dipole_inversion', 3, omp_nthreads,
+        )  # fmt: skip
         if reg_weight is not None:
             dipole_inversion.inputs.reg_weight = reg_weight
         recombination = stage(Recombination(reference=reference), f'{arm}recombination', 1)
@@ -158,6 +166,7 @@ def init_precondqsm_wf(
             (echo_fit, background_removal, [('field_sd', 'field_sd')]),
             (shape_mask, background_removal, [('roi_mask', 'mask')]),
             (background_removal, dipole_inversion, [('local_field', 'local_field')]),
+            (echo_fit, dipole_inversion, [('field_sd', 'field_sd')]),
             (shape_mask, dipole_inversion, [('roi_mask', 'mask')]),
             (dipole_inversion, recombination, [('chi', 'residual_chi')]),
             (shape_mask, recombination, [('roi_mask', 'mask')]),
@@ -178,10 +187,17 @@ def init_precondqsm_wf(
                 (recombination, outputnode, [('chi', 'precond_chi')]),
             ])
         # fmt: on
-        if basis == 'contrast' and not arm:
-            # A prior with few coefficients is corrected by the residual, which must stay whole.
-            workflow.connect(echo_fit, 'field_sd', dipole_inversion, 'field_sd')
         recorded += [background_removal, dipole_inversion, recombination]
+
+    if conventional:
+        comparison = stage(Comparison(), 'comparison', 3, omp_nthreads)
+        for arm in ('', 'conventional_'):
+            for source, port in (('recombination', 'chi'), ('background_removal', 'local_field')):
+                node = workflow.get_node(f'{arm}{source}')
+                workflow.connect(node, port, comparison, f'{arm}{port}')
+        workflow.connect(echo_fit, 'field_sd', comparison, 'field_sd')
+        workflow.connect(shape_mask, 'roi_mask', comparison, 'mask')
+        recorded.append(comparison)
 
     gather = pe.Node(
         niu.Function(
@@ -206,13 +222,16 @@ def _gather(**records):
     return dict(records)
 
 
-def describe(basis, r2, shape, conventional, pdf_iterations, reg_weight, reference) -> str:
+def describe(
+    basis, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+) -> str:
     """Methods sentences for these settings."""
-    rule = (
-        'the corner of the L-curve'
-        if reg_weight is None
-        else f'a regularisation weight of {reg_weight:g} mm'
-    )
+    rule = {
+        'l-curve': 'the corner of the L-curve',
+        'discrepancy': 'the regularisation weight from the discrepancy principle',
+    }[reg_rule]
+    if reg_weight is not None:
+        rule = f'a regularisation weight of {reg_weight:g} mm'
     sentences = [
         'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '

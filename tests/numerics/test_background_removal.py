@@ -224,7 +224,7 @@ def test_noise_weights():
     sd[0] = 0.04
     mask = np.ones(sd.shape, bool)
     mask[1, 2] = False
-    weights = noise_weights(sd, mask)
+    weights = noise_weights(sd, mask, floor=0.0)
     assert weights[1, 0, 0] / weights[0, 0, 0] == pytest.approx(4)
     assert np.mean(weights[mask].astype(float) ** 2) == pytest.approx(1)
     assert np.all(weights[~mask] == 0)

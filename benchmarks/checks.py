@@ -1,0 +1,198 @@
+"""What is validated apart from the maps: R2*, the forward field, the prior's fit and its cost."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from reconstruction import WORKERS, first_stages
+
+from precondqsm_bids.numerics import (
+    clusters,
+    contrast_cells,
+    fit_prior,
+    forward_field,
+    noise_weights,
+    pdf,
+    prior_fit,
+)
+from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.phantom.fields import sphere_field
+from precondqsm_bids.phantom.tubes import r2prime, simulate_tubes
+
+SEED = 0
+SPHERE_RADIUS = 20.0
+SPHERE_VOXELS = ((1, 1, 1), (1, 1, 2), (1, 1, 3))
+SPHERE_TILTS = (0, 25, 45)
+
+
+def strongest_for(t2star, spec):
+    """Susceptibility (ppm) of the tube whose T2* (s) is this one."""
+    return float((1 / t2star - spec.r2) / r2prime(1.0, spec.field_strength, spec.relaxivity_scale))
+
+
+def r2star_table(phantom, roi, r2star):
+    """True R2* of each tube and of the agar beside the fitted mean and deviation, 1/s."""
+    rows = []
+    for label, name in phantom.label_names.items():
+        inside = roi & (phantom.labels == label)
+        fitted = r2star[inside]
+        rows.append(
+            {
+                'name': name,
+                'true': float(phantom.r2star[inside].mean(dtype=float)),
+                'mean': float(fitted.mean(dtype=float)),
+                'sd': float(fitted.std(dtype=float)),
+            }
+        )
+    return rows
+
+
+def short_t2star(spec):
+    """R2* of a tube with T2* of 1.5 ms at SNR 50, eight echoes of 1.2 ms."""
+    spec = replace(spec, snr=50.0, echo_times=tuple(1.2e-3 * i for i in range(1, 9)))
+    spec = replace(spec, tubes_dchi=(*spec.tubes_dchi[:-1], strongest_for(1.5e-3, spec)))
+    phantom = simulate_tubes(spec, seed=SEED)
+    stages = first_stages(phantom)
+    return r2star_table(phantom, stages.roi, stages.fit.r2star)
+
+
+def _filled(shape, voxel_size, radius, factor=6):
+    """Share of each voxel that lies in a sphere at the centre of the grid."""
+    axes = [
+        (np.arange(n * factor) - (n * factor - 1) / 2) * (d / factor)
+        for n, d in zip(shape, voxel_size, strict=True)
+    ]
+    x, y, z = np.meshgrid(*axes, indexing='ij', sparse=True)
+    inside = x**2 + y**2 + z**2 <= radius**2
+    blocks = inside.reshape([m for n in shape for m in (n, factor)])
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
+def sphere(spec):
+    """Forward field of a sphere against its closed form, two and four voxels off its surface."""
+    rows = []
+    for voxel_size in SPHERE_VOXELS:
+        shape = tuple(int(np.ceil(56 / d)) for d in voxel_size)
+        chi = _filled(shape, voxel_size, SPHERE_RADIUS)
+        axes = [
+            (np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, voxel_size, strict=True)
+        ]
+        points = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
+        r = np.linalg.norm(points, axis=-1)
+        off = np.abs(r - SPHERE_RADIUS) / max(voxel_size)
+        for tilt in SPHERE_TILTS:
+            b0_dir = (0.0, np.sin(np.radians(tilt)), np.cos(np.radians(tilt)))
+            truth = sphere_field(points, SPHERE_RADIUS, b0_dir)
+            error = forward_field(chi, voxel_size, b0_dir, workers=WORKERS) - truth
+            outside = (r > SPHERE_RADIUS) & (off >= 2)
+            inside, deep = ((r < SPHERE_RADIUS) & (off >= n) for n in (2, 4))
+            rows.append(
+                {
+                    'voxel_size': voxel_size,
+                    'tilt': tilt,
+                    'outside_norm': float(
+                        np.linalg.norm(error[outside]) / np.linalg.norm(truth[outside])
+                    ),
+                    'outside_max': float(np.abs(error[outside]).max() / (2 / 3)),
+                    'inside_rms': float(np.sqrt(np.mean(error[inside] ** 2))),
+                    'deep_max': float(np.abs(error[deep]).max()),
+                }
+            )
+    return rows
+
+
+def long_way(spec):
+    """Coefficients of the clusters, jointly and by one PDF projection per basis map.
+
+    The long way: the field of every basis map, by the same kernel, goes through PDF as the
+    measured field does, and the coefficients are those of weighted least squares of what is
+    left. Both start from the same weights; the joint solution is shown with a single round, which
+    is the same problem, and as the program uses it.
+    """
+    phantom = simulate_tubes(spec, seed=SEED)
+    stages = first_stages(phantom)
+    roi, voxel_size, b0_dir = stages.geometry
+    field = stages.fit.total_field - forward_field(
+        stages.shape.shape_chi, voxel_size, b0_dir, roi, WORKERS
+    )
+    basis = clusters(stages.theory, roi)
+    field_sd = stages.fit.field_sd
+    used = fit_prior(field, [basis], *stages.geometry, field_sd, workers=WORKERS)
+    size = used.inner_size
+    weights = noise_weights(field_sd, roi, prior_fit.FLOOR * size)
+
+    grid = solver_grid(roi)
+    kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)
+
+    def cyclic_field(chi):
+        spectrum = np.fft.rfftn(grid.embed(chi)) * kernel
+        return grid.extract(np.fft.irfftn(spectrum, s=grid.shape), roi.shape) * roi
+
+    maps = [basis.weight * (basis.labels == j) for j in range(basis.parcels)]
+    fields = [cyclic_field(chi) for chi in maps]
+    w = weights[roi].astype(float)
+    rows = []
+    for iterations in (30, 90, 300):
+
+        def project(f, iterations=iterations):
+            local = pdf(f, roi, voxel_size, b0_dir, weights, iterations, WORKERS).local_field
+            return local[roi] * w
+
+        columns = np.stack([project(f) for f in fields], axis=1)
+        longhand = np.linalg.lstsq(columns, project(field), rcond=None)[0]
+        joint = fit_prior(
+            field,
+            [basis],
+            *stages.geometry,
+            field_sd,
+            iterations=iterations,
+            rounds=1,
+            inner_size=size,
+            workers=WORKERS,
+        )
+        rows.append(
+            {
+                'iterations': iterations,
+                'long': longhand.tolist(),
+                'joint': joint.coefficients[0].tolist(),
+            }
+        )
+    return {
+        'rows': rows,
+        'used': used.coefficients[0].tolist(),
+        'expected': [float(np.vdot(chi, phantom.chi) / np.vdot(chi, chi)) for chi in maps],
+    }
+
+
+def cost(spec, repeats=3, iterations=90):
+    """Seconds of the prior's fit and of a PDF of as many iterations, the best of ``repeats``."""
+    stages = first_stages(simulate_tubes(spec, seed=SEED))
+    field_sd, geometry = stages.fit.field_sd, stages.geometry
+    weights = noise_weights(field_sd, stages.roi)
+    contrasts = [stages.fit.r2star, stages.first]
+    bases = {
+        'clusters': [clusters(stages.theory, stages.roi)],
+        'contrast': contrast_cells(contrasts, stages.roi, stages.voxel_size),
+    }
+    seconds = {name: [] for name in ('pdf', *bases)}
+    for _ in range(repeats):
+        start = time.perf_counter()
+        pdf(stages.fit.total_field, *geometry, weights, iterations, WORKERS)
+        seconds['pdf'].append(time.perf_counter() - start)
+        for name, basis in bases.items():
+            start = time.perf_counter()
+            fit_prior(
+                stages.fit.total_field,
+                basis,
+                *geometry,
+                field_sd,
+                iterations,
+                inner_size=0.1,
+                workers=WORKERS,
+            )
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        'iterations': iterations,
+        'seconds': {name: min(values) for name, values in seconds.items()},
+        'parcels': {name: sum(b.parcels for b in basis) for name, basis in bases.items()},
+    }

@@ -1,0 +1,331 @@
+"""The method's stages on arrays, joined as the workflow joins them, and scored against the truth.
+
+Numerics only: what :func:`reconstruct` computes is what ``precondqsm_bids.workflows.qsm``
+computes node by node.
+"""
+
+import time
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+from scipy import fft, ndimage
+
+from precondqsm_bids.numerics import (
+    DipoleInversion,
+    EchoFit,
+    PriorFit,
+    ShapeMask,
+    b0_direction,
+    background_removal,
+    clusters,
+    contrast_cells,
+    fit_echoes,
+    fit_prior,
+    flatten_field,
+    forward_field,
+    l2_inversion,
+    noise_weights,
+    pdf,
+    prior_fit,
+    r2prime_prior,
+    recombine,
+    shape_mask,
+    trusted_field,
+    whole_map,
+)
+from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.numerics.dipole_inversion import gradient_power
+
+WORKERS = 2
+ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')
+GRID = np.logspace(-2, 0, 21)
+"""Lambda (mm) among which the best in hindsight is sought."""
+RIM = 5
+"""Depth of the rim of the region of interest, voxels."""
+
+
+class Variant(NamedTuple):
+    """Departures from the workflow, to show what they cost."""
+
+    pdf_floor: float = background_removal.FLOOR
+    """Floor of the noise weights in PDF, ppm."""
+    fit_floor: float = prior_fit.FLOOR
+    """Floor of the weights in the prior's fit, relative to the expected size."""
+    size_factor: float = 1.0
+    """Factor on the expected size of the fitted susceptibility."""
+    trust: bool | None = None
+    """Whether the residual is held down where it is no more than noise; None: after contrast."""
+
+
+class Stages(NamedTuple):
+    """What all arms share."""
+
+    shape: ShapeMask
+    roi: np.ndarray
+    voxel_size: np.ndarray
+    b0_dir: np.ndarray
+    first: np.ndarray
+    fit: EchoFit
+    theory: np.ndarray
+    inner_size: float
+    seconds: dict
+
+    @property
+    def geometry(self):
+        return self.roi, self.voxel_size, self.b0_dir
+
+
+class Arm(NamedTuple):
+    """One arm, inverted at the corner of its L-curve."""
+
+    name: str
+    prior: PriorFit | None
+    prior_chi: np.ndarray | None
+    parcels: int
+    local_field: np.ndarray
+    field_sd: np.ndarray | None
+    inversion: DipoleInversion
+    seconds: dict
+
+
+@contextmanager
+def timed(seconds, name):
+    """Add the time that the block takes to ``seconds[name]``."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def first_stages(phantom, true_field=False):
+    """Shape mask, echo fit and prior by theory of a phantom.
+
+    With ``true_field`` the phantom's own field, with noise of the fitted standard deviation,
+    takes the place of the fitted one.
+    """
+    seconds = {}
+    voxel_size = np.asarray(phantom.spec.voxel_size, float)
+    b0_dir = b0_direction(phantom.affine)
+    first = phantom.magnitude[..., 0]
+    with timed(seconds, 'shape_mask'):
+        shape = shape_mask(first)
+    roi = shape.roi_mask
+    with timed(seconds, 'echo_fit'):
+        solid = np.float32(WATER_CHI - AIR_CHI) * shape.shape_mask
+        fit = fit_echoes(
+            phantom.magnitude,
+            phantom.phase,
+            phantom.echo_times,
+            phantom.spec.field_strength,
+            roi,
+            predicted_field=forward_field(solid, voxel_size, b0_dir, roi, WORKERS),
+            workers=WORKERS,
+        )
+    if true_field:
+        noise = np.random.default_rng(1).standard_normal(roi.shape, np.float32)
+        fit = fit._replace(total_field=np.where(roi, phantom.field + noise * fit.field_sd, 0))
+    with timed(seconds, 'r2prime_prior'):
+        theory = r2prime_prior(
+            fit.r2star, roi, phantom.spec.field_strength, reliable=fit.reliable
+        ).prior_chi
+    return Stages(shape, roi, voxel_size, b0_dir, first, fit, theory, 0.0, seconds)
+
+
+def fit_basis(stages, name, shape_chi, variant, inner_size=None):
+    """The prior of one arm, fitted to the field; its number of parcels."""
+    field = stages.fit.total_field
+    if shape_chi is not None:
+        field = field - forward_field(
+            shape_chi, stages.voxel_size, stages.b0_dir, stages.roi, WORKERS
+        )
+    if name == 'contrast':
+        contrasts = [stages.fit.r2star, stages.first]
+        bases = contrast_cells(contrasts, stages.roi, stages.voxel_size)
+    elif name == 'clusters':
+        bases = [clusters(stages.theory, stages.roi)]
+    else:
+        bases = [whole_map(stages.theory, stages.roi)]
+    with mock.patch.object(prior_fit, 'FLOOR', variant.fit_floor):
+        fit = fit_prior(
+            field,
+            bases,
+            *stages.geometry,
+            stages.fit.field_sd,
+            inner_size=inner_size,
+            workers=WORKERS,
+        )
+    return fit, sum(basis.parcels for basis in bases)
+
+
+def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
+    """One arm of the reconstruction, from the echo fit to the inverted residual.
+
+    Parameters
+    ----------
+    stages : Stages
+        What :func:`first_stages` found.
+    name : str
+        One of `ARMS`; all but ``conventional`` name the form of the prior.
+    shape : bool
+        Whether the shape in air is part of the first estimate.
+    variant : Variant, optional
+        Departures from the workflow.
+    inner_size : float, optional
+        Expected size of the fitted susceptibility, ppm, if another arm's fit has found it (from
+        the same field and weights, so that it is the same number).
+
+    Returns
+    -------
+    Arm
+    """
+    variant = variant or Variant()
+    seconds = {}
+    fit, prior, prior_chi, parcels = stages.fit, None, None, 0
+    shape_chi = stages.shape.shape_chi if shape else None
+    field = fit.total_field
+    if name != 'conventional':
+        prior_chi = stages.theory
+        if name != 'none':
+            with timed(seconds, 'prior_fit'):
+                prior, parcels = fit_basis(stages, name, shape_chi, variant, inner_size)
+                if variant.size_factor != 1:
+                    size = variant.size_factor * prior.inner_size
+                    prior, parcels = fit_basis(stages, name, shape_chi, variant, size)
+            prior_chi = prior.prior_chi
+        with timed(seconds, 'flattening'):
+            field = flatten_field(
+                field, prior_chi, *stages.geometry, shape_chi, WORKERS
+            ).flattened_field
+    with timed(seconds, 'background_removal'):
+        weights = noise_weights(fit.field_sd, stages.roi, variant.pdf_floor)
+        local = pdf(field, *stages.geometry, weights, workers=WORKERS).local_field
+    trust = variant.trust if variant.trust is not None else name == 'contrast'
+    field_sd = fit.field_sd if trust else None
+    with timed(seconds, 'dipole_inversion'):
+        inversion = l2_inversion(local, *stages.geometry, field_sd=field_sd, workers=WORKERS)
+    return Arm(name, prior, prior_chi, parcels, local, field_sd, inversion, seconds)
+
+
+# --- lambda ----------------------------------------------------------------------------------
+
+
+def corner(arm, stages):
+    """The workflow's rule: where the L-curve bends most, in either sense."""
+    return arm.inversion.reg_weight
+
+
+def convex_corner(arm, stages):
+    """Where the L-curve bends most towards the origin: the textbook's corner, of noise."""
+    curve = arm.inversion.curve
+    return float(curve.reg_weights[np.argmax(curve.curvature)])
+
+
+RULES = {'corner': corner, 'convex': convex_corner}
+"""Rules for lambda: name -> function of an arm and the stages; each is scored in every arm."""
+
+
+class Division:
+    """The closed form of :func:`l2_inversion` for many lambdas of one field."""
+
+    def __init__(self, arm, stages):
+        roi, voxel_size, b0_dir = stages.geometry
+        field = arm.local_field
+        if arm.field_sd is not None:
+            field = trusted_field(field, arm.field_sd, roi)
+        self.roi, self.grid = roi, solver_grid(roi)
+        self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
+        self.gradient = gradient_power(self.grid.shape, voxel_size)
+        self.spectrum = fft.rfftn(self.grid.embed(field * roi), workers=WORKERS) * self.kernel
+        self.spectrum[0, 0, 0] = 0
+        self.prior = arm.prior_chi
+        # the sweep must be that of the program
+        difference = self.residual(arm.inversion.reg_weight) - arm.inversion.chi
+        if np.abs(difference).max() > 1e-4:
+            raise AssertionError(f'{arm.name}: the sweep departs from l2_inversion')
+
+    def residual(self, weight):
+        """Susceptibility of the local field at one lambda, ppm."""
+        denominator = self.gradient * np.float32(weight**2)
+        denominator += self.kernel**2
+        denominator[0, 0, 0] = 1
+        chi = fft.irfftn(self.spectrum / denominator, s=self.grid.shape, workers=WORKERS)
+        chi = self.grid.extract(chi, self.roi.shape)
+        chi[~self.roi] = 0
+        return chi
+
+    def chi(self, weight):
+        """Recombined map relative to the mean of the region, ppm."""
+        return recombine(self.residual(weight), self.prior, self.roi, self.roi).chi
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+class Score:
+    """Compares maps with the truth of one phantom."""
+
+    def __init__(self, phantom, roi):
+        *tubes, agar = phantom.label_dchi
+        self.roi = roi
+        self.tubes = [roi & (phantom.labels == i) for i in tubes]
+        self.agar = roi & (phantom.labels == agar)
+        depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
+        self.rim = self.agar & (depth <= RIM)
+        truth = phantom.chi[roi].astype(float)
+        self.truth = truth - truth.mean()
+
+    def nrmse(self, chi):
+        """Voxelwise error over the region, rim included, each map less its mean; 1 is 100 %."""
+        found = chi[self.roi].astype(float)
+        error = found - found.mean() - self.truth
+        return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
+
+    def __call__(self, chi):
+        """Tubes relative to the agar (ppm), deviations of the agar (ppm), NRMSE."""
+        agar = chi[self.agar].astype(float)
+        return {
+            'tubes': [float(chi[tube].mean(dtype=float) - agar.mean()) for tube in self.tubes],
+            'agar_sd': float(agar.std()),
+            'rim_sd': float(chi[self.rim].std(dtype=float)),
+            'nrmse': self.nrmse(chi),
+        }
+
+
+def assess(arm, stages, score):
+    """All that is reported of one arm, ready for JSON."""
+    division = Division(arm, stages)
+    curve = arm.inversion.curve
+    rules = {}
+    for name, rule in RULES.items():
+        weight = rule(arm, stages)
+        rules[name] = {'weight': weight, **score(division.chi(weight))}
+    sweep = [score.nrmse(division.chi(weight)) for weight in GRID]
+    candidates = dict(zip(GRID.tolist(), sweep, strict=True))
+    candidates |= {rule['weight']: rule['nrmse'] for rule in rules.values()}
+    best = min(candidates, key=candidates.get)
+    record = {
+        'rules': rules | {'best': {'weight': best, **score(division.chi(best))}},
+        'sweep': sweep,
+        'curve': {
+            'reg_weights': curve.reg_weights.tolist(),
+            'consistency': curve.consistency.tolist(),
+            'regularization': curve.regularization.tolist(),
+            'curvature': curve.curvature.tolist(),
+        },
+        'warnings': list(curve.warnings),
+        'seconds': arm.seconds,
+    }
+    if arm.prior_chi is not None:
+        record['prior'] = score(arm.prior_chi)
+    if arm.prior is not None:
+        record['fit'] = {
+            'parcels': arm.parcels,
+            'inner_size': arm.prior.inner_size,
+            'explained': arm.prior.explained,
+            'down_weighted': arm.prior.down_weighted,
+        }
+        if arm.parcels <= 20:
+            record['fit']['coefficients'] = arm.prior.coefficients[0].tolist()
+    return record

@@ -1,0 +1,147 @@
+"""Comparison of the two arms without a truth: did the prior help?"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
+
+CONE = 0.1
+"""``|D|`` below which a frequency lies in the cone that the field hardly tells of."""
+SHELLS = 24
+"""Spheres of equal width in k-space over which the spectrum is averaged."""
+
+
+class Comparison(NamedTuple):
+    """What :func:`compare` measured."""
+
+    explained: float
+    """Share of the local field's energy that preconditioning takes off it; negative if it adds."""
+    streaking: float
+    """Preconditioned map: spectral power in the cone over that beside it; 1 without preference."""
+    conventional_streaking: float
+    """The same for the conventional map."""
+    warnings: tuple[str, ...]
+    """Says so if the prior did not help."""
+
+
+def cone_ratio(
+    chi: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    b0_dir: npt.ArrayLike,
+    workers: int = 1,
+) -> float:
+    """Spectral power of a map within the cone ``|D| < 0.1`` over that outside it.
+
+    Power is averaged over spheres of equal ``|k|`` first, and the ratio is the mean of their
+    logarithms', so that the fall of the spectrum with ``|k|`` cancels. An object knows nothing
+    of B0: its ratio is near 1. Streaks are power in the cone (above 1), regularisation takes
+    power out of it (below 1).
+
+    Parameters
+    ----------
+    chi : (X, Y, Z) ndarray
+        Susceptibility, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest; its mean is subtracted.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    b0_dir : (3,) array_like
+        Direction of B0 along the voxel axes.
+    workers : int
+        Threads of the Fourier transform.
+
+    Examples
+    --------
+    >>> chi = np.random.default_rng(0).normal(size=(32, 32, 32))
+    >>> 0.9 < cone_ratio(chi, np.ones(chi.shape, bool), (1, 1, 1), (0, 0, 1)) < 1.1
+    True
+    """
+    grid = solver_grid(mask)
+    centred = np.where(mask, chi - np.mean(chi[mask]), 0)
+    spectrum = fft.rfftn(grid.embed(centred), workers=workers)
+    power = spectrum.real**2 + spectrum.imag**2
+    k = frequencies(grid.shape, voxel_size)
+    radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
+    edge = 0.5 / float(np.max(voxel_size))
+    shell = np.minimum(radius / edge * SHELLS, SHELLS).astype(np.int64)
+    cone = np.abs(dipole_kernel(grid.shape, voxel_size, b0_dir)) < CONE
+
+    def mean_power(where: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        count = np.bincount(shell[where], minlength=SHELLS + 1)
+        total = np.bincount(shell[where], power[where], minlength=SHELLS + 1)
+        return np.where(count >= 20, total / np.maximum(count, 1), np.nan)[:SHELLS]
+
+    inside, beside = mean_power(cone), mean_power(~cone)
+    used = np.isfinite(inside) & np.isfinite(beside) & (inside > 0) & (beside > 0)
+    return float(np.exp(np.mean(np.log(inside[used] / beside[used])))) if used.any() else 1.0
+
+
+def compare(
+    local_field: npt.NDArray,
+    conventional_local_field: npt.NDArray,
+    chi: npt.NDArray,
+    conventional_chi: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    b0_dir: npt.ArrayLike,
+    weights: npt.NDArray | None = None,
+    workers: int = 1,
+) -> Comparison:
+    """Compare the preconditioned with the conventional arm where the truth is not known.
+
+    ``explained = 1 - || w local ||^2 / || w conventional local ||^2``: the local field that is
+    left after flattening against that without. A prior that does not lower it has added field
+    instead of explaining it.
+
+    Parameters
+    ----------
+    local_field, conventional_local_field : (X, Y, Z) ndarray
+        Local field of either arm, ppm.
+    chi, conventional_chi : (X, Y, Z) ndarray
+        Susceptibility of either arm, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    b0_dir : (3,) array_like
+        Direction of B0 along the voxel axes.
+    weights : (X, Y, Z) ndarray, optional
+        See :func:`~precondqsm_bids.numerics.background_removal.noise_weights`.
+    workers : int
+        Threads of the Fourier transforms.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        The mask is empty.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> field, chi = rng.normal(size=(2, 16, 16, 16)); mask = np.ones(field.shape, bool)
+    >>> result = compare(field, field / 2, chi, chi, mask, (1, 1, 1), (0, 0, 1))
+    >>> print(round(result.explained, 1), len(result.warnings))
+    -3.0 1
+    """
+    if not mask.any():
+        raise ValueError('the mask is empty: there is nothing to compare')
+    w = np.ones(np.count_nonzero(mask)) if weights is None else weights[mask].astype(np.float64)
+    left = float(np.sum((w * local_field[mask]) ** 2))
+    without = float(np.sum((w * conventional_local_field[mask]) ** 2))
+    explained = 1 - left / without if without > 0 else 0.0
+    warnings = []
+    if explained <= 0:
+        warnings.append(
+            f'the prior did not help: with it the local field has {1 - explained:.2f} times the '
+            'energy that it has without; prefer the conventional map'
+        )
+    arms = [cone_ratio(c, mask, voxel_size, b0_dir, workers) for c in (chi, conventional_chi)]
+    return Comparison(explained, arms[0], arms[1], tuple(warnings))
