@@ -139,18 +139,18 @@ def pdf(
     residual = adjoint(w_squared * grid.embed(field * mask))
     direction = residual.copy()
     x = np.zeros(grid.shape, np.float32)
-    energy = first = _dot(residual, residual)
+    energy = first = dot(residual, residual)
     for _ in range(iterations):
-        if energy <= 1e-14 * first:
+        if energy <= 1e-10 * first:
             break
         image = convolve(direction)
         image *= w_squared
         image = adjoint(image)
-        step = np.float32(energy / _dot(direction, image))
+        step = np.float32(energy / dot(direction, image))
         x += step * direction
         image *= step
         residual -= image
-        previous, energy = energy, _dot(residual, residual)
+        previous, energy = energy, dot(residual, residual)
         direction *= np.float32(energy / previous)
         direction += residual
     background = grid.extract(convolve(x), mask.shape)
@@ -160,6 +160,9 @@ def pdf(
     return BackgroundRemoval(local, background, ratio)
 
 
-def _dot(a: F32, b: F32) -> float:
-    """Inner product, in pieces of one plane each so that float32 does not lose it."""
-    return float(sum(np.vdot(p, q) for p, q in zip(a, b, strict=True)))
+def dot(a: F32, b: F32) -> float:
+    """Inner product in double precision, a plane at a time."""
+    return sum(
+        float(np.vdot(p.astype(np.float64), q.astype(np.float64)))
+        for p, q in zip(a, b, strict=True)
+    )

@@ -91,14 +91,21 @@ def l_curve(
     Returns
     -------
     LCurve
-        The corner is where the curve bends most, in either sense: noise bends it upwards where
-        lambda becomes small (positive curvature), loss of signal downwards where it becomes
-        large (negative). With little noise only the second bend exists.
+        The corner is where the curve bends downwards most (negative curvature): from there on
+        a larger lambda costs more signal than it saves in roughness. The bend upwards that
+        noise makes at small lambda is no rival: it is at times sharper, at times absent.
 
     Raises
     ------
     ValueError
         The field is zero.
+
+    Examples
+    --------
+    >>> d, e = np.array([0.4, 0.1, 0.01, 1e-4]), np.array([0.1, 1.0, 4.0, 10.0])
+    >>> curve = l_curve(np.array([10.0, 1.0, 0.1, 0.01]), d, e)
+    >>> print(curve.consistency[0] < curve.consistency[-1], 0.001 < curve.reg_weight < 10)
+    True True
 
     References
     ----------
@@ -129,7 +136,7 @@ def l_curve(
 
 def _corner(weights: F64, curvature: F64) -> tuple[float, tuple[str, ...]]:
     """Lambda where the curve bends most, refined between grid points, and what is doubtful."""
-    bend = np.abs(curvature)
+    bend = -curvature
     best = int(np.argmax(bend))
     if best in (0, len(weights) - 1):
         return float(weights[best]), (

@@ -269,6 +269,8 @@ def fit_echoes(
     mixed = np.flatnonzero(misfit_ratio > MIXED)
     field_sd[mixed] *= np.sqrt(misfit_ratio[mixed])
     if not free:
+        # An error of the offset turns the field by what a line through the origin makes of it.
+        field_sd[...] = np.hypot(field_sd, misfit / to_rad[len(te) // 2])
         change, early_sd = _initial_slope(signal[mixed], to_rad, field[mixed], offset[mixed])
         early_sd *= noise_sd
         bent = np.abs(change) > 3 * early_sd
@@ -484,6 +486,7 @@ def _repair_wraps(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> 
     """
     step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
     candidates = np.array([0, -1, 1], np.float32)
+    middle = np.median(field)
     for start in range(0, len(signal), _CHUNK):
         part = slice(start, start + _CHUNK)
         rotated = signal[part] * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
@@ -491,6 +494,12 @@ def _repair_wraps(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> 
         score = np.stack(
             [(rotated * np.exp(-1j * c * step * to_rad)).real.sum(1) for c in candidates]
         )
+        # With TE1 near half the spacing a turn up and a turn down look alike: the one that ends
+        # nearer to the rest of the object counts.
+        down, up = np.abs(field[part] - middle - step), np.abs(field[part] - middle + step)
+        alike = np.abs(score[1] - score[2]) < 0.2 * (np.abs(signal[part]) ** 2).sum(1)
+        score[1, alike & (up < down)] = -np.inf
+        score[2, alike & (down <= up)] = -np.inf
         best = np.argmax(score, axis=0)
         # Only a clear win moves a voxel: half of what full coherence would give.
         clear = score.max(0) - score[0] > 0.5 * (np.abs(signal[part]) ** 2).sum(1)
@@ -564,7 +573,7 @@ def _fit_signal(
         loss = np.ones(rotated.shape, np.float32)
         for axis in range(3):
             loss *= np.sinc(spread[part, axis, None] * to_rad / TWO_PI)
-        np.maximum(loss, np.float32(0.05), out=loss)
+        loss[loss < 0.2] = 0  # at and beyond the first zero an echo tells nothing
         rate, log_s0 = _first_decay(rotated, loss, te, noise_sd)
         rate, amplitude = _refine_decay(rotated.real, loss, te, rate, log_s0, 5)
         for _ in range(2):
@@ -578,8 +587,13 @@ def _fit_signal(
         log_s0 = np.log(np.maximum(amplitude, np.float32(1e-6 * noise_sd)))
         rate, amplitude = _refine_decay(rotated.real, loss, te, rate, log_s0, 3)
         model = amplitude[:, None] * loss * np.exp(-rate[:, None] * te)
-        left = ((rotated.real - model) ** 2 + rotated.imag**2).sum(1)
-        misfit[part] = left / (max(2 * len(te) - 3, 1) * noise_sd**2)
+        # What a wrong offset leaves is a straight line too, and none of this residual.
+        weight = model**2
+        turn, slope, _, _ = _line(weight, model * rotated.imag, to_rad, True)
+        line = model * (np.reshape(turn, (-1, 1)) + slope[:, None] * to_rad)
+        left = ((rotated.real - model) ** 2 + (rotated.imag - line) ** 2) * (loss > 0)
+        freedom = np.maximum(2 * np.count_nonzero(loss, axis=1) - 4, 1)
+        misfit[part] = left.sum(1) / (freedom * np.float32(noise_sd**2))
         r2star[part], s0[part] = rate, amplitude
         field_sd[part] = noise_sd * np.sqrt(variance)
         usable[part] = np.count_nonzero(model > 2 * noise_sd, axis=1)
@@ -592,8 +606,9 @@ def _first_decay(rotated: npt.NDArray, loss: F32, te: F32, noise_sd: float) -> t
     """R2* and ln S0 by the log-linear fit, weights squared magnitude less the noise floor."""
     weight = rotated.real**2 + rotated.imag**2 - np.float32(2 * noise_sd**2)
     np.maximum(weight, np.float32(1e-3 * noise_sd**2), out=weight)
-    log_s = 0.5 * np.log(weight) - np.log(loss)
-    w0, w1, w2 = weight.sum(1), weight @ te, weight @ te**2
+    log_s = 0.5 * np.log(weight) - np.log(np.where(loss > 0, loss, 1))
+    weight *= loss > 0
+    w0, w1, w2 = weight.sum(1) + np.finfo(np.float32).tiny, weight @ te, weight @ te**2
     l0, l1 = (weight * log_s).sum(1), (weight * log_s) @ te
     determinant = np.maximum(w0 * w2 - w1**2, 1e-9 * w0 * w2 + np.finfo(np.float32).tiny)
     rate = np.clip((w1 * l0 - w0 * l1) / determinant, 0, DEEPEST / te[0])

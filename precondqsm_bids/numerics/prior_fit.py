@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.background_removal import dot, noise_weights, pdf
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 
 F32 = npt.NDArray[np.float32]
@@ -75,8 +75,17 @@ def constant_parcels(labels: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
 
 
 def whole_map(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
-    """One coefficient for a whole susceptibility map (ppm).
+    """One coefficient for a whole susceptibility map.
 
+    Parameters
+    ----------
+    chi : (X, Y, Z) ndarray
+        Susceptibility map, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+
+    Examples
+    --------
     >>> whole_map(np.array([[[0.5, 0.0]]]), np.ones((1, 1, 2), bool)).parcels
     1
     """
@@ -134,8 +143,8 @@ class Scale(NamedTuple):
     """Edge of a block, mm; infinite for the whole region."""
     bins: tuple[int, ...]
     """Bins per contrast."""
-    shifted: bool
-    """Whether the blocks are shifted by half an edge."""
+    centred: bool
+    """Whether a block lies at the centre of the region, or a wall."""
 
 
 SCALES = (
@@ -161,6 +170,11 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     equal = np.linspace(low, high, by_value + 2)[1:-1]
     quantiles = np.percentile(values, np.linspace(0, 100, by_volume + 2)[1:-1])
     return np.unique(np.concatenate([equal, quantiles]))
+
+
+def _outwards(x: npt.NDArray) -> npt.NDArray:
+    """Round away from zero, with some tolerance for zero itself."""
+    return np.where(np.abs(x) < 1e-6, 0, np.sign(x) * np.ceil(np.abs(x)))
 
 
 def contrast_cells(
@@ -209,7 +223,10 @@ def contrast_cells(
             key = key * bins + np.digitize(value, bin_edges(value, bins))
         if np.isfinite(scale.block):
             for coordinate in position:
-                block = np.floor(coordinate / scale.block + (0.5 if scale.shifted else 0.0))
+                # Symmetric about the centre, with the other walls where no voxel is centred, so
+                # that the cells do not depend on the direction in which an axis is stored.
+                block = coordinate / (scale.block * 0.9987)
+                block = np.round(block) if scale.centred else _outwards(block)
                 key = key * 64 + (block.astype(np.int64) + 32) % 64
         labels = np.zeros(mask.shape, np.int64)
         labels[mask] = key
@@ -276,6 +293,18 @@ def fit_prior(
     ------
     ValueError
         No basis, an empty mask, or shapes that differ.
+
+    Examples
+    --------
+    A diamagnetic block that R2' took for a paramagnetic one:
+
+    >>> from precondqsm_bids.numerics.dipole import forward_field
+    >>> mask = np.ones((24, 24, 24), bool); chi = np.zeros(mask.shape)
+    >>> chi[8:16, 8:16, 8:16] = 0.5
+    >>> field = forward_field(-chi, (1, 1, 1), (0, 0, 1))
+    >>> fit = fit_prior(field, [whole_map(chi, mask)], mask, (1, 1, 1), (0, 0, 1))
+    >>> print(round(float(fit.coefficients[0][0]), 1))
+    -1.0
 
     References
     ----------
@@ -348,7 +377,7 @@ class _Unknowns(NamedTuple):
     coefficients: list[npt.NDArray[np.float64]]
 
     def dot(self, other: '_Unknowns') -> float:
-        outer = sum(float(np.vdot(a, b)) for a, b in zip(self.sources, other.sources, strict=True))
+        outer = dot(self.sources, other.sources)
         pairs = zip(self.coefficients, other.coefficients, strict=True)
         return outer + sum(float(a @ b) for a, b in pairs)
 
@@ -381,7 +410,7 @@ class _Problem:
         if basis.expected == 0:
             return self.inner_size
         rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
-        return max(self.inner_size / max(rms, 1e-6), 0.1)
+        return max(self.inner_size / max(rms, 1e-6), 0.5)
 
     def prior(self, coefficients) -> F32:
         chi = np.zeros(int(np.prod(self.shape)), np.float32)
@@ -421,11 +450,11 @@ class _Problem:
         direction = _Unknowns(gradient.sources.copy(), [c.copy() for c in gradient.coefficients])
         energy = first = gradient.dot(gradient)
         for _ in range(steps):
-            if energy <= 1e-14 * first or energy == 0:
+            if energy <= 1e-10 * first or energy == 0:
                 break
             image = self.forward(direction)
             weighted = w_squared * image
-            curvature = sum(float(np.vdot(a, b)) for a, b in zip(image, weighted, strict=True))
+            curvature = dot(image, weighted)
             step = energy / curvature
             solution.sources.__iadd__(np.float32(step) * direction.sources)
             image *= np.float32(step)

@@ -25,6 +25,11 @@ class R2PrimePrior(NamedTuple):
 def relaxivity(field_strength: float) -> float:
     """R2' per ppm of susceptibility, ``2 pi gamma B0 / (9 sqrt(3))``, in 1/s/ppm.
 
+    Parameters
+    ----------
+    field_strength : float
+        B0, T.
+
     References
     ----------
     Yablonskiy & Haacke, Magn Reson Med 1994;32:749, eq. 30 (spheres at random positions, static

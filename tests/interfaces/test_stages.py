@@ -268,7 +268,7 @@ def test_thirty_iterations_of_background_removal_by_default():
 def test_dipole_inversion(data, tmp_path, given, weighted):
     inputs = {} if given is None else {'reg_weight': given}
     if weighted:
-        inputs['field_sd'] = data.file('sd')
+        inputs |= {'field_sd': data.file('sd'), 'hold_down': True}
     result = run(
         interfaces.DipoleInversion,
         tmp_path,
