@@ -4,10 +4,11 @@ import time
 from dataclasses import replace
 
 import numpy as np
-from reconstruction import WORKERS, first_stages
+from reconstruction import WORKERS, first_stages, r2star_table, strongest_for
 
 from precondqsm_bids.numerics import (
     clusters,
+    constant_parcels,
     contrast_cells,
     fit_prior,
     forward_field,
@@ -17,34 +18,14 @@ from precondqsm_bids.numerics import (
 )
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
-from precondqsm_bids.phantom.tubes import r2prime, simulate_tubes
+from precondqsm_bids.phantom.tubes import simulate_tubes
 
 SEED = 0
+BLOCK = 5.0
+"""Edge of the blocks that make thousands of parcels, mm."""
 SPHERE_RADIUS = 20.0
 SPHERE_VOXELS = ((1, 1, 1), (1, 1, 2), (1, 1, 3))
 SPHERE_TILTS = (0, 25, 45)
-
-
-def strongest_for(t2star, spec):
-    """Susceptibility (ppm) of the tube whose T2* (s) is this one."""
-    return float((1 / t2star - spec.r2) / r2prime(1.0, spec.field_strength, spec.relaxivity_scale))
-
-
-def r2star_table(phantom, roi, r2star):
-    """True R2* of each tube and of the agar beside the fitted mean and deviation, 1/s."""
-    rows = []
-    for label, name in phantom.label_names.items():
-        inside = roi & (phantom.labels == label)
-        fitted = r2star[inside]
-        rows.append(
-            {
-                'name': name,
-                'true': float(phantom.r2star[inside].mean(dtype=float)),
-                'mean': float(fitted.mean(dtype=float)),
-                'sd': float(fitted.std(dtype=float)),
-            }
-        )
-    return rows
 
 
 def short_t2star(spec):
@@ -74,9 +55,7 @@ def sphere(spec):
     for voxel_size in SPHERE_VOXELS:
         shape = tuple(int(np.ceil(56 / d)) for d in voxel_size)
         chi = _filled(shape, voxel_size, SPHERE_RADIUS)
-        axes = [
-            (np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, voxel_size, strict=True)
-        ]
+        axes = [(np.arange(n) - (n - 1) / 2) * d for n, d in zip(shape, voxel_size, strict=True)]
         points = np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
         r = np.linalg.norm(points, axis=-1)
         off = np.abs(r - SPHERE_RADIUS) / max(voxel_size)
@@ -132,7 +111,7 @@ def long_way(spec):
     fields = [cyclic_field(chi) for chi in maps]
     w = weights[roi].astype(float)
     rows = []
-    for iterations in (30, 90, 300):
+    for iterations in (30, 90):
 
         def project(f, iterations=iterations):
             local = pdf(f, roi, voxel_size, b0_dir, weights, iterations, WORKERS).local_field
@@ -170,8 +149,14 @@ def cost(spec, repeats=3, iterations=90):
     field_sd, geometry = stages.fit.field_sd, stages.geometry
     weights = noise_weights(field_sd, stages.roi)
     contrasts = [stages.fit.r2star, stages.first]
+    blocks = [
+        index * size // BLOCK
+        for index, size in zip(np.indices(stages.roi.shape), stages.voxel_size, strict=True)
+    ]
+    blocks = ((blocks[0] * 1000 + blocks[1]) * 1000 + blocks[2]).astype(np.int64)
     bases = {
         'clusters': [clusters(stages.theory, stages.roi)],
+        f'blocks of {BLOCK:g} mm': [constant_parcels(blocks, stages.roi)],
         'contrast': contrast_cells(contrasts, stages.roi, stages.voxel_size),
     }
     seconds = {name: [] for name in ('pdf', *bases)}

@@ -20,6 +20,7 @@ from precondqsm_bids.numerics import (
     b0_direction,
     background_removal,
     clusters,
+    compare,
     contrast_cells,
     fit_echoes,
     fit_prior,
@@ -38,6 +39,7 @@ from precondqsm_bids.numerics import (
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
+from precondqsm_bids.phantom.tubes import r2prime
 
 WORKERS = 2
 ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')
@@ -55,8 +57,8 @@ class Variant(NamedTuple):
     fit_floor: float = prior_fit.FLOOR
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
-    """Factor on the expected size of the fitted susceptibility."""
-    trust: bool | None = None
+    """Factor on the expected size of the fitted susceptibility, which must be given."""
+    hold_down: bool | None = None
     """Whether the residual is held down where it is no more than noise; None: after contrast."""
 
 
@@ -86,9 +88,14 @@ class Arm(NamedTuple):
     prior_chi: np.ndarray | None
     parcels: int
     local_field: np.ndarray
-    field_sd: np.ndarray | None
+    hold_down: bool
     inversion: DipoleInversion
     seconds: dict
+
+
+def strongest_for(t2star, spec):
+    """Susceptibility (ppm) of the tube whose T2* (s) is this one."""
+    return float((1 / t2star - spec.r2) / r2prime(1.0, spec.field_strength, spec.relaxivity_scale))
 
 
 @contextmanager
@@ -133,7 +140,7 @@ def first_stages(phantom, true_field=False):
     return Stages(shape, roi, voxel_size, b0_dir, first, fit, theory, 0.0, seconds)
 
 
-def fit_basis(stages, name, shape_chi, variant, inner_size=None):
+def fit_basis(stages, name, shape_chi, variant, inner_size):
     """The prior of one arm, fitted to the field; its number of parcels."""
     field = stages.fit.total_field
     if shape_chi is not None:
@@ -189,10 +196,8 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         prior_chi = stages.theory
         if name != 'none':
             with timed(seconds, 'prior_fit'):
-                prior, parcels = fit_basis(stages, name, shape_chi, variant, inner_size)
-                if variant.size_factor != 1:
-                    size = variant.size_factor * prior.inner_size
-                    prior, parcels = fit_basis(stages, name, shape_chi, variant, size)
+                size = None if inner_size is None else variant.size_factor * inner_size
+                prior, parcels = fit_basis(stages, name, shape_chi, variant, size)
             prior_chi = prior.prior_chi
         with timed(seconds, 'flattening'):
             field = flatten_field(
@@ -201,28 +206,55 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     with timed(seconds, 'background_removal'):
         weights = noise_weights(fit.field_sd, stages.roi, variant.pdf_floor)
         local = pdf(field, *stages.geometry, weights, workers=WORKERS).local_field
-    trust = variant.trust if variant.trust is not None else name == 'contrast'
-    field_sd = fit.field_sd if trust else None
+    hold_down = name == 'contrast' if variant.hold_down is None else variant.hold_down
     with timed(seconds, 'dipole_inversion'):
-        inversion = l2_inversion(local, *stages.geometry, field_sd=field_sd, workers=WORKERS)
-    return Arm(name, prior, prior_chi, parcels, local, field_sd, inversion, seconds)
+        inversion = invert(local, stages, hold_down)
+    return Arm(name, prior, prior_chi, parcels, local, hold_down, inversion, seconds)
+
+
+def invert(local_field, stages, hold_down, rule='l-curve'):
+    """The dipole inversion as the workflow calls it."""
+    return l2_inversion(
+        local_field,
+        *stages.geometry,
+        field_sd=stages.fit.field_sd,
+        workers=WORKERS,
+        rule=rule,
+        hold_down=hold_down,
+    )
 
 
 # --- lambda ----------------------------------------------------------------------------------
 
 
 def corner(arm, stages):
-    """The workflow's rule: where the L-curve bends most, in either sense."""
+    """The workflow's default: the corner of the L-curve."""
     return arm.inversion.reg_weight
 
 
+def discrepancy(arm, stages):
+    """The workflow's other rule: the misfit that noise and model leave."""
+    return invert(arm.local_field, stages, arm.hold_down, 'discrepancy').reg_weight
+
+
 def convex_corner(arm, stages):
-    """Where the L-curve bends most towards the origin: the textbook's corner, of noise."""
+    """Where the L-curve bends upwards most: the corner that noise makes, of the textbooks."""
     curve = arm.inversion.curve
     return float(curve.reg_weights[np.argmax(curve.curvature)])
 
 
-RULES = {'corner': corner, 'convex': convex_corner}
+def sharpest_corner(arm, stages):
+    """Where the L-curve bends most, upwards or downwards."""
+    curve = arm.inversion.curve
+    return float(curve.reg_weights[np.argmax(np.abs(curve.curvature))])
+
+
+RULES = {
+    'corner': corner,
+    'discrepancy': discrepancy,
+    'convex': convex_corner,
+    'sharpest': sharpest_corner,
+}
 """Rules for lambda: name -> function of an arm and the stages; each is scored in every arm."""
 
 
@@ -232,8 +264,8 @@ class Division:
     def __init__(self, arm, stages):
         roi, voxel_size, b0_dir = stages.geometry
         field = arm.local_field
-        if arm.field_sd is not None:
-            field = trusted_field(field, arm.field_sd, roi)
+        if arm.hold_down:
+            field = trusted_field(field, stages.fit.field_sd, roi)
         self.roi, self.grid = roi, solver_grid(roi)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
         self.gradient = gradient_power(self.grid.shape, voxel_size)
@@ -293,8 +325,25 @@ class Score:
         }
 
 
-def assess(arm, stages, score):
-    """All that is reported of one arm, ready for JSON."""
+def r2star_table(phantom, roi, r2star):
+    """True R2* of each tube and of the agar beside the fitted mean and deviation, 1/s."""
+    rows = []
+    for label, name in phantom.label_names.items():
+        inside = roi & (phantom.labels == label)
+        fitted = r2star[inside]
+        rows.append(
+            {
+                'name': name,
+                'true': float(phantom.r2star[inside].mean(dtype=float)),
+                'mean': float(fitted.mean(dtype=float)),
+                'sd': float(fitted.std(dtype=float)),
+            }
+        )
+    return rows
+
+
+def assess(arm, stages, score, conventional=None):
+    """All that is reported of one arm, ready for JSON; compared with another without the truth."""
     division = Division(arm, stages)
     curve = arm.inversion.curve
     rules = {}
@@ -317,6 +366,14 @@ def assess(arm, stages, score):
         'warnings': list(curve.warnings),
         'seconds': arm.seconds,
     }
+    if conventional is not None:
+        chi = division.chi(arm.inversion.reg_weight)
+        fields = arm.local_field, conventional.local_field
+        weights = noise_weights(stages.fit.field_sd, stages.roi)
+        found = compare(
+            *fields, chi, conventional.inversion.chi, *stages.geometry, weights, WORKERS
+        )
+        record['comparison'] = found._asdict()
     if arm.prior_chi is not None:
         record['prior'] = score(arm.prior_chi)
     if arm.prior is not None:
