@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.restoration import unwrap_phase
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 
@@ -323,6 +322,8 @@ def _unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
     wrapped = wrapped.astype(np.float32)
     if np.ptp(wrapped) < np.pi:  # nothing can be wrapped
         return wrapped
+    from skimage.restoration import unwrap_phase  # here: importing the nodes must stay quick
+
     volume = np.ma.masked_array(np.zeros(mask.shape, np.float32), mask=~mask)
     volume.data[mask] = wrapped
     # Reliability sorting is deterministic only with a fixed seed (ties are broken at random).

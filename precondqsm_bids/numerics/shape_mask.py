@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 
@@ -133,6 +132,8 @@ def shape_mask(
             raise ValueError(
                 f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
             )
+        from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
+
         otsu = float(threshold_otsu(magnitude))
         half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
         background = magnitude[magnitude < min(otsu, half)]
