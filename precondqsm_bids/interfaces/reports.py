@@ -617,8 +617,8 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 'Streaking',
                 f'{_number(measured["streaking"])} preconditioned, '
-                f'{_number(measured["conventional_streaking"])} conventional (1: none; above, '
-                'streaks; below, smoothed away)',
+                f'{_number(measured["conventional_streaking"])} conventional (power in '
+                "the dipole's cone over that beside it; streaks raise it, smoothing lowers it)",
             )
         )
     for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
