@@ -97,9 +97,9 @@ FIGURES = (
         'Choice of the regularisation weight',
         'Left: size of the regularisation term against the data term for every weight; the marker '
         'is the weight that was used. Right: curvature of that curve against the logarithm of the '
-        'weight; the corner is where the curve bends most, upwards from noise or downwards from '
-        'lost signal. A flat curvature, or a bend at the end of the range, means that the corner '
-        'is not to be trusted. With a good prior the '
+        'weight; the corner is where the curve bends downwards most, because signal is lost '
+        'from there on. A flat curvature, or a bend at the end of the range, means that the '
+        'corner is not to be trusted. With a good prior the '
         'preconditioned corner lies at a lower weight.',
     ),
     FigureText(
