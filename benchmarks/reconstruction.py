@@ -20,6 +20,7 @@ from precondqsm_bids.numerics import (
     b0_direction,
     background_removal,
     clusters,
+    coefficient_errors,
     compare,
     contrast_cells,
     fit_echoes,
@@ -81,12 +82,13 @@ class Stages(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One arm, inverted at the corner of its L-curve."""
+    """One arm, inverted with the lambda that the workflow takes by default."""
 
     name: str
     prior: PriorFit | None
     prior_chi: np.ndarray | None
     parcels: int
+    errors: np.ndarray | None
     local_field: np.ndarray
     hold_down: bool
     inversion: DipoleInversion
@@ -141,7 +143,7 @@ def first_stages(phantom, true_field=False):
 
 
 def fit_basis(stages, name, shape_chi, variant, inner_size):
-    """The prior of one arm, fitted to the field; its number of parcels."""
+    """The prior of one arm, fitted to the field; its bases and the field it was fitted to."""
     field = stages.fit.total_field
     if shape_chi is not None:
         field = field - forward_field(
@@ -160,10 +162,11 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
             bases,
             *stages.geometry,
             stages.fit.field_sd,
+            stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
             inner_size=inner_size,
             workers=WORKERS,
         )
-    return fit, sum(basis.parcels for basis in bases)
+    return fit, bases, field
 
 
 def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
@@ -189,7 +192,7 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     """
     variant = variant or Variant()
     seconds = {}
-    fit, prior, prior_chi, parcels = stages.fit, None, None, 0
+    fit, prior, prior_chi, parcels, errors = stages.fit, None, None, 0, None
     shape_chi = stages.shape.shape_chi if shape else None
     field = fit.total_field
     if name != 'conventional':
@@ -197,8 +200,15 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         if name != 'none':
             with timed(seconds, 'prior_fit'):
                 size = None if inner_size is None else variant.size_factor * inner_size
-                prior, parcels = fit_basis(stages, name, shape_chi, variant, size)
+                prior, bases, fitted = fit_basis(stages, name, shape_chi, variant, size)
             prior_chi = prior.prior_chi
+            parcels = sum(basis.parcels for basis in bases)
+            if shape_chi is not None:
+                shape_chi = shape_chi + prior.surface_chi
+            if name == 'global':
+                errors = coefficient_errors(
+                    fitted, bases[0], prior, *stages.geometry, fit.field_sd, workers=WORKERS
+                )
         with timed(seconds, 'flattening'):
             field = flatten_field(
                 field, prior_chi, *stages.geometry, shape_chi, WORKERS
@@ -208,11 +218,12 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         local = pdf(field, *stages.geometry, weights, workers=WORKERS).local_field
     hold_down = name == 'contrast' if variant.hold_down is None else variant.hold_down
     with timed(seconds, 'dipole_inversion'):
-        inversion = invert(local, stages, hold_down)
-    return Arm(name, prior, prior_chi, parcels, local, hold_down, inversion, seconds)
+        rule = 'l-curve' if name == 'conventional' else 'risk'
+        inversion = invert(local, stages, hold_down, rule)
+    return Arm(name, prior, prior_chi, parcels, errors, local, hold_down, inversion, seconds)
 
 
-def invert(local_field, stages, hold_down, rule='l-curve'):
+def invert(local_field, stages, hold_down, rule):
     """The dipole inversion as the workflow calls it."""
     return l2_inversion(
         local_field,
@@ -227,14 +238,19 @@ def invert(local_field, stages, hold_down, rule='l-curve'):
 # --- lambda ----------------------------------------------------------------------------------
 
 
-def corner(arm, stages):
-    """The workflow's default: the corner of the L-curve."""
+def default(arm, stages):
+    """What the workflow takes: the corner in the conventional arm, else the least risk."""
     return arm.inversion.reg_weight
 
 
-def discrepancy(arm, stages):
-    """The workflow's other rule: the misfit that noise and model leave."""
-    return invert(arm.local_field, stages, arm.hold_down, 'discrepancy').reg_weight
+def corner(arm, stages):
+    """The published rule: the corner of the L-curve."""
+    return arm.inversion.curve.reg_weight
+
+
+def risk(arm, stages):
+    """The least expected error, the noise being read in the dipole's cone."""
+    return invert(arm.local_field, stages, arm.hold_down, 'risk').reg_weight
 
 
 def convex_corner(arm, stages):
@@ -250,8 +266,9 @@ def sharpest_corner(arm, stages):
 
 
 RULES = {
+    'default': default,
     'corner': corner,
-    'discrepancy': discrepancy,
+    'risk': risk,
     'convex': convex_corner,
     'sharpest': sharpest_corner,
 }
@@ -385,4 +402,6 @@ def assess(arm, stages, score, conventional=None):
         }
         if arm.parcels <= 20:
             record['fit']['coefficients'] = arm.prior.coefficients[0].tolist()
+        if arm.errors is not None:
+            record['fit']['errors'] = arm.errors.tolist()
     return record

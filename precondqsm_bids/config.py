@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-REG_RULES = ('l-curve', 'discrepancy')
+REG_RULES = ('auto', 'l-curve', 'risk')
 """How the regularisation weight may be chosen."""
 METHOD = {'method': True}
 """Marks the fields that change the maps themselves: these travel into the sidecars."""
@@ -43,8 +43,8 @@ class Settings:
     reg_weight : float or None
         mm; None leaves it to ``reg_rule``.
     reg_rule : str
-        ``l-curve`` takes the corner of the L-curve, ``discrepancy`` the misfit that noise and
-        model leave.
+        ``l-curve`` takes the corner of the L-curve, ``risk`` the least expected error, ``auto``
+        the first in the conventional and the second in the preconditioned arm.
     """
 
     bids_dir: Path
@@ -77,7 +77,7 @@ class Settings:
     conventional: bool = field(default=True, metadata=METHOD)
     pdf_iterations: int = field(default=30, metadata=METHOD)
     reg_weight: float | None = field(default=None, metadata=METHOD)
-    reg_rule: str = field(default='l-curve', metadata=METHOD)
+    reg_rule: str = field(default='auto', metadata=METHOD)
     reference: str = field(default='roi-mean', metadata=METHOD)
 
     @property

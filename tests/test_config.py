@@ -41,7 +41,7 @@ ODD = Settings(
     conventional=False,
     pdf_iterations=12,
     reg_weight=0.1,
-    reg_rule='discrepancy',
+    reg_rule='risk',
     reference='none',
 )
 
@@ -78,7 +78,7 @@ def test_method_has_the_settings_of_the_method_only():
         'conventional': True,
         'pdf_iterations': 30,
         'reg_weight': None,
-        'reg_rule': 'l-curve',
+        'reg_rule': 'auto',
         'reference': 'roi-mean',
     }
 

@@ -153,10 +153,11 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--reg-weight',
         type=_number_or(REG_RULES, 'mm', 0, 1e6),
-        metavar='{l-curve,discrepancy,NUMBER}',
+        metavar='{auto,l-curve,risk,NUMBER}',
         help='weight lambda (mm, of the gradient in 1/mm) of the regularisation in '
-        '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve (default) takes the corner of the '
-        'curve, discrepancy the misfit that noise and model leave',
+        '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve takes the corner of the curve, risk '
+        'the least expected error, auto (default) the first in the conventional and the second '
+        'in the preconditioned arm',
     )
     group.add_argument(
         '--reference',

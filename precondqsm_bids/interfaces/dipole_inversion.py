@@ -11,15 +11,15 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.volumes import geometry, load, save
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
 
 
 class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
-    reg_weight = traits.Float(desc="lambda, mm; the L-curve's corner if undefined")
+    reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
     rule = traits.Enum(
-        'l-curve', 'discrepancy', usedefault=True, desc='how lambda is chosen if it is undefined'
+        *RULES, usedefault=True, desc='how lambda is chosen if it is undefined'
     )
     field_sd = File(exists=True, desc='standard deviation of the field, ppm')
     hold_down = traits.Bool(

@@ -37,6 +37,8 @@ class EchoFitOutputSpec(TraitedSpec):
     t2star = File(exists=True, desc='effective transverse relaxation time, s')
     s0 = File(exists=True, desc='signal at TE = 0, unit of the magnitude')
     reliable = File(exists=True, desc='voxels whose fit is to be trusted')
+    usable_echoes = File(exists=True, desc='echoes whose fitted signal exceeds twice the noise')
+    misfit = File(exists=True, desc='root mean square of the residual over the noise')
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
     record = traits.Dict(desc='what the stage measured and chose')
 
@@ -69,7 +71,7 @@ class EchoFit(SimpleInterface):
         t2star = np.divide(1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0)
 
         maps = {name: getattr(fit, name) for name in ('total_field', 'field_sd', 'r2star', 's0')}
-        maps['reliable'] = fit.reliable
+        maps |= {n: getattr(fit, n) for n in ('reliable', 'usable_echoes', 'misfit')}
         maps['t2star'] = t2star
         maps['magnitude'] = np.sqrt(np.sum(magnitude**2, axis=-1))
         for name, data in maps.items():

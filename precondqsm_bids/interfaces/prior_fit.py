@@ -12,7 +12,13 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.volumes import geometry, load, save
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
-from precondqsm_bids.numerics.prior_fit import clusters, contrast_cells, fit_prior, whole_map
+from precondqsm_bids.numerics.prior_fit import (
+    clusters,
+    coefficient_errors,
+    contrast_cells,
+    fit_prior,
+    whole_map,
+)
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 
 
@@ -21,6 +27,9 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     field_sd = File(exists=True, mandatory=True, desc='standard deviation of the field, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
     shape_chi = File(exists=True, desc='susceptibility of the shape relative to air, ppm')
+    shape_sd = File(
+        exists=True, desc='expected error of shape_chi, ppm, which the fit may correct'
+    )
     basis = traits.Enum(
         'contrast',
         'clusters',
@@ -37,6 +46,7 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
 
 class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
+    shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -62,11 +72,15 @@ class PriorFit(SimpleInterface):
             mask,
             voxel_size,
             b0_dir,
-            load(self.inputs.field_sd),
+            field_sd := load(self.inputs.field_sd),
+            load(self.inputs.shape_sd) if self.inputs.shape_sd else None,
             self.inputs.iterations,
             workers=threads,
         )
         self._results['prior_chi'] = save(fit.prior_chi, source, runtime.cwd, 'prior_chi')
+        if self.inputs.shape_chi:
+            shape_chi += fit.surface_chi
+            self._results['shape_chi'] = save(shape_chi, source, runtime.cwd, 'shape_chi')
         record = {
             'basis': self.inputs.basis,
             'parcels': [basis.parcels for basis in bases],
@@ -81,6 +95,9 @@ class PriorFit(SimpleInterface):
                 coefficients == 0, np.nan, coefficients
             )
             record['coefficients'] = coefficients.tolist()
+            record['coefficient_errors'] = coefficient_errors(
+                field, bases[0], fit, mask, voxel_size, b0_dir, field_sd, workers=threads
+            ).tolist()
             record['implied_relaxivity'] = implied.tolist()
         self._results['record'] = record
         return runtime

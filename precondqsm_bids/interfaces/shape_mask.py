@@ -25,6 +25,7 @@ class ShapeMaskOutputSpec(TraitedSpec):
     shape_mask = File(exists=True, desc='object (1) against air (0)')
     roi_mask = File(exists=True, desc='object without border voxels that are partly air')
     shape_chi = File(exists=True, desc='susceptibility of the shape relative to air, ppm')
+    shape_sd = File(exists=True, desc='expected error of shape_chi at the surface, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -40,7 +41,7 @@ class ShapeMask(SimpleInterface):
             shape = shape_mask(load(source), self.inputs.step)
         except ValueError as error:
             raise ValueError(f'{source}: {error}') from error
-        for name in ('shape_mask', 'roi_mask', 'shape_chi'):
+        for name in ('shape_mask', 'roi_mask', 'shape_chi', 'shape_sd'):
             self._results[name] = save(getattr(shape, name), source, runtime.cwd, name)
         self._results['record'] = {
             'threshold': shape.threshold,

@@ -1,6 +1,8 @@
 """Background removal: projection onto dipole fields (PDF)."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,8 @@ from scipy import fft
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 
 F32 = npt.NDArray[np.float32]
+PART_VOXELS = 1 << 16
+"""Voxels handled at a time between the convolutions."""
 FLOOR = 0.05
 """What the model does not know of the field, ppm: it keeps strong sources, whose signal decays
 fast, from losing their say to the noise alone."""
@@ -120,49 +124,153 @@ def pdf(
         raise ValueError('the mask is empty: there is no field to remove a background from')
     if iterations < 1:
         raise ValueError(f'the number of PDF iterations must be positive: {iterations}')
-    grid = solver_grid(mask)
-    inside = np.zeros(grid.shape, bool)
-    inside[grid.inner] = mask[grid.box]
-    w_squared = grid.embed(mask if weights is None else weights * mask) ** 2
-    kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)
-
-    def convolve(x: F32) -> F32:
-        spectrum = fft.rfftn(x, workers=workers)
-        spectrum *= kernel
-        return fft.irfftn(spectrum, s=grid.shape, overwrite_x=True, workers=workers)
-
-    def adjoint(y: F32) -> F32:
-        out = convolve(y)
-        out[inside] = 0
-        return out
-
-    residual = adjoint(w_squared * grid.embed(field * mask))
-    direction = residual.copy()
-    x = np.zeros(grid.shape, np.float32)
-    energy = first = dot(residual, residual)
-    for _ in range(iterations):
-        if energy <= 1e-10 * first:
-            break
-        image = convolve(direction)
-        image *= w_squared
-        image = adjoint(image)
-        step = np.float32(energy / dot(direction, image))
-        x += step * direction
-        image *= step
-        residual -= image
-        previous, energy = energy, dot(residual, residual)
-        direction *= np.float32(energy / previous)
-        direction += residual
-    background = grid.extract(convolve(x), mask.shape)
+    system = DipoleSystem(mask, voxel_size, b0_dir, workers)
+    outside = np.float32(1) - system.grid.embed(mask)
+    w_squared = system.grid.embed(mask if weights is None else weights * mask) ** 2
+    sources = np.zeros(system.grid.shape, np.float32)
+    residual = system.grid.embed(field * mask)
+    ratio = system.descend(sources, residual, w_squared, outside, iterations)
+    background = system.grid.extract(system.convolve(sources), mask.shape)
     background[~mask] = 0
     local = np.where(mask, field - background, 0).astype(np.float32)
-    ratio = float(np.sqrt(energy / first)) if first > 0 else 0.0
     return BackgroundRemoval(local, background, ratio)
 
 
-def dot(a: F32, b: F32) -> float:
-    """Inner product, summed in double precision.
+class Parcels(Protocol):
+    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once.
 
-    Not a BLAS call: on a busy machine the threads of one cost hundreds of times the sum.
+    In units of their expected sizes ``s`` they are ``y``, and in space ``E s y``.
     """
-    return float(np.sum(a * b, dtype=np.float64))
+
+    def pull(self, gradient: F32) -> float:
+        """Take ``(E s)' gradient``; its squared norm."""
+
+    def turn(self, direction: F32, beta: float) -> None:
+        """Turn the direction, of which ``direction`` holds ``beta`` times the last one."""
+
+    def advance(self, step: float) -> None:
+        """Go ``step`` along the direction."""
+
+
+class DipoleSystem:
+    """Least squares of a field over sources, ``min_x || W (f - D x) ||^2``, on the solver's grid.
+
+    Two convolutions an iteration. What lies between them is done in parts of a few planes that
+    stay in the processor's cache, on as many threads as the transforms have: at these sizes the
+    arithmetic waits for the memory.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    b0_dir : (3,) array_like
+        Direction of B0 along the voxel axes.
+    workers : int
+        Threads.
+    """
+
+    def __init__(
+        self,
+        mask: npt.NDArray[np.bool_],
+        voxel_size: npt.ArrayLike,
+        b0_dir: npt.ArrayLike,
+        workers: int = 1,
+    ):
+        self.grid = solver_grid(mask)
+        self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
+        self.workers = workers
+        n0, n1, n2 = self.grid.shape
+        planes = max(1, PART_VOXELS // (n1 * n2))
+        self._parts = [slice(i, min(i + planes, n0)) for i in range(0, n0, planes)]
+
+    def convolve(self, chi: F32) -> F32:
+        """Field (ppm) of ``chi`` (ppm), a new array."""
+        spectrum = fft.rfftn(chi, workers=self.workers)
+        spectrum *= self.kernel
+        return fft.irfftn(spectrum, s=self.grid.shape, overwrite_x=True, workers=self.workers)
+
+    def descend(
+        self,
+        sources: F32,
+        residual: F32,
+        w_squared: F32,
+        expected_squared: F32,
+        iterations: int,
+        parcels: Parcels | None = None,
+    ) -> float:
+        """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
+
+        Every unknown is expressed in units of its expected size, ``x = S y``. Written for ``x``
+        this is preconditioning by ``S S'``, which for single voxels is a product.
+
+        Parameters
+        ----------
+        sources : ndarray
+            ``x``, ppm, on the solver's grid: the start, and then the solution.
+        residual : ndarray
+            ``f - D x``, ppm.
+        w_squared : ndarray
+            ``W^2``.
+        expected_squared : ndarray
+            Square of the expected size of a voxel's source of its own; zero where there is none.
+        iterations : int
+            Conjugate-gradient iterations.
+        parcels : Parcels, optional
+            Further unknowns.
+
+        Returns
+        -------
+        float
+            Norm of the last gradient over that of the first.
+        """
+        gradient = self.convolve(w_squared * residual)
+        direction = np.zeros_like(gradient)
+        image = weighted = change = gradient
+        beta = step = 0.0
+
+        def energy_of(part: slice) -> float:
+            g = gradient[part]
+            return float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
+
+        def turn(part: slice) -> float:
+            d = direction[part]
+            d *= np.float32(beta)
+            d += expected_squared[part] * gradient[part]
+            return 0.0
+
+        def weigh(part: slice) -> float:
+            np.multiply(image[part], w_squared[part], out=weighted[part])
+            return float(np.sum(image[part] * weighted[part], dtype=np.float64))
+
+        def advance(part: slice) -> float:
+            sources[part] += np.float32(step) * direction[part]
+            residual[part] -= np.float32(step) * image[part]
+            gradient[part] -= np.float32(step) * change[part]
+            return energy_of(part)
+
+        with ThreadPoolExecutor(self.workers) as pool:
+
+            def total(function: Callable[[slice], float]) -> float:
+                return sum(pool.map(function, self._parts))
+
+            energy = total(energy_of) + (parcels.pull(gradient) if parcels else 0.0)
+            first = energy
+            for _ in range(iterations):
+                if energy <= 1e-10 * first or energy == 0:
+                    break
+                total(turn)
+                if parcels:
+                    parcels.turn(direction, beta)
+                image = self.convolve(direction)
+                weighted = np.empty_like(image)
+                step = energy / total(weigh)
+                change = self.convolve(weighted)
+                previous = energy
+                energy = total(advance)
+                if parcels:
+                    parcels.advance(step)
+                    energy += parcels.pull(gradient)
+                beta = energy / previous
+        return float(np.sqrt(energy / first)) if first > 0 else 0.0

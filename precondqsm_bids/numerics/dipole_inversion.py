@@ -6,15 +6,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
+from precondqsm_bids.numerics.dipole import CONE, dipole_kernel, frequencies, solver_grid
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-MODEL_ERROR = 0.07
-"""Share of a local field's energy that no susceptibility inside the region explains."""
-CLIP = 6.0
-"""Largest residual of a fitted prior, in robust standard deviations."""
+RULES = ('l-curve', 'risk')
+"""How lambda may be chosen: the corner of the L-curve, or :func:`least_risk`."""
+SHELLS = 32
+"""Shells of equal ``|k|`` up to the edge of the spectrum."""
+OUTLIER = 4.0
+"""Standard deviations from its neighbours beyond which a voxel's residual is not believed."""
+MEAN_TO_SD = 1.2533
+"""Standard deviation over mean absolute deviation of a normal distribution."""
 REG_WEIGHTS = np.logspace(-3, 1, 81)
 """Grid of the L-curve: lambda (mm) from 1e-3 to 10, twenty to a decade."""
 
@@ -152,56 +156,96 @@ def _corner(weights: F64, curvature: F64) -> tuple[float, tuple[str, ...]]:
     return float(weights[best] * np.exp(np.clip(shift, -0.5, 0.5) * step)), warnings
 
 
-def discrepancy_weight(curve: LCurve, energy: float, noise: float = 0.0) -> float:
-    """Lambda at which the misfit is what noise and model cannot explain.
+def least_risk(
+    power: npt.NDArray,
+    kernel_power: npt.NDArray,
+    gradient: npt.NDArray,
+    radius: npt.NDArray,
+    reg_weights: npt.ArrayLike = REG_WEIGHTS,
+) -> float:
+    """Lambda of least expected error of the map, the noise being read in the dipole's cone.
 
-    The discrepancy principle, ``|| D chi - f ||^2 = sum field_sd^2 + 0.07 || f ||^2``: the first
-    term is the measured noise, the second what background removal and a finite region leave
-    unexplained in any local field, a quarter of its size. On the validation set its error is
-    closer to that of the best lambda than generalised cross-validation's, which takes the noise
-    to be white, or than that of the measured noise alone, which is small against the model's.
+    Where ``|D| < 0.1`` the field holds next to nothing of the sources: what stands there is noise
+    of whatever kind, a background that was not removed, wraps, the cut at the border of the region. With
+    ``N`` that power and ``S`` the power of the susceptibility, both per shell of equal ``|k|``,
+    ``E |F f|^2 = d S + N`` outside the cone gives ``S``, and the closed form's expected error is
+
+        sum (lambda^2 e / (d + lambda^2 e))^2 S + d / (d + lambda^2 e)^2 N
+
+    of which the first term is what regularisation takes away and the second what it lets through.
+    Neither a whiteness nor a level of the noise is assumed, which is where generalised
+    cross-validation and the discrepancy principle go wrong; that sources have no direction is.
 
     Parameters
     ----------
-    curve : LCurve
-        Lambda and misfit.
-    energy : float
-        ``|| f ||^2``.
-    noise : float
-        Sum of the variances of the field.
+    power, kernel_power, gradient : ndarray
+        As in :func:`l_curve`: ``|F f|^2`` (ppm^2, twice where a frequency stands for two),
+        ``d = |D|^2`` and ``e = |G|^2`` (1/mm^2).
+    radius : ndarray
+        ``|k|`` over the largest that a sphere within the spectrum has.
+    reg_weights : (L,) array_like
+        Lambda, mm.
 
     Returns
     -------
     float
-        Lambda, mm, between grid points by interpolation of the logarithms; an end of the grid
-        where the misfit never is as small or as large as that.
+        Lambda, mm, one of ``reg_weights``.
 
     References
     ----------
-    Morozov, Soviet Math Dokl 1966;7:414.
+    The predictive counterpart: Mallows, Technometrics 1973;15:661.
 
     Examples
     --------
-    >>> curve = LCurve(np.array([0.1, 1.0]), np.array([0.1, 1.0]), np.ones(2), np.ones(2), 1, ())
-    >>> print(round(discrepancy_weight(curve, 1.0, 0.03), 3))
-    0.316
+    Sources without noise ask for the least lambda:
+
+    >>> kernel = dipole_kernel((16, 16, 16), (1, 1, 1), (0, 0, 1))
+    >>> k = frequencies((16, 16, 16), (1, 1, 1))
+    >>> radius = 2 * np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
+    >>> gradient = gradient_power((16, 16, 16), (1, 1, 1))
+    >>> least_risk(kernel**2, kernel**2, gradient, radius, [0.01, 0.1, 1])
+    0.01
     """
-    target = np.sqrt(noise + MODEL_ERROR * energy)
-    log_misfit = np.log(np.maximum(curve.consistency, np.finfo(float).tiny))
-    return float(np.exp(np.interp(np.log(target), log_misfit, np.log(curve.reg_weights))))
+    shell = np.minimum(radius * SHELLS, 1.8 * SHELLS).astype(np.int32).ravel()
+    p, d, e = power.ravel(), kernel_power.ravel(), gradient.ravel()
+    cone = np.flatnonzero(d < CONE**2)
+    count = int(shell.max()) + 1
+
+    def total(values: npt.NDArray | None, where: npt.NDArray | slice = slice(None)) -> F64:
+        return np.bincount(shell[where], None if values is None else values[where], count)
+
+    voxels, signal, everything = total(None), total(d), total(p)
+    cone_voxels, cone_signal, cone_power = total(None, cone), total(d, cone), total(p, cone)
+    sources = noise = np.zeros(count)
+    for _ in range(5):  # the cone is not quite empty of sources
+        noise = np.maximum(cone_power - sources * cone_signal, 0) / np.maximum(cone_voxels, 1)
+        sources = np.maximum(everything - noise * voxels, 0) / np.maximum(signal, 1e-12)
+    s, n = sources.astype(np.float32)[shell], noise.astype(np.float32)[shell]
+    weights = np.asarray(reg_weights, np.float64)
+    risk = []
+    for weight in weights:
+        q = np.float32(weight**2) * e
+        g = d + q
+        g[g == 0] = np.inf
+        q /= g
+        q *= q * s
+        q += d / g**2 * n
+        risk.append(np.sum(q, dtype=np.float64))
+    return float(weights[np.argmin(risk)])
 
 
 def trusted_field(
     local_field: npt.NDArray, field_sd: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> F32:
-    """Residual field, held down where it shows no more than noise, and clipped.
+    """Residual field, held down voxel by voxel as far as it is noise, without single outliers.
 
-    The local Wiener filter ``f max(1 - 1 / E, 0)``, with ``E`` the mean of ``f^2 / field_sd^2``
-    over the 27 voxels around; then values are clipped at six robust standard deviations of the
-    whole, which are a wrap, a partly filled voxel or signal that decayed before the second echo.
-    After a fitted prior this is what lets the
-    prior speak where the field is not to be trusted. After a fixed prior the residual is the
-    correction and must stay as it is.
+    The local Wiener filter ``f P / (P + field_sd^2)``: ``P`` is the power of the residual itself
+    in the 27 voxels around, each weighted by ``1 / field_sd^2`` and less the noise that these
+    weights let expect. Then values are held to within four robust deviations of their neighbours'
+    median: beyond lie wraps, partly filled voxels, signal that decayed before the second echo.
+    After a fitted prior this is what lets the prior speak where the field is not to be trusted. A
+    source that the prior does not know has a residual in many voxels together and stays. After a
+    fixed prior the residual is the correction and must stay as it is.
 
     Parameters
     ----------
@@ -218,22 +262,27 @@ def trusted_field(
 
     Examples
     --------
-    >>> field = np.full((5, 5, 5), 0.01); mask = np.ones(field.shape, bool)
+    >>> field = np.full((9, 9, 9), 0.01); mask = np.ones(field.shape, bool)
     >>> print(abs(trusted_field(field, field, mask)).max().round(6))
     0.0
-    >>> print(trusted_field(field, field / 10, mask)[2, 2, 2])
+    >>> print(trusted_field(field, field / 10, mask)[4, 4, 4].round(4))
     0.0099
-    >>> field[2, 2, 2] = 1.0
-    >>> print(trusted_field(field, 0 * field, mask)[2, 2, 2].round(3))
-    0.089
+    >>> field[4, 4, 4] = 1.0
+    >>> print(trusted_field(field, 0 * field, mask)[4, 4, 4].round(1))
+    0.1
     """
-    noise = np.maximum(field_sd, 1e-6).astype(np.float32)
-    energy = np.where(mask, local_field / noise, 0).astype(np.float32) ** 2
-    share = ndimage.uniform_filter(mask.astype(np.float32), 3)
-    mean = ndimage.uniform_filter(energy, 3) / np.maximum(share, np.float32(1 / 27))
-    keep = np.maximum(1 - 1 / np.maximum(mean, np.float32(1e-6)), 0)
-    limit = CLIP * 1.4826 * np.median(np.abs(local_field[mask]))
-    return np.where(mask, np.clip(local_field * keep, -limit, limit), 0).astype(np.float32)
+    variance = np.maximum(field_sd, 1e-6).astype(np.float32) ** 2
+    weight = np.where(mask, 1 / variance, 0).astype(np.float32)
+    around = np.maximum(ndimage.uniform_filter(weight, 3), np.finfo(np.float32).tiny)
+    energy = ndimage.uniform_filter(weight * np.where(mask, local_field, 0) ** 2, 3)
+    expected = ndimage.uniform_filter(mask.astype(np.float32), 3)
+    power = np.maximum(energy - expected, 0) / around
+    field = np.where(mask, local_field * (power / (power + variance)), 0).astype(np.float32)
+    middle = ndimage.median_filter(field, 3)
+    departure = np.abs(field - middle)
+    # A mean absolute deviation over 125 voxels: an outlier among them hardly moves it.
+    limit = OUTLIER * MEAN_TO_SD * ndimage.uniform_filter(departure, 5)
+    return np.where(mask, np.clip(field, middle - limit, middle + limit), 0).astype(np.float32)
 
 
 def l2_inversion(
@@ -273,8 +322,8 @@ def l2_inversion(
         Standard deviation of the field, ppm.
     workers : int
         Threads of the Fourier transforms.
-    rule : {'l-curve', 'discrepancy'}
-        The corner of the L-curve, or :func:`discrepancy_weight`.
+    rule : {'l-curve', 'risk'}
+        The corner of the L-curve, or :func:`least_risk`.
     hold_down : bool
         Whether the field goes through :func:`trusted_field` first, if ``field_sd`` is given. For
         the residual of a fitted prior only.
@@ -307,9 +356,8 @@ def l2_inversion(
         raise ValueError('the mask is empty: there is no field to invert')
     if reg_weight is not None and not (np.isfinite(reg_weight) and reg_weight > 0):
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
-    if rule not in ('l-curve', 'discrepancy'):
-        raise ValueError(f'the rule for lambda is l-curve or discrepancy, not {rule!r}')
-    noise = 0.0 if field_sd is None else float(np.sum(field_sd[mask].astype(float) ** 2))
+    if rule not in RULES:
+        raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
     if field_sd is not None and hold_down:
         local_field = trusted_field(local_field, field_sd, mask)
     grid = solver_grid(mask)
@@ -325,8 +373,11 @@ def l2_inversion(
     curve = l_curve(power, kernel**2, gradient)
     if reg_weight is not None:
         weight = float(reg_weight)
-    elif rule == 'discrepancy':
-        weight = discrepancy_weight(curve, float(np.sum(power, dtype=np.float64)), noise)
+    elif rule == 'risk':
+        k = frequencies(grid.shape, voxel_size)
+        radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
+        radius *= 2 * float(np.max(np.asarray(voxel_size, float)))
+        weight = least_risk(power, kernel**2, gradient, radius)
     else:
         weight = curve.reg_weight
 

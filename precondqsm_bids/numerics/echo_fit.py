@@ -47,7 +47,9 @@ class EchoFit(NamedTuple):
     usable_echoes: npt.NDArray[np.uint8]
     """Number of echoes whose fitted signal exceeds twice the noise."""
     reliable: npt.NDArray[np.bool_]
-    """Voxels with at least two usable echoes."""
+    """Voxels whose R2* has at least two usable echoes, their own or pooled with neighbours'."""
+    misfit: F32
+    """Root mean square of the residual over the noise: 1 where the model describes the voxel."""
     noise_sd: float
     """Noise of one channel (real or imaginary), in the unit of the magnitude."""
     offset_model: str
@@ -174,7 +176,9 @@ def fit_echoes(
     4. R2* and S0 by least squares of the demodulated signal, with the dephasing by the field's
        own gradient in the model; then the field once more, every echo weighted by its modelled
        signal instead of its measured magnitude, which in late echoes is mostly noise.
-    5. Where the signal is not that of one field and one rate (the wall of a strong source), the
+    5. Where fewer than two echoes are usable, R2* is that of the mean demodulated signal of such
+       voxels among the 27 around: a T2* below the echo spacing shows in many voxels together.
+    6. Where the signal is not that of one field and one rate (the wall of a strong source), the
        field is the initial slope of the phase, which is that of the voxel's mean field.
 
     Memory: 8 E + 60 bytes per voxel of the mask beside the input; no Fourier transform.
@@ -275,6 +279,8 @@ def fit_echoes(
         bent = np.abs(change) > 3 * early_sd
         field[mixed[bent]] += change[bent]
         field_sd[mixed[bent]] = np.hypot(early_sd, 0.2 * change)[bent]
+    pooled = _pool_decay(signal, to_rad, te.astype(np.float32), field, offset, r2star, s0,
+                         usable, noise_sd, mask)  # fmt: skip
     np.minimum(field_sd, np.float32(1 / (hz_per_ppm(field_strength) * te[0])), out=field_sd)
 
     def volume(values: npt.NDArray) -> npt.NDArray:
@@ -289,7 +295,8 @@ def fit_echoes(
         volume(s0),
         volume(np.angle(np.exp(1j * offset)).astype(np.float32)),
         volume(usable),
-        volume(usable >= 2),
+        volume(pooled >= 2),
+        volume(np.sqrt(misfit_ratio)),
         float(noise_sd),
         model,
         float(misfit),
@@ -601,6 +608,49 @@ def _fit_signal(
 
     _in_chunks(refine, len(signal), workers)
     return field_sd, r2star, s0, usable, misfit
+
+
+def _pool_decay(
+    signal: npt.NDArray,
+    to_rad: F32,
+    te: F32,
+    field: F32,
+    offset: F32,
+    r2star: F32,
+    s0: F32,
+    usable: npt.NDArray[np.uint8],
+    noise_sd: float,
+    mask: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.uint8]:
+    """R2* and S0 where fewer than two echoes are usable, from such voxels together, in place.
+
+    Demodulated signals of the 27 voxels around add up in phase. Only voxels of this kind are
+    pooled, so that a fast decay does not mix with the medium around it. Returns the usable
+    echoes, counted against the pooled noise.
+    """
+    usable = usable.copy()
+    short = np.flatnonzero(usable < 2)
+    if short.size == 0:
+        return usable
+    where = tuple(index[short] for index in np.nonzero(mask))
+    turn = offset[short, None] + field[short, None] * to_rad
+    real = (signal[short] * np.exp(-1j * turn)).real.astype(np.float32)
+
+    def pool(values: npt.NDArray) -> F32:
+        volume = np.zeros(mask.shape, np.float32)
+        volume[where] = values
+        return ndimage.uniform_filter(volume, 3, mode='constant')[where] * np.float32(27)
+
+    count = np.maximum(pool(np.ones(short.size)), 1)
+    real = np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]
+    noise = np.float32(noise_sd) / np.sqrt(count)
+    loss = np.ones_like(real)
+    rate, log_s0 = _first_decay(real + 0j, loss, te, noise_sd)
+    rate, amplitude = _refine_decay(real, loss, te, rate, log_s0, 8)
+    model = amplitude[:, None] * np.exp(-rate[:, None] * te)
+    r2star[short], s0[short] = rate, amplitude
+    usable[short] = np.count_nonzero(model > 2 * noise[:, None], axis=1)
+    return usable
 
 
 def _first_decay(rotated: npt.NDArray, loss: F32, te: F32, noise_sd: float) -> tuple[F32, F32]:

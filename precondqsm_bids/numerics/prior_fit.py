@@ -11,16 +11,30 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage
+from scipy import ndimage
 
-from precondqsm_bids.numerics.background_removal import dot, noise_weights, pdf
-from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.numerics.background_removal import DipoleSystem, noise_weights, pdf
 
 F32 = npt.NDArray[np.float32]
 OUTER_SIZE = 9.0
 """Expected size of the sources outside, ppm: tissue against air."""
 FLOOR = 0.35
 """What no prior can describe of the field, relative to the size of the local field."""
+
+
+TRANSITION = 0.1
+"""Half width of the transition between two contrast cells, in widths of the narrower."""
+
+
+class Overlap(NamedTuple):
+    """Voxels that belong to a second parcel too, because they lie near an edge of the first."""
+
+    voxels: npt.NDArray[np.int64]
+    """Each voxel once, as its index in the flattened (X, Y, Z)."""
+    labels: npt.NDArray[np.int32]
+    """Parcel of each of them."""
+    weight: F32
+    """What that parcel's coefficient is multiplied by."""
 
 
 class Basis(NamedTuple):
@@ -32,11 +46,14 @@ class Basis(NamedTuple):
     """Map that the coefficients multiply, ppm or dimensionless, (X, Y, Z)."""
     expected: float
     """Coefficient where the field does not tell: 1 for a susceptibility map, 0 for a constant."""
+    overlaps: tuple[Overlap, ...] = ()
+    """Further parcels of voxels near an edge."""
 
     @property
     def parcels(self) -> int:
         """Number of parcels."""
-        return int(self.labels.max()) + 1
+        last = [int(o.labels.max()) for o in self.overlaps if o.labels.size]
+        return max([int(self.labels.max()), *last]) + 1
 
 
 class PriorFit(NamedTuple):
@@ -46,6 +63,8 @@ class PriorFit(NamedTuple):
     """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
+    surface_chi: F32
+    """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
     inner_size: float
     """Expected size of the fitted susceptibility, ppm: that of the local field."""
     explained: float
@@ -169,7 +188,8 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     by_volume = bins - 1 - by_value
     equal = np.linspace(low, high, by_value + 2)[1:-1]
     quantiles = np.percentile(values, np.linspace(0, 100, by_volume + 2)[1:-1])
-    return np.unique(np.concatenate([equal, quantiles]))
+    edges = np.unique(np.concatenate([equal, quantiles]))
+    return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
 
 
 def _outwards(x: npt.NDArray) -> npt.NDArray:
@@ -216,22 +236,74 @@ def contrast_cells(
         for index, size in zip(np.nonzero(mask), np.asarray(voxel_size, float), strict=True)
     ]
     values = [np.asarray(contrast)[mask] for contrast in contrasts]
+    voxels = np.flatnonzero(mask)
     bases = []
     for scale in scales:
-        key = np.zeros(len(position[0]), np.int64)
-        for value, bins in zip(values, scale.bins, strict=False):
-            key = key * bins + np.digitize(value, bin_edges(value, bins))
+        block = np.zeros(voxels.size, np.int64)
         if np.isfinite(scale.block):
             for coordinate in position:
                 # Symmetric about the centre, with the other walls where no voxel is centred, so
                 # that the cells do not depend on the direction in which an axis is stored.
-                block = coordinate / (scale.block * 0.9987)
-                block = np.round(block) if scale.centred else _outwards(block)
-                key = key * 64 + (block.astype(np.int64) + 32) % 64
-        labels = np.zeros(mask.shape, np.int64)
-        labels[mask] = key
-        bases.append(constant_parcels(labels, mask))
+                number = coordinate / (scale.block * 0.9987)
+                number = np.round(number) if scale.centred else _outwards(number)
+                block = block * 64 + (number.astype(np.int64) + 32) % 64
+        places = [
+            _soft_bin(value, bin_edges(value, bins))
+            for value, bins in zip(values, scale.bins, strict=False)
+        ]
+        bases.append(_soft_parcels(block, places, scale.bins, voxels, mask))
     return bases
+
+
+def _soft_bin(
+    values: npt.NDArray, edges: npt.NDArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]:
+    """Bin of each value, the neighbouring bin at its nearest edge, and the share of that bin.
+
+    The share is a half on the edge and falls to zero at ``TRANSITION`` widths from it: a value
+    that moves across an edge moves from one bin to the other by and by. Without this the rounding
+    of a float decides which cell a voxel belongs to, and by how much its prior jumps.
+    """
+    bins = np.digitize(values, edges)
+    if edges.size == 0:
+        return bins, bins, np.zeros(values.size, np.float32)
+    width = np.diff(edges) if edges.size > 1 else np.array([np.ptp(values) / 2])
+    width = np.minimum(np.append(width[0], width), np.append(width, width[-1]))
+    reach = np.maximum(TRANSITION * width, np.finfo(np.float32).tiny)
+    below, above = np.maximum(bins - 1, 0), np.minimum(bins, edges.size - 1)
+    from_below = np.abs(values - edges[below]) / reach[below]
+    from_above = np.abs(values - edges[above]) / reach[above]
+    from_below[bins == 0] = from_above[bins == edges.size] = np.inf
+    other = np.where(from_below < from_above, bins - 1, bins + 1)
+    share = 0.5 * np.clip(1 - np.minimum(from_below, from_above), 0, None)
+    return bins, other, share.astype(np.float32)
+
+
+def _soft_parcels(
+    block: npt.NDArray[np.int64],
+    places: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]],
+    bins: Sequence[int],
+    voxels: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+) -> Basis:
+    """Constants of the cells of bins times blocks, with overlaps where a voxel has two bins."""
+    entries = []
+    for corner in np.ndindex(*(2,) * len(places)):
+        key, weight = block, np.ones(voxels.size, np.float32)
+        for second, (here, other, share), count in zip(corner, places, bins, strict=False):
+            key = key * count + (other if second else here)
+            weight = weight * (share if second else 1 - share)
+        used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
+        entries.append((key[used], weight[used], voxels[used]))
+    lengths = np.cumsum([len(key) for key, _, _ in entries])
+    parcels = np.unique(np.concatenate([key for key, _, _ in entries]), return_inverse=True)[1]
+    own, *others = np.split(parcels.astype(np.int32), lengths[:-1])
+    labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
+    labels[mask], weight[mask] = own, entries[0][1]
+    overlaps = tuple(
+        Overlap(at, label, w) for label, (_, w, at) in zip(others, entries[1:], strict=True)
+    )
+    return Basis(labels, weight, 0.0, overlaps)
 
 
 def fit_prior(
@@ -241,6 +313,7 @@ def fit_prior(
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
+    shape_sd: npt.NDArray | None = None,
     iterations: int = 90,
     rounds: int = 3,
     inner_size: float | None = None,
@@ -255,7 +328,7 @@ def fit_prior(
     but the first, voxels whose residual exceeds four robust standard deviations lose weight
     (Huber), which keeps wrapped voxels out of the fit.
 
-    Memory: 48 bytes per voxel of the mask's box with its margin, and 8 per voxel and basis;
+    Memory: 56 bytes per voxel of the mask's box with its margin, and 12 per voxel and basis;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
     iterations before, unless ``inner_size`` is given.
 
@@ -275,6 +348,10 @@ def fit_prior(
         Standard deviation of the field, ppm. The weights are
         ``1 / sqrt(field_sd^2 + (0.35 inner_size)^2)``: with noise alone, a strong source, whose
         signal decays fast, would have no say in its own coefficient.
+    shape_sd : (X, Y, Z) ndarray, optional
+        Expected error of the shape's susceptibility, ppm: where it is not zero, the fit has a
+        source of that size too (``surface_chi``), so that an error of the object's surface does
+        not become susceptibility inside. Only for a prior that can describe what is inside.
     iterations : int
         Conjugate-gradient iterations, of all rounds together.
     rounds : int
@@ -324,37 +401,126 @@ def fit_prior(
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
     weights = noise_weights(sd, mask, FLOOR * inner_size)
 
-    problem = _Problem(bases, mask, voxel_size, b0_dir, inner_size, workers)
-    f = problem.grid.embed(field * mask)
-    w_squared = problem.grid.embed(weights) ** 2
-    start = [np.full(b.parcels, b.expected / problem.size(b)) for b in bases]
-    solution = _Unknowns(np.zeros(problem.grid.shape, np.float32), start)
-    robust = np.ones(mask.shape, np.float32)[mask]
-    residual = f - problem.forward(solution)
+    system = DipoleSystem(mask, voxel_size, b0_dir, workers)
+    grid = system.grid
+    inside = np.zeros(grid.shape, bool)
+    inside[grid.inner] = mask[grid.box]
+    parcels = _Coefficients(bases, mask, np.flatnonzero(inside), inner_size)
+    expected_squared = np.where(inside, 0, np.float32(OUTER_SIZE**2))
+    if shape_sd is not None:
+        expected_squared += grid.embed(shape_sd * mask) ** 2
+    w_squared = grid.embed(weights) ** 2
+    sources = np.zeros(grid.shape, np.float32)
+    parcels.add_prior(sources)
+    residual = grid.embed(field * mask) - system.convolve(sources)
+    robust = np.ones(np.count_nonzero(mask), np.float32)
+    w_robust = w_squared
     for i in range(rounds):
         if i:
-            inside = problem.inside
-            robust = _huber(residual.ravel()[inside], w_squared.ravel()[inside])
+            robust = _huber(residual[inside], w_squared[inside])
             w_robust = w_squared.copy()
-            w_robust.ravel()[inside] *= robust
-        else:
-            w_robust = w_squared
+            w_robust[inside] *= robust
         steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
-        residual = problem.descend(solution, residual, w_robust, steps)
+        system.descend(sources, residual, w_robust, expected_squared, steps, parcels)
 
-    prior = problem.prior(solution.coefficients)
+    prior = np.zeros(grid.shape, np.float32)
+    parcels.add_prior(prior)
+    surface = np.where(inside, sources - prior, 0).astype(np.float32)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
-        prior.ravel()[problem.inside] -= np.median(prior.ravel()[problem.inside])
-    total = float(np.sum((w_robust * (residual + problem.field_of(prior)) ** 2), dtype=float))
+        prior[inside] -= np.median(prior[inside])
+    total = float(np.sum((w_robust * (residual + system.convolve(prior)) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
     return PriorFit(
-        problem.grid.extract(prior, mask.shape),
-        tuple(c * problem.size(b) for c, b in zip(solution.coefficients, bases, strict=True)),
+        grid.extract(prior, mask.shape),
+        tuple(parcels.coefficients()),
+        grid.extract(surface, mask.shape),
         inner_size,
         1 - left / total if total > 0 else 0.0,
         float(np.mean(robust < 0.5)),
     )
+
+
+def coefficient_errors(
+    field: npt.NDArray,
+    basis: Basis,
+    fit: PriorFit,
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    b0_dir: npt.ArrayLike,
+    field_sd: npt.NDArray | None = None,
+    block: int = 8,
+    workers: int = 1,
+) -> npt.NDArray[np.float64]:
+    """Standard errors of the coefficients of a basis of few parcels.
+
+    With ``U`` the fields of the basis maps and ``y`` the measured one, all after PDF, and ``r = y
+    - U c``, the errors are the roots of the diagonal of
+
+        (U' W^2 U)^-1 [ sum_B (U_B' W^2 r_B) (U_B' W^2 r_B)' ] (U' W^2 U)^-1
+
+    with blocks ``B`` of ``block`` voxels to a side: what the model leaves is counted with its
+    correlation in space, so that an unknown source counts as much as noise does. A parcel whose
+    field is gone after PDF has an infinite error.
+
+    Parameters
+    ----------
+    field, mask, voxel_size, b0_dir, field_sd, workers
+        As in :func:`fit_prior`.
+    basis : Basis
+        The only basis of the fit.
+    fit : PriorFit
+        What :func:`fit_prior` found.
+    block : int
+        Voxels along the edge of a block.
+
+    Returns
+    -------
+    (parcels,) ndarray
+        In the unit of the coefficients. One PDF of 30 iterations per parcel.
+
+    References
+    ----------
+    White, Econometrica 1980;48:817; clustered: Liang & Zeger, Biometrika 1986;73:13.
+
+    Examples
+    --------
+    >>> from precondqsm_bids.numerics.dipole import forward_field
+    >>> rng = np.random.default_rng(0); mask = np.ones((24, 24, 24), bool)
+    >>> chi = np.zeros(mask.shape); chi[8:16, 8:16, 8:16] = 0.5
+    >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1)) + rng.normal(0, 0.01, chi.shape)
+    >>> basis = whole_map(chi, mask)
+    >>> fit = fit_prior(field, [basis], mask, (1, 1, 1), (0, 0, 1))
+    >>> error = coefficient_errors(field, basis, fit, mask, (1, 1, 1), (0, 0, 1))
+    >>> print(abs(fit.coefficients[0] - 1) < 3 * error, error < 0.02)
+    [ True] [ True]
+    """
+    sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
+    weights = noise_weights(sd, mask, FLOOR * fit.inner_size)
+    system = DipoleSystem(mask, voxel_size, b0_dir, workers)
+
+    def projected(values: npt.NDArray) -> npt.NDArray[np.float64]:
+        local = pdf(values, mask, voxel_size, b0_dir, weights, workers=workers).local_field
+        return (local * weights)[mask].astype(np.float64)
+
+    def field_of(parcel: int) -> npt.NDArray:
+        chi = np.where(basis.labels == parcel, basis.weight, 0)
+        return system.grid.extract(system.convolve(system.grid.embed(chi)), mask.shape)
+
+    u = np.stack([projected(field_of(j)) for j in range(basis.parcels)], axis=1)
+    r = projected(field) - u @ fit.coefficients[0]
+    cells = [index // block for index in np.nonzero(mask)]
+    number = np.ravel_multi_index(cells, [n // block + 1 for n in mask.shape])
+    scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
+    normal = u.T @ u
+    known = np.diag(normal) > 1e-6 * np.max(np.diag(normal), initial=0.0)
+    errors = np.full(basis.parcels, np.inf)
+    if known.any():
+        inverse = np.linalg.pinv(normal[np.ix_(known, known)])
+        errors[known] = np.sqrt(
+            np.maximum(np.diag(inverse @ (scores.T @ scores)[np.ix_(known, known)] @ inverse), 0)
+        )
+    return errors
 
 
 def _robust_rms(values: npt.NDArray, weights: npt.NDArray | None) -> float:
@@ -370,111 +536,80 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
     return np.minimum(limit / np.maximum(scaled, limit * 1e-6), 1).astype(np.float32)
 
 
-class _Unknowns(NamedTuple):
-    """Sources outside and coefficients inside, each in units of its expected size."""
+class _Coefficients:
+    """Coefficients of all bases, each in units of its expected size (:class:`Parcels`)."""
 
-    sources: F32
-    coefficients: list[npt.NDArray[np.float64]]
-
-    def dot(self, other: '_Unknowns') -> float:
-        outer = dot(self.sources, other.sources)
-        pairs = zip(self.coefficients, other.coefficients, strict=True)
-        return outer + sum(float(a @ b) for a, b in pairs)
-
-
-class _Problem:
-    """The linear map from the scaled unknowns to the field, and its adjoint."""
-
-    def __init__(self, bases, mask, voxel_size, b0_dir, inner_size, workers):
-        self.grid = solver_grid(mask)
-        self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
-        self.inner_size, self.workers = inner_size, workers
-        inside = np.zeros(self.grid.shape, bool)
-        inside[self.grid.inner] = mask[self.grid.box]
-        self.outside = ~inside
-        self.inside = np.flatnonzero(inside)  # ascending: the order of volume[mask]
-        self.parts = []
-        for basis in bases:
+    def __init__(self, bases: Sequence[Basis], mask, inside, inner_size: float):
+        self.inside = inside  # ascending: the order of volume[mask]
+        self.sizes = [_expected_size(basis, inner_size) for basis in bases]
+        self.entries = []  # (number of the basis, where in the region or None, labels, weight)
+        flat = np.flatnonzero(mask)
+        for number, basis in enumerate(bases):
             labels, weight = basis.labels[mask], basis.weight[mask]
-            used = labels >= 0
-            whole = bool(used.all())
-            flat = bool(np.all(weight[used] == 1))
-            where = self.inside if whole else self.inside[used]
-            scaled = None if flat else (weight if whole else weight[used])
-            label = labels if whole else labels[used]
-            self.parts.append((where, label, scaled, basis.parcels, self.size(basis)))
-        self.shape = self.grid.shape
+            where = None
+            if not np.all(labels >= 0):
+                where = np.flatnonzero(labels >= 0)
+                labels, weight = labels[where], weight[where]
+            self.entries.append((number, where, labels, None if np.all(weight == 1) else weight))
+            for voxels, second, share in basis.overlaps:
+                self.entries.append((number, np.searchsorted(flat, voxels), second, share))
+        self.values = [
+            np.full(basis.parcels, basis.expected / size)
+            for basis, size in zip(bases, self.sizes, strict=True)
+        ]
+        self.direction = [np.zeros_like(v) for v in self.values]
+        self.pulled = [np.zeros_like(v) for v in self.values]
 
-    def size(self, basis: Basis) -> float:
-        """Expected size of the coefficients: ppm of a constant, else relative to the map."""
-        if basis.expected == 0:
-            return self.inner_size
-        rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
-        return max(self.inner_size / max(rms, 1e-6), 0.5)
-
-    def prior(self, coefficients) -> F32:
-        chi = np.zeros(int(np.prod(self.shape)), np.float32)
-        for (where, label, weight, _, size), c in zip(self.parts, coefficients, strict=True):
-            values = (c * size).astype(np.float32)[label]
+    def pull(self, gradient: F32) -> float:
+        g = gradient.ravel()[self.inside]
+        for pulled in self.pulled:
+            pulled[...] = 0
+        for number, where, labels, weight in self.entries:
+            part = g if where is None else g[where]
             if weight is not None:
-                values *= weight
-            chi[where] += values
-        return chi.reshape(self.shape)
+                part = part * weight
+            pulled = self.pulled[number]
+            pulled += self.sizes[number] * np.bincount(labels, part, pulled.size)
+        return float(sum(np.sum(pulled**2) for pulled in self.pulled))
 
-    def field_of(self, chi: F32) -> F32:
-        spectrum = fft.rfftn(chi, workers=self.workers)
-        spectrum *= self.kernel
-        return fft.irfftn(spectrum, s=self.shape, overwrite_x=True, workers=self.workers)
+    def turn(self, direction: F32, beta: float) -> None:
+        self._add(direction, self.pulled)
+        for d, pulled in zip(self.direction, self.pulled, strict=True):
+            d *= beta
+            d += pulled
 
-    def forward(self, unknowns: _Unknowns) -> F32:
-        chi = self.prior(unknowns.coefficients)
-        chi += np.float32(OUTER_SIZE) * unknowns.sources
-        return self.field_of(chi)
+    def advance(self, step: float) -> None:
+        for value, d in zip(self.values, self.direction, strict=True):
+            value += step * d
 
-    def adjoint(self, field: F32) -> _Unknowns:
-        chi = self.field_of(field)
-        flat = chi.reshape(-1)
-        coefficients = []
-        for where, label, weight, count, size in self.parts:
-            values = flat[where]
+    def _add(self, volume: F32, values: Sequence[npt.NDArray]) -> None:
+        """Add ``E s y`` to a volume on the solver's grid."""
+        total = np.zeros(self.inside.size, np.float32)
+        ppm = [
+            (size * y).astype(np.float32) for size, y in zip(self.sizes, values, strict=True)
+        ]
+        for number, where, labels, weight in self.entries:
+            part = ppm[number][labels]
             if weight is not None:
-                values = values * weight
-            coefficients.append(size * np.bincount(label, values, count))
-        chi *= self.outside
-        chi *= np.float32(OUTER_SIZE)
-        return _Unknowns(chi, coefficients)
+                part *= weight
+            if where is None:
+                total += part
+            else:
+                total[where] += part
+        volume.reshape(-1)[self.inside] += total
 
-    def descend(self, solution: _Unknowns, residual: F32, w_squared: F32, steps: int) -> F32:
-        """Conjugate gradients from ``solution``, which is updated; returns the new residual."""
-        gradient = self.adjoint(w_squared * residual)
-        direction = _Unknowns(gradient.sources.copy(), [c.copy() for c in gradient.coefficients])
-        energy = first = gradient.dot(gradient)
-        for _ in range(steps):
-            if energy <= 1e-10 * first or energy == 0:
-                break
-            image = self.forward(direction)
-            weighted = w_squared * image
-            curvature = dot(image, weighted)
-            step = energy / curvature
-            solution.sources.__iadd__(np.float32(step) * direction.sources)
-            image *= np.float32(step)
-            residual -= image
-            change = self.adjoint(weighted)
-            gradient.sources.__isub__(np.float32(step) * change.sources)
-            for c, g, d, a in zip(
-                solution.coefficients,
-                gradient.coefficients,
-                direction.coefficients,
-                change.coefficients,
-                strict=True,
-            ):
-                c += step * d
-                g -= step * a
-            previous, energy = energy, gradient.dot(gradient)
-            beta = energy / previous
-            direction.sources.__imul__(np.float32(beta))
-            direction.sources.__iadd__(gradient.sources)
-            for d, g in zip(direction.coefficients, gradient.coefficients, strict=True):
-                d *= beta
-                d += g
-        return residual
+    def add_prior(self, volume: F32) -> None:
+        """Add the prior (ppm) to a volume on the solver's grid."""
+        self._add(volume, self.values)
+
+    def coefficients(self) -> list[npt.NDArray[np.float64]]:
+        """Coefficients as the bases count them."""
+        return [size * y for size, y in zip(self.sizes, self.values, strict=True)]
+
+
+def _expected_size(basis: Basis, inner_size: float) -> float:
+    """Expected size of the coefficients: ppm of a constant, else relative to the map."""
+    if basis.expected == 0:
+        return inner_size
+    rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
+    return max(inner_size / max(rms, 1e-6), 0.5)

@@ -38,7 +38,7 @@ def init_precondqsm_wf(
     conventional: bool = True,
     pdf_iterations: int = 30,
     reg_weight: float | None = None,
-    reg_rule: str = 'l-curve',
+    reg_rule: str = 'auto',
     reference: str = 'roi-mean',
 ) -> LiterateWorkflow:
     """Preconditioned susceptibility map of one multi-echo gradient-echo run.
@@ -69,7 +69,8 @@ def init_precondqsm_wf(
     reg_weight : float, optional
         Lambda of the inversion, mm, in both arms; each arm's by ``reg_rule`` if omitted.
     reg_rule : str
-        ``l-curve`` or ``discrepancy``.
+        ``l-curve``, ``risk`` (least expected error) or ``auto``: the first in the conventional
+        and the second in the preconditioned arm.
     reference : str
         ``none``, ``roi-mean`` or the name of a label.
 
@@ -144,9 +145,13 @@ def init_precondqsm_wf(
             workflow.connect(r2prime_prior, 'prior_chi', estimate, 'prior_chi')
     workflow.connect(estimate, 'prior_chi', flattening, 'prior_chi')
     workflow.connect(estimate, 'prior_chi', outputnode, 'prior_chi')
+    if shape and basis:
+        workflow.connect(shape_mask, 'shape_chi', estimate, 'shape_chi')
+    if shape and basis == 'contrast':
+        # Only a prior that can describe what is inside leaves to the surface what is its own.
+        workflow.connect(shape_mask, 'shape_sd', estimate, 'shape_sd')
     if shape:
-        for node in {flattening, estimate} - {r2prime_prior}:
-            workflow.connect(shape_mask, 'shape_chi', node, 'shape_chi')
+        workflow.connect(estimate if basis else shape_mask, 'shape_chi', flattening, 'shape_chi')
 
     for arm in ('', 'conventional_') if conventional else ('',):
         background_removal = stage(
@@ -155,7 +160,7 @@ def init_precondqsm_wf(
         )  # fmt: skip
         # A prior with few coefficients is corrected by the residual, which must stay whole.
         dipole_inversion = stage(
-            DipoleInversion(rule=reg_rule, hold_down=basis == 'contrast' and not arm),
+            DipoleInversion(rule=_arm_rule(reg_rule, arm), hold_down=basis == 'contrast' and not arm),
             f'{arm}dipole_inversion', 3, omp_nthreads,
         )  # fmt: skip
         if reg_weight is not None:
@@ -214,6 +219,11 @@ def init_precondqsm_wf(
     return workflow
 
 
+def _arm_rule(reg_rule: str, arm: str) -> str:
+    """Rule for lambda of one arm: the published one where nothing is preconditioned."""
+    return ('l-curve' if arm else 'risk') if reg_rule == 'auto' else reg_rule
+
+
 def _first(values):
     return values[0]
 
@@ -227,8 +237,9 @@ def describe(
 ) -> str:
     """Methods sentences for these settings."""
     rule = {
-        'l-curve': 'the corner of the L-curve',
-        'discrepancy': 'the regularisation weight from the discrepancy principle',
+        'l-curve': 'the corner of the L-curve as regularisation weight',
+        'risk': 'the regularisation weight of least expected error',
+        'auto': 'the regularisation weight of least expected error',
     }[reg_rule]
     if reg_weight is not None:
         rule = f'a regularisation weight of {reg_weight:g} mm'
@@ -249,7 +260,12 @@ def describe(
     if conventional:
         sentences.append(
             'The same background removal and inversion of the field that was not flattened '
-            'gave the conventional map for comparison.'
+            'gave the conventional map for comparison'
+            + (
+                ', with the corner of the L-curve as regularisation weight.'
+                if reg_rule == 'auto' and reg_weight is None
+                else '.'
+            )
         )
     sentences.append(
         'Maps are not referenced.'

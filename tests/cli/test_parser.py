@@ -86,7 +86,7 @@ def test_defaults(parse, tmp_path):
         ('--pdf-iterations 60', 'pdf_iterations', 60),
         ('--reg-weight 0.1', 'reg_weight', 0.1),
         ('--reg-weight l-curve', 'reg_weight', None),
-        ('--reg-weight discrepancy', 'reg_rule', 'discrepancy'),
+        ('--reg-weight risk', 'reg_rule', 'risk'),
         ('--reference none', 'reference', 'none'),
     ],
 )

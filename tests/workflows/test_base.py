@@ -111,7 +111,7 @@ def test_method_settings_change_the_graph(build):
         'conventional': False,
         'pdf_iterations': 3,
         'reg_weight': 0.1,
-        'reg_rule': 'discrepancy',
+        'reg_rule': 'risk',
         'reference': 'none',
     }
     method = {field.name for field in fields(Settings) if field.metadata}
