@@ -28,8 +28,9 @@ CSF_SHARE = 0.3
 """Share of CSF in the template from which a point is CSF: in the mean of 152 brains sulci are
 narrow and half full of grey matter, which by majority would fill them."""
 
-HULL_CLOSING = 14.0
-"""Radius of the ball that closes the brain to its hull: the skull does not follow its folds."""
+HULL_CLOSING, HULL_SMOOTHING = 20.0, 5.0
+"""Radius of the ball that closes the brain to its hull, and standard deviation of the smoothing of
+the distance to it, mm: the skull does not follow the folds."""
 
 OBJECT_SEED = 20210526
 """Of texture, air cells and small vessels: there is one head, whatever the noise."""
@@ -267,7 +268,7 @@ class Atlas(NamedTuple):
     from_brain: Map
     """Distance to the brain, mm, 0 inside."""
     from_hull: Map
-    """Distance to the hull of the brain, mm, 0 inside."""
+    """Distance to the hull of the brain, mm, negative inside."""
 
 
 @cache
@@ -289,11 +290,12 @@ def load_atlas():
     coarse = _resampled(brain, 2.0) >= 0.5
     outside = _distance(~coarse)
     closed = outside <= HULL_CLOSING
-    hull = _distance(closed) > HULL_CLOSING
+    hull = (_distance(closed) > HULL_CLOSING) | coarse
+    signed = _distance(~hull) - _distance(hull)
     origin = tuple(low for low, _ in DOMAIN)
     from_brain, from_hull = (
-        Map(ndimage.gaussian_filter(distance, 1.0), origin, 2.0)
-        for distance in (outside, _distance(~(hull | coarse)))
+        Map(ndimage.gaussian_filter(distance, smoothing / 2.0), origin, 2.0)
+        for distance, smoothing in ((outside, 2.0), (signed, HULL_SMOOTHING))
     )
     scaled = (m._replace(values=m.values.astype(np.float32) / 255) for m in (gm, wm))
     return Atlas(*scaled, brain, from_brain, from_hull)
@@ -318,9 +320,9 @@ def _template(name):
     return Map(np.ascontiguousarray(values), tuple(image.affine[:3, 3]), float(image.affine[0, 0]))
 
 
-def _distance(outside):
-    """Distance to the nearest point that is not outside, mm, on the grid of 2 mm."""
-    return ndimage.distance_transform_edt(outside, sampling=2.0).astype(np.float32)
+def _distance(mask):
+    """Distance to the nearest point where the mask is false, mm, on the grid of 2 mm."""
+    return ndimage.distance_transform_edt(mask, sampling=2.0).astype(np.float32)
 
 
 def _resampled(source, spacing):
@@ -330,6 +332,7 @@ def _resampled(source, spacing):
     return np.stack([planes.at(height) for height in z])
 
 
+@cache
 def texture(number, size):
     """A smooth random map of mean 0 and standard deviation 1.
 
