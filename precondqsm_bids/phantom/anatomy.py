@@ -162,7 +162,7 @@ AIRWAYS = (
         Ellipsoid((46, -24, -42), (5, 5, 6)),  # middle ear
     ),
     Ellipsoid((0, 26, -62), (9, 10, 14)),  # nasopharynx
-    Capsule((0, 22, -66), (0, 12, -162), 8.0),  # pharynx and trachea
+    Capsule((0, 22, -66), (0, 12, -150), 8.0),  # pharynx and trachea
 )
 MASTOID = both_sides(Ellipsoid((54, -42, -46), (9, 13, 13)))
 """Air in cells between walls of bone."""
@@ -175,10 +175,10 @@ FACIAL_BONES = (
     ),
     Ellipsoid((0, 60, -32), (15, 20, 11)),  # ethmoid
 )
-SPINE = Capsule((0, -24, -80), (0, -24, -162), 12.0)
-SPINAL_CANAL = Capsule((0, -46, -62), (0, -46, -162), 9.0)
-SPINAL_CORD = Capsule((0, -46, -60), (0, -46, -162), 5.0)
-VERTEBRAL_ARCH = Capsule((0, -46, -80), (0, -46, -162), 14.0)
+SPINE = Capsule((0, -24, -80), (0, -24, -150), 12.0)
+SPINAL_CANAL = Capsule((0, -46, -62), (0, -46, -150), 9.0)
+SPINAL_CORD = Capsule((0, -46, -60), (0, -46, -150), 5.0)
+VERTEBRAL_ARCH = Capsule((0, -46, -80), (0, -46, -150), 14.0)
 
 
 def _polyline(radius, *points):
@@ -396,23 +396,31 @@ class Planes:
         What to interpolate.
     x, y : ndarray
         Coordinates of the points of the planes, mm.
+    beyond : float
+        Value where the map is not defined.
     """
 
-    def __init__(self, source, x, y):
-        self._source = source
+    def __init__(self, source, x, y, beyond=0.0):
+        self._source, self._beyond = source, np.float32(beyond)
         n_z, n_x, n_y = source.values.shape
         self._n_z = n_z
         self._to_x = linear_weights(x, source.origin[0], source.spacing, n_x)
         self._to_y = linear_weights(y, source.origin[1], source.spacing, n_y)
+        self._defined = np.outer(self._to_x.sum(axis=1) > 0, self._to_y.sum(axis=1) > 0)
 
     def at(self, z):
-        """The plane at height ``z`` (mm), (X, Y) ndarray of float32; 0 beyond the map."""
+        """The plane at height ``z`` (mm), (X, Y) ndarray of float32."""
         values, origin, spacing = self._source
         along = linear_weights(np.array([z]), origin[2], spacing, self._n_z)
+        if not along.nnz:
+            return np.full(self._defined.shape, self._beyond)
         plane = np.zeros(values.shape[1:], np.float32)
         for k, weight in zip(along.indices, along.data, strict=True):
             plane += weight * values[k]
-        return (self._to_y @ (self._to_x @ plane).T).T
+        fine = (self._to_y @ (self._to_x @ plane).T).T
+        if self._beyond:
+            fine[~self._defined] = self._beyond
+        return fine
 
 
 class Anatomy:
@@ -429,7 +437,11 @@ class Anatomy:
     def __init__(self, x, y, hard=False):
         self.x, self.y = x, y
         atlas = load_atlas()
-        self._maps = {name: Planes(source, x, y) for name, source in atlas._asdict().items()}
+        self._maps = {
+            # far from the head where distances are not known: the grid may reach further
+            name: Planes(source, x, y, 1e3 if name.startswith('from') else 0.0)
+            for name, source in atlas._asdict().items()
+        }
         self._cells = Planes(texture(5, 2.0), x, y)
         self._veins = (*LARGE_VEINS, *medullary_veins()) if hard else ()
         self._bleeds, self._calcified = (MICROBLEEDS, CALCIFICATIONS) if hard else ((), ())
@@ -451,11 +463,7 @@ class Anatomy:
         """
         maps = {name: planes.at(z) for name, planes in self._maps.items()}
         brain = maps['brain'] >= 0.5
-        known = DOMAIN[2][0] <= z <= DOMAIN[2][1]
-        # beyond the coarse maps, distances read 0 and would be taken for brain
-        near = maps['from_brain'] if known else np.full(brain.shape, np.inf, np.float32)
-        hull = maps['from_hull'] if known else near
-        tissue = self._around(z, near, hull)
+        tissue = self._around(z, maps['from_brain'], maps['from_hull'])
         self._fill_brain(tissue, brain, maps['gm'], maps['wm'], z)
         self._add_hidden(tissue, brain, z)
         return tissue, brain

@@ -12,7 +12,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.constants import GAMMA_BAR
 from precondqsm_bids.phantom import anatomy
 from precondqsm_bids.phantom.anatomy import Capsule, Ellipsoid, Map, Planes
-from precondqsm_bids.phantom.head import r2prime, simulate_head
+from precondqsm_bids.phantom.head import _Head, r2prime, simulate_head
 from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HeadSpec, hard_head
 from precondqsm_bids.phantom.tissues import INDEX, NUCLEI, TISSUES, spoiled_signal
 
@@ -88,6 +88,18 @@ def test_head_in_the_large():
     assert not (tissue[:, 0] > 0).any()
 
 
+@pytest.mark.parametrize('size', [1.0, 1.5, 4.0])
+def test_air_surrounds_all_that_is_simulated(size):
+    head = _Head(HeadSpec(voxel_size=(size,) * 3))
+    # every fourth plane will do, and the two faces
+    for z in (head.z[0], *head.z[4:-4:4], head.z[-1]):
+        tissue, _ = head._anatomy.plane(z)
+        rim = np.concatenate([tissue[[0, -1]].ravel(), tissue[:, [0, -1]].ravel()])
+        assert not rim.any()
+        if z in (head.z[0], head.z[-1]):
+            assert not tissue.any()
+
+
 def test_air_stays_off_the_brain():
     tissue, brain, _ = tissue_on_2mm()
     distance = ndimage.distance_transform_edt(~brain, sampling=2.0)
@@ -155,6 +167,10 @@ def test_interpolation_is_exact_for_a_linear_map():
     expected = (at_x[:, None] - 10) / 2 + (at_y - 20) - 3 * 3.5 / 2
     np.testing.assert_allclose(plane[:, :2], expected[:, :2], atol=1e-5)
     assert not plane[:, 2].any()
+    far = Planes(source, at_x, at_y, beyond=9.0)
+    np.testing.assert_allclose(far.at(33.5)[:, :2], plane[:, :2])
+    assert (far.at(33.5)[:, 2] == 9).all()
+    assert (far.at(99.0) == 9).all()
 
 
 # -- tissues -----------------------------------------------------------------------------------
