@@ -5,26 +5,32 @@ from dataclasses import fields
 from pathlib import Path
 
 from precondqsm_bids import __version__
+from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
 from precondqsm_bids.phantom.spec import SAMPLINGS, TubesSpec
+
+KINDS = {'tubes': TubesSpec, 'head': HeadSpec}
+"""Kind of phantom -> the class of its spec."""
 
 
 def build_parser():
-    """Return the parser; its defaults are those of `TubesSpec`."""
-    default = TubesSpec()
+    """Return the parser; options of the spec that are not given are absent from its result."""
     parser = argparse.ArgumentParser(
         prog='precondqsm_phantom',
         description='Write a digital phantom of known susceptibility as a raw BIDS dataset, with '
         'its truth under derivatives/truth.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog='Options that only one kind has are refused for the other.',
+        # only what was given: the default depends on the kind, and on --hard
+        argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add('out_dir', type=Path, metavar='OUT_BIDS_DIR', help='a new or empty directory')
     add('--version', action='version', version=f'precondqsm_phantom {__version__}')
     add(
         '--kind',
-        choices=['tubes'],
+        choices=list(KINDS),
         default='tubes',
-        help='tubes: agar-filled cylinder in air with parallel tubes',
+        help='tubes: agar-filled cylinder in air with parallel tubes; head: brain, skull and air '
+        'spaces (default: tubes)',
     )
 
     scan = parser.add_argument_group('protocol')
@@ -34,81 +40,116 @@ def build_parser():
         nargs=3,
         type=int,
         metavar=('NX', 'NY', 'NZ'),
-        default=default.matrix,
-        help='voxels along each axis',
+        help=f'voxels along each axis, tubes only {_defaults("matrix")}; that of the head follows '
+        'from its voxel size',
     )
     add(
         '--voxel-size',
         nargs=3,
         type=float,
         metavar=('DX', 'DY', 'DZ'),
-        default=default.voxel_size,
-        help='mm; the object keeps its physical size',
+        help=f'mm; the object keeps its physical size {_defaults("voxel_size")}',
     )
-    add('--field-strength', type=float, metavar='T', default=default.field_strength, help='B0')
+    add(
+        '--field-strength',
+        type=float,
+        metavar='T',
+        help=f'B0 {_defaults("field_strength")}',
+    )
     add(
         '--b0-tilt',
         type=float,
         metavar='DEG',
-        default=default.b0_tilt,
-        help='angle between B0 and the container; the stored axes become oblique',
+        help='angle between B0 and the third axis of the object; the stored axes become oblique '
+        f'{_defaults("b0_tilt")}',
     )
     add(
         '--echo-times',
         nargs='+',
         type=float,
         metavar='S',
-        default=default.echo_times,
-        help='in seconds',
+        help=f'in seconds {_defaults("echo_times")}',
     )
     add(
         '--snr',
         type=float,
-        default=default.snr,
-        help='signal of the agar at TE -> 0 over the noise of the real or imaginary part; '
-        'inf for no noise',
+        help='signal of the agar or white matter at TE -> 0 over the noise of the real or '
+        f'imaginary part; inf for no noise {_defaults("snr")}',
     )
     add(
         '--coil-shading',
         type=float,
         metavar='FRACTION',
-        default=default.coil_shading,
-        help='strength of the smooth receive shading; 0 for none',
+        help=f'strength of the smooth receive shading; 0 for none {_defaults("coil_shading")}',
     )
-    add('--participants', type=int, metavar='N', default=1, help='measurements of the phantom')
-    add('--seed', type=int, default=0, help='of the noise')
+    add(
+        '--participants',
+        type=int,
+        metavar='N',
+        default=1,
+        help='measurements of the phantom (default: 1)',
+    )
+    add('--seed', type=int, default=0, help='of the noise (default: 0)')
 
-    body = parser.add_argument_group('object')
+    body = parser.add_argument_group('tubes')
     add = body.add_argument
     add(
         '--tubes-dchi',
         nargs='+',
         type=float,
         metavar='PPM',
-        default=default.tubes_dchi,
-        help='susceptibility of 1 to 8 tubes relative to the agar; negative values are allowed',
+        help='susceptibility of 1 to 8 tubes relative to the agar; negative values are allowed '
+        f'{_defaults("tubes_dchi")}',
     )
-    add('--r2', type=float, metavar='PER_S', default=default.r2, help='R2 of agar and tubes, 1/s')
+    add(
+        '--r2',
+        type=float,
+        metavar='PER_S',
+        help=f'R2 of agar and tubes, 1/s {_defaults("r2")}',
+    )
     add(
         '--relaxivity-scale',
         type=float,
         metavar='FACTOR',
-        default=default.relaxivity_scale,
-        help="R2' of the tubes relative to the theory of static dephasing",
+        help="R2' of the tubes relative to the theory of static dephasing "
+        f'{_defaults("relaxivity_scale")}',
     )
     add(
         '--air-bubble',
         type=float,
         metavar='MM',
-        default=default.air_bubble,
-        help='radius of a sphere of air under the lid; 0 for none',
+        help=f'radius of a sphere of air under the lid; 0 for none {_defaults("air_bubble")}',
     )
     add(
         '--object-scale',
         type=float,
         metavar='FACTOR',
-        default=default.object_scale,
-        help='on every length of the container and the tubes',
+        help=f'on every length of the container and the tubes {_defaults("object_scale")}',
+    )
+
+    body = parser.add_argument_group('head')
+    add = body.add_argument
+    add(
+        '--relaxivity',
+        type=float,
+        metavar='HZ_PER_PPM',
+        help="R2' of a ppm of para- or diamagnetic susceptibility at 3 T; it grows with B0 "
+        f'{_defaults("relaxivity")}',
+    )
+    hard = hard_head()
+    add(
+        '--hard',
+        action='store_true',
+        help='add what no magnitude shows: a texture of the susceptibility, veins, microbleeds, '
+        'calcifications, R2* without susceptibility and the reverse; '
+        f'--b0-tilt is {hard.b0_tilt:g} and --snr {hard.snr:g} unless given',
+    )
+    add(
+        '--lesion-relaxivity',
+        type=float,
+        metavar='FACTOR',
+        help="R2' of the microbleeds and calcifications of --hard relative to --relaxivity "
+        f'{_defaults("lesion_relaxivity")}',
     )
 
     grid = parser.add_argument_group('simulation')
@@ -117,26 +158,68 @@ def build_parser():
         '--supersampling',
         type=int,
         metavar='N',
-        default=default.supersampling,
-        help='points per voxel and axis',
+        help=f'points per voxel and axis {_defaults("supersampling")}',
     )
     add(
         '--sampling',
         choices=SAMPLINGS,
-        default=default.sampling,
-        help='box: mean over each voxel; kspace: cut off in k-space, as a scanner does',
+        help='box: mean over each voxel; kspace: cut off in k-space, as a scanner does '
+        f'{_defaults("sampling")}',
     )
     return parser
+
+
+def _defaults(name):
+    """What the help says of the default of an option in each kind that has it."""
+    values = {}
+    for kind, spec in KINDS.items():
+        if name in spec.__dataclass_fields__:
+            value = spec.__dataclass_fields__[name].default
+            values[kind] = ' '.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if len(set(values.values())) == 1:
+        return f'(default: {next(iter(values.values()))})'
+    return f'(default: {"; ".join(f"{kind} {value}" for kind, value in values.items())})'
+
+
+def spec_of(options):
+    """The spec that the command line asks for.
+
+    Parameters
+    ----------
+    options : dict
+        What the parser found.
+
+    Returns
+    -------
+    TubesSpec or HeadSpec
+
+    Raises
+    ------
+    ValueError
+        An option belongs to another kind, or a value is out of range.
+    """
+    kind = options['kind']
+    own = {field.name for field in fields(KINDS[kind])}
+    every = {field.name for spec in KINDS.values() for field in fields(spec)}
+    given = {name: options[name] for name in every if name in options}
+    for name in sorted(set(given) - own):
+        other = next(k for k, spec in KINDS.items() if name in spec.__dataclass_fields__)
+        option = '--' + name.replace('_', '-')
+        raise ValueError(f'{option} is an option of --kind {other}, not of --kind {kind}')
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    if values.get('hard'):
+        return hard_head(**values)
+    if 'lesion_relaxivity' in values:
+        raise ValueError('--lesion-relaxivity is read with --hard only: there are no lesions else')
+    return KINDS[kind](**values)
 
 
 def main(argv=None):
     """Run the command; exit status 0, or 2 if it was asked for what cannot be done."""
     parser = build_parser()
     options = vars(parser.parse_args(argv))
-    values = {field.name: options[field.name] for field in fields(TubesSpec)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        spec = TubesSpec(**values)
+        spec = spec_of(options)
     except ValueError as error:
         parser.error(str(error))
 
@@ -147,7 +230,7 @@ def main(argv=None):
         written = write_dataset(
             out_dir, spec, participants=options['participants'], seed=options['seed']
         )
-    except (FileExistsError, ValueError) as error:
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     print(f'{out_dir}: {len(written)} files, truth in {out_dir / "derivatives" / "truth"}')
     return 0

@@ -1,17 +1,20 @@
 """The phantom as a raw BIDS dataset, with its truth as a derivative dataset inside."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from precondqsm_bids import __version__
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.phantom.tubes import simulate_tubes
+from precondqsm_bids.phantom.head_spec import HeadSpec
+from precondqsm_bids.phantom.spec import TubesSpec
 
 MAGNITUDE_SCALE = 10000
-"""Stored magnitude of the agar at TE -> 0."""
+"""Stored magnitude of the medium (agar, white matter) at TE -> 0."""
 
 PHASE_SLOPE = np.nextafter(np.float32(np.pi / 32768), np.float32(0))
 """Radians per stored unit of phase: 16 bits span [-pi, pi), never a rounding error more."""
@@ -26,7 +29,7 @@ AUTHORS = ['The precondqsm_bids developers', 'precondqsm_phantom (the program)']
 
 
 def write_dataset(out_dir, spec=None, *, participants=1, seed=0):
-    """Simulate the tubes phantom and write it as a BIDS dataset.
+    """Simulate a phantom and write it as a BIDS dataset.
 
     The echoes go to ``sub-<n>/anat/``, the truth to ``derivatives/truth/``. The participants are
     the same phantom with noise of their own. The same settings give the same bytes.
@@ -35,8 +38,8 @@ def write_dataset(out_dir, spec=None, *, participants=1, seed=0):
     ----------
     out_dir : path-like
         Where to write: a new or empty directory.
-    spec : TubesSpec, optional
-        What to simulate; the default is the published phantom.
+    spec : TubesSpec or HeadSpec, optional
+        What to simulate; the default is the published phantom of tubes.
     participants : int
         How many times to measure it.
     seed : int
@@ -53,6 +56,8 @@ def write_dataset(out_dir, spec=None, *, participants=1, seed=0):
         ``out_dir`` holds something.
     ValueError
         ``participants`` or ``seed`` is out of range.
+    FileNotFoundError
+        The template that the head is made from is not installed.
     """
     out_dir = Path(out_dir)
     check_empty(out_dir)
@@ -60,18 +65,30 @@ def write_dataset(out_dir, spec=None, *, participants=1, seed=0):
         raise ValueError(f'at least 1 participant is needed, not {participants}')
     if seed < 0:
         raise ValueError(f'the seed must not be negative: {seed}')
-    phantom = simulate_tubes(spec, seed=(seed, 1))
+    spec = spec or TubesSpec()
+    phantom = _simulate(spec, (seed, 1))
     labels = [f'{i:02d}' for i in range(1, participants + 1)]
     writer = _Writer()
-    _write_root(writer, out_dir, phantom.spec, labels, seed)
+    _write_root(writer, out_dir, spec, labels, seed)
     truth_dir = out_dir / 'derivatives' / 'truth'
-    _write_truth_root(writer, truth_dir)
+    _write_truth_root(writer, truth_dir, spec)
     for number, label in enumerate(labels, start=1):
         if number > 1:
             phantom = phantom.remeasure((seed, number))
         _write_echoes(writer, out_dir, phantom, label)
         _write_truth(writer, truth_dir, phantom, label)
     return writer.written
+
+
+def _simulate(spec, seed):
+    # imported here: the tubes need nothing of the head, and its geometry takes a while to load
+    if isinstance(spec, HeadSpec):
+        from precondqsm_bids.phantom.head import simulate_head
+
+        return simulate_head(spec, seed=seed)
+    from precondqsm_bids.phantom.tubes import simulate_tubes
+
+    return simulate_tubes(spec, seed=seed)
 
 
 def check_empty(out_dir):
@@ -117,33 +134,33 @@ def _write_root(writer, out_dir, spec, labels, seed):
     writer.json(
         out_dir / 'dataset_description.json',
         {
-            'Name': 'Digital phantom of tubes of known susceptibility in agar',
+            'Name': _kind(spec).name,
             'BIDSVersion': BIDS_VERSION,
             'DatasetType': 'raw',
-            'License': 'CC0',
+            'License': _kind(spec).licence,
             'Authors': AUTHORS,
-            'HowToAcknowledge': 'Cite precondqsm_bids and the abstract whose phantom this is.',
-            'GeneratedBy': [_generated_by()],
+            'HowToAcknowledge': _kind(spec).acknowledge,
+            'GeneratedBy': [_generated_by(spec)],
             'SourceDatasets': [],
             'HEDVersion': [],
         },
     )
-    writer.text(out_dir / 'README', _readme(spec, labels, seed))
+    writer.text(out_dir / 'README', _kind(spec).readme(spec, labels, seed))
     writer.table(out_dir / 'participants.tsv', _participants(labels))
     writer.json(out_dir / 'participants.json', _PARTICIPANTS_JSON)
 
 
-def _write_truth_root(writer, truth_dir):
+def _write_truth_root(writer, truth_dir, spec):
     writer.json(
         truth_dir / 'dataset_description.json',
         {
             'Name': 'Truth of the digital phantom',
             'BIDSVersion': BIDS_VERSION,
             'DatasetType': 'derivative',
-            'License': 'CC0',
+            'License': _kind(spec).licence,
             'Authors': AUTHORS,
-            'HowToAcknowledge': 'Cite precondqsm_bids and the abstract whose phantom this is.',
-            'GeneratedBy': [_generated_by()],
+            'HowToAcknowledge': _kind(spec).acknowledge,
+            'GeneratedBy': [_generated_by(spec)],
             'SourceDatasets': [{'URL': '../..', 'Version': __version__}],
             'DatasetLinks': {'raw': '../..'},
         },
@@ -151,8 +168,7 @@ def _write_truth_root(writer, truth_dir):
     writer.text(
         truth_dir / 'README',
         'What is true of the phantom in the dataset two folders up: voxel means, without noise,\n'
-        'of susceptibility (ppm), R2* (1/s) and total field (Hz), and labels of the voxels that\n'
-        'lie in one material with all their points.\n',
+        f'of susceptibility (ppm), R2* (1/s) and total field (Hz), and {_kind(spec).segments}.\n',
     )
 
 
@@ -177,6 +193,7 @@ def _write_echoes(writer, out_dir, phantom, label):
 
 def _write_truth(writer, truth_dir, phantom, label):
     subject = truth_dir / f'sub-{label}'
+    kind = _kind(phantom.spec)
     n_echoes = range(1, len(phantom.echo_times) + 1)
     common = {
         'Sources': [
@@ -194,74 +211,79 @@ def _write_truth(writer, truth_dir, phantom, label):
         'MagneticFieldStrength': phantom.spec.field_strength,
     }
 
-    path = subject / 'anat' / f'sub-{label}_desc-truth_Chimap.nii.gz'
-    writer.image(path, phantom.chi, phantom.affine)
-    description = (
-        'True susceptibility, relative to the agar inside the container (an air bubble is the '
-        'step from water to air), 0 in the air outside. Voxels on an edge hold the mean.'
-    )
-    writer.json(
-        _sidecar(path), {'Description': description, 'Units': 'ppm', **common, **algorithm}
-    )
+    def write(folder, name, data, sidecar):
+        path = subject / folder / f'sub-{label}_{name}.nii.gz'
+        writer.image(path, data, phantom.affine)
+        writer.json(_sidecar(path), {**sidecar, **common})
+        return path
 
-    path = subject / 'anat' / f'sub-{label}_desc-truth_R2starmap.nii.gz'
-    writer.image(path, phantom.r2star, phantom.affine)
+    description = f'True susceptibility, {kind.chi}. Voxels on an edge hold the mean.'
+    sidecar = {'Description': description, 'Units': 'ppm', **algorithm}
+    write('anat', 'desc-truth_Chimap', phantom.chi, sidecar)
+
     description = 'True R2*, 0 where there is no signal. Voxels on an edge hold the mean.'
-    writer.json(
-        _sidecar(path), {'Description': description, 'Units': '1/s', **common, **algorithm}
-    )
+    sidecar = {'Description': description, 'Units': '1/s', **algorithm}
+    write('anat', 'desc-truth_R2starmap', phantom.r2star, sidecar)
 
-    path = subject / 'anat' / f'sub-{label}_desc-tubes_dseg.nii.gz'
-    writer.image(path, phantom.labels, phantom.affine)
+    path = write(
+        'anat',
+        f'desc-{kind.dseg}_dseg',
+        phantom.labels,
+        {
+            'Description': kind.labels,
+            'Manual': False,
+            'dchi': {'Description': kind.dchi, 'Units': 'ppm'},
+        },
+    )
     names = phantom.label_names
     rows = [(index, names[index], phantom.label_dchi[index]) for index in names]
     writer.table(
         path.with_name(path.name.replace('.nii.gz', '.tsv')), [('index', 'name', 'dchi'), *rows]
     )
-    writer.json(
-        _sidecar(path),
-        {
-            'Description': (
-                'Tubes and agar. A voxel has a label where all its points lie in that material; '
-                'voxels on an edge have none.'
-            ),
-            'Manual': False,
-            **common,
-            'dchi': {'Description': 'True susceptibility relative to the agar', 'Units': 'ppm'},
-        },
-    )
+    if isinstance(phantom.spec, HeadSpec):
+        _write_tissues(write, phantom)
 
-    path = subject / 'fmap' / f'sub-{label}_desc-truth_fieldmap.nii.gz'
     hz = phantom.field * hz_per_ppm(phantom.spec.field_strength)
-    writer.image(path, hz.astype(np.float32), phantom.affine)
-    description = (
-        'True total field, voxel mean: container, tubes and bubble in air, less the solid '
-        'harmonics up to second order of the field in the agar (the shim).'
-    )
-    writer.json(
-        _sidecar(path),
+    write(
+        'fmap',
+        'desc-truth_fieldmap',
+        hz.astype(np.float32),
         {
-            'Description': description,
+            'Description': f'True total field, voxel mean: {kind.total_field}.',
             'Units': 'Hz',
-            **common,
             'MagneticFieldStrength': phantom.spec.field_strength,
             'B0FieldIdentifier': 'truth',
         },
     )
-    path = subject / 'fmap' / f'sub-{label}_desc-truth_magnitude.nii.gz'
-    writer.image(path, phantom.density, phantom.affine)
-    writer.json(_sidecar(path), {'Description': 'Share of each voxel that gives signal', **common})
+    sidecar = {'Description': 'Share of each voxel that gives signal'}
+    write('fmap', 'desc-truth_magnitude', phantom.density, sidecar)
+
+
+def _write_tissues(write, phantom):
+    """Brain mask, and the share of each tissue class in each voxel."""
+    sidecar = {
+        'Description': 'Voxels of which at least half lies inside the outline of the brain',
+        'Type': 'Brain',
+    }
+    write('anat', 'desc-brain_mask', phantom.brain_mask.astype(np.uint8), sidecar)
+    for name, what in (
+        ('GM', 'grey matter, deep nuclei included'),
+        ('WM', 'white matter'),
+        ('CSF', 'CSF inside the outline of the brain'),
+    ):
+        sidecar = {'Description': f'True share of {what}, 0 to 1', 'Manual': False}
+        write('anat', f'label-{name}_probseg', phantom.probsegs[name], sidecar)
 
 
 def _sidecar(path):
     return path.with_name(path.name.replace('.nii.gz', '.json'))
 
 
-def _generated_by():
+def _generated_by(spec):
     return {
         'Name': 'precondqsm_phantom',
         'Version': __version__,
-        'Description': 'Digital phantom: closed-form field, multi-echo signal, noise',
+        'Description': f'Digital phantom: {_kind(spec).field}, multi-echo signal, noise',
     }
 
 
@@ -281,7 +303,7 @@ def _protocol(spec):
         'CoilCombinationMethod': 'none (one simulated channel)',
         'NonlinearGradientCorrection': False,
         'SequenceName': 'MEGRE',
-        'PulseSequenceDetails': 'Simulated; unipolar readouts, T1 left out',
+        'PulseSequenceDetails': f'Simulated; unipolar readouts, {_kind(spec).t1}',
         'SoftwareVersions': __version__,
         'MagneticFieldStrength': spec.field_strength,
         'PulseSequenceType': '3D spoiled multi-echo gradient echo',
@@ -309,7 +331,7 @@ _PARTICIPANTS_JSON = {
 }
 
 
-def _readme(spec, labels, seed):
+def _tubes_readme(spec, labels, seed):
     tubes = ', '.join(f'{value:g}' for value in spec.tubes_dchi)
     times = ', '.join(f'{1000 * value:g}' for value in spec.echo_times)
     bubble = f'{spec.air_bubble:g} mm' if spec.air_bubble else 'none'
@@ -342,3 +364,110 @@ Simulation
 : {spec.supersampling} points per voxel and axis, made into voxels by: {spec.sampling}
 : {len(labels)} participant(s): the same phantom with noise of its own, seed {seed}
 """
+
+
+def _head_readme(spec, labels, seed):
+    times = ', '.join(f'{1000 * value:g}' for value in spec.echo_times)
+    matrix = ' x '.join(str(n) for n in spec.matrix)
+    size = ' x '.join(f'{length:g}' for length in spec.voxel_size)
+    fine = ' x '.join(f'{length / spec.supersampling:g}' for length in spec.voxel_size)
+    if spec.hard:
+        hidden = f"""veins, microbleeds and calcifications (in the label image), the lesions with
+  {spec.lesion_relaxivity:g} of the R2' that the relaxivity would give them; a texture of 0.01 ppm;
+  patches of other R2 and the same susceptibility, and the reverse"""
+    else:
+        hidden = 'nothing'
+    return f"""Digital phantom: a head of known susceptibility
+===============================================
+
+A simulation by precondqsm_phantom {__version__}, not a measurement, and nobody's head.
+The truth is in derivatives/truth.
+
+Object
+: brain of the ICBM 152 template (nonlinear, symmetric, 2009a; Fonov et al., NeuroImage
+  2011;54:313) with analytic deep nuclei; CSF, skull, scalp, face, eyes, sinuses, ear canals,
+  mastoid cells, airway, neck and spine built around it
+: susceptibilities after Marques et al., MRM 2021;86:526; texture of 15 % (standard deviation)
+  of their para- and diamagnetic parts
+: R2' = {spec.relaxivity:g} Hz/ppm (at 3 T, in proportion to B0) of the sum of both parts' sizes
+: hidden from the magnitude: {hidden}
+: left out: chemical shift of fat, flow, motion, anisotropy of white matter, teeth, shoulders
+
+Protocol
+: {spec.field_strength:g} T, head and slab at {spec.b0_tilt:g} degrees to B0
+: {matrix} voxels of {size} mm
+: echo times {times} ms
+: TR {1000 * spec.repetition_time:g} ms, flip angle 20 degrees, T1 of each tissue
+: SNR {spec.snr:g}: the signal of white matter at TE -> 0 over the noise in each of the real and
+  imaginary parts; {MAGNITUDE_SCALE} stored units of magnitude are that signal
+
+Simulation
+: tissues, field and signal on points of {fine} mm, made into voxels by: {spec.sampling}
+: field by finite differences on those points, of the whole head and neck in air, less the solid
+  harmonics up to second order that a shim on the brain would cancel
+: {len(labels)} participant(s): the same head with noise of its own, seed {seed}
+
+Template
+: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological
+  Institute, McGill University. Permission to use, copy, modify, and distribute this software and
+  its documentation for any purpose and without fee is hereby granted, provided that the above
+  copyright notice appear in all copies. It is provided "as is" without express or implied
+  warranty.
+"""
+
+
+class _Kind(NamedTuple):
+    """What the files say of one kind of phantom."""
+
+    name: str
+    licence: str
+    acknowledge: str
+    field: str
+    t1: str
+    segments: str
+    chi: str
+    dseg: str
+    labels: str
+    dchi: str
+    total_field: str
+    readme: Callable
+
+
+_TUBES = _Kind(
+    name='Digital phantom of tubes of known susceptibility in agar',
+    licence='CC0',
+    acknowledge='Cite precondqsm_bids and the abstract whose phantom this is.',
+    field='closed-form field',
+    t1='T1 left out',
+    segments='labels of the voxels that\nlie in one material with all their points',
+    chi='relative to the agar inside the container (an air bubble is the step from water to air), '
+    '0 in the air outside',
+    dseg='tubes',
+    labels='Tubes and agar. A voxel has a label where all its points lie in that material; '
+    'voxels on an edge have none.',
+    dchi='True susceptibility relative to the agar',
+    total_field='container, tubes and bubble in air, less the solid harmonics up to second order '
+    'of the field in the agar (the shim)',
+    readme=_tubes_readme,
+)
+_HEAD = _Kind(
+    name='Digital phantom of a head of known susceptibility',
+    licence='CC0, with the notice of the ICBM 152 template that the README holds',
+    acknowledge='Cite precondqsm_bids, and Fonov et al., NeuroImage 2011;54:313 for the template.',
+    field='field by finite differences on a finer grid',
+    t1='spoiled steady state',
+    segments='labels of the\ntissues, their shares in each voxel and a mask of the brain',
+    chi='relative to water inside the head (an air space is the step from water to air), 0 in the '
+    'air outside',
+    dseg='tissues',
+    labels='Tissues. A voxel has the label of the tissue that holds most of its points, 0 for the '
+    'air outside.',
+    dchi='Nominal susceptibility relative to water; texture comes on top',
+    total_field='the whole head and neck in air, less the solid harmonics up to second order of '
+    'the field in the brain (the shim)',
+    readme=_head_readme,
+)
+
+
+def _kind(spec):
+    return _HEAD if isinstance(spec, HeadSpec) else _TUBES

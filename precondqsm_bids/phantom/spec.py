@@ -88,10 +88,10 @@ class TubesSpec:
         """Refuse what cannot be simulated, with the numbers that are at odds."""
         _check_triples(self.matrix, self.voxel_size)
         for name in ('field_strength', 'object_scale'):
-            _check_number(name, getattr(self, name), above=0)
+            check_number(name, getattr(self, name), above=0)
         for name in ('r2', 'relaxivity_scale', 'air_bubble'):
-            _check_number(name, getattr(self, name), at_least=0)
-        _check_number('b0_tilt', self.b0_tilt)
+            check_number(name, getattr(self, name), at_least=0)
+        check_number('b0_tilt', self.b0_tilt)
         if not self.snr > 0:
             raise ValueError(f'snr must be positive (inf for no noise), not {self.snr}')
         if not 0 <= self.coil_shading <= 1:
@@ -103,8 +103,8 @@ class TubesSpec:
         if not 1 <= len(self.tubes_dchi) <= 8:
             raise ValueError(f'1 to 8 tubes fit the container, not {len(self.tubes_dchi)}')
         for value in self.tubes_dchi:
-            _check_number('tubes_dchi', value)
-        _check_echo_times(self.echo_times)
+            check_number('tubes_dchi', value)
+        check_echo_times(self.echo_times)
         self._check_fit()
 
     def _check_fit(self):
@@ -164,14 +164,24 @@ class TubesSpec:
     @property
     def repetition_time(self):
         """TR, s: the protocol's 25 ms, or longer where the last echo asks for it."""
-        return max(0.025, round(self.echo_times[-1] + 0.004, 6))
+        return protocol_tr(self.echo_times)
+
+
+def protocol_tr(echo_times):
+    """TR, s, of these echo times (s): the protocol's 25 ms, or longer where the last asks for it.
+
+    >>> protocol_tr((0.004, 0.028))
+    0.032
+    """
+    return max(0.025, round(echo_times[-1] + 0.004, 6))
 
 
 def _mm(lengths):
     return ' x '.join(f'{length:g}' for length in lengths)
 
 
-def _check_number(name, value, above=-inf, at_least=-inf):
+def check_number(name, value, above=-inf, at_least=-inf):
+    """Raise ValueError unless ``value`` is finite and in its range."""
     if not (isfinite(value) and value > above and value >= at_least):
         limit = f' above {above}' if above > -inf else ''
         limit = f' of at least {at_least}' if at_least > -inf else limit
@@ -181,13 +191,19 @@ def _check_number(name, value, above=-inf, at_least=-inf):
 def _check_triples(matrix, voxel_size):
     if len(matrix) != 3 or not all(n >= 1 and n == int(n) for n in matrix):
         raise ValueError(f'matrix must be three positive whole numbers, not {matrix}')
+    check_voxel_size(voxel_size)
+
+
+def check_voxel_size(voxel_size):
+    """Raise ValueError unless there are three positive lengths."""
     if len(voxel_size) != 3:
         raise ValueError(f'voxel_size must be three lengths in mm, not {voxel_size}')
     for size in voxel_size:
-        _check_number('voxel_size', size, above=0)
+        check_number('voxel_size', size, above=0)
 
 
-def _check_echo_times(echo_times):
+def check_echo_times(echo_times):
+    """Raise ValueError unless the echo times ascend and can be seconds."""
     times = tuple(echo_times)
     if (
         not times

@@ -5,9 +5,20 @@ from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
-from scipy import fft
 
-from precondqsm_bids.numerics.constants import AIR_CHI, GAMMA, WATER_CHI, hz_per_ppm
+from precondqsm_bids.numerics.constants import AIR_CHI, GAMMA, WATER_CHI
+from precondqsm_bids.phantom.acquisition import (
+    Readout,
+    coil_magnitude,
+    echo_planes,
+    fit_shim,
+    mean_of,
+    measure,
+    phase_offset,
+    points_of_voxels,
+    scanner_affine,
+    solid_harmonics,
+)
 from precondqsm_bids.phantom.fields import (
     CylinderOnGrid,
     CylinderTable,
@@ -114,60 +125,6 @@ def r2prime(dchi, field_strength, scale=1.0):
     return scale * rate / (9 * np.sqrt(3))
 
 
-def scanner_affine(spec):
-    """Return the (4, 4) affine: stored axes tilted about x, centre of the volume at the isocentre.
-
-    Its third row, divided by the voxel size, is the scanner's z axis in voxel axes:
-    ``(0, sin t, cos t)``, with t the tilt.
-
-    Examples
-    --------
-    >>> print(scanner_affine(TubesSpec(b0_tilt=30.0)).round(3)[2, :3])
-    [0.    0.5   0.866]
-    """
-    _, sin, cos = spec.b0_dir
-    rotation = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    affine = np.eye(4)
-    affine[:3, :3] = rotation * np.asarray(spec.voxel_size, float)
-    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(spec.matrix) - 1) / 2)
-    return affine
-
-
-def coil_magnitude(x, y, spec):
-    """Receive sensitivity ``1 + shading (rho^2 / R^2 - 1/2 + x / (2 R))``; 1 on average over R.
-
-    Stronger towards the rim, as of a surface array, and towards one side.
-    """
-    u, v = x / spec.container_radius, y / spec.container_radius
-    return 1 + spec.coil_shading * (u**2 + v**2 - 0.5 + 0.5 * u)
-
-
-def phase_offset(x, y, z, spec):
-    """Phase at TE = 0, radians: smooth, spanning about 1 rad over the container."""
-    u, v = x / spec.container_radius, y / spec.container_radius
-    w = 2 * z / spec.container_height
-    return 0.4 + 0.3 * u + 0.25 * v**2 - 0.15 * w
-
-
-def solid_harmonics(x, y, z, length):
-    """Solid harmonics up to second order, the terms of a scanner's shim.
-
-    Parameters
-    ----------
-    x, y, z : array_like
-        Coordinates, mm; broadcast together.
-    length : float
-        Length that makes them dimensionless, mm.
-
-    Returns
-    -------
-    tuple of 9 array_like
-        1, x, y, z, xy, yz, xz, x^2 - y^2 and 2 z^2 - x^2 - y^2, not yet broadcast.
-    """
-    x, y, z = x / length, y / length, z / length
-    return 1.0, x, y, z, x * y, y * z, x * z, x**2 - y**2, 2 * z**2 - x**2 - y**2
-
-
 def total_field(points, spec):
     """Relative field before the shim, closed form at any points (exact, but slow).
 
@@ -221,9 +178,7 @@ def shim(spec):
         points = points[~tube]
     bubble = np.linalg.norm(points - np.asarray(spec.bubble_centre), axis=1) <= spec.air_bubble
     points = points[~bubble]
-    harmonics = solid_harmonics(*points.T, spec.container_radius)
-    harmonics = np.stack(np.broadcast_arrays(*harmonics), axis=-1)
-    return np.linalg.lstsq(harmonics, total_field(points, spec), rcond=None)[0]
+    return fit_shim(points, total_field(points, spec), spec.container_radius)
 
 
 class _Object:
@@ -245,7 +200,9 @@ class _Object:
             for cx, cy, _ in spec.tube_centres
         ]
         self._shim = shim(spec)
-        self._coil = coil_magnitude(self.x[:, None], self.y[None], spec)
+        self._coil = coil_magnitude(
+            self.x[:, None], self.y[None], spec.container_radius, spec.coil_shading
+        )
         self._r2prime = r2prime(spec.tubes_dchi, spec.field_strength, spec.relaxivity_scale)
 
     def plane(self, k):
@@ -277,69 +234,20 @@ class _Object:
         return np.stack(grid, axis=-1)
 
     def signal(self, k, material, field, r2star):
-        """Complex signal of plane ``k`` at each echo, yields (X, Y) complex64."""
+        """Complex signal of plane ``k`` at each echo, (X, Y) complex64 each."""
         spec = self.spec
         on = (material >= 0) & (material <= len(self.tubes))
-        amplitude = self._coil[on]
-        offset = phase_offset(self.x[:, None], self.y[None], self.z[k], spec)[on]
-        omega = 2 * np.pi * hz_per_ppm(spec.field_strength) * field[on]
-        for time in spec.echo_times:
-            plane = np.zeros(on.shape, np.complex64)
-            # the angle in double precision, its sine and cosine in single: they take the time
-            angle = np.remainder(offset + omega * time, 2 * np.pi).astype(np.float32)
-            size = (amplitude * np.exp(-r2star[on] * time)).astype(np.float32)
-            plane.real[on] = size * np.cos(angle)
-            plane.imag[on] = size * np.sin(angle)
-            yield plane
-
-
-def box_samples(fine, factor, axis):
-    """Mean over each ``factor`` points along ``axis``."""
-    fine = np.moveaxis(fine, axis, 0)
-    coarse = sum(fine[i::factor] for i in range(factor)) / np.float32(factor)
-    return np.moveaxis(coarse, 0, axis)
-
-
-def kspace_samples(fine, factor, axis):
-    """Fourier transform along ``axis``, keep the central part, transform back.
-
-    Voxel centres lie ``(factor - 1) / 2`` points off the points of the fine grid: the linear
-    phase in k-space accounts for it.
-    """
-    fine = np.moveaxis(fine, axis, -1)
-    n = fine.shape[-1] // factor
-    k = fft.ifftshift(np.arange(-(n // 2), n - n // 2))
-    ramp = np.exp(1j * np.pi * k * (factor - 1) / (n * factor)) / factor
-    coarse = fft.ifft(fft.fft(fine)[..., k] * ramp.astype(np.complex64))
-    return np.moveaxis(coarse, -1, axis)
-
-
-def measure(signal, snr, seed):
-    """Magnitude and phase of a signal with complex Gaussian noise.
-
-    Parameters
-    ----------
-    signal : (X, Y, Z, E) ndarray of complex64
-        Noise-free; the agar's magnitude is 1 at TE -> 0.
-    snr : float
-        1 / standard deviation of the noise in each of the real and imaginary parts.
-    seed : int or sequence of int
-        Of `numpy.random.default_rng`.
-
-    Returns
-    -------
-    magnitude, phase : (X, Y, Z, E) ndarray of float32
-        Phase in radians.
-    """
-    rng = np.random.default_rng(seed)
-    magnitude = np.empty(signal.shape, np.float32)
-    phase = np.empty(signal.shape, np.float32)
-    for echo in range(signal.shape[-1]):
-        noise = rng.standard_normal((2, *signal.shape[:3]), dtype=np.float32) / np.float32(snr)
-        real, imag = signal[..., echo].real + noise[0], signal[..., echo].imag + noise[1]
-        magnitude[..., echo] = np.hypot(real, imag)
-        phase[..., echo] = np.arctan2(imag, real)
-    return magnitude, phase
+        size = spec.container_radius, spec.container_height
+        offset = phase_offset(self.x[:, None], self.y[None], self.z[k], *size)
+        return echo_planes(
+            on,
+            self._coil[on],
+            offset[on],
+            field[on],
+            r2star[on],
+            spec.echo_times,
+            spec.field_strength,
+        )
 
 
 def simulate_tubes(spec=None, *, seed=0):
@@ -368,22 +276,16 @@ def simulate_tubes(spec=None, *, seed=0):
     spec = spec or TubesSpec()
     body = _Object(spec)
     factor = spec.supersampling
-    nx, ny, nz = spec.matrix
     n_tubes = len(spec.tubes_dchi)
-    sample = {'box': box_samples, 'kspace': kspace_samples}[spec.sampling]
-    # voxels in the plane, still fine along z: the point spread along z needs the whole of it
-    planes = np.zeros((len(spec.echo_times), nz * factor, nx, ny), np.complex64)
+    readout = Readout(spec.matrix, factor, len(spec.echo_times), spec.sampling)
     slices = []
-    for k in range(nz):
+    for k in range(spec.matrix[2]):
         fine = [body.plane(i) for i in range(k * factor, (k + 1) * factor)]
         slices.append(_reduce(fine, factor, n_tubes))
         for i, (material, _, field, r2star) in enumerate(fine, start=k * factor):
             if (material >= 0).any():
-                for echo, plane in enumerate(body.signal(i, material, field, r2star)):
-                    planes[echo, i] = sample(sample(plane, factor, 0), factor, 1)
-    signal = np.empty((nx, ny, nz, len(spec.echo_times)), np.complex64)
-    for echo, stack in enumerate(planes):
-        signal[..., echo] = sample(stack, factor, 0).transpose(1, 2, 0)
+                readout.add(i, body.signal(i, material, field, r2star))
+    signal = readout.voxels()
     truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices, strict=True)))
     magnitude, phase = measure(signal, spec.snr, seed)
     names = {i: f'tube{i}' for i in range(1, n_tubes + 1)} | {n_tubes + 1: 'agar'}
@@ -404,20 +306,15 @@ def simulate_tubes(spec=None, *, seed=0):
 def _reduce(planes, factor, n_tubes):
     """Voxel means, and labels of the voxels of one material, from the fine planes of a slice."""
     material, chi, field, r2star = (
-        [p[i::factor, j::factor] for p in stack for i in range(factor) for j in range(factor)]
-        for stack in zip(*planes, strict=True)
+        points_of_voxels(stack, factor) for stack in zip(*planes, strict=True)
     )
     lowest, highest = reduce(np.minimum, material), reduce(np.maximum, material)
     pure = (lowest == highest) & (lowest >= 0) & (lowest <= n_tubes)
     label = np.where(lowest == 0, n_tubes + 1, lowest)
     return _Truth(
-        chi=_mean(chi),
-        field=_mean(field),
-        r2star=_mean(r2star),
-        density=_mean([(m >= 0) & (m <= n_tubes) for m in material]),
+        chi=mean_of(chi),
+        field=mean_of(field),
+        r2star=mean_of(r2star),
+        density=mean_of([(m >= 0) & (m <= n_tubes) for m in material]),
         labels=np.where(pure, label, 0).astype(np.int16),
     )
-
-
-def _mean(views):
-    return (sum(views, np.zeros(views[0].shape)) / len(views)).astype(np.float32)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.phantom.dataset import write_dataset
+from precondqsm_bids.phantom.head import simulate_head
+from precondqsm_bids.phantom.head_spec import hard_head
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
@@ -34,6 +36,17 @@ def dataset(tmp_path_factory):
     return out_dir
 
 
+HEAD = hard_head(voxel_size=(5.0, 5.0, 5.0), echo_times=(0.004, 0.012))
+
+
+@pytest.fixture(scope='module')
+def head_dataset(tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp('head') / 'raw'
+    written = write_dataset(out_dir, HEAD, seed=7)
+    assert sorted(written) == sorted(p for p in out_dir.rglob('*') if p.is_file())
+    return out_dir
+
+
 @pytest.fixture(scope='module')
 def phantom():
     return simulate_tubes(SPEC, seed=(7, 1))
@@ -47,8 +60,10 @@ def digests(folder):
     }
 
 
+@pytest.mark.parametrize('kind', ['dataset', 'head_dataset'])
 @pytest.mark.parametrize('part', ['.', 'derivatives/truth'])
-def test_validator_finds_nothing(dataset, part):
+def test_validator_finds_nothing(kind, part, request):
+    dataset = request.getfixturevalue(kind)
     beside = Path(sys.executable).with_name('bids-validator-deno')
     validator = str(beside) if beside.exists() else shutil.which('bids-validator-deno')
     assert validator, 'bids-validator-deno is not installed: pip install .[test]'
@@ -149,3 +164,36 @@ def test_nothing_is_overwritten(dataset, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(FileExistsError, match='file'):
         write_dataset(tmp_path / 'file', SPEC)
+
+
+def test_head(head_dataset):
+    head = simulate_head(HEAD, seed=(7, 1))
+    truth = head_dataset / 'derivatives/truth/sub-01'
+    for name, expected, units in (
+        ('anat/sub-01_desc-truth_Chimap', head.chi, 'ppm'),
+        ('anat/sub-01_desc-truth_R2starmap', head.r2star, '1/s'),
+        ('fmap/sub-01_desc-truth_fieldmap', head.field * 42.57638543 * 3, 'Hz'),
+        ('anat/sub-01_desc-tissues_dseg', head.labels, None),
+        ('anat/sub-01_desc-brain_mask', head.brain_mask, None),
+        ('anat/sub-01_label-GM_probseg', head.probsegs['GM'], None),
+        ('anat/sub-01_label-WM_probseg', head.probsegs['WM'], None),
+        ('anat/sub-01_label-CSF_probseg', head.probsegs['CSF'], None),
+    ):
+        image = nib.load(truth / f'{name}.nii.gz')
+        np.testing.assert_allclose(image.get_fdata(), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(image.affine, head.affine, atol=1e-4)
+        sidecar = json.loads((truth / f'{name}.json').read_text())
+        assert sidecar.get('Units') == units
+        for source in sidecar['Sources']:
+            assert (head_dataset / source.removeprefix('bids:raw:')).exists()
+    with open(truth / 'anat/sub-01_desc-tissues_dseg.tsv') as table:
+        rows = {row['name']: row for row in csv.DictReader(table, delimiter='\t')}
+    assert rows['WM'] == {'index': '2', 'name': 'WM', 'dchi': '-0.03'}
+    assert {'pallidum', 'microbleed', 'calcification', 'vein'} <= set(rows)
+    echo = nib.load(head_dataset / 'sub-01/anat/sub-01_echo-2_part-mag_MEGRE.nii.gz')
+    np.testing.assert_allclose(echo.get_fdata(), head.magnitude[..., 1] * 10000, atol=0.51)
+    readme = (head_dataset / 'README').read_text()
+    for words in ('head', 'microbleeds', '137', '15 degrees', 'Copyright'):
+        assert words in readme
+    description = json.loads((head_dataset / 'dataset_description.json').read_text())
+    assert 'head' in description['Name']

@@ -7,25 +7,42 @@ import sys
 import nibabel as nib
 import pytest
 
-from precondqsm_bids.phantom.cli import build_parser, main
+from precondqsm_bids.phantom.cli import build_parser, main, spec_of
+from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
 from precondqsm_bids.phantom.spec import TubesSpec
 
 SMALL = ['--object-scale', '0.5', '--matrix', '28', '28', '26', '--voxel-size', '2', '2', '2']
 
 
+def spec(*arguments):
+    return spec_of(vars(build_parser().parse_args(['out', *arguments])))
+
+
 def test_defaults_are_those_of_the_spec():
-    options = vars(build_parser().parse_args(['out']))
-    default = TubesSpec()
-    for name in TubesSpec.__dataclass_fields__:
-        assert options[name] == getattr(default, name), name
+    assert spec() == TubesSpec()
+    assert spec('--kind', 'head') == HeadSpec()
+    assert spec('--kind', 'head', '--hard') == hard_head()
 
 
-def test_every_option_is_read():
-    # an option that is neither part of the spec nor of writing would be read by nothing
-    options = set(vars(build_parser().parse_args(['out'])))
-    assert options - set(TubesSpec.__dataclass_fields__) == {
-        'out_dir', 'kind', 'participants', 'seed',
-    }  # fmt: skip
+def test_options_override_what_hard_chooses():
+    found = spec('--kind', 'head', '--hard', '--snr', '40', '--voxel-size', '2', '2', '2')
+    assert found == hard_head(snr=40.0, voxel_size=(2.0, 2.0, 2.0))
+    assert spec('--kind', 'head', '--relaxivity', '114').relaxivity == 114
+
+
+def test_every_option_is_read_and_every_field_has_one():
+    # an option that is neither part of a spec nor of writing would be read by nothing
+    options = {action.dest for action in build_parser()._actions} - {'help', 'version'}
+    known = set(TubesSpec.__dataclass_fields__) | set(HeadSpec.__dataclass_fields__)
+    assert options - known == {'out_dir', 'kind', 'participants', 'seed'}
+    assert known <= options
+
+
+def test_help_tells_the_defaults_of_each_kind():
+    text = ' '.join(build_parser().format_help().split())
+    assert '(default: tubes 80.0; head 100.0)' in text
+    assert '(default: 137.0)' in text
+    assert '(default: 3.0)' in text
 
 
 def test_writes_what_was_asked_for(tmp_path, capsys):
@@ -55,6 +72,10 @@ def test_writes_what_was_asked_for(tmp_path, capsys):
         (['--echo-times', '1.38', '4.18'], ['milliseconds', '4.18']),
         ([*SMALL, '--participants', '0'], ['participant', '0']),
         ([*SMALL, '--seed', '-1'], ['seed', '-1']),
+        (['--kind', 'head', '--matrix', '9', '9', '9'], ['--matrix', 'tubes', 'head']),
+        (['--hard'], ['--hard', 'head', 'tubes']),
+        (['--kind', 'head', '--lesion-relaxivity', '1'], ['--lesion-relaxivity', '--hard']),
+        (['--kind', 'head', '--voxel-size', '1', '1', '20'], ['6 mm', '20']),
     ],
 )
 def test_impossible_requests_exit_2(tmp_path, capsys, arguments, words):

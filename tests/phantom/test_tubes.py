@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.numerics.constants import GAMMA_BAR
-from precondqsm_bids.phantom.spec import TubesSpec
-from precondqsm_bids.phantom.tubes import (
+from precondqsm_bids.phantom.acquisition import (
     box_samples,
     kspace_samples,
     measure,
     scanner_affine,
-    simulate_tubes,
-    total_field,
 )
+from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.tubes import simulate_tubes, total_field
 
 SMALL = TubesSpec(
     matrix=(36, 38, 32), voxel_size=(1.6, 1.6, 1.6), object_scale=0.5, coil_shading=0.0
