@@ -63,7 +63,7 @@ class EchoFit(SimpleInterface):
         magnitude = load_echoes(files.magnitude)
         phase = load_echoes(files.phase)
         mask = load(files.mask, bool)
-        predicted = self._predicted_field(mask) if files.shape_mask else None
+        shape = self._shape_field(mask) if files.shape_mask else None
         try:
             scale = phase_scale(phase, files.phase_units or None)
             phase = apply_scale(phase, scale)
@@ -73,7 +73,7 @@ class EchoFit(SimpleInterface):
                 files.echo_times,
                 files.field_strength,
                 mask,
-                shape_field=predicted,
+                shape=shape,
                 sign=None if files.phase_sign == 'auto' else files.phase_sign,
             )
         except ValueError as error:
@@ -84,7 +84,7 @@ class EchoFit(SimpleInterface):
             files.echo_times,
             files.field_strength,
             mask,
-            predicted_field=predicted,
+            predicted_field=shape.field if shape else None,
             workers=files.num_threads,
         )
         t2star = np.divide(1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0)
@@ -121,8 +121,7 @@ class EchoFit(SimpleInterface):
             return 'given'
         return 'field of the shape' if repair.sign_test else 'not tested'
 
-    def _predicted_field(self, mask):
-        """Field of the object in air, ppm."""
+    def _shape_field(self, mask):
         affine, voxel_size = geometry(self.inputs.shape_mask)
         shape = load(self.inputs.shape_mask, bool)
         return shape_field(shape, voxel_size, b0_direction(affine), mask, self.inputs.num_threads)

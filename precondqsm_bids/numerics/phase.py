@@ -11,6 +11,7 @@ A constant added to all echoes alike is part of ``phi0`` and without meaning, so
 stored codes does not matter.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,15 @@ class PhaseScale(NamedTuple):
     ``range`` (the range that noise fills)."""
 
 
+class ShapeField(NamedTuple):
+    """What :func:`shape_field` found, ppm, (X, Y, Z) each."""
+
+    field: F32
+    """Field of the object in air, going on beyond the edges that cut it off."""
+    beyond: tuple[F32, ...]
+    """Parts of it that come from beyond each such edge, three of rising distance."""
+
+
 class PhaseSign(NamedTuple):
     """What :func:`phase_sign` found."""
 
@@ -60,7 +70,7 @@ class PhaseSign(NamedTuple):
     coefficient: float
     """Coefficient of the shape's field in the measured one: near +1 or -1."""
     correlation: float
-    """Partial correlation of the two, polynomials of second order taken off both."""
+    """Partial correlation of the two, polynomials of second order and the like taken off both."""
     decisive: bool
     """Whether coefficient and correlation decide the sign."""
 
@@ -362,6 +372,7 @@ def phase_sign(
     mask: Bools,
     sd: npt.NDArray | None = None,
     *,
+    beyond: Sequence[npt.NDArray] = (),
     floor: float = 0.02,
     iterations: int = 5,
 ) -> PhaseSign:
@@ -370,12 +381,13 @@ def phase_sign(
     A shim hides the shape's field behind solid harmonics of first and second order, so that the
     plain correlation says little. Here the field is regressed on both together,
 
-        field = c shape_field + sum_{i+j+k <= 2} p_ijk x^i y^j z^k,
+        field = c shape_field + sum_{i+j+k <= 2} p_ijk x^i y^j z^k + sum_m q_m beyond_m,
 
     weighted by ``1 / (sd^2 + floor^2)``, and again with voxels down-weighted that the model
     leaves out (strong sources; Cauchy weights). The polynomials hold the solid harmonics
-    whatever the orientation and voxel size. The sign of ``c`` decides if ``0.4 <= |c| <= 1.8``
-    and the partial correlation, that of the two fields after the polynomials, is 0.3 or more.
+    whatever the orientation and voxel size; the last sum is what is not known of an object that
+    the field of view cuts off. The sign of ``c`` decides if ``0.4 <= |c| <= 1.8``
+    and the partial correlation, that of the two fields after all else, is 0.3 or more.
 
     Parameters
     ----------
@@ -387,6 +399,8 @@ def phase_sign(
         Where both are known.
     sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm.
+    beyond : sequence of (X, Y, Z) ndarray
+        Fields from beyond the field of view, ppm: :func:`shape_field`.
     floor : float
         What the model does not know, ppm.
     iterations : int
@@ -419,7 +433,8 @@ def phase_sign(
         raise ValueError('the mask is empty: there is no field to compare with that of the shape')
     voxels = voxels[:: max(1, voxels.size // 200_000)]
     f, s = (np.asarray(v.ravel()[voxels], np.float64) for v in (field, shape_field))
-    polynomials = _second_order(mask.shape, voxels)
+    columns = [np.asarray(part.ravel()[voxels], np.float64)[:, None] for part in beyond]
+    others = np.hstack([_second_order(mask.shape, voxels), *columns])
     variance = np.full(f.shape, floor**2)
     if sd is not None:
         variance += np.asarray(sd.ravel()[voxels], np.float64) ** 2
@@ -427,8 +442,8 @@ def phase_sign(
     for _ in range(iterations):
         root = np.sqrt(weight)[:, None]
         both = np.stack([f, s], axis=1)
-        fitted = np.linalg.lstsq(root * polynomials, root * both, rcond=None)[0]
-        f_left, s_left = (both - polynomials @ fitted).T
+        fitted = np.linalg.lstsq(root * others, root * both, rcond=None)[0]
+        f_left, s_left = (both - others @ fitted).T
         power = float(np.sum(weight * s_left**2))
         product = float(np.sum(weight * f_left * s_left))
         coefficient = product / power if power > 0 else 0.0
@@ -460,13 +475,18 @@ def shape_field(
     b0_dir: npt.ArrayLike,
     mask: Bools,
     workers: int = 1,
-) -> F32:
-    """Field of the object's shape in air, ppm, zero outside ``mask``.
+) -> ShapeField:
+    """Field of the object's shape in air.
 
     The step from water to air, convolved with the dipole, as though every voxel of the border
     were filled. Where the object is cut off by the edge of the field of view (a slab) it goes on
     as it ends there, for as far as its largest other extent: an object that ended at the edge
-    would have a field of the wrong sign inside a thin slab.
+    would have a field of the wrong sign inside a thin slab. How it really goes on is not known,
+    so that the fields of its continuation to 1/16, to 1/4 and to the whole of that length are
+    returned for each edge: what is left when they are regressed out does not depend on it.
+
+    Memory: that of :func:`~precondqsm_bids.numerics.dipole.forward_field`, and 12 bytes per voxel
+    and cut edge. The continuation is computed on a grid of 1/64 of its length.
 
     Parameters
     ----------
@@ -477,9 +497,13 @@ def shape_field(
     b0_dir : (3,) array_like
         Direction of B0 along the voxel axes.
     mask : (X, Y, Z) ndarray of bool
-        Where the field is wanted.
+        Where the field is wanted; zero elsewhere.
     workers : int
         Threads of the Fourier transforms.
+
+    Returns
+    -------
+    ShapeField
 
     Examples
     --------
@@ -487,21 +511,70 @@ def shape_field(
 
     >>> x, y = np.indices((24, 24)) - 11.5
     >>> slab = np.repeat((np.hypot(x, y) < 8)[..., None], 4, axis=2)
-    >>> field = shape_field(slab, (1, 1, 1), (0, 0, 1), slab)[slab]
-    >>> print(round(field.mean(), 1), field.std() < 0.2)
-    -2.4 True
+    >>> found = shape_field(slab, (1, 1, 1), (0, 0, 1), slab)
+    >>> print(round(found.field[slab].mean(), 1), found.field[slab].std() < 0.2, len(found.beyond))
+    -2.4 True 6
     """
     h = np.asarray(voxel_size, float)
+    step = np.float32(WATER_CHI - AIR_CHI)
+    field = forward_field(step * shape, h, b0_dir, mask, workers)
+    beyond = []
+    for coarse, source, inside in _continuations(shape, h):
+        far = forward_field(step * source, coarse, b0_dir, workers=workers)
+        part = np.zeros(shape.shape, np.float32)
+        positions = [
+            ((index + 0.5) * ratio - 0.5).astype(np.float32)
+            for index, ratio in zip(np.nonzero(mask), h / coarse, strict=True)
+        ]
+        # Not across the edge: the field jumps there, by the step along B0.
+        part[mask] = ndimage.map_coordinates(far[inside], positions, order=1, mode='nearest')
+        field += part
+        beyond.append(part)
+    return ShapeField(field, tuple(beyond))
+
+
+def _continuations(
+    shape: Bools, h: npt.NDArray[np.float64]
+) -> Iterator[tuple[npt.NDArray[np.float64], F32, tuple[slice, ...]]]:
+    """Shells of what lies beyond each edge that cuts the object: voxel size (mm), share of object,
+    and where the field of view stands in it.
+
+    The grid divides the field of view evenly, so that its edges are faces of voxels.
+    """
     extent = [(s.stop - s.start) * d for s, d in zip(bounding_box(shape), h, strict=True)]
-    pad = []
+    cut = [[bool(shape.take(k, axis).any()) for k in (0, -1)] for axis in range(3)]
+    if not np.any(cut):
+        return
+    lengths = [max(extent[other] for other in range(3) if other != axis) for axis in range(3)]
+    size = max(length for length, ends in zip(lengths, cut, strict=True) if any(ends)) / 64
+    counts = [
+        max(1, int(np.round(n * d / max(size, d)))) for n, d in zip(shape.shape, h, strict=True)
+    ]
+    coarse = np.array([n * d / c for n, d, c in zip(shape.shape, h, counts, strict=True)])
+    added = [
+        [int(np.ceil(length / d)) if end else 0 for end in ends]
+        for length, d, ends in zip(lengths, coarse, cut, strict=True)
+    ]
+    index = [np.arange(-a[0], c + a[1]) for a, c in zip(added, counts, strict=True)]
+    positions = np.meshgrid(
+        *((i + 0.5) * c / d - 0.5 for i, c, d in zip(index, coarse, h, strict=True)), indexing='ij'
+    )
+    # Positions beyond the field of view have the value of its edge.
+    solid = ndimage.map_coordinates(shape.astype(np.float32), positions, order=1, mode='nearest')
+    inside = tuple(slice(a[0], a[0] + c) for a, c in zip(added, counts, strict=True))
+    owned = np.zeros(solid.shape, bool)
+    owned[inside] = True
     for axis in range(3):
-        longest = max(extent[other] for other in range(3) if other != axis)
-        length = int(np.ceil(longest / h[axis]))
-        pad.append(tuple(length if shape.take(k, axis).any() else 0 for k in (0, -1)))
-    solid = np.pad(np.asarray(shape, np.float32) * np.float32(WATER_CHI - AIR_CHI), pad, 'edge')
-    field = forward_field(solid, h, b0_dir, np.pad(mask, pad), workers)
-    inner = tuple(slice(p[0], p[0] + n) for p, n in zip(pad, shape.shape, strict=True))
-    return np.ascontiguousarray(field[inner])
+        for side in (0, 1):
+            if not cut[axis][side]:
+                continue
+            i = index[axis].reshape([-1 if other == axis else 1 for other in range(3)])
+            depth = (-i if side == 0 else i - counts[axis] + 1) / added[axis][side]
+            for inner, outer in ((0, 1 / 16), (1 / 16, 1 / 4), (1 / 4, 1)):
+                # Corners beyond two edges belong to the first that reaches them.
+                shell = ~owned & (depth > inner) & (depth <= outer + 1e-9)
+                owned |= shell
+                yield coarse, np.where(shell, solid, np.float32(0)), inside
 
 
 # --- what readouts do to the phase --------------------------------------------------------------
@@ -784,7 +857,7 @@ def repair_phase(
     field_strength: float,
     mask: Bools,
     *,
-    shape_field: npt.NDArray | None = None,
+    shape: ShapeField | None = None,
     sign: int | None = None,
 ) -> PhaseRepair:
     """Phase of the convention: slices of one sign, odd and even echoes alike, the right sign.
@@ -805,9 +878,9 @@ def repair_phase(
         B0, T.
     mask : (X, Y, Z) ndarray of bool
         The object.
-    shape_field : (X, Y, Z) ndarray, optional
-        Field of the object's shape in air, ppm (:func:`shape_field`). Without it the sign is
-        taken as it is.
+    shape : ShapeField, optional
+        Field of the object's shape in air (:func:`shape_field`). Without it the sign is taken as
+        it is.
     sign : {1, -1}, optional
         Sign that the phase has; found from the field if omitted.
 
@@ -863,11 +936,13 @@ def repair_phase(
         )
 
     test = None
-    if shape_field is not None:
+    if shape is not None:
         field, sd = _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
-        test = phase_sign(field, shape_field, inner if inner.any() else mask, sd)
+        test = phase_sign(
+            field, shape.field, inner if inner.any() else mask, sd, beyond=shape.beyond
+        )
     found = sign or _sign_of(test)
     if sign and test is not None and test.decisive and test.sign != sign:
         notes.append(
