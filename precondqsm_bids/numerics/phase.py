@@ -168,7 +168,10 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     if not np.isfinite(low + high):
         count = np.count_nonzero(~np.isfinite(phase))
-        raise ValueError(f'the phase has values that are not finite: {count} of {phase.size}')
+        raise ValueError(
+            f'the phase has values that are not finite: {count} of {phase.size}; '
+            'store 0 where there is none'
+        )
     span = high - low
     if span == 0:
         raise ValueError(f'the phase is {low:g} in every voxel and echo: it holds no phase')
@@ -194,7 +197,7 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
         )
     if scale.convention != 'radians':
         for i, (least, most) in enumerate(ranges):
-            if most - least < 0.05 * scale.turn:
+            if most - least < 0.02 * scale.turn:
                 raise ValueError(
                     f'the phase of echo {i + 1} runs from {least:g} to {most:g}, that of all '
                     f'echoes from {low:g} to {high:g}: the echoes are not scaled alike; store '
