@@ -681,7 +681,7 @@ def readout_difference(
     adjustment of its frequency puts it.
 
     It counts as bipolar from a root mean square of 0.1 rad and a coherence of 0.5. Monopolar data
-    stay below both by far and are never touched.
+    stay far below 0.1 rad and are never touched.
 
     Parameters
     ----------
@@ -727,10 +727,12 @@ def _readout_difference(
     if not middles:
         return None
     tiny = np.finfo(np.float32).tiny
+    peak = np.float32(np.abs(signal).max()) or np.float32(1)
     total = np.zeros(len(signal), np.complex64)
     weight = np.zeros(len(signal), np.float32)
     for e in middles:
-        before, here, after = signal[:, e - 1], signal[:, e], signal[:, e + 1]
+        # Relative to the largest: fourth powers of any unit must stay within single precision.
+        before, here, after = (signal[:, i] / peak for i in (e - 1, e, e + 1))
         triplet = here**2 * before.conj() * after.conj()
         squares = [np.maximum(np.abs(s) ** 2, 1e-12) for s in (before, here, after)]
         precision = 1 / (1 / squares[0] + 4 / squares[1] + 1 / squares[2])

@@ -462,6 +462,21 @@ def test_odd_storage_gives_the_field_of_the_plain_twin(sign):
     assert np.quantile(np.abs(twin.r2star - plain.r2star)[data.mask], 0.99) < 1
 
 
+@pytest.mark.parametrize('unit', [1e-9, 1e6])
+def test_unit_of_the_magnitude_does_not_matter(unit):
+    data = scan()
+    phase = -data.phase
+    phase[..., 1::2] += np.float32(0.7)
+    results = [
+        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, shape=data.outline)
+        for u in (1, unit)
+    ]
+    for result in results:
+        assert (result.sign, result.readout.bipolar, result.alternating_axes) == (-1, True, ())
+    np.testing.assert_allclose(results[1].phase, results[0].phase, atol=1e-4)
+    assert results[1].readout.coherence == pytest.approx(results[0].readout.coherence, abs=1e-3)
+
+
 # --- slices of alternating sign -----------------------------------------------------------------
 
 

@@ -11,13 +11,13 @@ from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import init_precondqsm_wf
 
 SPEC = TubesSpec(
-    object_scale=0.5, matrix=(31, 31, 19), voxel_size=(2.0, 2.0, 3.0), b0_tilt=25.0
+    object_scale=0.5, matrix=(63, 61, 39), voxel_size=(1.0, 1.0, 1.5), b0_tilt=25.0
 )  # odd, anisotropic, oblique
 TUBES = range(1, len(SPEC.tubes_dchi) + 1)
 ODD_STORAGE = {
     'codes and reversed sign': {},
     'given in degrees': {'turn': 360.0, 'first': -180.0, 'dtype': np.float32},
-    'bipolar, alternating slices': {'bipolar': 0.08, 'alternating': True},
+    'bipolar, alternating slices': {'bipolar': 0.04, 'alternating': True},
 }
 
 
@@ -77,7 +77,7 @@ def test_values_are_those_of_the_plain_twin(name, phantom, plain, tmp_path):
     how = ODD_STORAGE[name]
     phase = -phantom.phase.astype(float)  # the sign is reversed
     if 'bipolar' in how:
-        position = np.arange(31)[:, None, None, None] - 12
+        position = np.arange(63)[:, None, None, None] - 25
         phase[..., 1::2] += 0.5 + how['bipolar'] * position
         phase[:, :, 1::2] += np.pi
     turn, first = how.get('turn', 4096), how.get('first', 0)
@@ -85,7 +85,7 @@ def test_values_are_those_of_the_plain_twin(name, phantom, plain, tmp_path):
     stored = stored.astype(how.get('dtype', np.int16))
     # the first axis is stored from the other end
     affine = phantom.affine @ np.diag([-1.0, 1, 1, 1])
-    affine[:3, 3] = phantom.affine[:3, 3] + 30 * phantom.affine[:3, 0]
+    affine[:3, 3] = phantom.affine[:3, 3] + 62 * phantom.affine[:3, 0]
     chi, roi, record = reconstructed(
         tmp_path / 'run', phantom.magnitude[::-1].copy(), stored[::-1].copy(), affine, None
     )
