@@ -76,6 +76,8 @@ class Run:
         T
     metadata : dict
         Merged sidecars of the first magnitude echo.
+    phase_units : str or None
+        ``Units`` of the phase images.
     labels : str or None
         Label image on the grid of the echoes.
     label_names : dict
@@ -92,6 +94,7 @@ class Run:
     metadata: dict[str, Any]
     labels: str | None = None
     label_names: dict[int, str] | None = None
+    phase_units: str | None = None
 
     @property
     def label(self) -> str:
@@ -485,6 +488,7 @@ def _make_run(
         echo_times=tuple(times[echo] for echo in order),
         field_strength=_field_strength(metadata, field_strength),
         metadata=metadata[first],
+        phase_units=_phase_units([phase[echo] for echo in order], metadata),
     )
 
 
@@ -549,6 +553,26 @@ def _echo_time(
             'correct the sidecars',
         )
     return float(next(iter(values.values())))
+
+
+def _phase_units(
+    phase: Sequence[_File], metadata: Mapping[_File, Mapping[str, Any]]
+) -> str | None:
+    """The one unit of all phase images, None if no sidecar has it."""
+    stated = {file: unit for file in phase if (unit := metadata[file].get('Units')) is not None}
+    first = next(iter(stated), phase[0])
+    for file, unit in stated.items():
+        if unit not in ('rad', 'arbitrary'):
+            raise _RunError(
+                file.path, f'Units of a phase are "rad" or "arbitrary", not {unit!r}: correct them'
+            )
+        if unit != stated[first]:
+            raise _RunError(
+                file.path,
+                f'Units {unit!r} differ from {stated[first]!r} of {first.path}: '
+                'correct the sidecars',
+            )
+    return stated.get(first)
 
 
 def _is_positive(value: Any) -> bool:

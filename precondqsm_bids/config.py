@@ -40,6 +40,8 @@ class Settings:
         not at all for ``r2prime``), ``none``, ``global`` or ``clusters``.
     r2 : float or None
         1/s; None takes the median R2* of the region itself.
+    phase_sign : int or None
+        Sign of the stored phase, 1 or -1; None tells it by the field of the object's shape.
     reg_weight : float or None
         mm; None leaves it to ``reg_rule``.
     reg_rule : str
@@ -70,6 +72,7 @@ class Settings:
     dry_run: bool = False
     verbose: int = 0
     field_strength: float | None = field(default=None, metadata=METHOD)
+    phase_sign: int | None = field(default=None, metadata=METHOD)
     prior: str = field(default='contrast', metadata=METHOD)
     prior_fit: str = field(default='auto', metadata=METHOD)
     r2: float | None = field(default=None, metadata=METHOD)
@@ -184,7 +187,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return Path(value)
     elif kind in (float, float | None) and type(value) in (int, float):
         return float(value)
-    elif type(value) is kind:
+    elif type(value) is kind or (kind == int | None and type(value) is int):
         return value
     wanted = kind.__name__ if isinstance(kind, type) else kind
     raise ValueError(f'setting {name} = {value!r} should be of type {wanted}')

@@ -138,6 +138,7 @@ def test_metadata_are_inherited(dataset):
     assert run.echo_times == (0.004, 0.008)
     assert run.field_strength == 7.0
     assert run.metadata == {'MagneticFieldStrength': 7, 'EchoTime': 0.004, 'FlipAngle': 15}
+    assert run.phase_units == 'rad'
 
 
 def test_index_is_kept_and_belongs_to_its_dataset(dataset, tmp_path):
@@ -387,6 +388,20 @@ def test_field_strengths_differ(dataset):
     folder = dataset.add_run()
     edit(folder / 'sub-01_echo-2_part-phase_MEGRE.json', MagneticFieldStrength=1.5)
     assert '3.0 T differs from 1.5 T' in only_problem(dataset).message
+
+
+def test_units_of_the_phase(dataset):
+    folder = dataset.add_run()
+    second, third = (folder / f'sub-01_echo-{i}_part-phase_MEGRE.json' for i in (2, 3))
+    assert find_runs(dataset.root)[0][0].phase_units is None
+    edit(third, Units='arbitrary')
+    assert find_runs(dataset.root)[0][0].phase_units == 'arbitrary'
+    edit(second, Units='rad')
+    problem = only_problem(dataset)
+    assert "Units 'arbitrary' differ from 'rad'" in problem.message
+    assert str(second).replace('.json', '') in problem.message
+    edit(second, Units='radians')
+    assert "not 'radians': correct them" in only_problem(dataset).message
 
 
 # -- labels -------------------------------------------------------------------------------------

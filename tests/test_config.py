@@ -34,6 +34,7 @@ ODD = Settings(
     dry_run=True,
     verbose=3,
     field_strength=2.89362,
+    phase_sign=-1,
     prior='r2prime',
     prior_fit='clusters',
     r2=1e22,
@@ -71,6 +72,7 @@ def test_none_is_left_out():
 def test_method_has_the_settings_of_the_method_only():
     assert PLAIN.method == {
         'field_strength': None,
+        'phase_sign': None,
         'prior': 'contrast',
         'prior_fit': 'auto',
         'r2': None,
@@ -89,6 +91,8 @@ def test_method_has_the_settings_of_the_method_only():
         ('n_procs = 4', 'unknown setting n_procs'),
         ('nprocs = "4"', "nprocs = '4' should be of type int"),
         ('nprocs = true', 'nprocs = True should be of type int'),
+        ('phase_sign = true', 'phase_sign = True should be of type int | None'),
+        ('phase_sign = "+1"', 'phase_sign'),
         ('dry_run = 1', 'dry_run = 1 should be of type bool'),
         ('participant_label = "01"', 'participant_label'),
         ('participant_label = [1]', 'participant_label'),

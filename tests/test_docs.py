@@ -171,7 +171,7 @@ def test_functions_and_interfaces_of_the_stage_table_exist():
 
 
 def test_methods_state_the_defaults_of_the_code():
-    from precondqsm_bids.numerics import background_removal, dipole, prior_fit
+    from precondqsm_bids.numerics import background_removal, dipole, phase, prior_fit
     from precondqsm_bids.numerics.shape_mask import WHOLE
 
     def default(function, name):
@@ -188,6 +188,11 @@ def test_methods_state_the_defaults_of_the_code():
         f'{prior_fit.FLOOR} times the expected size',
         f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
         *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
+        f'if it has {phase.LEAST_CODES} steps or more',
+        f'From {phase.LEAST_DIFFERENCE} rad (root mean square) on',
+        f'the correlation is at least {phase.LEAST_CORRELATION} and the coefficient between '
+        f'{phase.COEFFICIENTS[0]} and {phase.COEFFICIENTS[1]} in size',
+        rf'({default(phase.phase_sign, "floor")}\ \mathrm{{ppm}})^2',
     ):
         assert statement in text, statement
 

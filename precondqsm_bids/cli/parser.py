@@ -114,6 +114,14 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         help='field strength (T) of images whose metadata lack MagneticFieldStrength',
     )
     group.add_argument(
+        '--phase-sign',
+        type=_sign,
+        metavar='{auto,+1,-1}',
+        help='sign of the stored phase: +1 if it grows with echo time where the field is '
+        'stronger, -1 if it falls; auto (default) tells it by the field of the shape of the '
+        'object, and asks for this option where that does not decide',
+    )
+    group.add_argument(
         '--prior',
         choices=('contrast', 'r2prime'),
         help='the first estimate: contrast (default) is one constant for each cell of the joint '
@@ -292,6 +300,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
             given[name] = tuple(dict.fromkeys(given[name]))
     if given.get('r2') == 'median':
         given['r2'] = None
+    if given.get('phase_sign') == 'auto':
+        given['phase_sign'] = None
     if given.get('reg_weight') in REG_RULES:
         given['reg_rule'], given['reg_weight'] = given['reg_weight'], None
     values |= given
@@ -347,6 +357,8 @@ def _check_method(settings: Settings) -> str:
     ):
         if value is not None and not low <= value <= high:
             return f'{name} = {value:g} should be between {low:g} and {high:g}'
+    if settings.phase_sign not in (None, 1, -1):
+        return f'phase_sign = {settings.phase_sign} should be 1 or -1'
     if settings.reg_rule not in REG_RULES:
         return f'reg_rule = {settings.reg_rule} should be one of {", ".join(REG_RULES)}'
     try:
@@ -436,6 +448,12 @@ def _number_or(words: Sequence[str], unit: str, low: float, high: float) -> Any:
         return text if text in words else number(text)
 
     return convert
+
+
+def _sign(text: str) -> int | str:
+    if text not in ('auto', '+1', '1', '-1'):
+        raise argparse.ArgumentTypeError(f'"{text}" is none of auto, +1 and -1')
+    return text if text == 'auto' else int(text)
 
 
 def _default_work_dir() -> Path:

@@ -11,9 +11,9 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.dipole import b0_direction, forward_field
-from precondqsm_bids.numerics.echo_fit import fit_echoes, phase_to_radians
+from precondqsm_bids.numerics.dipole import b0_direction
+from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.phase import apply_scale, phase_scale, repair_phase, shape_field
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -21,12 +21,23 @@ class EchoFitInputSpec(BaseInterfaceInputSpec):
         File(exists=True), mandatory=True, desc='magnitude, one file an echo, any unit'
     )
     phase = InputMultiPath(
-        File(exists=True), mandatory=True, desc='phase, one file an echo, rad or integer codes'
+        File(exists=True), mandatory=True, desc='phase, one file an echo, rad or codes'
     )
     echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s, increasing')
     field_strength = traits.Float(mandatory=True, desc='B0, T')
     mask = File(exists=True, mandatory=True, desc='voxels to fit')
-    shape_mask = File(exists=True, desc='object in air, whose predicted field helps unwrapping')
+    shape_mask = File(
+        exists=True, desc='object in air; its field helps unwrapping and tells the sign'
+    )
+    phase_units = traits.Str(desc='"rad" or "arbitrary" (Units of the metadata), if known')
+    phase_sign = traits.Enum(
+        'auto',
+        1,
+        -1,
+        usedefault=True,
+        desc='sign of the stored phase, 1 if it grows with time where the field is positive; '
+        '"auto" compares the field with that of the shape',
+    )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
@@ -53,19 +64,29 @@ class EchoFit(SimpleInterface):
         files = self.inputs
         magnitude = load_echoes(files.magnitude)
         phase = load_echoes(files.phase)
-        for i, path in enumerate(files.phase):
-            try:
-                phase[..., i] = phase_to_radians(phase[..., i])
-            except ValueError as error:
-                raise ValueError(f'{path}: {error}') from error
         mask = load(files.mask, bool)
+        shape = self._shape_field(mask) if files.shape_mask else None
+        try:
+            scale = phase_scale(phase, files.phase_units or None)
+            phase = apply_scale(phase, scale)
+            repair = repair_phase(
+                magnitude,
+                phase,
+                files.echo_times,
+                files.field_strength,
+                mask,
+                shape=shape,
+                sign=None if files.phase_sign == 'auto' else files.phase_sign,
+            )
+        except ValueError as error:
+            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
         fit = fit_echoes(
             magnitude,
-            phase,
+            repair.phase,
             files.echo_times,
             files.field_strength,
             mask,
-            predicted_field=self._predicted_field(mask) if files.shape_mask else None,
+            predicted_field=shape.field if shape else None,
             workers=files.num_threads,
         )
         t2star = np.divide(1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0)
@@ -84,13 +105,25 @@ class EchoFit(SimpleInterface):
             'offset_misfit': fit.offset_misfit,
             'median_field_sd': float(np.median(fit.field_sd[mask])),
             'reliable_fraction': float(fit.reliable[mask].mean()),
+            'phase_scale': scale.convention,
+            'phase_turn': scale.turn,
+            'alternating_axes': list(repair.alternating_axes),
+            'readout_difference': repair.readout.size if repair.readout else None,
+            'readout_corrected': repair.readout is not None and repair.readout.bipolar,
+            'phase_sign': repair.sign,
+            'phase_sign_source': self._sign_source(repair),
+            'phase_sign_coefficient': repair.sign_test.coefficient if repair.sign_test else None,
+            'phase_sign_correlation': repair.sign_test.correlation if repair.sign_test else None,
+            'warnings': list(repair.notes),
         }
         return runtime
 
-    def _predicted_field(self, mask):
-        """Field of the object in air, ppm: as though every voxel of its border were filled."""
+    def _sign_source(self, repair):
+        if self.inputs.phase_sign != 'auto':
+            return 'given'
+        return 'field of the shape' if repair.sign_test else 'not tested'
+
+    def _shape_field(self, mask):
         affine, voxel_size = geometry(self.inputs.shape_mask)
-        shape_chi = (WATER_CHI - AIR_CHI) * load(self.inputs.shape_mask)
-        return forward_field(
-            shape_chi, voxel_size, b0_direction(affine), mask, self.inputs.num_threads
-        )
+        shape = load(self.inputs.shape_mask, bool)
+        return shape_field(shape, voxel_size, b0_direction(affine), mask, self.inputs.num_threads)

@@ -85,46 +85,6 @@ def check_echoes(
     return te
 
 
-def phase_to_radians(phase: npt.NDArray) -> F32:
-    """Phase as stored, in radians.
-
-    Values within a turn and a half are radians already. Integer codes are recognised by their
-    range: 0..4095, -2048..2047, -4096..4095 (a full turn each) and are scaled so that the code
-    after the last one is a turn from the first.
-
-    Parameters
-    ----------
-    phase : ndarray
-        Stored phase, radians or integer codes.
-
-    Raises
-    ------
-    ValueError
-        The range is that of no known convention; the message tells it.
-
-    Examples
-    --------
-    >>> codes = np.array([-4096, 0, 4094])
-    >>> phase_to_radians(codes).round(3)
-    array([-3.142,  0.   ,  3.14 ], dtype=float32)
-    """
-    low, high = float(np.min(phase)), float(np.max(phase))
-    if not np.isfinite(low + high):
-        raise ValueError('the phase has values that are not finite')
-    if -3.01 * np.pi <= low and high <= 3.01 * np.pi and high - low <= 2.02 * np.pi:
-        return np.asarray(phase, np.float32)
-    for first, codes in ((0, 4096), (-2048, 4096), (-4096, 8192)):
-        if first <= low and high <= first + codes and high - low > 0.9 * codes:
-            middle = first + codes / 2
-            return ((np.asarray(phase, np.float32) - middle) * (2 * np.pi / codes)).astype(
-                np.float32
-            )
-    raise ValueError(
-        f'the phase runs from {low:g} to {high:g}, which is neither radians nor a known range of '
-        'codes (0..4095, -2048..2047, -4096..4095); store it in radians'
-    )
-
-
 def noise_level(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float | None:
     """Noise of one channel from the air around the object, None where there is no air.
 

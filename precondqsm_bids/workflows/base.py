@@ -68,6 +68,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     precondqsm_wf = init_precondqsm_wf(
         omp_nthreads=settings.omp_nthreads,
         mem_gb=series_gb(run),
+        phase_sign=settings.phase_sign,
         prior=settings.prior,
         prior_fit=settings.prior_fit,
         r2=settings.r2,
@@ -96,6 +97,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     inputs.phase = list(run.phase)
     inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
+    if run.phase_units:
+        inputs.phase_units = run.phase_units
     if run.labels:
         inputs.labels = run.labels
         inputs.label_names = run.label_names

@@ -17,7 +17,9 @@ from precondqsm_bids.interfaces import (
     ShapeMask,
 )
 
-INPUTS = ('magnitude', 'phase', 'echo_times', 'field_strength', 'labels', 'label_names')
+INPUTS = (
+    'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
+)  # fmt: skip
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
     'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
@@ -31,6 +33,7 @@ def init_precondqsm_wf(
     name: str = 'precondqsm_wf',
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
+    phase_sign: int | None = None,
     prior: str = 'contrast',
     prior_fit: str = 'auto',
     r2: float | None = None,
@@ -52,6 +55,8 @@ def init_precondqsm_wf(
     mem_gb : float
         Size of one run's magnitude and phase in memory (float32), GB; the nodes' estimates are
         multiples of it.
+    phase_sign : int, optional
+        Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted.
     prior : str
         ``contrast``, cells of the joint histogram of R2* and magnitude, or ``r2prime``,
         static-dephasing theory.
@@ -78,7 +83,8 @@ def init_precondqsm_wf(
     -------
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
-        field_strength (T), and optionally labels (file) and label_names (dict).
+        field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file)
+        and label_names (dict).
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), both L-curves, and ``record``, what each stage measured and chose.
     """
@@ -97,7 +103,7 @@ def init_precondqsm_wf(
         return node
 
     shape_mask = stage(ShapeMask(), 'shape_mask', 1)
-    echo_fit = stage(EchoFit(), 'echo_fit', 5, omp_nthreads)
+    echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 5, omp_nthreads)
     r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
     if r2 is not None:
         r2prime_prior.inputs.r2 = r2
@@ -106,7 +112,7 @@ def init_precondqsm_wf(
     # fmt: off
     workflow.connect([
         (inputnode, shape_mask, [(('magnitude', _first), 'magnitude')]),
-        (inputnode, echo_fit, [(field, field) for field in INPUTS[:4]]),
+        (inputnode, echo_fit, [(field, field) for field in INPUTS[:5]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         (inputnode, r2prime_prior, [('field_strength', 'field_strength')]),
         (echo_fit, r2prime_prior, [('r2star', 'r2star'), ('reliable', 'reliable')]),

@@ -81,6 +81,10 @@ def test_defaults(parse, tmp_path):
         ('--field-strength 7', 'field_strength', 7.0),
         ('--r2 12.5', 'r2', 12.5),
         ('--r2 median', 'r2', None),
+        ('--phase-sign auto', 'phase_sign', None),
+        ('--phase-sign +1', 'phase_sign', 1),
+        ('--phase-sign 1', 'phase_sign', 1),
+        ('--phase-sign -1', 'phase_sign', -1),
         ('--no-shape', 'shape', False),
         ('--no-conventional', 'conventional', False),
         ('--pdf-iterations 60', 'pdf_iterations', 60),
@@ -144,6 +148,8 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
         ('--field-strength 30', '"30" is no number between 0.1 and 25 (tesla)'),
         ('--r2 nan', '"nan" is no number between 0 and 10000 (1/s)'),
         ('--r2 mean', '"mean" is no number'),
+        ('--phase-sign -2', '"-2" is none of auto, +1 and -1'),
+        ('--config-file sign.toml', 'phase_sign = 0 should be 1 or -1'),
         ('--reg-weight -1', '"-1" is no number'),
         ('--participant-label a_b', '"a_b" is no label'),
         ('--bids-filter-file none.json', 'no such file: none.json'),
@@ -163,6 +169,7 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
 def test_usage_errors(refuse, tmp_path, options, message):
     (tmp_path / 'bad.toml').write_text('n_procs = 3\n')
     (tmp_path / 'range.toml').write_text('r2 = -1\n')
+    (tmp_path / 'sign.toml').write_text('phase_sign = 0\n')
     (tmp_path / 'bad.json').write_text('{"bold": {}}')
     assert message in refuse(*options.split())
 

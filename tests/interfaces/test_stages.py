@@ -125,6 +125,7 @@ def test_echo_fit(data, tmp_path, with_shape):
         echo_times=TE,
         field_strength=3.0,
         mask=data.file('mask'),
+        phase_sign=1,  # inside a sphere the shape has no field that could tell it
         **inputs,
     )
     predicted = None
@@ -146,7 +147,40 @@ def test_echo_fit(data, tmp_path, with_shape):
     np.testing.assert_allclose(
         result['magnitude'], np.sqrt((data.magnitude.astype(float) ** 2).sum(-1)), rtol=1e-5
     )
-    assert result['record']['noise_sd'] == pytest.approx(expected.noise_sd)
+    record = result['record']
+    assert record['noise_sd'] == pytest.approx(expected.noise_sd)
+    assert (record['phase_scale'], record['phase_turn']) == ('radians', pytest.approx(2 * np.pi))
+    assert (record['phase_sign'], record['phase_sign_source']) == (1, 'given')
+    assert (record['phase_sign_coefficient'] is None) == (not with_shape)
+    assert record['readout_difference'] is None  # uneven echo times do not tell it
+    assert not record['readout_corrected']
+    assert record['alternating_axes'] == []
+    assert record['warnings'] == []
+
+
+def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
+    codes = np.floor((-data.phase / (2 * np.pi) + 0.5) * 4096).clip(0, 4095).astype(np.int16)
+    files = {
+        'magnitude': data.echoes('magnitude'),
+        'phase': [data.file(f'codes{i}', codes[..., i]) for i in range(len(TE))],
+        'echo_times': TE,
+        'field_strength': 3.0,
+        'mask': data.file('mask'),
+        'phase_units': 'arbitrary',
+    }
+    result = run(interfaces.EchoFit, tmp_path, phase_sign=-1, **files)
+    expected = fit_echoes(data.magnitude, data.phase, TE, 3.0, data.mask)
+    np.testing.assert_allclose(result['total_field'], expected.total_field, atol=2e-3)
+    record = result['record']
+    assert (record['phase_scale'], record['phase_turn']) == ('codes', 4096)
+    assert (record['phase_sign'], record['phase_sign_source']) == (-1, 'given')
+    assert 'negated' in record['warnings'][0]
+    result = run(interfaces.EchoFit, tmp_path, **files)  # without a shape nothing tells the sign
+    assert result['record']['phase_sign_source'] == 'not tested'
+    with pytest.raises(ValueError, match=r'codes0\.nii\.gz and its other echoes.*--phase-sign'):
+        run(interfaces.EchoFit, tmp_path, shape_mask=data.file('object'), **files)
+    with pytest.raises(ValueError, match=r'codes0\.nii\.gz.*no radians'):
+        run(interfaces.EchoFit, tmp_path, **files | {'phase_units': 'rad'})
 
 
 def test_integer_phase_is_the_same(data, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import fit_echoes, noise_level, phase_to_radians
+from precondqsm_bids.numerics.echo_fit import fit_echoes, noise_level
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
 SHORT = 1e-3 * 1.2 * np.arange(1, 9)
@@ -342,45 +342,7 @@ def test_storage_does_not_matter(axes):
         np.testing.assert_allclose(volume, getattr(plain, name), atol=atol, err_msg=name)
 
 
-# --- phase on disk and errors -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize('first, codes', [(0, 4096), (-2048, 4096), (-4096, 8192)])
-def test_integer_phase(first, codes):
-    truth = np.linspace(-np.pi, np.pi, 20001)[:-1]
-    stored = np.floor((truth / (2 * np.pi) + 0.5) * codes) + first
-    found = phase_to_radians(stored.astype(np.int16))
-    error = np.angle(np.exp(1j * (found - truth)))
-    assert np.ptp(error) < 2.1 * np.pi / codes  # one code, whatever its zero
-    assert np.abs(error).max() < 2 * np.pi / codes + 1e-4
-
-
-def test_siemens_even_codes_to_4094():
-    # slope 2, intercept -4096: the last of the codes is 4094
-    found = phase_to_radians(np.arange(-4096, 4095, 2))
-    steps = np.diff(found)
-    np.testing.assert_allclose(steps, 2 * np.pi / 4096, rtol=1e-3)
-    assert found[0] == pytest.approx(-np.pi)
-
-
-@pytest.mark.parametrize(
-    'low, high', [(-np.pi, np.pi), (0, 2 * np.pi), (-2, 1), (-3.1416, 3.1416)]
-)
-def test_radians_stay(low, high):
-    values = np.linspace(low, high, 100).astype(np.float32)
-    np.testing.assert_array_equal(phase_to_radians(values), values)
-
-
-@pytest.mark.parametrize('values', [(0, 360), (-180, 180), (0, 65535), (0, 100)])
-def test_unknown_phase(values):
-    with pytest.raises(ValueError, match='store it in radians') as error:
-        phase_to_radians(np.array(values))
-    assert str(values[1]) in str(error.value)
-
-
-def test_phase_that_is_not_finite():
-    with pytest.raises(ValueError, match='not finite'):
-        phase_to_radians(np.array([0.0, np.nan]))
+# --- errors ------------------------------------------------------------------------------------
 
 
 def test_errors():

@@ -81,6 +81,7 @@ def test_inputs_are_those_of_the_run(build, dataset):
     ]
     assert inputs.inputnode.echo_times == [0.004, 0.008, 0.012]
     assert inputs.inputnode.field_strength == 3.0
+    assert not isdefined(inputs.inputnode.phase_units)
     assert not isdefined(inputs.inputnode.labels)
     inputs = workflow.get_node('participant_02_wf.sub_02_wf.precondqsm_wf').inputs
     assert inputs.inputnode.labels == str(dataset.root / 'sub-02/anat/sub-02_dseg.nii.gz')
@@ -105,6 +106,7 @@ def test_text_describes_the_method_once(build):
 def test_method_settings_change_the_graph(build):
     """Each setting of the method is seen by the reconstruction or by the discovery."""
     changed = {
+        'phase_sign': -1,
         'prior': 'r2prime',
         'r2': 10.0,
         'shape': False,

@@ -1,0 +1,534 @@
+"""Stored phase against the phase that was meant: its scale, sign, readouts and slices."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.dipole import b0_direction, forward_field
+from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.phase import (
+    alternating_axes,
+    first_field,
+    phase_scale,
+    phase_sign,
+    phase_to_radians,
+    readout_difference,
+    repair_phase,
+    shape_field,
+)
+from precondqsm_bids.numerics.shape_mask import shape_mask
+from precondqsm_bids.phantom import tubes
+from precondqsm_bids.phantom.spec import TubesSpec
+
+SMALL = {'object_scale': 0.5, 'matrix': (32, 32, 28), 'voxel_size': (2.0, 2.0, 2.0)}
+WHOLE = np.s_[:, :, :]
+
+
+@functools.cache
+def simulated(shim=True, **changes):
+    """A phantom at half size in voxels of 2 mm; without the shim nothing hides its shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not shim:
+            patch.setattr(tubes, 'shim', lambda spec: np.zeros(9))
+        return tubes.simulate_tubes(TubesSpec(**(SMALL | changes)))
+
+
+class Scan:
+    """Echoes of a phantom or of a part of it, its masks and the field of its shape."""
+
+    def __init__(self, phantom, part=WHOLE):
+        self.magnitude, self.phase = phantom.magnitude[part], phantom.phase[part]
+        self.te = phantom.echo_times
+        self.field = phantom.field[part]
+        self.shape = shape_mask(self.magnitude[..., 0])
+        self.mask = self.shape.roi_mask
+        voxel_size = np.sqrt((phantom.affine[:3, :3] ** 2).sum(axis=0))
+        self.outline = shape_field(
+            self.shape.shape_mask, voxel_size, b0_direction(phantom.affine), self.mask
+        )
+
+    def repaired(self, phase=None, **keywords):
+        phase = self.phase if phase is None else phase
+        return repair_phase(
+            self.magnitude, phase, self.te, 3.0, self.mask, shape=self.outline, **keywords
+        )
+
+    def fitted(self, phase):
+        return fit_echoes(
+            self.magnitude, phase, self.te, 3.0, self.mask, predicted_field=self.outline.field
+        )
+
+    def readout_phase(self, constant, gradient, axis=0):
+        """A phase of every second echo: a constant, and a gradient in rad per voxel."""
+        position = np.indices(self.mask.shape)[axis] - (self.mask.shape[axis] - 1) / 2
+        return constant + gradient * position
+
+
+@functools.cache
+def scan():
+    return Scan(simulated())
+
+
+def angle(values):
+    return np.angle(np.exp(1j * np.asarray(values, float)))
+
+
+def stored_in(truth, codes, first, step=1.0, slope=1.0):
+    """Phase (rad) in codes that run from ``first`` by ``step``, as a slope then scales them."""
+    index = np.floor((truth / (2 * np.pi) % 1.0) * codes)
+    return slope * (first + step * index)
+
+
+# --- scale --------------------------------------------------------------------------------------
+
+
+NOISE = np.random.default_rng(3).uniform(-np.pi, np.pi, (16, 16, 12, 4))
+CONVENTIONS = {
+    '0 to 4095': (4096, 0, 1),
+    '-2048 to 2047': (4096, -2048, 1),
+    '-4096 to 4094': (4096, -4096, 2),
+    '-4096 to 4095': (8192, -4096, 1),
+    '0 to 8190': (4096, 0, 2),
+    '0 to 65535': (65536, 0, 1),
+    '-32768 to 32767': (65536, -32768, 1),
+    '0 to 255': (256, 0, 1),
+    '1000 to 5095': (4096, 1000, 1),
+}
+
+
+@pytest.mark.parametrize('units', [None, 'arbitrary'])
+@pytest.mark.parametrize('slope', [1.0, 0.0371, 1.5348, 17.0])
+@pytest.mark.parametrize('name', CONVENTIONS)
+def test_codes(name, slope, units):
+    codes, first, step = CONVENTIONS[name]
+    stored = stored_in(NOISE, codes, first, step, slope).astype(np.float32)
+    scale = phase_scale(stored, units)
+    assert scale.turn == pytest.approx(codes * step * slope, rel=2e-3)
+    error = angle(phase_to_radians(stored, units) - NOISE)
+    # the zero of the codes is free, one code is the rounding
+    assert np.ptp(angle(error - error.flat[0])) < 2 * np.pi / codes * 1.1 + 0.002 * 2 * np.pi
+
+
+@pytest.mark.parametrize('name', list(CONVENTIONS)[:-1])
+def test_codes_keep_their_middle(name):
+    codes, first, step = CONVENTIONS[name]
+    found = phase_to_radians(first + step * np.arange(codes).reshape(4, -1), 'arbitrary')
+    assert found.flat[0] == pytest.approx(-np.pi)
+    assert found.flat[-1] == pytest.approx(np.pi - 2 * np.pi / codes)
+
+
+@pytest.mark.parametrize('low, high', [(-np.pi, np.pi), (0, 2 * np.pi), (-2, 1), (-3.1416, 3.142)])
+@pytest.mark.parametrize('units', [None, 'rad'])
+def test_radians_stay(low, high, units):
+    values = np.linspace(low, high, 4096).astype(np.float32).reshape(16, 16, 4, 4)
+    assert phase_to_radians(values, units) is values
+
+
+@pytest.mark.parametrize(
+    'turn, low, convention',
+    [
+        (2000 * np.pi, -1000 * np.pi, 'milliradians'),
+        (2000 * np.pi, 0, 'milliradians'),
+        (360, -180, 'degrees'),
+        (360, 0, 'degrees'),
+        (1, 0, 'range'),
+        (2, -1, 'range'),
+        (777.7, -100, 'range'),
+    ],
+)
+@pytest.mark.parametrize('whole', [False, True])
+def test_other_turns(turn, low, convention, whole):
+    stored = low + turn * (NOISE / (2 * np.pi) % 1.0)
+    if whole:
+        stored = np.trunc(stored) if turn > 300 else stored.astype(np.float32)
+    scale = phase_scale(stored)
+    assert scale.convention == convention
+    assert scale.turn == pytest.approx(turn, rel=3e-3)
+    error = angle(phase_to_radians(stored) - NOISE)
+    assert np.ptp(angle(error - error.flat[0])) < 0.02 + whole * 4 * np.pi / max(turn, 300)
+
+
+def test_scaled_codes_of_milliradians():
+    # 4096 codes by a slope of 1.5348 from -3142: to 3143, as one vendor's rescaling has it
+    stored = stored_in(NOISE, 4096, -2047.2, 1, 1.5348).astype(np.float32)
+    assert phase_scale(stored).convention == 'milliradians'
+    error = angle(phase_to_radians(stored) - NOISE)
+    assert np.ptp(angle(error - error.flat[0])) < 2 * np.pi / 4096 + 6e-4 * 2 * np.pi
+
+
+def test_one_scale_for_echoes_that_do_not_reach_the_extremes():
+    # Air is blanked; only the last echo wraps, the first stays within a radian.
+    rng = np.random.default_rng(0)
+    field = rng.uniform(-1, 1, (20, 20, 20, 1)) * np.array([0.2, 0.5, 1.0, 3.5])
+    stored = stored_in(field + np.pi, 4096, 0).astype(np.int16)
+    stored[:3] = 2048
+    assert stored[..., 0].max() < 2300
+    found = phase_to_radians(stored)
+    np.testing.assert_allclose(angle(found - field)[3:], 0, atol=2 * np.pi / 4096 + 1e-6)
+
+
+def test_blanked_air_of_normalised_phase():
+    stored = (NOISE / (2 * np.pi) % 1.0).astype(np.float32)
+    stored[:6] = 0
+    assert phase_scale(stored).convention == 'range'
+    assert phase_scale(stored).turn == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize('name', ['0 to 4095', '0 to 65535', '-4096 to 4094'])
+@pytest.mark.parametrize('slope', [1.0, 0.0371])
+def test_single_precision_loses_nothing(name, slope):
+    codes, first, step = CONVENTIONS[name]
+    stored = stored_in(NOISE, codes, first, step, slope)
+    exact = (stored / slope - first - codes * step / 2) * 2 * np.pi / (codes * step)
+    found = phase_to_radians(stored.astype(np.float32), 'arbitrary')
+    error = found.astype(float) - exact
+    # single precision of pi is 2.4e-7; the stored floats themselves are as coarse
+    assert np.abs(error - np.median(error)).max() < (3e-7 if slope == 1.0 else 1.2e-6)
+    assert abs(np.median(error)) < 1e-3
+
+
+UNDECIDABLE = {
+    'narrow codes': np.round(np.random.default_rng(1).normal(2048, 200, NOISE.shape)),
+    'whole 0 to 100': np.floor((NOISE / (2 * np.pi) % 1.0) * 101),
+    'bell': np.random.default_rng(0).normal(0, 10, NOISE.shape),
+    'normalised and smooth': np.linspace(0, 1, NOISE.size).reshape(NOISE.shape),
+    'unwrapped': 9 * np.linspace(-1, 1, NOISE.size).reshape(NOISE.shape) ** 3,
+}
+
+
+@pytest.mark.parametrize('name', UNDECIDABLE)
+def test_undecidable_phase_is_refused_with_its_range(name):
+    stored = UNDECIDABLE[name]
+    with pytest.raises(ValueError, match='store it in radians') as error:
+        phase_to_radians(stored)
+    for limit in (stored.min(), stored.max()):
+        assert f'{limit:g}' in str(error.value)
+
+
+def test_units_of_radians_decide_and_are_checked():
+    unwrapped = UNDECIDABLE['unwrapped']
+    assert phase_scale(unwrapped, 'rad').convention == 'radians'
+    for wrong in (stored_in(NOISE, 4096, 0), 360 * NOISE, np.round(NOISE)):
+        with pytest.raises(ValueError, match='are no radians') as error:
+            phase_scale(wrong, 'rad')
+        assert f'{wrong.min():g} to {wrong.max():g}' in str(error.value)
+        assert '"arbitrary"' in str(error.value)
+    with pytest.raises(ValueError, match="not 'degrees'"):
+        phase_scale(NOISE, 'degrees')
+
+
+def test_arbitrary_units_are_no_radians_unless_they_fill_a_turn():
+    assert phase_scale(NOISE, 'arbitrary').convention == 'radians'
+    with pytest.raises(ValueError, match='store it in radians'):
+        phase_scale(np.linspace(-2, 1, NOISE.size).reshape(NOISE.shape), 'arbitrary')
+
+
+def test_echoes_of_different_scales_are_refused():
+    stored = stored_in(NOISE, 4096, -2048)
+    stored[..., 2] = NOISE[..., 2]
+    with pytest.raises(ValueError, match=r'echo 3 runs from -3\.14'):
+        phase_to_radians(stored)
+
+
+def test_phase_that_is_none():
+    with pytest.raises(ValueError, match='is 5 in every voxel'):
+        phase_to_radians(np.full((4, 4, 4, 2), 5.0))
+    bad = NOISE.copy()
+    bad[0, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=f'not finite: 1 of {bad.size}'):
+        phase_to_radians(bad)
+
+
+# --- sign ---------------------------------------------------------------------------------------
+
+
+DECISIVE = {
+    'upright': ({}, WHOLE),
+    'upright, no shim': ({'shim': False}, WHOLE),
+    'tilted': ({'b0_tilt': 25.0}, WHOLE),
+    'tilted, no shim': ({'b0_tilt': 25.0, 'shim': False}, WHOLE),
+    'sagittal slab': ({}, np.s_[10:22]),
+    'coronal slab': ({}, np.s_[:, 10:22]),
+    'tilted slab': ({'b0_tilt': 25.0}, np.s_[:, 10:22]),
+    'half': ({}, np.s_[:16]),
+    'slab with an end': ({}, np.s_[:, :, :12]),
+    'air bubble': ({'air_bubble': 2.0}, WHOLE),
+    'diamagnetic tubes': ({'tubes_dchi': (-1.5, -1.0, -0.5, -0.3)}, WHOLE),
+    'noisy': ({'snr': 15.0}, WHOLE),
+    'coarse': ({'matrix': (22, 22, 20), 'voxel_size': (3.0, 3.0, 3.0), 'b0_tilt': 25.0}, WHOLE),
+}
+
+
+@pytest.mark.parametrize('name', DECISIVE)
+@pytest.mark.parametrize('sign', [1, -1])
+def test_sign_of_the_phantom(name, sign):
+    changes, part = DECISIVE[name]
+    data = Scan(simulated(**changes), part)
+    result = data.repaired(sign * data.phase)
+    assert result.sign == result.sign_test.sign == sign
+    assert result.sign_test.decisive
+    assert 0.8 < sign * result.sign_test.coefficient < 1.25
+    assert sign * result.sign_test.correlation > 0.75
+    np.testing.assert_array_equal(result.phase, data.phase)
+    assert any('negated' in note for note in result.notes) == (sign < 0)
+
+
+def test_shim_hides_the_sign_from_the_plain_correlation():
+    # what the polynomials are for
+    data = scan()
+    field, sd = first_field(data.magnitude, data.phase, data.te, 3.0, data.mask)
+    plain = np.corrcoef(field[data.mask], data.outline.field[data.mask])[0, 1]
+    assert plain < 0.5
+    assert phase_sign(field, data.outline.field, data.mask, sd).correlation > 0.9
+
+
+@pytest.mark.parametrize('part', [np.s_[:, :, 9:19], np.s_[:, :, 11:17]])
+def test_slab_across_a_cylinder_asks_for_the_option(part):
+    # Inside a long cylinder along B0 the field of the shape is a constant: nothing tells the sign.
+    data = Scan(simulated(), part)
+    with pytest.raises(ValueError, match='--phase-sign') as error:
+        data.repaired()
+    assert 'partial correlation' in str(error.value)
+    assert data.repaired(sign=1).sign == 1
+    np.testing.assert_array_equal(data.repaired(-data.phase, sign=-1).phase, data.phase)
+
+
+def test_sphere_asks_for_the_option():
+    # The field inside a sphere is that of the medium, by theory none of the shape's
+    x = np.indices((20, 20, 20)) - 9.5
+    mask = np.sqrt((x**2).sum(0)) < 8
+    te = np.array([0.004, 0.008])
+    phase = 2 * np.pi * hz_per_ppm(3.0) * te * 0.02 * x[0][..., None]
+    shape = shape_field(mask, (1, 1, 1), (0, 0, 1), mask)
+    with pytest.raises(ValueError, match='cannot be told'):
+        repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, shape=shape)
+
+
+def test_given_sign_that_the_field_contradicts_is_told():
+    result = scan().repaired(sign=-1)
+    assert result.sign == -1
+    assert any('field of the shape says +1' in note for note in result.notes)
+    assert not scan().repaired(sign=1).notes
+
+
+def test_coefficients_of_a_closed_form():
+    # f = c s + a quadratic + noise: weighted least squares gives c, noise the correlation
+    rng = np.random.default_rng(1)
+    x, y, z = np.indices((24, 20, 22)) / 10 - 1
+    s = np.sin(4 * x) * np.cos(3 * y) * np.exp(z)
+    mask = x**2 + y**2 + z**2 < 1.2
+    noise = 0.2 * rng.normal(size=s.shape)
+    result = phase_sign(
+        -1.2 * s + 3 * x * y - 2 * z**2 + 1 + noise, s, mask, np.full(s.shape, 0.2)
+    )
+    assert result.sign == -1
+    assert result.coefficient == pytest.approx(-1.2, abs=0.02)
+    assert result.decisive
+    nothing = phase_sign(noise, s, mask)
+    assert abs(nothing.correlation) < 0.05
+    assert not nothing.decisive
+    assert not phase_sign(5 * s, s, mask).decisive  # no shape in air has five times its field
+    assert not phase_sign(noise, 0 * s, mask).decisive
+    with pytest.raises(ValueError, match='differ in shape'):
+        phase_sign(s, s[1:], mask)
+    with pytest.raises(ValueError, match='mask is empty'):
+        phase_sign(s, s, mask & False)
+
+
+def test_shape_goes_on_beyond_the_field_of_view():
+    # On the axis, at the middle of a cylinder of length L and diameter D along B0, the
+    # demagnetising factor is 1 - L / sqrt(L^2 + D^2); across, half of what is left.
+    x, y = np.indices((40, 40)) - 19.5
+    slab = np.repeat((np.hypot(x, y) < 10)[..., None], 6, axis=2)
+    inside = np.repeat((np.hypot(x, y) < 5)[..., None], 6, axis=2)
+    dchi = -9.41
+    along = shape_field(slab, (1, 1, 1), (0, 0, 1), slab).field[inside]
+    factor = 1 - 46 / np.hypot(46, 20)  # 6 voxels, 20 more at either end
+    assert along.mean() == pytest.approx(dchi * (1 / 3 - factor), rel=0.05)
+    across = shape_field(slab, (1, 1, 1), (1, 0, 0), slab).field[inside]
+    assert across.mean() == pytest.approx(dchi * (1 / 3 - (1 - factor) / 2), rel=0.05)
+    whole = np.zeros((40, 40, 26), bool)
+    whole[..., 10:16] = slab  # ends in air: the demagnetised disc, of the other sign
+    assert shape_field(whole, (1, 1, 1), (0, 0, 1), whole).field[..., 10:16][inside].mean() > 0
+    assert not shape_field(slab, (1, 1, 1), (0, 0, 1), inside).field[~inside].any()
+
+
+@pytest.mark.parametrize('b0_dir', [(0, 0, 1), (0.3, -0.5, 0.8)])
+@pytest.mark.parametrize('edges', [(False, True), (True, True)])
+def test_coarse_continuation_is_that_of_the_fine_grid(b0_dir, edges):
+    # A bar of 150 voxels across the slab: the continuation is computed on voxels 2.3 times larger.
+    voxel_size = (1.0, 1.2, 2.0)
+    shape = np.zeros((160, 14, 9), bool)
+    shape[5:155, 3:11] = True
+    shape[5:60, 8:11] = False
+    shape[:, :, 0] &= edges[0]
+    mask = shape.copy()
+    mask[..., 0] = False
+    found = shape_field(shape, voxel_size, b0_dir, mask)
+    pad = [75 if end else 0 for end in edges]  # 150 mm
+    longer = np.pad(shape, [(0, 0), (0, 0), pad], 'edge').astype(np.float32)
+    whole = forward_field(-9.41 * longer, voxel_size, b0_dir)[..., pad[0] : pad[0] + 9]
+    alone = forward_field(-9.41 * shape.astype(np.float32), voxel_size, b0_dir)
+    assert len(found.beyond) == 3 * sum(edges)
+    np.testing.assert_allclose(found.field[mask], (alone + sum(found.beyond))[mask], atol=1e-4)
+    error = np.abs(found.field - whole)
+    assert np.abs(whole - alone)[mask].max() > 3  # what the continuation is worth
+    assert np.median(error[mask]) < 0.05
+    assert np.quantile(error[..., 2:-2][mask[..., 2:-2]], 0.99) < 0.1
+    assert np.quantile(error[mask], 0.99) < 0.8  # the slice at the edge, half a coarse voxel off
+
+
+# --- bipolar readouts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('echoes', [2, 3, 4, 8])
+@pytest.mark.parametrize('changes', [{}, {'air_bubble': 2.0}, {'snr': 15.0}, {'b0_tilt': 25.0}])
+def test_monopolar_phase_is_untouched(echoes, changes):
+    data = Scan(simulated(**changes))
+    magnitude, phase, te = data.magnitude[..., :echoes], data.phase[..., :echoes], data.te[:echoes]
+    result = repair_phase(magnitude, phase, te, 3.0, data.mask, shape=data.outline, sign=1)
+    assert result.phase is phase
+    assert result.notes == ()
+    if echoes == 2:
+        assert result.readout is None
+    else:
+        assert result.readout.size < 0.01
+        assert result.readout.coherence > 0.9
+        assert not result.readout.bipolar
+
+
+@pytest.mark.parametrize('echoes', [3, 4, 8])
+@pytest.mark.parametrize(
+    'constant, gradient, axis',
+    [(0.6, 0.0, 0), (-0.4, 0.05, 0), (0.0, 0.3, 1), (1.3, -0.15, 2), (0.3, 0.9, 0)],
+)
+def test_readout_difference_is_found(echoes, constant, gradient, axis):
+    data = scan()
+    truth = data.readout_phase(constant, gradient, axis)
+    phase = data.phase[..., :echoes].copy()
+    phase[..., 1::2] += truth[..., None]
+    found = readout_difference(data.magnitude[..., :echoes], phase, data.te[:echoes], data.mask)
+    assert found.bipolar
+    np.testing.assert_allclose(found.difference[data.mask], truth[data.mask], atol=0.02)
+    assert found.size == pytest.approx(np.sqrt(np.mean(truth[data.mask] ** 2)), rel=0.05)
+
+
+def test_difference_beyond_a_quarter_turn():
+    # 2.5 rad and 2.5 - pi differ by the field of half a turn per spacing: the object is on
+    # resonance, which tells them apart
+    data = scan()
+    phase = data.phase.copy()
+    phase[..., 1::2] += 2.5
+    found = readout_difference(data.magnitude, phase, data.te, data.mask)
+    np.testing.assert_allclose(found.difference[data.mask], 2.5, atol=0.02)
+
+
+def test_uneven_echoes_do_not_tell():
+    data = scan()
+    te = np.array([2.0, 3.1, 6.0]) * 1e-3
+    assert readout_difference(data.magnitude[..., :3], data.phase[..., :3], te, data.mask) is None
+
+
+def test_phase_of_an_odd_pattern_is_not_corrected():
+    # every second echo with a random phase in each voxel is no gradient
+    data = scan()
+    phase = data.phase.copy()
+    phase[..., 1::2] += np.random.default_rng(0).uniform(-3, 3, data.mask.shape)[..., None]
+    found = readout_difference(data.magnitude, phase, data.te, data.mask)
+    assert found.coherence < 0.2
+    assert not found.bipolar
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+def test_odd_storage_gives_the_field_of_the_plain_twin(sign):
+    # int16 codes 0..4095 of a reversed, bipolar phase
+    data = scan()
+    plain = data.fitted(data.phase)
+    phase = data.phase.astype(float).copy()
+    phase[..., 1::2] += data.readout_phase(0.7, 0.06)[..., None]
+    stored = stored_in(sign * phase + np.pi, 4096, 0).astype(np.int16)
+    result = data.repaired(phase_to_radians(stored, 'arbitrary'))
+    assert result.sign == sign
+    assert result.readout.bipolar
+    twin = data.fitted(result.phase)
+    difference = np.abs(twin.total_field - plain.total_field)[data.mask]
+    assert np.median(difference) < 1e-3
+    assert np.quantile(difference, 0.99) < 5e-3
+    agar = simulated().labels == 6
+    bias = (twin.total_field - plain.total_field)[data.mask & agar]
+    assert abs(bias.mean()) < 5e-4
+    assert np.quantile(np.abs(twin.r2star - plain.r2star)[data.mask], 0.99) < 1
+
+
+@pytest.mark.parametrize('unit', [1e-9, 1e6])
+def test_unit_of_the_magnitude_does_not_matter(unit):
+    data = scan()
+    phase = -data.phase
+    phase[..., 1::2] += np.float32(0.7)
+    results = [
+        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, shape=data.outline)
+        for u in (1, unit)
+    ]
+    for result in results:
+        assert (result.sign, result.readout.bipolar, result.alternating_axes) == (-1, True, ())
+    np.testing.assert_allclose(results[1].phase, results[0].phase, atol=1e-4)
+    assert results[1].readout.coherence == pytest.approx(results[0].readout.coherence, abs=1e-3)
+
+
+# --- slices of alternating sign -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('axes', [(), (2,), (0,), (0, 1, 2)])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_alternating_slices_are_repaired(axes, sign):
+    data = scan()
+    phase = sign * data.phase.astype(float)
+    for axis in axes:
+        phase += np.pi * (np.indices(data.mask.shape)[axis] % 2)[..., None]
+    phase = angle(phase).astype(np.float32)
+    assert alternating_axes(data.magnitude, phase, data.te, data.mask) == axes
+    result = data.repaired(phase)
+    assert result.alternating_axes == axes
+    assert sum('alternates' in note for note in result.notes) == len(axes)
+    # of each axis one parity is right: all of them together are right but for half a turn
+    error = angle(result.phase - data.phase)[data.mask]
+    assert np.abs(angle(error - error[0, 0])).max() < 1e-4
+
+
+def test_steep_field_is_no_alternating_sign():
+    # half a turn a slice at the first echo: alike in one echo, not in the growth with time
+    x, _, z = np.indices((16, 16, 12))
+    te = np.array([0.002, 0.003, 0.004])
+    phase = (np.pi / te[0]) * 0.95 * z[..., None] * te + 0.01 * x[..., None]
+    everywhere = np.ones(x.shape, bool)
+    assert abs(np.angle(np.exp(1j * np.diff(phase[..., 0], axis=2))).mean()) > 2.9
+    assert alternating_axes(np.ones(phase.shape), phase, te, everywhere) == ()
+
+
+def test_noise_is_no_alternating_sign():
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(-3, 3, (12, 12, 12, 3))
+    everywhere = np.ones(phase.shape[:3], bool)
+    assert alternating_axes(np.ones(phase.shape), phase, [0.002, 0.004, 0.006], everywhere) == ()
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+
+def test_errors():
+    data = scan()
+    with pytest.raises(ValueError, match='mask is empty'):
+        repair_phase(data.magnitude, data.phase, data.te, 3.0, data.mask & False)
+    with pytest.raises(ValueError, match='1 or -1, not 2'):
+        data.repaired(sign=2)
+    with pytest.raises(ValueError, match='differ in shape'):
+        repair_phase(data.magnitude[..., :3], data.phase, data.te, 3.0, data.mask)
+
+
+def test_without_a_shape_the_sign_stays():
+    data = scan()
+    result = repair_phase(data.magnitude, -data.phase, data.te, 3.0, data.mask)
+    assert result.sign == 1
+    assert result.sign_test is None
