@@ -171,7 +171,7 @@ def cost(spec, repeats=3, iterations=90):
                 basis,
                 *geometry,
                 field_sd,
-                iterations,
+                iterations=iterations,
                 inner_size=0.1,
                 workers=WORKERS,
             )

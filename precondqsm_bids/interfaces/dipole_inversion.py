@@ -18,9 +18,7 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
-    rule = traits.Enum(
-        *RULES, usedefault=True, desc='how lambda is chosen if it is undefined'
-    )
+    rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm')
     hold_down = traits.Bool(
         False, usedefault=True, desc='hold down what of the field is no more than noise'

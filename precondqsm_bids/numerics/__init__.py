@@ -84,7 +84,6 @@ __all__ = [
     'constant_parcels',
     'contrast_cells',
     'dipole_kernel',
-    'discrepancy_weight',
     'first_field',
     'fit_echoes',
     'fit_prior',

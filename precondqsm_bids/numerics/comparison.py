@@ -6,8 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.dipole import CONE, dipole_kernel, frequencies, solver_grid
+from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
 
+CONE = 0.1
+"""``|D|`` below which a frequency lies in the cone that the field hardly tells of."""
 SHELLS = 24
 """Spheres of equal width in k-space over which the spectrum is averaged."""
 

@@ -53,10 +53,6 @@ def b0_direction(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return direction / np.linalg.norm(direction)
 
 
-CONE = 0.1
-"""``|D|`` below which a frequency lies in the cone that the field hardly tells of."""
-
-
 def _unit(b0_dir: npt.ArrayLike) -> npt.NDArray[np.float64]:
     b = np.asarray(b0_dir, dtype=np.float64)
     norm = float(np.linalg.norm(b))

@@ -6,15 +6,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.dipole import CONE, dipole_kernel, frequencies, solver_grid
+from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 RULES = ('l-curve', 'risk')
 """How lambda may be chosen: the corner of the L-curve, or :func:`least_risk`."""
-SHELLS = 32
+SHELLS = 16
 """Shells of equal ``|k|`` up to the edge of the spectrum."""
+CONE_EDGES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45)
+"""Edges of the classes of equal ``|D|``: the first is the cone that the field tells nothing of."""
 OUTLIER = 4.0
 """Standard deviations from its neighbours beyond which a voxel's residual is not believed."""
 MEAN_TO_SD = 1.2533
@@ -165,16 +167,17 @@ def least_risk(
 ) -> float:
     """Lambda of least expected error of the map, the noise being read in the dipole's cone.
 
-    Where ``|D| < 0.1`` the field holds next to nothing of the sources: what stands there is noise
-    of whatever kind, a background that was not removed, wraps, the cut at the border of the region. With
-    ``N`` that power and ``S`` the power of the susceptibility, both per shell of equal ``|k|``,
-    ``E |F f|^2 = d S + N`` outside the cone gives ``S``, and the closed form's expected error is
+    Where ``|D| < 0.05`` the field holds next to nothing of the sources: what stands there is
+    noise of whatever kind, a background that was not removed, wraps, the cut at the border of the
+    region. With ``N`` that power, per shell of equal ``|k|``, and ``S`` the power of the
+    susceptibility, from ``E |F f|^2 = d S + N`` in classes of equal ``|k|`` and ``|D|`` (the class
+    beside the cone speaks for the cone), the closed form's expected error is
 
         sum (lambda^2 e / (d + lambda^2 e))^2 S + d / (d + lambda^2 e)^2 N
 
     of which the first term is what regularisation takes away and the second what it lets through.
-    Neither a whiteness nor a level of the noise is assumed, which is where generalised
-    cross-validation and the discrepancy principle go wrong; that sources have no direction is.
+    Neither a level nor a spectrum of the noise is assumed, which is where the discrepancy
+    principle and generalised cross-validation go wrong.
 
     Parameters
     ----------
@@ -182,7 +185,7 @@ def least_risk(
         As in :func:`l_curve`: ``|F f|^2`` (ppm^2, twice where a frequency stands for two),
         ``d = |D|^2`` and ``e = |G|^2`` (1/mm^2).
     radius : ndarray
-        ``|k|`` over the largest that a sphere within the spectrum has.
+        ``|k|`` over that of the largest sphere within the spectrum.
     reg_weights : (L,) array_like
         Lambda, mm.
 
@@ -193,34 +196,39 @@ def least_risk(
 
     References
     ----------
-    The predictive counterpart: Mallows, Technometrics 1973;15:661.
+    The expected error of a linear estimate, there for the data: Mallows, Technometrics
+    1973;15:661.
 
     Examples
     --------
     Sources without noise ask for the least lambda:
 
-    >>> kernel = dipole_kernel((16, 16, 16), (1, 1, 1), (0, 0, 1))
-    >>> k = frequencies((16, 16, 16), (1, 1, 1))
+    >>> kernel = dipole_kernel((24, 24, 24), (1, 1, 1), (0, 0, 1))
+    >>> k = frequencies((24, 24, 24), (1, 1, 1))
     >>> radius = 2 * np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
-    >>> gradient = gradient_power((16, 16, 16), (1, 1, 1))
+    >>> gradient = gradient_power((24, 24, 24), (1, 1, 1))
     >>> least_risk(kernel**2, kernel**2, gradient, radius, [0.01, 0.1, 1])
     0.01
     """
-    shell = np.minimum(radius * SHELLS, 1.8 * SHELLS).astype(np.int32).ravel()
     p, d, e = power.ravel(), kernel_power.ravel(), gradient.ravel()
-    cone = np.flatnonzero(d < CONE**2)
-    count = int(shell.max()) + 1
+    classes = len(CONE_EDGES) + 1
+    shell = np.minimum(radius * SHELLS, 1.8 * SHELLS).astype(np.int32).ravel()
+    shells = int(shell.max()) + 1
+    place = shell * classes + np.digitize(d, np.square(CONE_EDGES)).astype(np.int32)
 
-    def total(values: npt.NDArray | None, where: npt.NDArray | slice = slice(None)) -> F64:
-        return np.bincount(shell[where], None if values is None else values[where], count)
+    def mean(values: npt.NDArray) -> F64:
+        total = np.bincount(place, values, shells * classes).reshape(shells, classes)
+        return total / np.maximum(count, 1)
 
-    voxels, signal, everything = total(None), total(d), total(p)
-    cone_voxels, cone_signal, cone_power = total(None, cone), total(d, cone), total(p, cone)
-    sources = noise = np.zeros(count)
-    for _ in range(5):  # the cone is not quite empty of sources
-        noise = np.maximum(cone_power - sources * cone_signal, 0) / np.maximum(cone_voxels, 1)
-        sources = np.maximum(everything - noise * voxels, 0) / np.maximum(signal, 1e-12)
-    s, n = sources.astype(np.float32)[shell], noise.astype(np.float32)[shell]
+    count = np.bincount(place, None, shells * classes).reshape(shells, classes)
+    found, gain = mean(p), np.maximum(mean(d), 1e-12)
+    noise, sources = found[:, :1], np.zeros_like(found)
+    for _ in range(4):  # the cone is not quite empty of sources
+        sources[:, 1:] = np.maximum(found - noise, 0)[:, 1:] / gain[:, 1:]
+        sources[:, 0] = sources[:, 1]
+        noise = np.maximum(found - sources * gain, 0)[:, :1]
+    s = sources.astype(np.float32).ravel()[place]
+    n = noise.astype(np.float32).ravel()[shell]
     weights = np.asarray(reg_weights, np.float64)
     risk = []
     for weight in weights:
@@ -228,7 +236,8 @@ def least_risk(
         g = d + q
         g[g == 0] = np.inf
         q /= g
-        q *= q * s
+        q *= q
+        q *= s
         q += d / g**2 * n
         risk.append(np.sum(q, dtype=np.float64))
     return float(weights[np.argmin(risk)])
@@ -267,9 +276,9 @@ def trusted_field(
     0.0
     >>> print(trusted_field(field, field / 10, mask)[4, 4, 4].round(4))
     0.0099
-    >>> field[4, 4, 4] = 1.0
-    >>> print(trusted_field(field, 0 * field, mask)[4, 4, 4].round(1))
-    0.1
+    >>> field[4, 4, 4] = 1.0  # an outlier
+    >>> print(trusted_field(field, 0 * field, mask)[4, 4, 4].round(2))
+    0.05
     """
     variance = np.maximum(field_sd, 1e-6).astype(np.float32) ** 2
     weight = np.where(mask, 1 / variance, 0).astype(np.float32)

@@ -39,9 +39,9 @@ class EchoFit(NamedTuple):
     field_sd: F32
     """Standard deviation of the field, ppm."""
     r2star: F32
-    """Effective transverse relaxation rate, 1/s."""
+    """Effective transverse relaxation rate, 1/s; zero where it is not reliable."""
     s0: F32
-    """Signal at TE = 0, in the unit of the magnitude."""
+    """Signal at TE = 0, in the unit of the magnitude; zero where it is not reliable."""
     phase_offset: F32
     """Phase at TE = 0 as the field fit used it, rad."""
     usable_echoes: npt.NDArray[np.uint8]
@@ -136,7 +136,7 @@ def fit_echoes(
     4. R2* and S0 by least squares of the demodulated signal, with the dephasing by the field's
        own gradient in the model; then the field once more, every echo weighted by its modelled
        signal instead of its measured magnitude, which in late echoes is mostly noise.
-    5. Where fewer than two echoes are usable, R2* is that of the mean demodulated signal of such
+    5. Where only one echo is usable, R2* is that of the mean demodulated signal of such
        voxels among the 27 around: a T2* below the echo spacing shows in many voxels together.
     6. Where the signal is not that of one field and one rate (the wall of a strong source), the
        field is the initial slope of the phase, which is that of the voxel's mean field.
@@ -241,6 +241,8 @@ def fit_echoes(
         field_sd[mixed[bent]] = np.hypot(early_sd, 0.2 * change)[bent]
     pooled = _pool_decay(signal, to_rad, te.astype(np.float32), field, offset, r2star, s0,
                          usable, noise_sd, mask)  # fmt: skip
+    # A decay of which one echo or none is seen could be any: no number is better than noise.
+    r2star[pooled < 2] = s0[pooled < 2] = 0
     np.minimum(field_sd, np.float32(1 / (hz_per_ppm(field_strength) * te[0])), out=field_sd)
 
     def volume(values: npt.NDArray) -> npt.NDArray:
@@ -582,14 +584,15 @@ def _pool_decay(
     noise_sd: float,
     mask: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.uint8]:
-    """R2* and S0 where fewer than two echoes are usable, from such voxels together, in place.
+    """R2* and S0 where only one echo is usable, from such voxels together, in place.
 
     Demodulated signals of the 27 voxels around add up in phase. Only voxels of this kind are
-    pooled, so that a fast decay does not mix with the medium around it. Returns the usable
-    echoes, counted against the pooled noise.
+    pooled, so that a fast decay does not mix with the medium around it, and at least a third of
+    the 27 must be: noise that looks like an echo comes alone. Returns the usable echoes, counted
+    against the pooled noise.
     """
     usable = usable.copy()
-    short = np.flatnonzero(usable < 2)
+    short = np.flatnonzero(usable == 1)
     if short.size == 0:
         return usable
     where = tuple(index[short] for index in np.nonzero(mask))
@@ -601,15 +604,16 @@ def _pool_decay(
         volume[where] = values
         return ndimage.uniform_filter(volume, 3, mode='constant')[where] * np.float32(27)
 
-    count = np.maximum(pool(np.ones(short.size)), 1)
+    count = np.maximum(np.round(pool(np.ones(short.size))), 1)
     real = np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]
     noise = np.float32(noise_sd) / np.sqrt(count)
     loss = np.ones_like(real)
     rate, log_s0 = _first_decay(real + 0j, loss, te, noise_sd)
     rate, amplitude = _refine_decay(real, loss, te, rate, log_s0, 8)
     model = amplitude[:, None] * np.exp(-rate[:, None] * te)
-    r2star[short], s0[short] = rate, amplitude
-    usable[short] = np.count_nonzero(model > 2 * noise[:, None], axis=1)
+    many = count >= 9
+    r2star[short[many]], s0[short[many]] = rate[many], amplitude[many]
+    usable[short[many]] = np.count_nonzero(model > 2 * noise[:, None], axis=1)[many]
     return usable
 
 

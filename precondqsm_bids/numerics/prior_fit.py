@@ -465,7 +465,7 @@ def coefficient_errors(
 
     Parameters
     ----------
-    field, mask, voxel_size, b0_dir, field_sd, workers
+    field, mask, voxel_size, b0_dir, field_sd
         As in :func:`fit_prior`.
     basis : Basis
         The only basis of the fit.
@@ -473,6 +473,8 @@ def coefficient_errors(
         What :func:`fit_prior` found.
     block : int
         Voxels along the edge of a block.
+    workers : int
+        Threads of the Fourier transforms.
 
     Returns
     -------
@@ -585,9 +587,7 @@ class _Coefficients:
     def _add(self, volume: F32, values: Sequence[npt.NDArray]) -> None:
         """Add ``E s y`` to a volume on the solver's grid."""
         total = np.zeros(self.inside.size, np.float32)
-        ppm = [
-            (size * y).astype(np.float32) for size, y in zip(self.sizes, values, strict=True)
-        ]
+        ppm = [(size * y).astype(np.float32) for size, y in zip(self.sizes, values, strict=True)]
         for number, where, labels, weight in self.entries:
             part = ppm[number][labels]
             if weight is not None:

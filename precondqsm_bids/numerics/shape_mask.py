@@ -56,14 +56,15 @@ def filled_fraction(
     array([1.  , 1.  , 0.25, 0.  ], dtype=float32)
     """
     fraction = mask.astype(np.float32)
-    deep = ndimage.binary_erosion(mask, iterations=2)
+    deep = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     if not deep.any():
         return fraction
     # A Gaussian has no edges, so that voxels at equal distance count equally however the axes
     # are stored; far from anything deep it finds nothing, and the border voxel counts as whole.
     weight = ndimage.gaussian_filter(deep.astype(np.float32), 2.0, truncate=4.0)
     mean = ndimage.gaussian_filter(np.where(deep, magnitude, 0).astype(np.float32), 2.0)
-    border = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
+    # The edge of the field of view is no surface: a slab's object goes on beyond it.
+    border = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask, border_value=1)
     border &= weight > 1e-4
     share = (
         magnitude[border] * weight[border] / np.maximum(mean[border], np.finfo(np.float32).tiny)

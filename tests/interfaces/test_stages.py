@@ -245,7 +245,7 @@ def test_prior_fit(data, tmp_path, basis):
         'global': lambda: [whole_map(data.chi, data.mask)],
     }[basis]()
     flat = data.field - forward_field(shape_chi, VOXEL_SIZE, B0_DIR, data.mask)
-    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, 12)
+    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=12)
     scale = np.abs(expected.prior_chi).max()
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
     assert result['record']['basis'] == basis
