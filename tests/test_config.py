@@ -34,6 +34,9 @@ ODD = Settings(
     dry_run=True,
     verbose=3,
     field_strength=2.89362,
+    b0_dir=(0.0, 0.6, 0.8),
+    mask='/m/"a" mask.nii.gz',
+    mask_erosion=2.5,
     prior='r2prime',
     prior_fit='clusters',
     r2=1e22,
@@ -71,6 +74,9 @@ def test_none_is_left_out():
 def test_method_has_the_settings_of_the_method_only():
     assert PLAIN.method == {
         'field_strength': None,
+        'b0_dir': None,
+        'mask': 'auto',
+        'mask_erosion': 0.0,
         'prior': 'contrast',
         'prior_fit': 'auto',
         'r2': None,
@@ -93,6 +99,7 @@ def test_method_has_the_settings_of_the_method_only():
         ('participant_label = "01"', 'participant_label'),
         ('participant_label = [1]', 'participant_label'),
         ('r2 = "median"', 'r2'),
+        ('b0_dir = ["x", "y", "z"]', 'b0_dir'),
         ('work_dir = 3', 'work_dir'),
         ('nprocs = ', 'Invalid value'),
         ('[nprocs]', 'nprocs'),

@@ -114,12 +114,14 @@ def run_app(settings: Settings, command: str) -> int:
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
         field_strength=settings.field_strength,
+        b0_dir=settings.b0_dir,
+        mask=settings.mask,
         reference=settings.reference,
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
     if settings.dry_run:
-        print(describe_runs(runs, problems))
+        print(describe_runs(settings, runs, problems))
     if not runs and not fatal:
         print(
             f'precondqsm_bids: nothing to do: {settings.bids_dir} has no multi-echo '
@@ -127,6 +129,8 @@ def run_app(settings: Settings, command: str) -> int:
             'sessions and filters',
             file=sys.stderr,
         )
+        for problem in problems:
+            print(f'skipped: {problem}', file=sys.stderr)
         return NOTHING_TO_DO
     if settings.dry_run:
         return FAILED if fatal else DONE
@@ -168,7 +172,7 @@ def process(
         introduce(settings, runs, log_dir)
         for problem in problems:
             if not problem.fatal:
-                say(f'warning: {problem}')
+                say(f'{problem.kind}: {problem}')
         if not settings.skip_bids_validation:
             validate(settings.bids_dir, log_dir / 'bids-validator.json')
         failures = [fail_input(settings, p, log_name) for p in problems if p.fatal]
@@ -404,41 +408,43 @@ def conclude(runs: Sequence['Run'], failures: Sequence[Failure], log_dir: Path) 
     return FAILED
 
 
-def describe_runs(runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
-    """What ``--dry-run`` prints: a table of the runs, their files and what is wrong.
+def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
+    """What ``--dry-run`` prints: a table of the runs, their files and what is wrong or left out.
 
     Parameters
     ----------
+    settings : Settings
+        What the command line says.
     runs, problems : sequence
         What was found in the dataset.
     """
-    import nibabel as nib
-
-    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'labels')
+    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'labels', 'missing')
     rows = [head]
     for run in runs:
-        image: Any = nib.load(run.magnitude[0])
         times = [1000 * t for t in run.echo_times]
+        missing = [*run.missing, *([] if run.labels else ['labels'])]
         rows.append(
             (
                 run.label,
                 str(len(times)),
-                'x'.join(map(str, image.shape)),
+                'x'.join(map(str, run.matrix)),
                 f'{times[0]:.4g} to {times[-1]:.4g}',
                 f'{run.field_strength:g}',
+                Path(run.mask).name if run.mask else 'auto',
+                settings.prior + ('+shape' if settings.shape else ''),
                 str(len(run.label_names)) if run.label_names else 'none',
+                ', '.join(missing) or 'nothing',
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
         lines += ['', run.label]
-        lines += [f'  {path}' for path in (*run.magnitude, *run.phase)]
-        if run.labels:
-            lines.append(f'  {run.labels}')
-    if problems:
-        lines += ['', 'problems']
-        lines += [f'  {"error" if p.fatal else "warning"}: {p}' for p in problems]
+        lines += [f'  {path}' for path in (*run.sources, run.mask, run.labels) if path]
+    for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):
+        told = [f'  {p.kind}: {p}' for p in problems if p.kind in kinds]
+        if told:
+            lines += ['', title, *told]
     return '\n'.join(line.rstrip() for line in lines)
 
 

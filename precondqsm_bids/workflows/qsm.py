@@ -17,7 +17,7 @@ from precondqsm_bids.interfaces import (
     ShapeMask,
 )
 
-INPUTS = ('magnitude', 'phase', 'echo_times', 'field_strength', 'labels', 'label_names')
+INPUTS = ('magnitude', 'phase', 'echo_times', 'field_strength', 'labels', 'label_names', 'mask')
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
     'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
@@ -35,6 +35,7 @@ def init_precondqsm_wf(
     prior_fit: str = 'auto',
     r2: float | None = None,
     shape: bool = True,
+    mask_erosion: float = 0.0,
     conventional: bool = True,
     pdf_iterations: int = 30,
     reg_weight: float | None = None,
@@ -62,6 +63,8 @@ def init_precondqsm_wf(
         Transverse relaxation rate, 1/s; the median R2* of the region if omitted.
     shape : bool
         Whether the object's shape against air is part of the prior.
+    mask_erosion : float
+        Depth that is taken off the region of interest, mm.
     conventional : bool
         Whether the conventional arm is computed too.
     pdf_iterations : int
@@ -77,7 +80,8 @@ def init_precondqsm_wf(
     -------
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
-        field_strength (T), and optionally labels (file) and label_names (dict).
+        field_strength (T), and optionally labels (file) and label_names (dict) and mask (file),
+        which restricts the region of interest; without it, that is the object.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), both L-curves, and ``record``, what each stage measured and chose.
     """
@@ -95,7 +99,7 @@ def init_precondqsm_wf(
             node.inputs.num_threads = threads
         return node
 
-    shape_mask = stage(ShapeMask(), 'shape_mask', 1)
+    shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
     echo_fit = stage(EchoFit(), 'echo_fit', 5, omp_nthreads)
     r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
     if r2 is not None:
@@ -104,7 +108,7 @@ def init_precondqsm_wf(
 
     # fmt: off
     workflow.connect([
-        (inputnode, shape_mask, [(('magnitude', _first), 'magnitude')]),
+        (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         (inputnode, echo_fit, [(field, field) for field in INPUTS[:4]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         (inputnode, r2prime_prior, [('field_strength', 'field_strength')]),
