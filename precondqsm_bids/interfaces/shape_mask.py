@@ -16,12 +16,16 @@ from scipy import ndimage
 from precondqsm_bids.interfaces.volumes import (
     check_finite,
     check_magnitude,
+    check_whole,
     geometry,
     load,
     save,
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.shape_mask import WHOLE, shape_mask
+
+LEAST_REGION = 27
+"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
 
 
 class ShapeMaskInputSpec(BaseInterfaceInputSpec):
@@ -53,6 +57,7 @@ class ShapeMask(SimpleInterface):
     def _run_interface(self, runtime):
         source, given = self.inputs.magnitude, isdefined(self.inputs.mask)
         magnitude = load(source)
+        check_whole(source)
         check_magnitude(magnitude, source)
         try:
             shape = shape_mask(magnitude, self.inputs.step)
@@ -62,23 +67,24 @@ class ShapeMask(SimpleInterface):
         if given:
             roi = roi & self._given_mask(roi.shape)
         whole = np.count_nonzero(roi)
-        if not whole and given:
+        if given and not whole:
             raise ValueError(
                 f'{self.inputs.mask} has no voxel in common with the object of {source} '
                 f'({np.count_nonzero(shape.roi_mask)} voxels): give a mask of this image'
             )
-        if not whole:
+        if whole < LEAST_REGION:
             raise ValueError(
-                f'{source}: no voxel of the object ({np.count_nonzero(shape.shape_mask)} voxels) '
-                'is wholly filled: the object is too small for these voxels, or not in the image'
+                f'{self.inputs.mask if given else source}: the region of interest has {whole} '
+                f'voxels, fewer than {LEAST_REGION}: the object is too small for these voxels, or '
+                'not in the image'
             )
         if self.inputs.erosion > 0:
             roi = erode(roi, geometry(source)[1], self.inputs.erosion)
-            if not roi.any():
+            if (left := np.count_nonzero(roi)) < LEAST_REGION:
                 raise ValueError(
                     f'{self.inputs.mask if given else source}: an erosion of '
-                    f'{self.inputs.erosion:g} mm leaves nothing of the {whole} voxels of the '
-                    'region of interest: give a smaller --mask-erosion'
+                    f'{self.inputs.erosion:g} mm leaves {left} of the {whole} voxels of the '
+                    f'region of interest, fewer than {LEAST_REGION}: give a smaller --mask-erosion'
                 )
         for name, data in (
             ('shape_mask', shape.shape_mask),

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, load_any
+from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_any
 
 
 class StandardEchoesInputSpec(BaseInterfaceInputSpec):
@@ -78,6 +78,7 @@ class StandardEchoes(SimpleInterface):
         """Name, data and image of each echo in the files of a part, one after the other."""
         for path in getattr(self.inputs, part):
             data, image = load_any(path)
+            check_whole(path)
             check_finite(data, path)
             stem = Path(path).name.partition('.')[0]
             if data.ndim == 3:

@@ -1,6 +1,8 @@
 """NIfTI in, NIfTI out: what every stage's interface does around its one function."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 import nibabel as nb
@@ -35,6 +37,23 @@ def load_any(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     return data, image
+
+
+def check_whole(path: str) -> None:
+    """Raise OSError unless a compressed file is whole, to its checksum.
+
+    nibabel stops where the voxels end, before the checksum, and so takes damaged numbers.
+    """
+    if not str(path).endswith('.gz'):
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise OSError(
+            f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
+        ) from error
 
 
 def check_finite(data: np.ndarray, path: str) -> None:
@@ -92,7 +111,7 @@ def load_echoes(paths: list[str]) -> np.ndarray:
     Raises
     ------
     OSError
-        A file cannot be read to its end.
+        A file cannot be read to its end, or is damaged.
     ValueError
         Matrix sizes differ, or an echo is not finite or one value everywhere.
     """
@@ -104,6 +123,7 @@ def load_echoes(paths: list[str]) -> np.ndarray:
             raise ValueError(
                 f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
             )
+        check_whole(path)
         check_finite(echo, path)
         check_varies(echo, path)
         echoes[..., i] = echo

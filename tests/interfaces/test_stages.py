@@ -166,7 +166,7 @@ def test_masks_that_are_refused(data, tmp_path, values, message):
 
 def test_erosion_of_everything_is_refused(data, tmp_path):
     path = data.file('first', data.magnitude[..., 0])
-    with pytest.raises(ValueError, match='an erosion of 50 mm leaves nothing'):
+    with pytest.raises(ValueError, match='an erosion of 50 mm leaves 0 of'):
         run(interfaces.ShapeMask, tmp_path, magnitude=path, erosion=50.0)
 
 
