@@ -1,6 +1,8 @@
 """The app: find the runs, run the workflow, assemble the reports, say what failed and where."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -73,6 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
         return USAGE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        say(
+            f'failed: {error.filename or settings.output_dir}: {error.strerror}; make room, and '
+            'the same command goes on from the work folder',
+            sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         say('interrupted; the same command goes on from the work folder', sys.stderr)
         return 130
@@ -299,6 +310,9 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
     # The worker's own traceback comes last, but a note on the crash itself may follow it.
     text = text.partition('\n\nWhen creating this crashfile')[0]
     lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:  # Nipype could make the file and not fill it
+        node = crash.stem.rpartition('-')[0]
+        return f'{node}: the crash file is empty ({os.strerror(errno.ENOSPC)}?)'
     return ' '.join(filter(None, (run, f'{names[-1]}: {lines[-1].strip()}')))
 
 
@@ -321,9 +335,12 @@ def write_crash(folder: Path, kind: str, text: str) -> Path:
     text : str
         The whole story.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     crash = folder / f'crash-{time.strftime("%Y%m%d-%H%M%S")}-{uuid.uuid4().hex[:8]}-{kind}.txt'
-    crash.write_text(text, encoding='utf-8')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        crash.write_text(text, encoding='utf-8')
+    except OSError as error:  # a full disk: the failure itself must still be told
+        say(f'warning: cannot write {crash}: {error.strerror}', sys.stderr)
     return crash
 
 
