@@ -65,6 +65,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         Files and numbers.
     """
     workflow = LiterateWorkflow(name=node_name(run.label))
+    workflow.__desc__ = _region_sentence(bool(run.mask), settings.mask_erosion)
     precondqsm_wf = init_precondqsm_wf(
         omp_nthreads=settings.omp_nthreads,
         mem_gb=series_gb(run),
@@ -144,6 +145,19 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         ]
     )
     return workflow
+
+
+def _region_sentence(mask: bool, erosion: float) -> str:
+    """Methods sentence on a region of interest that is not the object itself.
+
+    >>> print(_region_sentence(True, 2.0), end='')
+    Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
+    """
+    if not mask and not erosion:
+        return ''
+    part = 'the part of the object inside a given mask' if mask else 'the object'
+    border = f', less a border of {erosion:g} mm,' if erosion else ''
+    return f'Only {part}{border} was reconstructed.\n'
 
 
 def node_name(label: str) -> str:

@@ -129,6 +129,9 @@ def test_text_describes_the_method_once(build):
     text = build(pdf_iterations=17).visit_desc()
     assert text.count('precondqsm_bids') == 1
     assert text.count('17 iterations') == 1
+    assert 'was reconstructed' not in text
+    text = build(mask_erosion=1.5).visit_desc()
+    assert text.count('Only the object, less a border of 1.5 mm, was reconstructed.') == 1
 
 
 def test_method_settings_change_the_graph(build):
