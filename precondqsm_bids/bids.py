@@ -11,10 +11,10 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -44,16 +44,25 @@ ENTITIES = {
 }
 """Names of files spell entities short, filter files (as in pybids) spell them long."""
 
-QUERIES = ('megre', 'dseg')
-"""What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``) and labels (``_dseg``)."""
+QUERIES = ('megre', 'dseg', 'mask')
+"""What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``) and regions
+of interest (``_mask``)."""
 
 IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
 EXTENSIONS = ('.nii', '.nii.gz')
+FOLDERS = ('anat', 'swi')
+"""Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
 OTHER_DATATYPES = 'beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet'
 GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between elements of two affines that are called equal."""
+SAME_DIRECTION = 1.0
+"""Degrees; directions of B0 that differ by less give the same maps."""
 FIELD_STRENGTHS = (0.1, 25.0)
 """T; scanners for people and animals lie within."""
+VOXEL_SIZES = (0.005, 50.0)
+"""mm; a voxel outside of it is a header in another unit."""
+LEAST_MATRIX = 4
+"""Voxels along each axis: a thinner slab has no voxel without a border on either side."""
 
 
 class InputError(ValueError):
@@ -69,7 +78,8 @@ class Run:
     entities : dict
         Short name to label, as in the file names, without sub, ses, echo and part.
     magnitude, phase : tuple of str
-        Paths, one per echo, ordered by echo time.
+        Paths, one per echo, ordered by echo time; or one path each if ``echoes_in_one_file``.
+        Empty where the run has ``real`` and ``imaginary`` instead.
     echo_times : tuple of float
         s
     field_strength : float
@@ -78,10 +88,22 @@ class Run:
         Merged sidecars of the first magnitude echo.
     phase_units : str or None
         ``Units`` of the phase images.
+    real, imaginary : tuple of str
+        As magnitude and phase.
+    echoes_in_one_file : bool
+        Whether the files have the echoes along a fourth axis.
+    matrix : tuple of int
+        Voxels along each axis.
+    b0_dir : tuple of float or None
+        Direction of B0 along the voxel axes, where the images do not say it themselves.
     labels : str or None
         Label image on the grid of the echoes.
     label_names : dict
         Index to name.
+    mask : str or None
+        Region of interest on the grid of the echoes; None is the object itself.
+    missing : tuple of str
+        What the dataset does not say, and what stands in for it.
     """
 
     subject: str
@@ -92,9 +114,26 @@ class Run:
     echo_times: tuple[float, ...]
     field_strength: float
     metadata: dict[str, Any]
+    real: tuple[str, ...] = ()
+    imaginary: tuple[str, ...] = ()
+    echoes_in_one_file: bool = False
+    matrix: tuple[int, int, int] = (0, 0, 0)
+    b0_dir: tuple[float, float, float] | None = None
     labels: str | None = None
     label_names: dict[int, str] | None = None
     phase_units: str | None = None
+    mask: str | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every image of the run, that of the first echo first."""
+        return (*self.magnitude, *self.phase, *self.real, *self.imaginary)
+
+    @property
+    def as_needed(self) -> bool:
+        """Whether the files are what the stages read: 3D magnitude and phase with an affine."""
+        return not (self.real or self.echoes_in_one_file or self.b0_dir)
 
     @property
     def label(self) -> str:
@@ -107,13 +146,20 @@ class Run:
 class Problem:
     """What is wrong with one participant's files, and the way out.
 
-    A problem that is not ``fatal`` leaves the run in, without what the problem is about.
+    A problem that is not ``fatal`` leaves the run in, without what the problem is about. What is
+    ``skipped`` was left out on purpose.
     """
 
     subject: str
     file: str
     message: str
     fatal: bool = True
+    skipped: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``error``, ``warning`` or ``skipped``."""
+        return 'error' if self.fatal else 'skipped' if self.skipped else 'warning'
 
     def __str__(self) -> str:
         return f'sub-{self.subject}: {self.file}: {self.message}'
@@ -228,6 +274,8 @@ def find_runs(
     derivatives: Mapping[str, Path] | None = None,
     database_dir: Path | None = None,
     field_strength: float | None = None,
+    b0_dir: Sequence[float] | None = None,
+    mask: str = 'auto',
     reference: str = 'roi-mean',
     ignore: Iterable[Path] = (),
 ) -> tuple[list[Run], list[Problem]]:
@@ -242,11 +290,16 @@ def find_runs(
     filters : mapping, optional
         As from :func:`read_filters`.
     derivatives : mapping, optional
-        Name to folder of the datasets where labels are looked for, before the dataset itself.
+        Name to folder of the datasets where labels are looked for, before the dataset itself,
+        and masks with ``mask='derivatives'``.
     database_dir : Path, optional
         Where pybids keeps its index, written if it is not there.
     field_strength : float, optional
-        T, for runs whose metadata lack ``MagneticFieldStrength``.
+        T, for runs whose metadata lack ``MagneticFieldStrength`` or have an absurd one.
+    b0_dir : sequence of float, optional
+        Direction of B0 along the voxel axes, for images with neither qform nor sform.
+    mask : str
+        ``auto`` (the object), ``derivatives`` or a file: the region of interest.
     reference : str
         ``none``, ``roi-mean`` or the name of a label, which every run must then have.
     ignore : iterable of Path
@@ -273,28 +326,37 @@ def find_runs(
     subjects = sorted(set(participant_label)) or known
     files = _index(bids_dir, subjects, database_dir, ignore)
     filters = filters or {}
-    images, problems = _images(files, subjects, filters.get('megre', {}))
-    sessions = {file.entities['ses'] for file in images if 'ses' in file.entities}
+    images, problems = _images(files, subjects, filters.get('megre', {}), session_label, bids_dir)
+    sessions = {
+        file.entities['ses'] for file in files if _is_image(file) and 'ses' in file.entities
+    }
     if unknown := sorted(set(session_label) - sessions):
         raise InputError(
             f'no session {", ".join(unknown)} with multi-echo images in {bids_dir}; '
             f'its sessions are: {", ".join(sorted(sessions)) or "none"}'
         )
     sidecars = [file for file in files if file.extension == '.json']
-    labels = _label_files(files, subjects, derivatives or {}, filters.get('dseg', {}))
+    sources = [list(_walk_derivative(path, subjects)) for path in (derivatives or {}).values()]
+    labels = _label_files([*sources, files], filters.get('dseg', {}))
+    masks = [
+        file
+        for source in sources
+        for file in source
+        if file.suffix == 'mask' and _passes(file, filters.get('mask', {}))
+    ]
     groups: dict[tuple[tuple[str, str], ...], list[_File]] = defaultdict(list)
     for image in images:
-        if not session_label or image.entities.get('ses') in session_label:
-            groups[image.group].append(image)
+        groups[image.group].append(image)
     runs = []
     for key, members in sorted(groups.items()):
         subject = dict(key)['sub']
         try:
-            members, notes = _one_suffix(subject, members)
-            run = _make_run(members, sidecars, field_strength)
+            members, suffix_notes = _one_suffix(subject, members)
+            run, notes = _make_run(members, sidecars, field_strength, b0_dir)
+            run, mask_notes = _with_mask(run, masks, mask)
             run, label_notes = _with_labels(run, labels, reference)
             runs.append(run)
-            problems += notes + label_notes
+            problems += suffix_notes + notes + mask_notes + label_notes
         except _RunError as error:
             problems.append(Problem(subject, error.path, str(error)))
     return runs, sorted(problems, key=lambda problem: (problem.subject, problem.file))
@@ -353,33 +415,69 @@ def _parse(path: Path, root: Path) -> _File | None:
     return _File(path, entities, suffix, dot + extension, path.relative_to(root).parts[:-1])
 
 
+def _is_image(file: _File) -> bool:
+    """Whether a file may be an echo of a run."""
+    return file.suffix in IMAGE_SUFFIXES and file.extension in EXTENSIONS
+
+
 def _images(
-    files: Sequence[_File], subjects: Sequence[str], wanted: Mapping[str, Any]
+    files: Sequence[_File],
+    subjects: Sequence[str],
+    wanted: Mapping[str, Any],
+    sessions: Sequence[str],
+    root: Path,
 ) -> tuple[list[_File], list[Problem]]:
-    """The participants' multi-echo images; one in another participant's folder is a problem."""
+    """The participants' multi-echo images, and what is left out and why.
+
+    An image in another participant's folder is a problem.
+    """
     images, problems = [], []
-    for file in files:
-        if file.suffix not in IMAGE_SUFFIXES or file.extension not in EXTENSIONS:
-            continue
-        if file.folder[-1:] != ('anat',) or not _passes(file, wanted):
-            continue
-        if file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities):
-            continue  # a plain weighted image, no attempt at a field map
-        subject = file.folder[0].removeprefix('sub-')
+    skipped: dict[tuple[str, str], list[_File]] = defaultdict(list)
+    for file in filter(_is_image, files):
+        subject = file.folder[0].removeprefix('sub-') if file.folder else ''
         if subject not in subjects:
             continue
         folders = [f'{key}-{file.entities[key]}' for key in ('sub', 'ses') if key in file.entities]
-        if [*folders, 'anat'] != list(file.folder):
+        if file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities):
+            reason = 'plain T2*-weighted images, without echo and part, hold no field'
+        elif sessions and file.entities.get('ses') not in sessions:
+            reason = 'not among the sessions of --session-label'
+        elif not _passes(file, wanted):
+            reason = 'left out by --bids-filter-file'
+        elif file.folder[-1] not in FOLDERS:
+            reason = f'not in a folder {" or ".join(FOLDERS)}, where BIDS has such images'
+        elif [*folders, file.folder[-1]] != list(file.folder):
             problems.append(
                 Problem(
                     subject,
                     str(file.path),
-                    f'the name belongs into the folder {"/".join([*folders, "anat"])}: '
-                    'rename or move the file',
+                    'the name belongs into the folder '
+                    f'{"/".join([*folders, file.folder[-1]])}: rename or move the file',
                 )
             )
+            continue
         else:
             images.append(file)
+            continue
+        skipped[subject, reason].append(file)
+    told = {file.folder[0] for file in images} | {f'sub-{who}' for who, _ in skipped}
+    told |= {f'sub-{problem.subject}' for problem in problems}
+    for (subject, reason), group in skipped.items():
+        more = f'{len(group)} images, this is the first: ' if len(group) > 1 else ''
+        problems.append(
+            Problem(subject, str(group[0].path), more + reason, fatal=False, skipped=True)
+        )
+    problems += [
+        Problem(
+            subject,
+            str(root / f'sub-{subject}'),
+            'no multi-echo images',
+            fatal=False,
+            skipped=True,
+        )
+        for subject in subjects
+        if f'sub-{subject}' not in told
+    ]
     return images, problems
 
 
@@ -447,6 +545,7 @@ def _one_suffix(subject: str, files: Sequence[_File]) -> tuple[list[_File], list
             'left out: the _MEGRE images of the same entities would give maps of the same names; '
             'choose with --bids-filter-file {"megre": {"suffix": "T2starw"}}',
             fatal=False,
+            skipped=True,
         )
         for _ in others[:1]
     ]
@@ -454,52 +553,115 @@ def _one_suffix(subject: str, files: Sequence[_File]) -> tuple[list[_File], list
 
 
 def _make_run(
-    files: Sequence[_File], sidecars: Sequence[_File], field_strength: float | None
-) -> Run:
-    """A run of files that differ in echo and part only, checked."""
-    magnitude, phase = _pairs(files)
-    metadata = {
-        path: _metadata(path, sidecars) for part in (magnitude, phase) for path in part.values()
-    }
-    times = {
-        echo: _echo_time(magnitude[echo], phase[echo], metadata) for echo in sorted(magnitude)
-    }
-    for one, two in combinations(times, 2):
-        if times[one] == times[two]:
+    files: Sequence[_File],
+    sidecars: Sequence[_File],
+    field_strength: float | None,
+    b0_dir: Sequence[float] | None,
+) -> tuple[Run, list[Problem]]:
+    """A run of files that differ in echo and part only, checked, and what is to be told."""
+    (one, other), kind, left_out = _pairs(files)
+    metadata = {path: _metadata(path, sidecars) for part in (one, other) for path in part.values()}
+    first = next(iter(one.values()))
+    notes = [
+        Problem(first.entities['sub'], str(file.path), message, fatal=False, skipped=True)
+        for file, message in left_out
+    ]
+    in_one_file = len(one) == 1 and len(_load_grid(first.path).shape) == 4
+    if in_one_file:
+        if 'echo' in first.entities:
             raise _RunError(
-                magnitude[one].path,
-                f'EchoTime {times[one]} s is that of {magnitude[two].path} too: '
-                'correct the sidecars',
+                first.path,
+                f'has the shape {_load_grid(first.path).shape} and an echo entity; an echo is one '
+                '3D image, and a 4D file with an axis of echoes has no echo entity',
             )
-    order = sorted(times, key=times.__getitem__)
-    first = magnitude[order[0]]
-    if len(order) < 2:
+        order = list(one)
+        times = _listed_echo_times(first, next(iter(other.values())), metadata)
+    else:
+        by_echo = {echo: _echo_time(one[echo], other[echo], metadata) for echo in sorted(one)}
+        for this, that in combinations(by_echo, 2):
+            if by_echo[this] == by_echo[that]:
+                raise _RunError(
+                    one[this].path,
+                    f'EchoTime {by_echo[this]} s is that of {one[that].path} too: '
+                    'correct the sidecars',
+                )
+        order = sorted(by_echo, key=by_echo.__getitem__)
+        times = [by_echo[echo] for echo in order]
+        first = one[order[0]]
+    if len(times) < 2:
         raise _RunError(
-            first.path, 'is the only echo; the fit of field and R2* needs two echoes or more'
+            first.path,
+            f'is the only echo (EchoTime {times[0]:g} s); the fit of field and R2* needs two '
+            'echoes or more: add the others, or leave the run out with --bids-filter-file',
         )
-    _check_grids([part[echo].path for echo in order for part in (magnitude, phase)])
-    entities = {k: v for k, v in first.entities.items() if k not in ('sub', 'ses', 'echo', 'part')}
-    return Run(
+    paths = [part[echo].path for echo in order for part in (one, other)]
+    grid, grid_notes = _check_grids(paths, len(times) if in_one_file else None, b0_dir)
+    strength, strength_notes = _field_strength(metadata, field_strength)
+    notes += [
+        Problem(first.entities['sub'], str(path), message, fatal=False)
+        for path, message in (*grid_notes, *strength_notes)
+    ]
+    missing = []
+    if all(content.get('MagneticFieldStrength') is None for content in metadata.values()):
+        missing.append('MagneticFieldStrength (--field-strength given)')
+    if not grid.oriented:
+        missing.append('affine (--b0-dir given)')
+    pair = tuple(tuple(str(part[echo].path) for echo in order) for part in (one, other))
+    run = Run(
         subject=first.entities['sub'],
         session=first.entities.get('ses'),
-        entities=entities,
-        magnitude=tuple(str(magnitude[echo].path) for echo in order),
-        phase=tuple(str(phase[echo].path) for echo in order),
-        echo_times=tuple(times[echo] for echo in order),
-        field_strength=_field_strength(metadata, field_strength),
+        entities={
+            k: v for k, v in first.entities.items() if k not in ('sub', 'ses', 'echo', 'part')
+        },
+        magnitude=pair[0] if kind == 'polar' else (),
+        phase=pair[1] if kind == 'polar' else (),
+        real=pair[0] if kind == 'cartesian' else (),
+        imaginary=pair[1] if kind == 'cartesian' else (),
+        echo_times=tuple(times),
+        echoes_in_one_file=in_one_file,
+        field_strength=strength,
         metadata=metadata[first],
-        phase_units=_phase_units([phase[echo] for echo in order], metadata),
+        phase_units=(
+            _phase_units([other[echo] for echo in order], metadata) if kind == 'polar' else 'rad'
+        ),
+        matrix=(grid.shape[0], grid.shape[1], grid.shape[2]),
+        b0_dir=(
+            (float(b0_dir[0]), float(b0_dir[1]), float(b0_dir[2]))
+            if b0_dir and not grid.oriented
+            else None
+        ),
+        missing=tuple(missing),
     )
+    return run, notes
 
 
-def _pairs(files: Sequence[_File]) -> tuple[dict[str, _File], dict[str, _File]]:
-    """Magnitude and phase by echo; a magnitude may have no part entity."""
-    parts: dict[str, dict[str, _File]] = {'mag': {}, 'phase': {}, 'real': {}, 'imag': {}}
+_Parts = dict[str, _File]
+
+
+def _pairs(
+    files: Sequence[_File],
+) -> tuple[tuple[_Parts, _Parts], str, list[tuple[_File, str]]]:
+    """Magnitude and phase by echo, or real and imaginary part; a magnitude may have no part.
+
+    Returns
+    -------
+    pair : tuple of two dicts
+        Echo to file.
+    kind : str
+        ``polar`` or ``cartesian``.
+    left_out : list of (file, reason)
+        Parts that are not needed.
+    """
+    parts: dict[str, _Parts] = {'mag': {}, 'phase': {}, 'real': {}, 'imag': {}}
     for file in files:
         part = file.entities.get('part', 'mag')
         if part not in parts:
-            raise _RunError(file.path, f'part-{part} is not one of {", ".join(parts)}')
+            raise _RunError(
+                file.path, f'part-{part} is not one of {", ".join(parts)}: rename the file'
+            )
         echo = file.entities.get('echo', '')
+        if not echo.isdecimal() and 'echo' in file.entities:
+            raise _RunError(file.path, f'echo-{echo} should be echo-1, echo-2, ...: rename it')
         if echo in parts[part]:
             raise _RunError(
                 file.path,
@@ -507,21 +669,79 @@ def _pairs(files: Sequence[_File]) -> tuple[dict[str, _File], dict[str, _File]]:
                 'or choose with --bids-filter-file',
             )
         parts[part][echo] = file
-    magnitude, phase = parts['mag'], parts['phase']
-    if not magnitude and not phase:
-        raise _RunError(
-            files[0].path, 'real and imaginary parts are not read: convert to magnitude and phase'
-        )
-    for there, absent, name in ((magnitude, phase, 'phase'), (phase, magnitude, 'magnitude')):
+    complex_parts = [*parts['real'].values(), *parts['imag'].values()]
+    left_out: list[tuple[_File, str]] = []
+    if complex_parts and not (parts['mag'] and parts['phase']):
+        kind, names = 'cartesian', ('real', 'imag')
+        left_out = [
+            (file, 'left out: the run is read from its real and imaginary parts')
+            for file in [*parts['mag'].values(), *parts['phase'].values()][:1]
+        ]
+    else:
+        kind, names = 'polar', ('mag', 'phase')
+        left_out = [
+            (file, 'left out: the run is read from its magnitude and phase')
+            for file in complex_parts[:1]
+        ]
+    words = {
+        'mag': ('magnitude', 'part-mag (or without part)'),
+        'phase': ('phase', 'part-phase'),
+        'real': ('real part', 'part-real'),
+        'imag': ('imaginary part', 'part-imag'),
+    }
+    one, other = parts[names[0]], parts[names[1]]
+    for there, absent, name in ((one, other, names[1]), (other, one, names[0])):
         if lacking := sorted(set(there) - set(absent)):
-            file = there[lacking[0]]
-            part = 'part-phase' if name == 'phase' else 'part-mag (or without part)'
+            word, entity = words[name]
             raise _RunError(
-                file.path,
-                f'has no {name} beside it: add the image of the same name with {part}, '
+                there[lacking[0]].path,
+                f'has no {word} beside it: add the image of the same name with {entity}, '
                 'or leave the run out with --bids-filter-file',
             )
-    return magnitude, phase
+    return (one, other), kind, left_out
+
+
+def _listed_echo_times(
+    one: _File, other: _File, metadata: Mapping[_File, Mapping[str, Any]]
+) -> list[float]:
+    """The echo times (s) of two 4D files, one number per volume."""
+    lists = {}
+    for file in (one, other):
+        volumes = _load_grid(file.path).shape[-1]
+        value = metadata[file].get('EchoTime')
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            raise _RunError(
+                file.path,
+                f'has {volumes} volumes and EchoTime {value!r}: write the list of the echo times '
+                '(s), one per volume, or store each echo as a 3D image with echo-1, echo-2, ...',
+            )
+        if len(value) != volumes:
+            raise _RunError(
+                file.path,
+                f'has {volumes} volumes and {len(value)} echo times {value}: correct the sidecar',
+            )
+        for item in value:
+            _check_echo_time(file, item)
+        if any(late <= early for early, late in pairwise(value)):
+            raise _RunError(
+                file.path, f'EchoTime {value} does not increase: sort the volumes, or correct it'
+            )
+        lists[file] = [float(item) for item in value]
+    if not lists:
+        raise _RunError(
+            one.path,
+            f'has no EchoTime: write the list of the {_load_grid(one.path).shape[-1]} echo times '
+            '(in seconds) into the JSON sidecar',
+        )
+    if len(lists) == 2 and lists[one] != lists[other]:
+        raise _RunError(
+            one.path,
+            f'EchoTime {lists[one]} s differs from {lists[other]} s of {other.path}: '
+            'correct the sidecars',
+        )
+    return next(iter(lists.values()))
 
 
 def _echo_time(
@@ -538,14 +758,7 @@ def _echo_time(
             magnitude.path, 'has no EchoTime: write it (in seconds) into the JSON sidecar'
         )
     for file, value in values.items():
-        if not _is_positive(value):
-            raise _RunError(file.path, f'EchoTime {value!r} is not a positive number of seconds')
-        if value > 1:
-            raise _RunError(
-                file.path,
-                f'EchoTime {value} looks like milliseconds; BIDS has seconds: '
-                f'write {value / 1000:g}',
-            )
+        _check_echo_time(file, value)
     if len(set(values.values())) > 1:
         raise _RunError(
             magnitude.path,
@@ -575,26 +788,53 @@ def _phase_units(
     return stated.get(first)
 
 
+def _check_echo_time(file: _File, value: Any) -> None:
+    """Raise unless an echo time is a number of seconds."""
+    if not _is_positive(value):
+        raise _RunError(
+            file.path,
+            f'EchoTime {value!r} is not a positive number of seconds: correct the sidecar',
+        )
+    if value > 1:
+        raise _RunError(
+            file.path,
+            f'EchoTime {value} looks like milliseconds; BIDS has seconds: write {value / 1000:g}',
+        )
+
+
 def _is_positive(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value > 0
 
 
-def _field_strength(metadata: Mapping[_File, Mapping[str, Any]], fallback: float | None) -> float:
-    """The one field strength of all images, T."""
+def _field_strength(
+    metadata: Mapping[_File, Mapping[str, Any]], given: float | None
+) -> tuple[float, list[tuple[Path, str]]]:
+    """The one field strength of all images (T), and what is to be told of it.
+
+    A possible value of the metadata comes first; ``given`` stands in for a missing or absurd one.
+    """
     low, high = FIELD_STRENGTHS
     seen: dict[float, _File] = {}
+    notes: list[tuple[Path, str]] = []
     for file, content in metadata.items():
         value = content.get('MagneticFieldStrength')
         if value is None:
             continue
-        if not _is_positive(value) or not low <= value <= high:
+        if _is_positive(value) and low <= value <= high:
+            seen.setdefault(float(value), file)
+            continue
+        wrong = f'MagneticFieldStrength {value!r} is not between {low} and {high} T'
+        if given is None:
+            gauss = _is_positive(value) and low <= value / 1e4 <= high
             raise _RunError(
                 file.path,
-                f'MagneticFieldStrength {value!r} is not between {low} and {high} T: '
-                'correct the sidecar',
+                wrong
+                + (f' ({value / 1e4:g} T in gauss?)' if gauss else '')
+                + ': correct the sidecar, or give --field-strength TESLA',
             )
-        seen.setdefault(float(value), file)
+        if not notes:
+            notes.append((file.path, f'{wrong}: {given:g} T of --field-strength is used'))
     if len(seen) > 1:
         (one, first), (two, second), *_ = seen.items()
         raise _RunError(
@@ -602,88 +842,233 @@ def _field_strength(metadata: Mapping[_File, Mapping[str, Any]], fallback: float
             f'MagneticFieldStrength {one} T differs from {two} T of {second.path}: '
             'correct the sidecars',
         )
-    if not seen and fallback is None:
+    if seen:
+        (value, file), *_ = seen.items()
+        if given is not None and given != value:
+            notes.append(
+                (
+                    file.path,
+                    f'MagneticFieldStrength {value:g} T is used, not {given:g} T of '
+                    '--field-strength, which is for images that lack it',
+                )
+            )
+        return value, notes
+    if given is None:
         raise _RunError(
             next(iter(metadata)).path,
             'has no MagneticFieldStrength: add it to a sidecar, or give --field-strength TESLA',
         )
-    return next(iter(seen), fallback)  # type: ignore[return-value]
+    return given, notes
 
 
-def _load_grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of an image, from its header.
+class _Grid(NamedTuple):
+    """What the header of an image says about its grid."""
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    oriented: bool
+    """Whether the header has a qform or an sform; the affine is made up otherwise."""
+    note: str
+    """What is to be told of it."""
+
+
+def _load_grid(path: Path) -> _Grid:
+    """Grid of an image, from its header.
 
     Raises
     ------
     _RunError
-        If it is no NIfTI file, or an uncompressed one that is shorter than its header says. What
-        is missing from a compressed file is only seen by the node that reads it all.
+        If it is no NIfTI file, or an uncompressed one that is shorter than its header says (what
+        is missing from a compressed file is only seen by the node that reads it all), or if its
+        numbers or its geometry cannot be used.
     """
     try:
+        if path.stat().st_size == 0:
+            raise _RunError(path, 'is empty (0 bytes): fetch its content, or copy it again')
         image: Any = nib.load(path)
+        header = image.header
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
+        dtype = header.get_data_dtype()
         if path.suffix == '.nii':
             # The header in memory has lost the offset; the data's proxy has kept it.
-            size = math.prod(image.shape) * image.header.get_data_dtype().itemsize
+            size = math.prod(image.shape) * dtype.itemsize
             needed = image.dataobj.offset + size
             if path.stat().st_size < needed:
                 raise _RunError(
                     path,
                     f'is truncated: {path.stat().st_size} bytes of {needed}; copy the file again',
                 )
+        scaling = (image.dataobj.slope, image.dataobj.inter)
+        oriented, note = _orientation(path, header)
     except FileNotFoundError as error:
         hint = ' (a link to nowhere: fetch the content)' if path.is_symlink() else ''
-        raise _RunError(path, f'cannot be found{hint}') from error
+        raise _RunError(path, f'cannot be found{hint}: restore it') from error
     except (OSError, EOFError, ValueError, KeyError, nib.filebasedimages.ImageFileError) as error:
         raise _RunError(
             path, f'is not a readable NIfTI file ({error}); copy or convert it again'
         ) from error
+    except _RunError:
+        raise
     except Exception as error:  # zlib.error and nibabel's header errors have no common base
         raise _RunError(
             path, f'has a broken header ({error}); copy or convert it again'
         ) from error
+    _check_numbers(path, dtype, *scaling)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _RunError(path, f'has no usable affine: {affine[:3].tolist()}; convert it again')
-    return shape, affine
+    return _Grid(shape, affine, oriented, note)
 
 
-def _check_grids(paths: Sequence[Path]) -> None:
-    """All images are 3D and on the grid of the first."""
-    shape, affine = _load_grid(paths[0])
-    if len(shape) != 3:
-        raise _RunError(paths[0], f'has the shape {shape}; each echo is one 3D image')
+def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) -> None:
+    """Raise unless the stored numbers are real and stay finite in single precision."""
+    if dtype.kind == 'c':
+        raise _RunError(
+            path,
+            f'holds complex numbers ({dtype}): store part-real and part-imag, or part-mag and '
+            'part-phase, as images of their own',
+        )
+    if dtype.kind not in 'iuf':
+        raise _RunError(path, f'holds {dtype} (colours?), not numbers: convert the image again')
+    if dtype.kind in 'iu':
+        limits = np.iinfo(dtype)
+        edges = (float(limits.min), float(limits.max))
+        largest = max(abs(float(slope) * edge + float(intercept)) for edge in edges)
+        if not largest <= float(np.finfo(np.float32).max):
+            raise _RunError(
+                path,
+                f'scl_slope {slope:g} and scl_inter {intercept:g} take {dtype} beyond what single '
+                'precision holds: correct the header',
+            )
+
+
+def _orientation(path: Path, header: Any) -> tuple[bool, str]:
+    """Whether a header has an orientation, and what is to be told about it."""
+    unit = header.get_xyzt_units()[0]
+    if unit in ('meter', 'micron'):
+        raise _RunError(path, f'says that its lengths are in {unit}s: convert the header to mm')
+    (qform, qcode), (sform, scode) = header.get_qform(coded=True), header.get_sform(coded=True)
+    size = header.get_zooms()[:3] if scode == 0 else nib.affines.voxel_sizes(sform)
+    low, high = VOXEL_SIZES
+    # All zero is a header without any geometry, which is told elsewhere.
+    if np.any(size) and not all(low <= edge <= high for edge in size):
+        numbers = ' x '.join(f'{edge:.4g}' for edge in size)
+        raise _RunError(
+            path,
+            f'voxel size {numbers} mm is not between {low} and {high} mm: correct the header '
+            '(another unit?)',
+        )
+    if qcode == 0 or scode == 0:
+        return bool(qcode or scode), ''
+    try:
+        one, other = _b0_along(qform), _b0_along(sform)
+    except np.linalg.LinAlgError:
+        return True, ''
+    angle = math.degrees(math.acos(min(1.0, abs(float(one @ other)))))
+    shift = float(np.abs(qform - sform).max())
+    if angle > SAME_DIRECTION:
+        words = (
+            f'qform (code {int(qcode)}) and sform (code {int(scode)}) differ: B0 is along '
+            f'{one.round(3).tolist()} of the voxel axes by the one and '
+            f'{other.round(3).tolist()} by the other, {angle:.1f} degrees apart'
+        )
+        if int(qcode) == 1 and int(scode) != 1:
+            raise _RunError(
+                path,
+                f'{words}; the scanner is what the qform says, but the sform comes first: copy '
+                'the qform into the sform',
+            )
+        return True, f'{words}; the sform is used. If it is wrong, copy the qform into the sform'
+    if shift > max(GRID_TOLERANCE, 1e-3 * float(max(size))):
+        return True, (
+            f'qform and sform differ by up to {shift:.4g} mm, with the same direction of B0; '
+            'the sform is used'
+        )
+    return True, ''
+
+
+def _b0_along(affine: np.ndarray) -> np.ndarray:
+    """Direction of the scanner's z along the voxel axes.
+
+    As `numerics.dipole.b0_direction` has it, of which this module knows nothing.
+    """
+    linear = affine[:3, :3]
+    u, _, vt = np.linalg.svd(linear / np.sqrt((linear**2).sum(axis=0)))
+    return (u @ vt)[2]
+
+
+def _check_grids(
+    paths: Sequence[Path], volumes: int | None, b0_dir: Sequence[float] | None
+) -> tuple[_Grid, list[tuple[Path, str]]]:
+    """The one grid of all images, and what is to be told of it.
+
+    Each is 3D, or has ``volumes`` along a fourth axis.
+    """
+    first = _load_grid(paths[0])
+    wanted = 3 if volumes is None else 4
+    if len(first.shape) != wanted:
+        raise _RunError(
+            paths[0],
+            f'has the shape {first.shape}; each echo is one 3D image, or all echoes are one 4D '
+            'image without an echo entity',
+        )
+    if min(first.shape[:3]) < LEAST_MATRIX:
+        raise _RunError(
+            paths[0],
+            f'has the matrix {" x ".join(map(str, first.shape[:3]))}; {LEAST_MATRIX} voxels are '
+            'the least along each axis: acquire or export the whole volume',
+        )
+    notes = [(paths[0], first.note)] if first.note else []
     for path in paths[1:]:
-        other_shape, other_affine = _load_grid(path)
-        if other_shape != shape:
+        other = _load_grid(path)
+        if other.shape != first.shape:
             raise _RunError(
                 path,
-                f'shape {other_shape} differs from {shape} of {paths[0]}; export or resample '
-                'them on one grid',
+                f'shape {other.shape} differs from {first.shape} of {paths[0]}; export or '
+                'resample them on one grid',
             )
-        if not np.allclose(other_affine, affine, rtol=0, atol=GRID_TOLERANCE):
+        if not np.allclose(other.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
             raise _RunError(
                 path,
-                f'affine {other_affine[:3].round(4).tolist()} differs from '
-                f'{affine[:3].round(4).tolist()} of {paths[0]}; export or resample '
+                f'affine {other.affine[:3].round(4).tolist()} differs from '
+                f'{first.affine[:3].round(4).tolist()} of {paths[0]}; export or resample '
                 'them on one grid',
             )
+        if other.oriented != first.oriented:
+            unoriented = paths[0] if other.oriented else path
+            raise _RunError(
+                unoriented,
+                'has neither qform nor sform, unlike '
+                f'{path if other.oriented else paths[0]}: convert it again',
+            )
+    if not first.oriented and b0_dir is None:
+        raise _RunError(
+            paths[0],
+            'has neither qform nor sform (both codes are 0), so that the direction of B0 is not '
+            'known: convert it again, or give --b0-dir X Y Z along the voxel axes',
+        )
+    if first.oriented and b0_dir is not None:
+        along = _b0_along(first.affine).round(3).tolist()
+        notes.append(
+            (
+                paths[0],
+                f'the affine says that B0 is along {along} of the voxel axes; --b0-dir is not '
+                'used, which is for images with neither qform nor sform',
+            )
+        )
+    return first, notes
 
 
 # -- labels -------------------------------------------------------------------------------------
 
 
 def _label_files(
-    files: Sequence[_File],
-    subjects: Sequence[str],
-    derivatives: Mapping[str, Path],
-    wanted: Mapping[str, Any],
+    sources: Sequence[Sequence[_File]], wanted: Mapping[str, Any]
 ) -> list[tuple[_File, list[_File]]]:
-    """Label images with the TSV files of their dataset; the derivatives first, in their order."""
-    sources = [list(_walk_derivative(path, subjects)) for path in derivatives.values()]
+    """Label images with the TSV files of their dataset, in the order of the datasets."""
     pairs = []
-    for source in [*sources, list(files)]:
+    for source in sources:
         tables = [file for file in source if file.suffix == 'dseg' and file.extension == '.tsv']
         pairs += [
             (file, tables)
@@ -694,51 +1079,104 @@ def _label_files(
 
 
 def _walk_derivative(root: Path, subjects: Sequence[str]) -> Iterator[_File]:
-    """The dseg files of a derivative dataset, which need not be perfect BIDS."""
+    """The dseg and mask files of a derivative dataset, which need not be perfect BIDS."""
     root = root.absolute()
     folders = [root / f'sub-{subject}' for subject in subjects]
     paths = [*root.glob('*dseg.tsv'), *(p for f in folders for p in f.rglob('*dseg.*'))]
+    paths += [p for f in folders for end in EXTENSIONS for p in f.rglob(f'*_mask{end}')]
     for path in sorted(paths):
         if file := _parse(path, root):
             yield file
+
+
+def _is_of(file: _File, run: Run) -> bool:
+    """Whether a derivative is of this run: space, desc, label and the like may be anything."""
+    own = {'sub': run.subject, 'ses': run.session, **run.entities}
+    said = {k: v for k, v in file.entities.items() if k in ('sub', 'ses', *_ACQUISITION)}
+    return all(own.get(key) == value for key, value in said.items())
+
+
+def _off_grid(grid: _Grid, run: Run, first: _Grid) -> str:
+    """How a grid differs from that of a run, or an empty string."""
+    if grid.shape != run.matrix:
+        return f'shape {grid.shape} differs from {run.matrix} of {run.sources[0]}'
+    if not np.allclose(grid.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
+        return (
+            f'affine differs by {np.abs(grid.affine - first.affine).max():.4g} mm from '
+            f'{run.sources[0]}'
+        )
+    return ''
+
+
+def _with_mask(run: Run, candidates: Sequence[_File], mask: str) -> tuple[Run, list[Problem]]:
+    """The run with its region of interest.
+
+    Of a derivative's masks ``desc-brain`` comes first, then the order of the datasets and names.
+    """
+    if mask == 'auto':
+        return run, []
+    first = _load_grid(Path(run.sources[0]))
+    if mask != 'derivatives':
+        path = Path(mask).absolute()
+        if wrong := _off_grid(_load_grid(path), run, first):
+            raise _RunError(path, f'--mask: {wrong}; resample it (nearest neighbour)')
+        return replace(run, mask=str(path)), []
+    notes, found = [], []
+    for file in candidates:
+        if not _is_of(file, run):
+            continue
+        try:
+            wrong = _off_grid(_load_grid(file.path), run, first)
+        except _RunError as error:
+            wrong = str(error)
+        if wrong:
+            notes.append(Problem(run.subject, str(file.path), f'mask not used: {wrong}', False))
+        else:
+            found.append(file)
+    if not found:
+        told = ''.join(f'; {note.file}: {note.message}' for note in notes)
+        raise _RunError(
+            run.sources[0],
+            '--mask derivatives: no _mask of this run, on its grid, in the folders of '
+            f'-d/--derivatives{told}. Make one, or give --mask auto or --mask FILE',
+        )
+    found.sort(key=lambda file: file.entities.get('desc') != 'brain')
+    notes += [
+        Problem(
+            run.subject,
+            str(file.path),
+            f'mask not used: {found[0].path} comes first; choose with --bids-filter-file '
+            '{"mask": {"description": ...}}',
+            fatal=False,
+            skipped=True,
+        )
+        for file in found[1:]
+    ]
+    return replace(run, mask=str(found[0].path)), notes
 
 
 def _with_labels(
     run: Run, candidates: Sequence[tuple[_File, list[_File]]], reference: str
 ) -> tuple[Run, list[Problem]]:
     """The run with the first label image that is its own and on its grid."""
-    own = {'sub': run.subject, 'ses': run.session, **run.entities}
     notes: list[Problem] = []
     found: list[tuple[_File, dict[int, str]]] = []
-    shape, affine = _load_grid(Path(run.magnitude[0]))
+    first = _load_grid(Path(run.sources[0]))
 
     def note(path: Path, message: str) -> None:
         notes.append(Problem(run.subject, str(path), message, fatal=False))
 
     for file, tables in candidates:
-        # Entities that say which acquisition; space, desc, label and the like may be anything.
-        said = {k: v for k, v in file.entities.items() if k in ('sub', 'ses', *_ACQUISITION)}
-        if any(own.get(key) != value for key, value in said.items()):
+        if not _is_of(file, run):
             continue
         try:
-            label_shape, label_affine = _load_grid(file.path)
+            wrong = _off_grid(_load_grid(file.path), run, first)
             names = _label_names(file, tables)
         except _RunError as error:
             note(Path(error.path), f'labels not used: {error}')
             continue
-        if label_shape != shape:
-            note(
-                file.path,
-                f'labels not used: shape {label_shape} differs from {shape} of '
-                f'{run.magnitude[0]}; resample them on its grid',
-            )
-        elif not np.allclose(label_affine, affine, rtol=0, atol=GRID_TOLERANCE):
-            note(
-                file.path,
-                f'labels not used: affine differs by '
-                f'{np.abs(label_affine - affine).max():.4g} mm from {run.magnitude[0]}; '
-                'resample them on its grid',
-            )
+        if wrong:
+            note(file.path, f'labels not used: {wrong}; resample them on its grid')
         else:
             found.append((file, names))
     for file, _ in found[1:]:
@@ -751,14 +1189,13 @@ def _with_labels(
     if reference not in ('none', 'roi-mean') and reference not in names.values():
         there = ', '.join(names.values()) or 'none at all'
         raise _RunError(
-            found[0][0].path if found else run.magnitude[0],
+            found[0][0].path if found else run.sources[0],
             f'--reference {reference} is not one of its labels ({there})'
             + ''.join(f'; {problem.file}: {problem.message}' for problem in notes),
         )
     if not found:
         return run, notes
-    values = {**vars(run), 'labels': str(found[0][0].path), 'label_names': names}
-    return Run(**values), notes
+    return replace(run, labels=str(found[0][0].path), label_names=names), notes
 
 
 _ACQUISITION = ('task', 'acq', 'ce', 'rec', 'dir', 'run', 'flip', 'inv', 'mt', 'chunk', 'sample')

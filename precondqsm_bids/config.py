@@ -32,7 +32,13 @@ class Settings:
     mem_gb : float
         Memory that may be used at once, GiB.
     field_strength : float or None
-        T; used only where the metadata have no ``MagneticFieldStrength``.
+        T; used only where the metadata have no ``MagneticFieldStrength`` or an absurd one.
+    b0_dir : tuple of float or None
+        Direction of B0 along the voxel axes; used only for images with neither qform nor sform.
+    mask : str
+        Region of interest: ``auto`` (the object), ``derivatives`` or a file.
+    mask_erosion : float
+        Depth that is taken off the region of interest, mm.
     prior : str
         What the first estimate is made of: ``contrast`` or ``r2prime``.
     prior_fit : str
@@ -73,6 +79,9 @@ class Settings:
     verbose: int = 0
     field_strength: float | None = field(default=None, metadata=METHOD)
     phase_sign: int | None = field(default=None, metadata=METHOD)
+    b0_dir: tuple[float, ...] | None = field(default=None, metadata=METHOD)
+    mask: str = field(default='auto', metadata=METHOD)
+    mask_erosion: float = field(default=0.0, metadata=METHOD)
     prior: str = field(default='contrast', metadata=METHOD)
     prior_fit: str = field(default='auto', metadata=METHOD)
     r2: float | None = field(default=None, metadata=METHOD)
@@ -164,7 +173,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     >>> parse_toml('n_procs = 4')
     Traceback (most recent call last):
     ...
-    ValueError: unknown setting n_procs; the settings are analysis_level, bids_database_dir, ...
+    ValueError: unknown setting n_procs; the settings are analysis_level, b0_dir, ...
     """
     raw = tomllib.loads(text)
     kinds = get_type_hints(Settings)
@@ -183,6 +192,9 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     if kind == tuple[str, ...] and isinstance(value, list):
         if all(isinstance(item, str) for item in value):
             return tuple(value)
+    elif kind == tuple[float, ...] | None and isinstance(value, list):
+        if all(type(item) in (int, float) for item in value):
+            return tuple(float(item) for item in value)
     elif kind in (Path, Path | None) and isinstance(value, str):
         return Path(value)
     elif kind in (float, float | None) and type(value) in (int, float):
@@ -198,7 +210,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f'[{", ".join(_string(item) for item in value)}]'
+        return f'[{", ".join(_value(item) for item in value)}]'
     if isinstance(value, str | Path):
         return _string(str(value))
     return repr(value)

@@ -77,7 +77,9 @@ def test_multi_echo_t2starw(dataset):
 
 def test_plain_t2starw_is_left_alone(dataset):
     dataset.write_image(dataset.root / 'sub-01/anat/sub-01_T2starw.nii.gz')
-    assert find_runs(dataset.root) == ([], [])
+    runs, (note,) = find_runs(dataset.root)
+    assert (runs, note.kind) == ([], 'skipped')
+    assert 'without echo and part' in note.message
 
 
 def test_megre_comes_before_t2starw_of_the_same_name(dataset):
@@ -87,9 +89,12 @@ def test_megre_comes_before_t2starw_of_the_same_name(dataset):
     assert 'MEGRE' in run.magnitude[0]
     assert not problem.fatal
     assert 'T2starw' in problem.file
-    (run,), problems = find_runs(dataset.root, filters={'megre': {'suffix': 'T2starw'}})
+    (run,), (note,) = find_runs(dataset.root, filters={'megre': {'suffix': 'T2starw'}})
     assert 'T2starw' in run.magnitude[0]
-    assert not problems
+    assert (note.kind, note.message) == (
+        'skipped',
+        '6 images, this is the first: left out by --bids-filter-file',
+    )
 
 
 def test_labels_match_exactly(dataset):
@@ -173,14 +178,15 @@ def test_filters(dataset, tmp_path, wanted, labels):
     filters = read_filters(dataset.write_json(tmp_path / 'filters.json', {'megre': wanted}))
     runs, problems = find_runs(dataset.root, filters=filters)
     assert [run.label for run in runs] == labels
-    assert not problems
+    assert [problem.kind for problem in problems] == ['skipped']
+    assert f'{4 * (3 - len(labels))} images' in problems[0].message
 
 
 @pytest.mark.parametrize(
     'content, message',
     [
         ('{"megre": {"acq": "hi"}}', 'unknown entity "acq"'),
-        ('{"bold": {}}', 'unknown query "bold"; known: megre, dseg'),
+        ('{"bold": {}}', 'unknown query "bold"; known: megre, dseg, mask'),
         ('{"megre": "hi"}', 'filters look like'),
         ('[]', 'filters look like'),
         ('{"megre": {"run": {"a": 1}}}', 'should be a label'),
@@ -269,11 +275,65 @@ def test_half_a_pair(dataset, part, name):
     assert 'echo-2' in problem.file
 
 
-def test_real_and_imaginary_parts_are_named(dataset):
+def test_real_and_imaginary_parts(dataset):
     folder = dataset.add_run()
     for path in folder.glob('*part-*'):
         path.rename(Path(str(path).replace('-mag', '-real').replace('-phase', '-imag')))
-    assert 'convert to magnitude and phase' in only_problem(dataset).message
+    (run,), problems = find_runs(dataset.root)
+    assert not problems
+    assert not run.as_needed
+    assert (run.magnitude, run.phase) == ((), ())
+    assert names(run.sources) == [
+        f'sub-01_echo-{i}_part-{part}_MEGRE.nii.gz' for part in ('real', 'imag') for i in (1, 2, 3)
+    ]
+    (folder / 'sub-01_echo-2_part-imag_MEGRE.nii.gz').unlink()
+    assert 'has no imaginary part beside it' in only_problem(dataset).message
+
+
+def test_magnitude_and_phase_come_before_real_and_imaginary_parts(dataset):
+    folder = dataset.add_run()
+    dataset.write_image(folder / 'sub-01_echo-1_part-real_MEGRE.nii.gz')
+    (run,), (note,) = find_runs(dataset.root)
+    assert run.as_needed
+    assert (note.kind, note.message) == (
+        'skipped',
+        'left out: the run is read from its magnitude and phase',
+    )
+
+
+def add_4d(dataset, echo_times=(0.004, 0.008), volumes=2):
+    anat = dataset.root / 'sub-01/anat'
+    for part in ('mag', 'phase'):
+        dataset.write_image(anat / f'sub-01_part-{part}_MEGRE.nii.gz', shape=(4, 5, 6, volumes))
+    metadata = {'MagneticFieldStrength': 3, 'EchoTime': echo_times}
+    dataset.write_json(anat / 'sub-01_MEGRE.json', metadata)
+
+
+def test_one_file_with_an_axis_of_echoes(dataset):
+    add_4d(dataset)
+    (run,), problems = find_runs(dataset.root)
+    assert not problems
+    assert (run.echo_times, run.matrix, run.echoes_in_one_file) == (
+        (0.004, 0.008),
+        (4, 5, 6),
+        True,
+    )
+    assert names(run.sources) == ['sub-01_part-mag_MEGRE.nii.gz', 'sub-01_part-phase_MEGRE.nii.gz']
+
+
+@pytest.mark.parametrize(
+    'echo_times, message',
+    [
+        (0.004, '2 volumes and EchoTime 0.004: write the list'),
+        (None, 'has no EchoTime: write the list of the 2 echo times'),
+        ([0.004], '2 volumes and 1 echo times [0.004]'),
+        ([0.008, 0.004], '[0.008, 0.004] does not increase'),
+        ([0.004, 8], 'EchoTime 8 looks like milliseconds'),
+    ],
+)
+def test_echo_times_of_one_file(dataset, echo_times, message):
+    add_4d(dataset, echo_times)
+    assert message in only_problem(dataset).message
 
 
 def test_the_same_image_twice(dataset):
@@ -369,19 +429,34 @@ def test_field_strength(dataset):
     assert '--field-strength TESLA' in only_problem(dataset).message
     (run,), _ = find_runs(dataset.root, field_strength=1.5)
     assert run.field_strength == 1.5
+    assert run.missing == ('MagneticFieldStrength (--field-strength given)',)
+
+
+def test_field_strength_as_measured_is_kept(dataset):
+    dataset.add_run(field_strength=2.89362)
+    (run,), problems = find_runs(dataset.root)
+    assert (run.field_strength, problems) == (2.89362, [])
 
 
 def test_field_strength_of_the_metadata_comes_first(dataset):
     dataset.add_run(field_strength=3.0)
-    (run,), _ = find_runs(dataset.root, field_strength=1.5)
+    (run,), (note,) = find_runs(dataset.root, field_strength=1.5)
     assert run.field_strength == 3.0
+    assert note.kind == 'warning'
+    assert '3 T is used, not 1.5 T of --field-strength' in note.message
+    assert find_runs(dataset.root, field_strength=3.0)[1] == []
 
 
 @pytest.mark.parametrize('value', [30000, 0.01, '3', -3])
 def test_absurd_field_strength(dataset, value):
     dataset.add_run(field_strength=value)
-    message = only_problem(dataset, field_strength=3.0).message
+    message = only_problem(dataset).message
     assert f'MagneticFieldStrength {value!r} is not between 0.1 and 25.0 T' in message
+    assert ('3 T in gauss?' in message) == (value == 30000)
+    assert 'give --field-strength TESLA' in message
+    (run,), (note,) = find_runs(dataset.root, field_strength=3.0)
+    assert run.field_strength == 3.0
+    assert '3 T of --field-strength is used' in note.message
 
 
 def test_field_strengths_differ(dataset):
@@ -442,7 +517,8 @@ def test_labels_of_another_participant_or_session(dataset, name):
     dataset.add_run('sub-01_ses-a')
     dataset.add_labels(f'{name}.nii.gz', TUBES)
     (run,), problems = find_runs(dataset.root)
-    assert (run.labels, problems) == (None, [])
+    assert run.labels is None
+    assert all(problem.skipped for problem in problems)
 
 
 def test_labels_of_another_run(dataset):
@@ -501,3 +577,173 @@ def test_reference_should_be_a_label(dataset):
     assert problem.subject == '02'
     _, (problem, _) = find_runs(dataset.root, reference='water')
     assert '--reference water is not one of its labels (agar, tube A)' in problem.message
+
+
+# -- geometry -----------------------------------------------------------------------------------
+
+
+def write_forms(path, qform=None, sform=None, codes=(0, 0), shape=(4, 5, 6)):
+    """An image whose header has these two transforms."""
+    image = nib.Nifti1Image(np.ones(shape, np.float32), None)
+    image.header.set_zooms((2, 2, 2))
+    for setter, affine, code in (
+        (image.header.set_qform, qform, codes[0]),
+        (image.header.set_sform, sform, codes[1]),
+    ):
+        if affine is not None:
+            setter(affine, code)
+    # Written by hand: nibabel's image would fill in the codes.
+    with path.open('wb') as stream:
+        data = np.ones(shape, np.float32)
+        header = image.header
+        header['vox_offset'], header['magic'] = 352, b'n+1'
+        header.write_to(stream)
+        stream.write(b'\0' * 4 + data.tobytes(order='F'))
+    return path
+
+
+def add_forms(dataset, **forms):
+    folder = dataset.add_run(extension='.nii')
+    for path in folder.glob('*.nii'):
+        write_forms(path, **forms)
+    return folder
+
+
+STRAIGHT = np.diag([2.0, 2.0, 2.0, 1.0])
+TILTED = STRAIGHT.copy()
+TILTED[1:3, 1:3] = 2 * np.array([[0.8, -0.6], [0.6, 0.8]])
+FLIPPED = np.diag([-2.0, 2.0, 2.0, 1.0])
+
+
+def test_neither_qform_nor_sform(dataset):
+    add_forms(dataset)
+    problem = only_problem(dataset)
+    assert problem.file.endswith('sub-01_echo-1_part-mag_MEGRE.nii')
+    assert 'neither qform nor sform' in problem.message
+    assert 'give --b0-dir X Y Z' in problem.message
+    (run,), problems = find_runs(dataset.root, b0_dir=(0, 1, 0))
+    assert (run.b0_dir, run.as_needed, problems) == ((0.0, 1.0, 0.0), False, [])
+    assert run.missing == ('affine (--b0-dir given)',)
+
+
+def test_b0_dir_is_for_images_without_a_direction(dataset):
+    dataset.add_run()
+    (run,), (note,) = find_runs(dataset.root, b0_dir=(0, 1, 0))
+    assert (run.b0_dir, run.as_needed) == (None, True)
+    assert 'B0 is along [0.0, 0.0, 1.0] of the voxel axes; --b0-dir is not used' in note.message
+
+
+@pytest.mark.parametrize(
+    'forms, message',
+    [
+        ({'qform': TILTED, 'sform': STRAIGHT, 'codes': (1, 1)}, '36.9 degrees apart; the sform'),
+        ({'qform': FLIPPED, 'sform': STRAIGHT, 'codes': (1, 1)}, 'up to 4 mm, with the same dir'),
+        ({'qform': STRAIGHT, 'sform': STRAIGHT, 'codes': (1, 1)}, None),
+        ({'qform': TILTED, 'codes': (1, 0)}, None),
+    ],
+    ids=['tilted', 'flipped', 'equal', 'qform only'],
+)
+def test_qform_and_sform(dataset, forms, message):
+    add_forms(dataset, **forms)
+    (run,), problems = find_runs(dataset.root)
+    assert run.as_needed
+    assert [message in problem.message for problem in problems] == ([True] if message else [])
+
+
+def test_sform_of_a_template(dataset):
+    add_forms(dataset, qform=TILTED, sform=STRAIGHT, codes=(1, 4))
+    assert 'copy the qform into the sform' in only_problem(dataset).message
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'xyzt_units': 1}, 'lengths are in meters'),
+        ({'xyzt_units': 3}, 'lengths are in microns'),
+        ({'pixdim': [1, 2000, 2000, 2000, 0, 0, 0, 0]}, '2000 x 2000 x 2000 mm is not between'),
+        ({'scl_slope': 1e35, 'scl_inter': 0, 'datatype': 4, 'bitpix': 16}, 'beyond what single'),
+        ({'datatype': 32, 'bitpix': 64}, 'complex numbers (complex64)'),
+        ({'datatype': 128, 'bitpix': 24}, 'colours?'),
+    ],
+)
+def test_headers_that_cannot_be_right(dataset, change, message):
+    folder = add_forms(dataset, qform=STRAIGHT, codes=(1, 0), shape=(8, 8, 8))
+    for path in folder.glob('*.nii'):
+        content = path.read_bytes()
+        header = nib.Nifti1Header(content[:348])
+        for key, value in change.items():
+            header[key] = value
+        path.write_bytes(header.binaryblock + content[348:] + b'\0' * 4096)
+    assert message in only_problem(dataset).message
+
+
+def test_a_slice_is_no_volume(dataset):
+    folder = dataset.add_run()
+    for path in folder.glob('*.nii.gz'):
+        dataset.write_image(path, shape=(64, 64, 1))
+    assert 'has the matrix 64 x 64 x 1; 4 voxels are the least' in only_problem(dataset).message
+
+
+# -- masks --------------------------------------------------------------------------------------
+
+
+def test_mask_of_derivatives(dataset, tmp_path):
+    """Its own participant's, on its own grid, desc-brain first."""
+    dataset.add_run('sub-01_ses-a')
+    derivatives = {'seg': tmp_path / 'seg'}
+    find = {'derivatives': derivatives, 'mask': 'derivatives'}
+    anat = tmp_path / 'seg/sub-01/ses-a/anat'
+    dataset.write_image(anat / 'sub-01_ses-b_desc-brain_mask.nii.gz')
+    dataset.write_image(tmp_path / 'seg/sub-011/anat/sub-011_desc-brain_mask.nii.gz')
+    off = dataset.write_image(anat / 'sub-01_ses-a_desc-brain_mask.nii.gz', shape=(4, 5, 7))
+    problem = only_problem(dataset, **find)
+    assert 'no _mask of this run, on its grid' in problem.message
+    assert f'{off}: mask not used: shape (4, 5, 7) differs from (4, 5, 6)' in problem.message
+    body = dataset.write_image(anat / 'sub-01_ses-a_desc-body_mask.nii.gz')
+    (run,), (note,) = find_runs(dataset.root, **find)
+    assert (run.mask, note.kind) == (str(body), 'warning')
+    brain = dataset.write_image(off)
+    (run,), (note,) = find_runs(dataset.root, **find)
+    assert (run.mask, note.file, note.kind) == (str(brain), str(body), 'skipped')
+    filters = {'mask': {'description': 'body'}}
+    (run,), problems = find_runs(dataset.root, **find, filters=filters)
+    assert (run.mask, problems) == (str(body), [])
+    assert find_runs(dataset.root, derivatives=derivatives)[0][0].mask is None
+
+
+def test_mask_file(dataset, tmp_path):
+    dataset.add_run()
+    path = dataset.write_image(tmp_path / 'mask.nii')
+    (run,), problems = find_runs(dataset.root, mask=str(path))
+    assert (run.mask, problems) == (str(path), [])
+    dataset.write_image(path, affine=np.diag([2.0, 2.0, 2.1, 1.0]))
+    problem = only_problem(dataset, mask=str(path))
+    assert problem.file == str(path)
+    assert '--mask: affine differs by 0.1 mm from' in problem.message
+
+
+# -- what is left out ---------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_told(dataset):
+    dataset.add_run('sub-01_ses-a')
+    dataset.add_run('sub-01_ses-b', echo_times=(0.004, 0.008))
+    dataset.write_image(dataset.root / 'sub-01/ses-a/qsm/sub-01_ses-a_echo-1_MEGRE.nii.gz')
+    dataset.write_image(dataset.root / 'sub-02/anat/sub-02_T1w.nii.gz')
+    runs, problems = find_runs(dataset.root, session_label=['a'])
+    assert [run.label for run in runs] == ['sub-01_ses-a']
+    assert [(p.kind, p.message) for p in problems] == [
+        ('skipped', 'not in a folder anat or swi, where BIDS has such images'),
+        (
+            'skipped',
+            '4 images, this is the first: not among the sessions of --session-label',
+        ),
+        ('skipped', 'no multi-echo images'),
+    ]
+
+
+def test_the_draft_folder_for_susceptibility(dataset):
+    folder = dataset.add_run()
+    folder.rename(folder.with_name('swi'))
+    (run,), problems = find_runs(dataset.root)
+    assert (run.label, problems) == ('sub-01', [])

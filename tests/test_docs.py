@@ -300,6 +300,53 @@ def test_outputs_page_has_every_figure():
     assert sorted(shown) == sorted(figure.name for figure in FIGURES)
 
 
+# -- inputs -------------------------------------------------------------------------------------
+
+
+def fault_cases():
+    """Names of the fault suite's cases, and of its tests, read from the source.
+
+    A case is the first argument of ``case(...)`` or ``masked(...)``, or the ``id`` of a parameter
+    that is written out.
+    """
+    cases, tests = set(), set()
+    for path in (ROOT / 'tests' / 'faults').glob('test_*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith('test_'):
+                tests.add(node.name)
+            if not isinstance(node, ast.Call):
+                continue
+            if ast.unparse(node.func) in ('case', 'masked') and isinstance(
+                node.args[0], ast.Constant
+            ):
+                assert node.args[0].value not in cases, node.args[0].value
+                cases.add(node.args[0].value)
+            cases |= {
+                keyword.value.value
+                for keyword in node.keywords
+                if keyword.arg == 'id' and isinstance(keyword.value, ast.Constant)
+            }
+    return cases, tests
+
+
+def test_inputs_page_has_every_case_of_the_fault_suite_and_no_row_without():
+    cases, tests = fault_cases()
+    assert len(cases) >= 60
+    rows = [
+        row.strip('| ').split(' | ')
+        for row in re.findall(r'^\| .* \|$', read('docs/inputs.md'), re.MULTILINE)
+    ]
+    rows = [row for row in rows if row[-1] != 'case']
+    named = []
+    for row in rows:
+        names = re.findall(r'`([\w-]+)`', row[-1])
+        assert names, f'a row without a case: {row[0]}'
+        assert set(names) <= cases | tests, set(names) - cases - tests
+        named += names
+    assert len(named) == len(set(named))
+    assert sorted(cases - set(named)) == []
+
+
 # -- links, examples, build --------------------------------------------------------------------
 
 

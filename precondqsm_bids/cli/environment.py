@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -114,6 +114,8 @@ def logging_to(path: Path, verbose: int) -> Iterator[None]:
         handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
     loggers = [logging.getLogger(name) for name in ('nipype', 'precondqsm_bids', 'py.warnings')]
     before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    # A log that cannot be written (a full disk) is no reason for a traceback at every line.
+    raising, logging.raiseExceptions = logging.raiseExceptions, False
     logging.captureWarnings(True)
     for logger in loggers:
         # What we say ourselves is on the terminal already.
@@ -124,11 +126,13 @@ def logging_to(path: Path, verbose: int) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
+        logging.raiseExceptions = raising
         for logger, (old, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = old, propagate
             logger.setLevel(level)
         for handler in handlers:
-            handler.close()
+            with suppress(OSError):
+                handler.close()
 
 
 @contextmanager

@@ -20,6 +20,9 @@ from precondqsm_bids.config import REG_RULES, Settings, parse_toml, prior_basis
 MAX_OMP_NTHREADS = 8
 """Fourier transforms of these sizes gain little from more threads."""
 
+MASK_WORDS = ('auto', 'derivatives')
+"""What ``--mask`` may be besides a file."""
+
 MEMORY_SHARE = 0.9
 """Part of the memory limit that the nodes may have; the rest is the main process's."""
 
@@ -90,7 +93,8 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
         nargs='+',
         type=_named_folder,
         metavar='[NAME=]PATH',
-        help='derivative datasets with labels (_dseg and its TSV) on the grid of the images',
+        help='derivative datasets with labels (_dseg and its TSV), or masks for --mask '
+        'derivatives, on the grid of the images',
     )
     group.add_argument(
         '--bids-database-dir',
@@ -111,7 +115,28 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         '--field-strength',
         type=_number('tesla', 0.1, 25),
         metavar='TESLA',
-        help='field strength (T) of images whose metadata lack MagneticFieldStrength',
+        help='field strength (T) of images whose metadata lack MagneticFieldStrength or have one '
+        'that cannot be',
+    )
+    group.add_argument(
+        '--b0-dir',
+        nargs=3,
+        type=_number('a component of a direction', -1e6, 1e6),
+        metavar=('X', 'Y', 'Z'),
+        help='direction of B0 along the voxel axes, for images with neither qform nor sform',
+    )
+    group.add_argument(
+        '--mask',
+        type=_mask,
+        metavar='{auto,derivatives,FILE}',
+        help='region of interest: auto (default) is the object, derivatives takes the _mask of '
+        'each run in the folders of --derivatives (desc-brain first), FILE is one for all runs',
+    )
+    group.add_argument(
+        '--mask-erosion',
+        type=_number('mm', 0, 20),
+        metavar='MM',
+        help='depth (mm) that is taken off the region of interest (default: 0, nothing)',
     )
     group.add_argument(
         '--phase-sign',
@@ -298,6 +323,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     for name in ('participant_label', 'session_label'):
         if name in given:
             given[name] = tuple(dict.fromkeys(given[name]))
+    if 'b0_dir' in given:
+        given['b0_dir'] = tuple(given['b0_dir'])
     if given.get('r2') == 'median':
         given['r2'] = None
     if given.get('phase_sign') == 'auto':
@@ -352,6 +379,7 @@ def _check_method(settings: Settings) -> str:
         return f'pdf_iterations = {settings.pdf_iterations} should be 1 or more'
     for name, value, low, high in (
         ('field_strength (T)', settings.field_strength, 0.1, 25),
+        ('mask_erosion (mm)', settings.mask_erosion, 0, 20),
         ('r2 (1/s)', settings.r2, 0, 1e4),
         ('reg_weight (mm)', settings.reg_weight, 0, 1e6),
     ):
@@ -359,6 +387,12 @@ def _check_method(settings: Settings) -> str:
             return f'{name} = {value:g} should be between {low:g} and {high:g}'
     if settings.phase_sign not in (None, 1, -1):
         return f'phase_sign = {settings.phase_sign} should be 1 or -1'
+    if settings.b0_dir is not None and (len(settings.b0_dir) != 3 or not any(settings.b0_dir)):
+        return f'b0_dir = {settings.b0_dir} should be three numbers, not all 0'
+    if settings.mask == 'derivatives' and not settings.derivatives:
+        return '--mask derivatives needs folders to look in: give them with -d/--derivatives'
+    if settings.mask not in MASK_WORDS and not Path(settings.mask).is_file():
+        return f'--mask: no such file: {settings.mask}; give a file, auto or derivatives'
     if settings.reg_rule not in REG_RULES:
         return f'reg_rule = {settings.reg_rule} should be one of {", ".join(REG_RULES)}'
     try:
@@ -392,6 +426,10 @@ def _file(text: str) -> Path:
     if not (path := _path(text)).is_file():
         raise argparse.ArgumentTypeError(f'no such file: {text}')
     return path
+
+
+def _mask(text: str) -> str:
+    return text if text in MASK_WORDS else str(_path(text))
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

@@ -1,6 +1,8 @@
 """The app: find the runs, run the workflow, assemble the reports, say what failed and where."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -73,6 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
         return USAGE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        say(
+            f'failed: {error.filename or settings.output_dir}: {error.strerror}; make room, and '
+            'the same command goes on from the work folder',
+            sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         say('interrupted; the same command goes on from the work folder', sys.stderr)
         return 130
@@ -114,12 +125,14 @@ def run_app(settings: Settings, command: str) -> int:
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
         field_strength=settings.field_strength,
+        b0_dir=settings.b0_dir,
+        mask=settings.mask,
         reference=settings.reference,
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
     if settings.dry_run:
-        print(describe_runs(runs, problems))
+        print(describe_runs(settings, runs, problems))
     if not runs and not fatal:
         print(
             f'precondqsm_bids: nothing to do: {settings.bids_dir} has no multi-echo '
@@ -127,6 +140,8 @@ def run_app(settings: Settings, command: str) -> int:
             'sessions and filters',
             file=sys.stderr,
         )
+        for problem in problems:
+            print(f'skipped: {problem}', file=sys.stderr)
         return NOTHING_TO_DO
     if settings.dry_run:
         return FAILED if fatal else DONE
@@ -168,7 +183,7 @@ def process(
         introduce(settings, runs, log_dir)
         for problem in problems:
             if not problem.fatal:
-                say(f'warning: {problem}')
+                say(f'{problem.kind}: {problem}')
         if not settings.skip_bids_validation:
             validate(settings.bids_dir, log_dir / 'bids-validator.json')
         failures = [fail_input(settings, p, log_name) for p in problems if p.fatal]
@@ -295,6 +310,9 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
     # The worker's own traceback comes last, but a note on the crash itself may follow it.
     text = text.partition('\n\nWhen creating this crashfile')[0]
     lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:  # Nipype could make the file and not fill it
+        node = crash.stem.rpartition('-')[0]
+        return f'{node}: the crash file is empty ({os.strerror(errno.ENOSPC)}?)'
     return ' '.join(filter(None, (run, f'{names[-1]}: {lines[-1].strip()}')))
 
 
@@ -317,9 +335,12 @@ def write_crash(folder: Path, kind: str, text: str) -> Path:
     text : str
         The whole story.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     crash = folder / f'crash-{time.strftime("%Y%m%d-%H%M%S")}-{uuid.uuid4().hex[:8]}-{kind}.txt'
-    crash.write_text(text, encoding='utf-8')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        crash.write_text(text, encoding='utf-8')
+    except OSError as error:  # a full disk: the failure itself must still be told
+        say(f'warning: cannot write {crash}: {error.strerror}', sys.stderr)
     return crash
 
 
@@ -404,41 +425,43 @@ def conclude(runs: Sequence['Run'], failures: Sequence[Failure], log_dir: Path) 
     return FAILED
 
 
-def describe_runs(runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
-    """What ``--dry-run`` prints: a table of the runs, their files and what is wrong.
+def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
+    """What ``--dry-run`` prints: a table of the runs, their files and what is wrong or left out.
 
     Parameters
     ----------
+    settings : Settings
+        What the command line says.
     runs, problems : sequence
         What was found in the dataset.
     """
-    import nibabel as nib
-
-    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'labels')
+    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'labels', 'missing')
     rows = [head]
     for run in runs:
-        image: Any = nib.load(run.magnitude[0])
         times = [1000 * t for t in run.echo_times]
+        missing = [*run.missing, *([] if run.labels else ['labels'])]
         rows.append(
             (
                 run.label,
                 str(len(times)),
-                'x'.join(map(str, image.shape)),
+                'x'.join(map(str, run.matrix)),
                 f'{times[0]:.4g} to {times[-1]:.4g}',
                 f'{run.field_strength:g}',
+                Path(run.mask).name if run.mask else 'auto',
+                settings.prior + ('+shape' if settings.shape else ''),
                 str(len(run.label_names)) if run.label_names else 'none',
+                ', '.join(missing) or 'nothing',
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
         lines += ['', run.label]
-        lines += [f'  {path}' for path in (*run.magnitude, *run.phase)]
-        if run.labels:
-            lines.append(f'  {run.labels}')
-    if problems:
-        lines += ['', 'problems']
-        lines += [f'  {"error" if p.fatal else "warning"}: {p}' for p in problems]
+        lines += [f'  {path}' for path in (*run.sources, run.mask, run.labels) if path]
+    for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):
+        told = [f'  {p.kind}: {p}' for p in problems if p.kind in kinds]
+        if told:
+            lines += ['', title, *told]
     return '\n'.join(line.rstrip() for line in lines)
 
 

@@ -306,6 +306,7 @@ class _SidecarsInputSpec(BaseInterfaceInputSpec):
     bids_dir = traits.Str(mandatory=True, desc='root of the raw dataset')
     derivatives = traits.Dict(traits.Str, traits.Str, desc='derivative datasets: name -> root')
     labels = traits.Str(desc='segmentation that ROI values were taken with')
+    mask = traits.Str(desc='region of interest that was given')
     metadata = traits.Dict(mandatory=True, desc='merged sidecar of the first magnitude')
     echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s')
     field_strength = traits.Float(mandatory=True, desc='B0, T')
@@ -328,6 +329,8 @@ class Sidecars(SimpleInterface):
         image = nb.load(inputs.precond_chi)
         derivatives = inputs.derivatives if isdefined(inputs.derivatives) else {}
         sources = [bids_uri(f, inputs.bids_dir, derivatives) for f in inputs.source_files]
+        if isdefined(inputs.mask):
+            sources.append(bids_uri(inputs.mask, inputs.bids_dir, derivatives))
         common = {
             'echo_times': list(inputs.echo_times),
             'field_strength': inputs.field_strength,

@@ -595,6 +595,14 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ('Matrix', f'{matrix}, voxels of {voxel} mm, stored {summary["orientation"]}'),
         ('B0 to the slice axis', f'{_number(summary["b0_tilt"])}°'),
     ]
+    if 'mask' in (region := record.get('shape_mask', {})):
+        text = 'the object' if region['mask'] == 'auto' else f'the object inside {region["mask"]}'
+        if region['erosion'] > 0:
+            text += (
+                f', less {_number(region["erosion"])} mm of its border '
+                f'({region["eroded_voxels"]} voxels)'
+            )
+        rows.append(('Region of interest', f'{text}: {region["roi_voxels"]} voxels'))
     fit = record.get('prior_fit')
     if fit is None:
         rows.append(('Prior', "R2' by static-dephasing theory, not fitted"))

@@ -1,6 +1,8 @@
 """NIfTI in, NIfTI out: what every stage's interface does around its one function."""
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 
 import nibabel as nb
@@ -15,6 +17,18 @@ def load(path: str, dtype: type = np.float32) -> np.ndarray:
     OSError
         The file cannot be read to its end; the message names it.
     """
+    data, _ = load_any(path)
+    return np.ascontiguousarray(data, dtype=dtype)
+
+
+def load_any(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
+    """Data of a NIfTI file as stored (with its scaling), and the image.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read to its end; the message names it.
+    """
     try:
         image = nb.load(path)
         data = np.asanyarray(image.dataobj)
@@ -22,11 +36,85 @@ def load(path: str, dtype: type = np.float32) -> np.ndarray:
         raise OSError(f'{path} cannot be read (truncated or damaged?): {error}') from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
-    return np.ascontiguousarray(data, dtype=dtype)
+    return data, image
+
+
+def check_whole(path: str) -> None:
+    """Raise OSError unless a compressed file is whole, to its checksum.
+
+    nibabel stops where the voxels end, before the checksum, and so takes damaged numbers.
+    """
+    if not str(path).endswith('.gz'):
+        return
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise OSError(
+            f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
+        ) from error
+
+
+def check_finite(data: np.ndarray, path: str) -> None:
+    """Raise ValueError if the data of a file have NaN or infinity.
+
+    >>> check_finite(np.array([1.0, np.nan]), 'echo.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: echo.nii has 1 voxels that are not finite (NaN 1, infinite 0): set them to 0, ...
+    """
+    if np.all(np.isfinite(data)):
+        return
+    nan, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
+    raise ValueError(
+        f'{path} has {nan + infinite} voxels that are not finite (NaN {nan}, infinite '
+        f'{infinite}): set them to 0, or export the image again'
+    )
+
+
+def check_magnitude(data: np.ndarray, path: str) -> None:
+    """Raise ValueError if a magnitude is not finite, negative somewhere, or one value everywhere.
+
+    >>> check_magnitude(np.array([30000.0, -30000.0]), 'echo.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: echo.nii, a magnitude, has 1 negative voxels (least -30000): unsigned numbers ...
+    """
+    check_finite(data, path)
+    if negative := int(np.count_nonzero(data < 0)):
+        raise ValueError(
+            f'{path}, a magnitude, has {negative} negative voxels (least {data.min():g}): '
+            'unsigned numbers stored as signed, or not a magnitude; export the image again'
+        )
+    check_varies(data, path)
+
+
+def check_varies(data: np.ndarray, path: str) -> None:
+    """Raise ValueError if the data of a file are one value everywhere.
+
+    >>> check_varies(np.zeros(2), 'echo.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: echo.nii is 0 in every voxel and tells nothing: export the image again, or ...
+    """
+    if data.max() <= data.min():
+        raise ValueError(
+            f'{path} is {data.min():g} in every voxel and tells nothing: export the image again, '
+            'or leave this echo out with --bids-filter-file'
+        )
 
 
 def load_echoes(paths: list[str]) -> np.ndarray:
-    """Echoes of one run, (X, Y, Z, E), float32."""
+    """Echoes of one run, (X, Y, Z, E), float32.
+
+    Raises
+    ------
+    OSError
+        A file cannot be read to its end, or is damaged.
+    ValueError
+        Matrix sizes differ, or an echo is not finite or one value everywhere.
+    """
     first = load(paths[0])
     echoes = np.empty((*first.shape, len(paths)), np.float32)
     for i, path in enumerate(paths):
@@ -35,6 +123,9 @@ def load_echoes(paths: list[str]) -> np.ndarray:
             raise ValueError(
                 f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
             )
+        check_whole(path)
+        check_finite(echo, path)
+        check_varies(echo, path)
         echoes[..., i] = echo
     return echoes
 

@@ -605,7 +605,7 @@ def _pool_decay(
         return ndimage.uniform_filter(volume, 3, mode='constant')[where] * np.float32(27)
 
     count = np.maximum(np.round(pool(np.ones(short.size))), 1)
-    real = np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]
+    real = (np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]).astype(np.float32)
     noise = np.float32(noise_sd) / np.sqrt(count)
     loss = np.ones_like(real)
     rate, log_s0 = _first_decay(real + 0j, loss, te, noise_sd)

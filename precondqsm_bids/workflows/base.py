@@ -5,14 +5,14 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
+from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
 from precondqsm_bids import __version__
 from precondqsm_bids.bids import Run
 from precondqsm_bids.config import Settings
+from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.workflows.outputs import init_outputs_wf
 from precondqsm_bids.workflows.qsm import OUTPUTS, init_precondqsm_wf
 
@@ -65,6 +65,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         Files and numbers.
     """
     workflow = LiterateWorkflow(name=node_name(run.label))
+    workflow.__desc__ = _region_sentence(bool(run.mask), settings.mask_erosion)
     precondqsm_wf = init_precondqsm_wf(
         omp_nthreads=settings.omp_nthreads,
         mem_gb=series_gb(run),
@@ -73,6 +74,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         prior_fit=settings.prior_fit,
         r2=settings.r2,
         shape=settings.shape,
+        mask_erosion=settings.mask_erosion,
         conventional=settings.conventional,
         pdf_iterations=settings.pdf_iterations,
         reg_weight=settings.reg_weight,
@@ -82,7 +84,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     outputs_wf = init_outputs_wf(
         bids_dir=str(settings.bids_dir),
         output_dir=str(settings.output_dir),
-        source_files=[*run.magnitude, *run.phase],
+        source_files=list(run.sources),
         metadata=run.metadata,
         echo_times=list(run.echo_times),
         field_strength=run.field_strength,
@@ -90,18 +92,47 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         conventional=settings.conventional,
         labels=run.labels,
         label_names=run.label_names,
+        mask=run.mask,
         derivatives=settings.derivatives,
     )
     inputs = precondqsm_wf.inputs.inputnode
-    inputs.magnitude = list(run.magnitude)
-    inputs.phase = list(run.phase)
     inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
     if run.phase_units:
         inputs.phase_units = run.phase_units
     if run.labels:
-        inputs.labels = run.labels
         inputs.label_names = run.label_names
+    files = {
+        'magnitude': list(run.magnitude),
+        'phase': list(run.phase),
+        'labels': run.labels,
+        'mask': run.mask,
+    }
+    files = {port: value for port, value in files.items() if value}
+    if run.as_needed:
+        for port, value in files.items():
+            setattr(inputs, port, value)
+    else:
+        parts = {'real': list(run.real), 'imaginary': list(run.imaginary)}
+        parts = {port: value for port, value in parts.items() if value}
+        standard_echoes = pe.Node(
+            StandardEchoes(**files, **parts), name='standard_echoes', mem_gb=series_gb(run)
+        )
+        if run.b0_dir:
+            standard_echoes.inputs.b0_dir = list(run.b0_dir)
+        ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
+        workflow.connect(
+            [
+                (
+                    standard_echoes,
+                    precondqsm_wf,
+                    [(port, f'inputnode.{port}') for port in ports],
+                )
+            ]
+        )
+        if run.labels:
+            # The table of values compares the grids, which --b0-dir has given an affine.
+            workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
     taken = outputs_wf.get_node('inputnode').interface._fields
     workflow.connect(
         [
@@ -119,6 +150,19 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     return workflow
 
 
+def _region_sentence(mask: bool, erosion: float) -> str:
+    """Methods sentence on a region of interest that is not the object itself.
+
+    >>> print(_region_sentence(True, 2.0), end='')
+    Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
+    """
+    if not mask and not erosion:
+        return ''
+    part = 'the part of the object inside a given mask' if mask else 'the object'
+    border = f', less a border of {erosion:g} mm,' if erosion else ''
+    return f'Only {part}{border} was reconstructed.\n'
+
+
 def node_name(label: str) -> str:
     """A label as the name of a workflow: Nipype takes letters, digits and underscores.
 
@@ -130,9 +174,7 @@ def node_name(label: str) -> str:
 
 def series_gb(run: Run) -> float:
     """Size of all magnitude and phase images of a run as float32, GiB."""
-    image: Any = nib.load(run.magnitude[0])
-    voxels = math.prod(image.shape)
-    return voxels * 4 * 2 * len(run.magnitude) / 1024**3
+    return math.prod(run.matrix) * 4 * 2 * len(run.echo_times) / 1024**3
 
 
 def crash_folder(output_dir: Path, subject: str, log_name: str) -> Path:

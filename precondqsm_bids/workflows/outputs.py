@@ -53,6 +53,7 @@ def init_outputs_wf(
     conventional: bool = True,
     labels: str | None = None,
     label_names: Mapping[int, str] | None = None,
+    mask: str | None = None,
     derivatives: Mapping[str, str | Path] | None = None,
 ) -> Workflow:
     """Write the derivatives of one run.
@@ -62,7 +63,7 @@ def init_outputs_wf(
     bids_dir, output_dir : path_like
         The raw dataset and the derivatives.
     source_files : sequence of str
-        Every raw file of the run, magnitude and phase.
+        Every raw file of the run, magnitude and phase or real and imaginary part.
     metadata : mapping
         Merged sidecar of the first magnitude.
     echo_times : sequence of float
@@ -77,6 +78,8 @@ def init_outputs_wf(
         Segmentation on the grid of the run; with it, the ROI table is written.
     label_names : mapping of int to str, optional
         Names of the labels.
+    mask : str, optional
+        Region of interest that was given.
     derivatives : mapping of str to path_like, optional
         Derivative datasets that were read, by the name that BIDS URIs use.
 
@@ -119,6 +122,8 @@ def init_outputs_wf(
         ),
         name='sidecars',
     )
+    if mask:
+        sidecars.inputs.mask = str(mask)
     workflow.connect([
         (inputnode, sidecars, [('record', 'record'), ('precond_chi', 'precond_chi')]),
     ])  # fmt: skip

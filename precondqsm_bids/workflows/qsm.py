@@ -19,6 +19,7 @@ from precondqsm_bids.interfaces import (
 
 INPUTS = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
+    'mask',
 )  # fmt: skip
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
@@ -38,6 +39,7 @@ def init_precondqsm_wf(
     prior_fit: str = 'auto',
     r2: float | None = None,
     shape: bool = True,
+    mask_erosion: float = 0.0,
     conventional: bool = True,
     pdf_iterations: int = 30,
     reg_weight: float | None = None,
@@ -67,6 +69,8 @@ def init_precondqsm_wf(
         Transverse relaxation rate, 1/s; the median R2* of the region if omitted.
     shape : bool
         Whether the object's shape against air is part of the prior.
+    mask_erosion : float
+        Depth that is taken off the region of interest, mm.
     conventional : bool
         Whether the conventional arm is computed too.
     pdf_iterations : int
@@ -83,8 +87,9 @@ def init_precondqsm_wf(
     -------
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
-        field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file)
-        and label_names (dict).
+        field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file),
+        label_names (dict) and mask (file), which restricts the region of interest; without it,
+        that is the object.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), both L-curves, and ``record``, what each stage measured and chose.
     """
@@ -102,7 +107,7 @@ def init_precondqsm_wf(
             node.inputs.num_threads = threads
         return node
 
-    shape_mask = stage(ShapeMask(), 'shape_mask', 1)
+    shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
     echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 5, omp_nthreads)
     r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
     if r2 is not None:
@@ -111,7 +116,7 @@ def init_precondqsm_wf(
 
     # fmt: off
     workflow.connect([
-        (inputnode, shape_mask, [(('magnitude', _first), 'magnitude')]),
+        (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         (inputnode, echo_fit, [(field, field) for field in INPUTS[:5]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         (inputnode, r2prime_prior, [('field_strength', 'field_strength')]),
@@ -166,7 +171,9 @@ def init_precondqsm_wf(
         )  # fmt: skip
         # A prior with few coefficients is corrected by the residual, which must stay whole.
         dipole_inversion = stage(
-            DipoleInversion(rule=_arm_rule(reg_rule, arm), hold_down=basis == 'contrast' and not arm),
+            DipoleInversion(
+                rule=_arm_rule(reg_rule, arm), hold_down=basis == 'contrast' and not arm
+            ),
             f'{arm}dipole_inversion', 3, omp_nthreads,
         )  # fmt: skip
         if reg_weight is not None:

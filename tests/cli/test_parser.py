@@ -58,6 +58,9 @@ def test_defaults(parse, tmp_path):
 @pytest.mark.parametrize(
     'options, name, value',
     [
+        ('--b0-dir 0 -1 .5', 'b0_dir', (0.0, -1.0, 0.5)),
+        ('--mask auto', 'mask', 'auto'),
+        ('--mask-erosion 1.5', 'mask_erosion', 1.5),
         ('--participant-label sub-01 02 01', 'participant_label', ('01', '02')),
         ('--session-label ses-a', 'session_label', ('a',)),
         ('--session-id b', 'session_label', ('b',)),
@@ -96,6 +99,13 @@ def test_defaults(parse, tmp_path):
 )
 def test_options(parse, options, name, value):
     assert getattr(parse(*options.split()), name) == value
+
+
+def test_mask_file_may_be_relative(parse, tmp_path):
+    (tmp_path / 'auto.nii').touch()
+    assert parse('--mask', 'auto.nii').mask == str(tmp_path / 'auto.nii')
+    (tmp_path / 'seg').mkdir()
+    assert parse('--mask', 'derivatives', '-d', 'seg').mask == 'derivatives'
 
 
 def test_paths(parse, tmp_path):

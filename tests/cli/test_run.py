@@ -1,5 +1,6 @@
 """The app as its users meet it: exit statuses, last lines, files beside the log."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 import precondqsm_bids
 from precondqsm_bids.cli import run as module
-from precondqsm_bids.cli.run import main, read_plugin
+from precondqsm_bids.cli.run import describe_crash, main, read_plugin
 from precondqsm_bids.config import Settings
 from precondqsm_bids.phantom.cli import main as write_phantom
 
@@ -75,7 +76,8 @@ def test_dry_run(dataset, app):
     status, output, _ = app('--dry-run')
     assert status == 1
     lines = output.splitlines()
-    assert lines[1].split() == ['sub-01', '3', '4x5x6', '4', 'to', '12', '3', '2']
+    expected = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape 2 nothing'
+    assert lines[1].split() == expected.split()
     assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
     assert 'error: sub-02: ' in lines[-1]
     assert 'has no magnitude beside it' in lines[-1]
@@ -190,6 +192,43 @@ def test_plugin_file(tmp_path):
         'plugin': 'SLURM',
         'plugin_args': {'sbatch_args': '--mem=4G'},
     }
+
+
+def no_space(*args, **keywords):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'out/x')
+
+
+def test_a_full_disk_is_told_in_one_line(dataset, app, monkeypatch):
+    dataset.add_run()
+    monkeypatch.setattr(module, 'process', no_space)
+    status, _, error = app()
+    assert status == 1
+    assert error.splitlines() == [
+        error.splitlines()[0].partition('failed')[0]
+        + 'failed: out/x: No space left on device; make room, and the same command goes on from '
+        'the work folder'
+    ]
+
+
+def test_a_failure_without_room_for_its_crash_file(dataset, app, monkeypatch):
+    dataset.add_run(field_strength=None)
+    write = Path.write_text
+
+    def full(path, *args, **keywords):
+        return no_space() if path.name.startswith('crash-') else write(path, *args, **keywords)
+
+    monkeypatch.setattr(Path, 'write_text', full)
+    status, _, error = app()
+    assert status == 1
+    assert 'crash-' in error.splitlines()[0]
+    assert 'has no MagneticFieldStrength' in error.splitlines()[-1]
+
+
+def test_an_empty_crash_file(tmp_path):
+    crash = tmp_path / 'crash-20250101-000000-me-echo_fit-1234.txt'
+    crash.touch()
+    assert 'echo_fit' in describe_crash(crash, {})
+    assert 'No space left on device' in describe_crash(crash, {})
 
 
 # -- with one -----------------------------------------------------------------------------------

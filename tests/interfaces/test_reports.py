@@ -287,3 +287,27 @@ def test_figures_have_the_same_bytes_each_time(tmp_path):
                 files.append(reports._save(figure, tmp_path / f'{i}.{suffix}'))
         first, second = (Path(f).read_bytes() for f in files)
         assert first == second
+
+
+@pytest.mark.parametrize(
+    'region, text',
+    [
+        ({'mask': 'auto', 'erosion': 0.0}, 'the object: 90 voxels'),
+        (
+            {'mask': 'm.nii', 'erosion': 1.5},
+            'the object inside m.nii, less 1.5 mm of its border (10 voxels): 90 voxels',
+        ),
+    ],
+)
+def test_page_says_what_the_region_of_interest_is(region, text):
+    summary = {
+        'record': {'shape_mask': {**region, 'eroded_voxels': 10, 'roi_voxels': 90}},
+        'matrix': [1, 1, 1],
+        'voxel_size': [1.0, 1.0, 1.0],
+        'field_strength': 3.0,
+        'echo_times': [0.004],
+        'echo_spacing': '4 ms',
+        'orientation': 'RAS',
+        'b0_tilt': 0.0,
+    }
+    assert ('Region of interest', text) in reports._summary_rows(summary)

@@ -112,6 +112,62 @@ def test_shape_mask(data, tmp_path):
     result = run(interfaces.ShapeMask, tmp_path, magnitude=data.file('magnitude', first))
     assert_same(result, shape_mask(first), ('shape_mask', 'roi_mask', 'shape_chi'))
     assert result['record']['roi_voxels'] == shape_mask(first).roi_mask.sum()
+    assert result['record']['mask'] == 'auto'
+
+
+def test_mask_restricts_the_region_of_interest(data, tmp_path):
+    """The object and its shape stay what they are."""
+    first = data.magnitude[..., 0]
+    given = data.object.copy()
+    given[:8] = False
+    inputs = {'magnitude': data.file('first', first), 'mask': data.file('given', given)}
+    result = run(interfaces.ShapeMask, tmp_path, **inputs)
+    whole = shape_mask(first)
+    assert_same(result, whole, ('shape_mask', 'shape_chi'))
+    np.testing.assert_array_equal(result['roi_mask'], whole.roi_mask & given)
+    assert result['record']['mask'] == 'given.nii.gz'
+    assert result['record']['eroded_voxels'] == 0
+
+
+def test_erosion_takes_off_a_depth_in_millimetres(data, tmp_path):
+    first = data.magnitude[..., 0]
+    path = data.file('first', first)
+    result = run(interfaces.ShapeMask, tmp_path, magnitude=path, erosion=2.1)
+    whole = shape_mask(first).roi_mask
+    # A naive rule: no voxel outside the region within the depth.
+    outside = np.argwhere(~whole) * VOXEL_SIZE
+    expected = np.zeros_like(whole)
+    for index in np.argwhere(whole):
+        distance = np.linalg.norm(outside - index * VOXEL_SIZE, axis=1).min()
+        expected[tuple(index)] = distance > 2.1
+    np.testing.assert_array_equal(result['roi_mask'], expected)
+    assert result['record']['eroded_voxels'] == whole.sum() - expected.sum()
+    assert result['record']['erosion'] == 2.1
+
+
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ({}, 'is an empty mask'),
+        ({0: 1}, 'no voxel in common with the object'),
+        ({0: 1, 1: 2}, 'is no mask: it has 3 different values, from 0 to 2'),
+        ({0: np.nan}, 'not finite'),
+    ],
+    ids=['empty', 'elsewhere', 'labels', 'nan'],
+)
+def test_masks_that_are_refused(data, tmp_path, values, message):
+    given = np.zeros(SHAPE, np.float32)
+    for corner, value in values.items():
+        given[corner, 0, 0] = value
+    inputs = {'magnitude': data.file('first', data.magnitude[..., 0])}
+    with pytest.raises(ValueError, match=f'given.nii.gz .*{message}'):
+        run(interfaces.ShapeMask, tmp_path, **inputs, mask=data.file('given', given))
+
+
+def test_erosion_of_everything_is_refused(data, tmp_path):
+    path = data.file('first', data.magnitude[..., 0])
+    with pytest.raises(ValueError, match='an erosion of 50 mm leaves 0 of'):
+        run(interfaces.ShapeMask, tmp_path, magnitude=path, erosion=50.0)
 
 
 @pytest.mark.parametrize('with_shape', [False, True])

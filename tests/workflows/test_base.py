@@ -88,6 +88,35 @@ def test_inputs_are_those_of_the_run(build, dataset):
     assert inputs.inputnode.label_names == {1: 'agar'}
 
 
+def test_odd_storage_goes_through_standard_echoes(dataset, tmp_path):
+    """Labels and mask with it, since all of a run must have the affine that --b0-dir makes."""
+    folder = dataset.add_run()
+    paths = [dataset.root / 'sub-01/anat/sub-01_dseg.nii.gz', *folder.glob('*.nii.gz')]
+    mask = tmp_path / 'mask.nii.gz'
+    for path in (*paths, mask):
+        dataset.write_image(path, affine=None)
+    dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', {1: 'agar'}, affine=None)
+    (run,), problems = find_runs(dataset.root, b0_dir=(0, 1, 0), mask=str(mask))
+    assert not problems
+    settings = Settings(dataset.root, tmp_path / 'out', work_dir=tmp_path / 'w')
+    workflow = init_base_wf(settings, [run], 'LOG')
+    graph = workflow._create_flat_graph()
+    (node,) = (node for node in graph if node.name == 'standard_echoes')
+    assert node.inputs.b0_dir == [0.0, 1.0, 0.0]
+    assert node.inputs.mask == str(mask)
+    fed = {
+        (port, target.name, into)
+        for source, target, data in graph.edges(data=True)
+        if source is node
+        for port, into in data['connect']
+    }
+    ports = ('magnitude', 'phase', 'labels', 'mask')
+    assert fed == {
+        *((port, 'inputnode', port) for port in ports),
+        ('labels', 'roi_values', 'labels'),
+    }
+
+
 def test_crash_files_go_to_the_participant(build, tmp_path):
     workflow = build()
     for name in workflow.list_node_names():
@@ -101,6 +130,9 @@ def test_text_describes_the_method_once(build):
     text = build(pdf_iterations=17).visit_desc()
     assert text.count('precondqsm_bids') == 1
     assert text.count('17 iterations') == 1
+    assert 'was reconstructed' not in text
+    text = build(mask_erosion=1.5).visit_desc()
+    assert text.count('Only the object, less a border of 1.5 mm, was reconstructed.') == 1
 
 
 def test_method_settings_change_the_graph(build):
@@ -110,6 +142,7 @@ def test_method_settings_change_the_graph(build):
         'prior': 'r2prime',
         'r2': 10.0,
         'shape': False,
+        'mask_erosion': 2.0,
         'conventional': False,
         'pdf_iterations': 3,
         'reg_weight': 0.1,
@@ -117,8 +150,8 @@ def test_method_settings_change_the_graph(build):
         'reference': 'none',
     }
     method = {field.name for field in fields(Settings) if field.metadata}
-    # find_runs has the first; the second needs --prior r2prime
-    assert method - set(changed) == {'field_strength', 'prior_fit'}
+    # find_runs has all but the last, which needs --prior r2prime
+    assert method - set(changed) == {'field_strength', 'b0_dir', 'mask', 'prior_fit'}
 
     def stages(**values):
         workflow = build(**values)

@@ -1,0 +1,128 @@
+"""Standard echoes: whatever a run is stored as, as one magnitude and one phase image per echo."""
+
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiPath,
+    OutputMultiPath,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_any
+
+
+class StandardEchoesInputSpec(BaseInterfaceInputSpec):
+    magnitude = InputMultiPath(File(exists=True), desc='one 3D file an echo, or one 4D file')
+    phase = InputMultiPath(File(exists=True), desc='as the magnitude, rad or integer codes')
+    real = InputMultiPath(File(exists=True), desc='real part, instead of magnitude and phase')
+    imaginary = InputMultiPath(File(exists=True), desc='imaginary part')
+    b0_dir = traits.List(
+        traits.Float,
+        minlen=3,
+        maxlen=3,
+        desc='direction of B0 along the voxel axes, for images whose header has none',
+    )
+    labels = File(exists=True, desc='labels on the grid of the echoes')
+    mask = File(exists=True, desc='region of interest on the grid of the echoes')
+
+
+class StandardEchoesOutputSpec(TraitedSpec):
+    magnitude = OutputMultiPath(File(exists=True), desc='one 3D file an echo, any unit')
+    phase = OutputMultiPath(File(exists=True), desc='one 3D file an echo')
+    labels = File(exists=True, desc='labels on the grid of the outputs')
+    mask = File(exists=True, desc='region of interest on the grid of the outputs')
+
+
+class StandardEchoes(SimpleInterface):
+    """Real and imaginary parts, 4D files, images without an orientation: as the stages read them.
+
+    Images without an orientation get one: the rotation that takes B0, given along their axes, to
+    the scanner's z, about which their position is not known. The maps then carry the direction of
+    B0 as every other map does.
+    """
+
+    input_spec = StandardEchoesInputSpec
+    output_spec = StandardEchoesOutputSpec
+
+    def _run_interface(self, runtime):
+        folder, inputs = Path(runtime.cwd), self.inputs
+        if isdefined(inputs.real):
+            pairs = zip(self._volumes('real'), self._volumes('imaginary'), strict=True)
+            magnitude, phase = [], []
+            for (name, real, image), (_, imaginary, _) in pairs:
+                stem = name.replace('part-real', 'part-mag')
+                magnitude.append(self._save(np.hypot(real, imaginary), image, folder / stem))
+                stem = name.replace('part-real', 'part-phase')
+                phase.append(self._save(np.arctan2(imaginary, real), image, folder / stem))
+        else:
+            magnitude, phase = (
+                [self._save(data, image, folder / name) for name, data, image in volumes]
+                for volumes in (self._volumes('magnitude'), self._volumes('phase'))
+            )
+        self._results |= {'magnitude': magnitude, 'phase': phase}
+        for name in ('labels', 'mask'):
+            if isdefined(path := getattr(inputs, name)):
+                image = nb.load(path)
+                data = np.asanyarray(image.dataobj)
+                self._results[name] = self._save(data, image, folder / f'{name}.nii.gz')
+        return runtime
+
+    def _volumes(self, part):
+        """Name, data and image of each echo in the files of a part, one after the other."""
+        for path in getattr(self.inputs, part):
+            data, image = load_any(path)
+            check_whole(path)
+            check_finite(data, path)
+            stem = Path(path).name.partition('.')[0]
+            if data.ndim == 3:
+                yield f'{stem}.nii.gz', data, image
+                continue
+            for i in range(data.shape[3]):
+                yield f'{stem}_volume-{i + 1}.nii.gz', np.ascontiguousarray(data[..., i]), image
+
+    def _save(self, data, like, path):
+        affine = like.affine
+        codes = [int(like.header[f'{form}_code']) for form in ('qform', 'sform')]
+        if isdefined(self.inputs.b0_dir) and not any(codes):
+            affine = affine_along(self.inputs.b0_dir, like.header.get_zooms()[:3])
+            codes = [1, 1]
+        if data.dtype not in (np.uint8, np.int16, np.int32):
+            data = data.astype(np.float32)
+        image = nb.Nifti1Image(data, affine)
+        image.header.set_xyzt_units('mm')
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        nb.save(image, path)
+        return str(path)
+
+
+def affine_along(b0_dir, voxel_size):
+    """The affine with B0 (its z axis) along ``b0_dir`` of the voxel axes, least turned.
+
+    >>> affine_along((0, 0, 2), (1, 1, 3)).diagonal().tolist()
+    [1.0, 1.0, 3.0, 1.0]
+    >>> affine_along((0, 1, 0), (1, 1, 3))[2].tolist()
+    [0.0, 1.0, 0.0, 0.0]
+    """
+    b = np.asarray(b0_dir, dtype=np.float64)
+    b = b / np.linalg.norm(b)
+    z = np.array([0.0, 0.0, 1.0])
+    if b[2] <= -1 + 1e-9:
+        rotation = np.diag([1.0, -1.0, -1.0])  # half a turn, about whichever axis
+    else:
+        # Rodrigues' formula for the least rotation that takes b to z.
+        cross = np.cross(b, z)
+        skew = np.array(
+            [[0, -cross[2], cross[1]], [cross[2], 0, -cross[0]], [-cross[1], cross[0], 0]]
+        )
+        rotation = np.eye(3) + skew + skew @ skew / (1 + b[2])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * np.asarray(voxel_size, dtype=np.float64)
+    return affine

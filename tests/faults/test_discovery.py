@@ -1,0 +1,893 @@
+"""Bad and odd inputs that names, sidecars and headers tell of: message and exit status.
+
+Each case writes its files and calls the app as its user does. What is refused is refused before
+anything is computed, and leaves no map. ``docs/inputs.md`` names every case.
+"""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from precondqsm_bids.cli import run as module
+from precondqsm_bids.cli.run import main
+
+ANAT = 'sub-01/anat'
+SHAPE = (4, 5, 6)
+MADE_UP = nib.Nifti1Image(np.ones(SHAPE, np.float32), None).header.get_base_affine()
+"""What nibabel takes where a header has no orientation."""
+STRAIGHT = np.diag([2.0, 2.0, 2.0, 1.0])
+SHIFTED = STRAIGHT + np.outer([1, 0, 0, 0], [0, 0, 0, 5.0])
+
+
+class Case(NamedTuple):
+    name: str
+    make: Callable
+    options: tuple[str, ...]
+    said: tuple[str, ...]
+
+
+def case(name, make, *said, options=()):
+    """A name for the page, what writes the files, what must be said; ``{root}`` is replaced."""
+    return pytest.param(Case(name, make, tuple(options), said), id=name)
+
+
+@pytest.fixture
+def app(dataset, tmp_path, monkeypatch, capsys):
+    """Call the app on the dataset; exit status and everything it said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.shutil, 'which', lambda name: None)  # no validator
+
+    def call(case, *more):
+        case.make(dataset)
+        options = [option.replace('{root}', str(dataset.root)) for option in case.options]
+        status = main([str(dataset.root), 'out', 'participant', '-w', 'work', *options, *more])
+        captured = capsys.readouterr()
+        text = captured.out + captured.err
+        assert 'Traceback' not in text
+        assert not list(Path.cwd().glob('out/**/*.nii*'))
+        return status, text
+
+    return call
+
+
+def check(said, text, root):
+    for words in said:
+        assert words.replace('{root}', str(root)) in text
+
+
+# -- makers of files ----------------------------------------------------------------------------
+
+
+def run(stem='sub-01', **keywords):
+    return lambda dataset: dataset.add_run(stem, **keywords)
+
+
+def both(*makers):
+    return lambda dataset: [make(dataset) for make in makers]
+
+
+def sidecars(which='*', folder=ANAT, **changes):
+    """Change the sidecars whose name matches; None removes a key."""
+
+    def make(dataset):
+        paths = sorted((dataset.root / folder).glob(f'{which}.json'))
+        assert paths
+        for path in paths:
+            content = json.loads(path.read_text()) | changes
+            path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+    return make
+
+
+def images(which='*', **keywords):
+    """Write the images whose name matches again."""
+
+    def make(dataset):
+        paths = sorted((dataset.root / ANAT).glob(f'{which}.nii*'))
+        assert paths
+        for path in paths:
+            dataset.write_image(path, **keywords)
+
+    return make
+
+
+def content(which, data):
+    """Replace the content of the files that match; a function makes it of the old."""
+
+    def make(dataset):
+        paths = sorted((dataset.root / ANAT).glob(which))
+        assert paths
+        for path in paths:
+            path.write_bytes(data(path.read_bytes()) if callable(data) else data)
+
+    return make
+
+
+def remove(which):
+    def make(dataset):
+        paths = sorted((dataset.root / ANAT).glob(which))
+        assert paths
+        for path in paths:
+            path.unlink()
+
+    return make
+
+
+def rename(**parts):
+    """Parts by other names: ``mag='real'``."""
+
+    def make(dataset):
+        for path in sorted((dataset.root / ANAT).iterdir()):
+            for old, new in parts.items():
+                if f'part-{old}' in path.name:
+                    path.rename(path.with_name(path.name.replace(f'part-{old}', f'part-{new}')))
+
+    return make
+
+
+def header(which='*', **values):
+    """Change header fields of uncompressed images; the data may be any."""
+
+    def make(dataset):
+        paths = sorted((dataset.root / ANAT).glob(f'{which}.nii'))
+        assert paths
+        for path in paths:
+            old = path.read_bytes()
+            changed = nib.Nifti1Header(old[:348])
+            for key, value in values.items():
+                changed[key] = value
+            path.write_bytes(changed.binaryblock + old[348:] + bytes(4096))
+
+    return make
+
+
+def forms(qform, sform, which='*'):
+    """Transforms and their codes: ``(affine, code)``, or None for a code of 0."""
+    values = {'qform_code': 0, 'sform_code': 0}
+    if qform:
+        with_q = nib.Nifti1Header()
+        with_q.set_qform(*qform)
+        values |= {f'quatern_{axis}': with_q[f'quatern_{axis}'] for axis in 'bcd'}
+        values |= {'qform_code': qform[1], 'pixdim': with_q['pixdim']}
+    if sform:
+        values |= dict(zip(('srow_x', 'srow_y', 'srow_z'), sform[0][:3], strict=True))
+        values['sform_code'] = sform[1]
+    return header(which, **values)
+
+
+def turned(axis, degrees):
+    """An affine of 2 mm voxels, turned about one of the scanner's axes."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    rotation = np.roll(np.array([[1, 0, 0], [0, c, -s], [0, s, c]]), axis, (0, 1))
+    affine = np.eye(4)
+    affine[:3, :3] = 2 * rotation
+    return affine
+
+
+def text(path, words):
+    def make(dataset):
+        target = dataset.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(words)
+
+    return make
+
+
+def image(path, **keywords):
+    return lambda dataset: dataset.write_image(dataset.root / path, **keywords)
+
+
+def four_dimensional(echo_times, shape=(*SHAPE, 3), stem='sub-01'):
+    def make(dataset):
+        for part in ('mag', 'phase'):
+            name = f'{stem}_part-{part}_MEGRE'
+            dataset.write_image(dataset.root / ANAT / f'{name}.nii.gz', shape=shape)
+            metadata = {'MagneticFieldStrength': 3, 'EchoTime': echo_times}
+            dataset.write_json(dataset.root / ANAT / f'{name}.json', metadata)
+
+    return make
+
+
+def plain(dataset):
+    dataset.add_run()
+
+
+def uncompressed(dataset):
+    dataset.add_run(extension='.nii')
+
+
+def link_to_nowhere(dataset):
+    path = dataset.add_run() / 'sub-01_echo-2_part-phase_MEGRE.nii.gz'
+    path.unlink()
+    path.symlink_to('annex/object')
+
+
+def folder_called(name):
+    return lambda dataset: dataset.add_run().rename(dataset.root / 'sub-01' / name)
+
+
+def metadata_at_the_root(dataset):
+    """As in bids-examples: eight echoes, echo-01 to echo-08, the field strength once."""
+    folder = dataset.add_run(echo_times=[0.003 * i for i in range(1, 9)], field_strength=None)
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_name(path.name.replace('_echo-', '_echo-0')))
+    dataset.write_json(dataset.root / 'MEGRE.json', {'MagneticFieldStrength': 3})
+
+
+def many_runs(dataset):
+    for session in ('a', 'b'):
+        for rest in ('_run-1', '_run-2', '_acq-x_rec-n'):
+            dataset.add_run(f'sub-01_ses-{session}{rest}')
+
+
+FIRST = f'{ANAT}/sub-01_echo-1_part-mag_MEGRE'
+
+REFUSED = [
+    # Discovery
+    case('magnitude-only', both(plain, remove('*phase*.nii.gz')), FIRST, 'has no phase beside it'),
+    case(
+        'phase-only',
+        both(plain, remove('*mag*.nii.gz')),
+        'sub-01_echo-1_part-phase',
+        'no magnitude beside it',
+    ),
+    case(
+        'phase-of-one-echo-missing',
+        both(plain, remove('*echo-2*phase*.nii.gz')),
+        'sub-01_echo-2_part-mag',
+        'no phase beside it: add the image of the same name with part-phase',
+    ),
+    case(
+        'imaginary-part-missing',
+        both(plain, rename(mag='real', phase='imag'), remove('*echo-3*imag*.nii.gz')),
+        'sub-01_echo-3_part-real',
+        'no imaginary part beside it',
+    ),
+    case('part-unknown', both(plain, rename(mag='abs')), 'part-abs is not one of mag, phase'),
+    case(
+        'echo-label-not-a-number',
+        image('sub-01/anat/sub-01_echo-a_part-mag_MEGRE.nii.gz'),
+        'echo-a should be echo-1, echo-2',
+    ),
+    case(
+        'same-image-twice',
+        both(plain, image(f'{FIRST}.nii')),
+        f'{FIRST}.nii',
+        'is the same echo and part as',
+        'keep one of them',
+    ),
+    case(
+        'file-of-another-participant',
+        image('sub-01/anat/sub-02_echo-1_part-mag_MEGRE.nii.gz'),
+        'the name belongs into the folder sub-02/anat',
+    ),
+    # Echo times
+    case('one-echo', run(echo_times=(0.004,)), FIRST, 'is the only echo', 'two echoes or more'),
+    case(
+        'echo-time-missing',
+        both(plain, sidecars('*echo-1*', EchoTime=None)),
+        FIRST,
+        'has no EchoTime',
+        'in seconds',
+    ),
+    case(
+        'echo-time-in-milliseconds',
+        both(plain, sidecars('*echo-1*', EchoTime=4.0)),
+        FIRST,
+        'EchoTime 4.0 looks like milliseconds; BIDS has seconds: write 0.004',
+    ),
+    case(
+        'echo-time-negative',
+        both(plain, sidecars('*echo-1*', EchoTime=-0.004)),
+        FIRST,
+        'EchoTime -0.004 is not a positive number',
+    ),
+    case(
+        'echo-time-zero',
+        both(plain, sidecars('*echo-1*', EchoTime=0)),
+        FIRST,
+        'EchoTime 0 is not a positive number',
+    ),
+    case(
+        'echo-time-as-text',
+        both(plain, sidecars('*echo-1*', EchoTime='4 ms')),
+        FIRST,
+        "EchoTime '4 ms' is not a positive number of seconds",
+    ),
+    case(
+        'echo-time-not-finite',
+        both(plain, sidecars('*echo-1*', EchoTime=float('nan'))),
+        FIRST,
+        'EchoTime nan is not a positive number',
+    ),
+    case(
+        'echo-time-as-list-of-one-echo',
+        both(plain, sidecars('*echo-1*', EchoTime=[0.004, 0.008, 0.012])),
+        FIRST,
+        'EchoTime [0.004, 0.008, 0.012] is not a positive number',
+    ),
+    case(
+        'echo-times-twice',
+        both(plain, sidecars('*echo-1*', EchoTime=0.008)),
+        FIRST,
+        'EchoTime 0.008 s is that of',
+        'sub-01_echo-2_part-mag_MEGRE.nii.gz too',
+    ),
+    case(
+        'echo-times-of-the-parts-differ',
+        both(plain, sidecars('*echo-2*phase*', EchoTime=0.009)),
+        '0.008 s differs from 0.009 s',
+        'sub-01_echo-2_part-phase',
+    ),
+    case(
+        'echo-axis-without-times',
+        four_dimensional(None),
+        'has no EchoTime: write the list of the 3 echo times',
+    ),
+    case(
+        'echo-axis-with-one-time',
+        four_dimensional(0.004),
+        'has 3 volumes and EchoTime 0.004: write the list',
+    ),
+    case(
+        'echo-axis-with-too-few-times',
+        four_dimensional([0.004, 0.008]),
+        'has 3 volumes and 2 echo times [0.004, 0.008]',
+    ),
+    case(
+        'echo-axis-not-in-order',
+        four_dimensional([0.004, 0.012, 0.008]),
+        'EchoTime [0.004, 0.012, 0.008] does not increase',
+    ),
+    case(
+        'echo-axis-in-milliseconds',
+        four_dimensional([4, 8, 12]),
+        'EchoTime 4 looks like milliseconds',
+    ),
+    case(
+        'echo-axis-and-echo-entity',
+        four_dimensional(0.004, stem='sub-01_echo-1'),
+        'has the shape (4, 5, 6, 3) and an echo entity',
+    ),
+    case(
+        'five-dimensions',
+        both(plain, images(shape=(*SHAPE, 1, 2))),
+        'has the shape (4, 5, 6, 1, 2)',
+        'each echo is one 3D image',
+    ),
+    # Field strength
+    case(
+        'field-strength-missing',
+        run(field_strength=None),
+        FIRST,
+        'has no MagneticFieldStrength',
+        '--field-strength TESLA',
+    ),
+    case(
+        'field-strength-in-gauss',
+        run(field_strength=30000),
+        'MagneticFieldStrength 30000 is not between 0.1 and 25.0 T (3 T in gauss?)',
+        '--field-strength TESLA',
+    ),
+    case(
+        'field-strength-zero',
+        both(plain, sidecars(MagneticFieldStrength=0)),
+        'MagneticFieldStrength 0 is not between',
+        '--field-strength TESLA',
+    ),
+    case('field-strength-as-text', run(field_strength='3T'), "MagneticFieldStrength '3T' is not"),
+    case(
+        'field-strengths-differ',
+        both(plain, sidecars('*echo-2*phase*', MagneticFieldStrength=1.5)),
+        '3.0 T differs from 1.5 T of',
+        'correct the sidecars',
+    ),
+    # Geometry
+    case(
+        'matrices-differ',
+        both(plain, images('*echo-2*phase*', shape=(4, 5, 7))),
+        'sub-01_echo-2_part-phase',
+        'shape (4, 5, 7) differs from (4, 5, 6) of',
+        FIRST,
+    ),
+    case(
+        'grids-differ',
+        both(plain, images('*phase*', affine=np.diag([2.0, 2.0, 2.5, 1.0]))),
+        'sub-01_echo-1_part-phase',
+        'differs from [[2.0, 0.0, 0.0, 0.0]',
+        FIRST,
+        'on one grid',
+    ),
+    case(
+        'orientation-missing',
+        both(uncompressed, forms(None, None)),
+        FIRST,
+        'has neither qform nor sform',
+        '--b0-dir X Y Z',
+    ),
+    case(
+        'orientation-of-the-phase-missing',
+        both(
+            run(extension='.nii'),
+            images(affine=MADE_UP),
+            forms(None, None, '*phase*'),
+        ),
+        'sub-01_echo-1_part-phase',
+        'has neither qform nor sform, unlike',
+        FIRST,
+    ),
+    case(
+        'sform-of-a-template',
+        both(uncompressed, forms((turned(0, 30), 1), (STRAIGHT, 4))),
+        'qform (code 1) and sform (code 4) differ',
+        '30.0 degrees apart',
+        'copy the qform into the sform',
+    ),
+    case(
+        'affine-singular',
+        both(uncompressed, forms(None, (np.zeros((4, 4)), 1))),
+        'has no usable affine',
+    ),
+    case(
+        'affine-not-finite',
+        both(uncompressed, forms(None, (np.full((4, 4), np.nan), 1))),
+        FIRST,
+        'correct the header',
+    ),
+    case('lengths-in-metres', both(uncompressed, header(xyzt_units=1)), 'lengths are in meters'),
+    case(
+        'lengths-in-micrometres',
+        both(uncompressed, header(xyzt_units=3)),
+        'lengths are in microns',
+    ),
+    case(
+        'voxel-size-absurd',
+        both(plain, images(affine=np.diag([200.0, 200.0, 2.0, 1.0]))),
+        'voxel size 200 x 200 x 2 mm is not between 0.005 and 50.0 mm',
+    ),
+    case(
+        'single-slice',
+        both(plain, images(shape=(64, 64, 1))),
+        'has the matrix 64 x 64 x 1; 4 voxels are the least',
+    ),
+    # Numbers and files
+    case(
+        'scaling-overflows',
+        both(uncompressed, header(datatype=4, bitpix=16, scl_slope=1e36, scl_inter=0)),
+        'scl_slope 1e+36 and scl_inter 0 take int16 beyond what single precision holds',
+    ),
+    case(
+        'complex-image',
+        both(uncompressed, header(datatype=32, bitpix=64)),
+        'holds complex numbers (complex64): store part-real and part-imag',
+    ),
+    case('colour-image', both(uncompressed, header(datatype=128, bitpix=24)), '(colours?)'),
+    case(
+        'image-empty',
+        both(plain, content('*.nii.gz', b'')),
+        FIRST,
+        'is empty (0 bytes): fetch its content',
+    ),
+    case('image-is-text', both(plain, content('*.nii.gz', b'no image')), 'not a readable NIfTI'),
+    case(
+        'image-is-gzip-of-nothing',
+        both(plain, content('*.nii.gz', gzip.compress(b''))),
+        'not a readable NIfTI',
+    ),
+    case(
+        'image-cut-in-its-header',
+        both(uncompressed, content('*.nii', lambda old: old[:100])),
+        FIRST,
+        'copy or convert it again',
+    ),
+    case(
+        'image-truncated',
+        both(uncompressed, content('*echo-3*phase*.nii', lambda old: old[:-1])),
+        'is truncated: 831 bytes of 832; copy the file again',
+    ),
+    case('image-is-a-link-to-nowhere', link_to_nowhere, 'a link to nowhere: fetch the content'),
+    case(
+        'sidecar-broken',
+        both(plain, content('*echo-1*mag*.json', b'{"EchoTime": 0.004')),
+        f'{FIRST}.json',
+        'is not a readable JSON file',
+    ),
+    case(
+        'sidecar-not-an-object',
+        both(plain, content('*echo-1*mag*.json', b'[0.004]')),
+        f'{FIRST}.json',
+        'a sidecar is a JSON object',
+    ),
+    case(
+        'sidecar-at-the-root-broken',
+        both(plain, text('MEGRE.json', '{')),
+        '{root}/MEGRE.json',
+        'is not a readable JSON file',
+    ),
+    # Masks and labels
+    case(
+        'mask-missing-in-derivatives',
+        both(plain, image('derivatives/seg/sub-02/anat/sub-02_desc-brain_mask.nii.gz')),
+        '--mask derivatives: no _mask of this run',
+        '--mask FILE',
+        options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'mask-of-derivatives-on-another-grid',
+        both(
+            plain,
+            image('derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz', shape=(5, 5, 5)),
+        ),
+        'sub-01_desc-brain_mask.nii.gz: mask not used: shape (5, 5, 5) differs from (4, 5, 6)',
+        options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'mask-file-on-another-grid',
+        both(plain, image('code/mask.nii.gz', affine=np.diag([2.0, 2.0, 2.5, 1.0]))),
+        'code/mask.nii.gz: --mask: affine differs by 0.5 mm from',
+        'resample it',
+        options=('--mask', '{root}/code/mask.nii.gz'),
+    ),
+    case(
+        'mask-file-is-no-image',
+        both(plain, text('code/mask.nii.gz', 'mask')),
+        'code/mask.nii.gz',
+        'not a readable NIfTI',
+        options=('--mask', '{root}/code/mask.nii.gz'),
+    ),
+    case(
+        'reference-is-no-label',
+        plain,
+        '--reference water is not one of its labels (none at all)',
+        options=('--reference', 'water'),
+    ),
+]
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_refused(case, app, dataset):
+    status, said = app(case)
+    assert status == 1
+    last = said.splitlines()[-1]
+    check(case.said, last, dataset.root)
+    crash = Path(last.rpartition('crash file: ')[2])
+    assert crash.is_file()
+    assert 'sub-01 failed: ' in last
+
+
+USAGE = [
+    case(
+        'participant-unknown',
+        plain,
+        'no participant 1 in {root}; its participants are: 01',
+        options=('--participant-label', '1'),
+    ),
+    case(
+        'session-unknown',
+        run('sub-01_ses-a'),
+        'no session b with multi-echo images in {root}; its sessions are: a',
+        options=('--session-label', 'b'),
+    ),
+    case(
+        'filter-file-broken',
+        both(plain, text('code/filter.json', '{"megre": ')),
+        'code/filter.json is not valid JSON',
+        options=('--bids-filter-file', '{root}/code/filter.json'),
+    ),
+    case(
+        'filter-of-an-unknown-entity',
+        both(plain, text('code/filter.json', '{"megre": {"acq": "x"}}')),
+        'unknown entity "acq" in "megre"; known: acquisition',
+        options=('--bids-filter-file', '{root}/code/filter.json'),
+    ),
+    case(
+        'filter-of-an-unknown-query',
+        both(plain, text('code/filter.json', '{"bold": {}}')),
+        'unknown query "bold"; known: megre, dseg, mask',
+        options=('--bids-filter-file', '{root}/code/filter.json'),
+    ),
+    case(
+        'description-missing',
+        both(plain, lambda dataset: (dataset.root / 'dataset_description.json').unlink()),
+        'cannot read {root}/dataset_description.json',
+        '--skip-bids-validation',
+    ),
+    case(
+        'description-broken',
+        both(plain, text('dataset_description.json', '{')),
+        'dataset_description.json is not valid JSON',
+        '--skip-bids-validation',
+    ),
+    case(
+        'derivatives-folder-missing',
+        plain,
+        'no such folder: {root}/seg',
+        options=('-d', '{root}/seg'),
+    ),
+    case(
+        'mask-file-missing',
+        plain,
+        '--mask: no such file: {root}/mask.nii.gz; give a file, auto or derivatives',
+        options=('--mask', '{root}/mask.nii.gz'),
+    ),
+    case(
+        'mask-of-derivatives-without-folders',
+        plain,
+        '--mask derivatives needs folders to look in: give them with -d/--derivatives',
+        options=('--mask', 'derivatives'),
+    ),
+    case(
+        'mask-erosion-negative',
+        plain,
+        '"-1" is no number between 0 and 20 (mm)',
+        options=('--mask-erosion', '-1'),
+    ),
+    case(
+        'mask-erosion-too-deep',
+        plain,
+        '"25" is no number between 0 and 20 (mm)',
+        options=('--mask-erosion', '25'),
+    ),
+    case(
+        'field-strength-option-absurd',
+        plain,
+        '"30000" is no number between 0.1 and 25 (tesla)',
+        options=('--field-strength', '30000'),
+    ),
+    case(
+        'b0-dir-zero',
+        plain,
+        'b0_dir = (0.0, 0.0, 0.0) should be three numbers, not all 0',
+        options=('--b0-dir', '0', '0', '0'),
+    ),
+    case(
+        'b0-dir-of-two-numbers',
+        plain,
+        '--b0-dir: expected 3 arguments',
+        options=('--b0-dir', '0', '1'),
+    ),
+    case(
+        'work-folder-inside-the-dataset',
+        plain,
+        'is inside the dataset',
+        'give another with -w',
+        options=('-w', '{root}/work'),
+    ),
+]
+
+
+@pytest.mark.parametrize('case', USAGE)
+def test_usage(case, app, dataset):
+    status, said = app(case)
+    assert status == 2
+    (line,) = said.splitlines()
+    check(case.said, line, dataset.root)
+    assert not Path('out').exists()
+
+
+NOTHING = [
+    case(
+        'no-multi-echo-images',
+        image(f'{ANAT}/sub-01_T1w.nii.gz'),
+        'nothing to do',
+        'skipped: sub-01: {root}/sub-01: no multi-echo images',
+    ),
+    case(
+        'weighted-images-only',
+        image(f'{ANAT}/sub-01_T2starw.nii.gz'),
+        'nothing to do',
+        'sub-01_T2starw.nii.gz: plain T2*-weighted images, without echo and part, hold no field',
+    ),
+    case(
+        'folder-of-another-name',
+        folder_called('qsm'),
+        'nothing to do',
+        '6 images, this is the first: not in a folder anat or swi',
+    ),
+    case(
+        'filter-leaves-nothing',
+        both(plain, text('code/filter.json', '{"megre": {"acquisition": "x"}}')),
+        'nothing to do',
+        '6 images, this is the first: left out by --bids-filter-file',
+        options=('--bids-filter-file', '{root}/code/filter.json'),
+    ),
+]
+
+
+@pytest.mark.parametrize('case', NOTHING)
+def test_nothing_to_do(case, app, dataset):
+    status, said = app(case)
+    assert status == 70
+    check(case.said, said, dataset.root)
+    assert not Path('out').exists()
+
+
+ROW = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none labels'
+
+ACCEPTED = [
+    case('magnitude-without-part', run(magnitude_part=''), ROW),
+    case('real-and-imaginary-parts', both(plain, rename(mag='real', phase='imag')), ROW),
+    case(
+        'real-and-imaginary-parts-beside-magnitude-and-phase',
+        both(plain, image(f'{ANAT}/sub-01_echo-1_part-real_MEGRE.nii.gz')),
+        ROW,
+        'part-real_MEGRE.nii.gz: left out: the run is read from its magnitude and phase',
+    ),
+    case('echo-axis', four_dimensional([0.004, 0.008, 0.012]), ROW),
+    case('echo-axis-of-length-one', both(plain, images(shape=(*SHAPE, 1))), ROW),
+    case('multi-echo-t2starw', run(suffix='T2starw'), ROW),
+    case(
+        'megre-beside-t2starw',
+        both(plain, run(suffix='T2starw')),
+        ROW,
+        'left out: the _MEGRE images of the same entities',
+    ),
+    case('folder-swi', folder_called('swi'), ROW),
+    case('uncompressed', uncompressed, ROW),
+    case(
+        'echoes-by-time-not-by-name',
+        run(echo_times=[0.05, *(0.004 * i for i in range(1, 11))]),
+        'sub-01 11 4x5x6 4 to 50 3',
+        'sub-01_echo-10_part-mag_MEGRE.nii.gz',
+    ),
+    case('two-echoes', run(echo_times=(0.004, 0.02)), 'sub-01 2 4x5x6 4 to 20 3'),
+    case(
+        'thirty-echoes',
+        run(echo_times=[0.002 * i for i in range(1, 31)]),
+        'sub-01 30 4x5x6 2 to 60 3',
+    ),
+    case('echoes-unevenly-spaced', run(echo_times=(0.004, 0.0075, 0.031)), '3 4x5x6 4 to 31 3'),
+    case('metadata-at-the-root', metadata_at_the_root, 'sub-01 8 4x5x6 3 to 24 3 auto'),
+    case(
+        'sidecar-with-byte-order-mark',
+        both(plain, content('*.json', lambda old: b'\xef\xbb\xbf' + old)),
+        ROW,
+    ),
+    case(
+        'sessions-runs-acquisitions',
+        many_runs,
+        *(
+            f'sub-01_ses-{session}{rest} 3 4x5x6'
+            for session in 'ab'
+            for rest in ('_run-1', '_run-2', '_acq-x_rec-n')
+        ),
+    ),
+    case(
+        'label-01-is-not-010',
+        both(run('sub-01'), run('sub-010', echo_times=(0.004, 0.008))),
+        'sub-010 2 4x5x6 4 to 8 3 auto contrast+shape none labels\n\nsub-010\n',
+        options=('--participant-label', '010'),
+    ),
+    case(
+        'session-a-is-not-ab',
+        both(run('sub-01_ses-a'), run('sub-01_ses-ab')),
+        'sub-01_ses-a 3 4x5x6 4 to 12 3 auto contrast+shape none labels\n\nsub-01_ses-a\n',
+        'skipped: sub-01: {root}/sub-01/ses-ab/anat/',
+        options=('--session-label', 'a'),
+    ),
+    case(
+        'filter-by-run',
+        both(run('sub-01_run-01'), run('sub-01_run-02')),
+        'sub-01_run-02 3 4x5x6',
+        '6 images, this is the first: left out by --bids-filter-file',
+        options=('--bids-filter-file', '{root}/code/filter.json'),
+    ),
+    case('field-strength-as-measured', run(field_strength=2.89), 'sub-01 3 4x5x6 4 to 12 2.89'),
+    case(
+        'field-strength-given-for-missing',
+        run(field_strength=None),
+        'sub-01 3 4x5x6 4 to 12 7 auto contrast+shape none '
+        'MagneticFieldStrength (--field-strength given), labels',
+        options=('--field-strength', '7'),
+    ),
+    case(
+        'field-strength-given-for-absurd',
+        run(field_strength=30000),
+        'sub-01 3 4x5x6 4 to 12 3 auto',
+        'warning: sub-01: ',
+        'MagneticFieldStrength 30000 is not between 0.1 and 25.0 T: 3 T of --field-strength',
+        options=('--field-strength', '3'),
+    ),
+    case(
+        'field-strength-given-and-known',
+        plain,
+        ROW,
+        'MagneticFieldStrength 3 T is used, not 7 T of --field-strength',
+        options=('--field-strength', '7'),
+    ),
+    case('qform-only', both(uncompressed, forms((turned(0, 30), 1), None)), ROW),
+    case(
+        'qform-and-sform-disagree',
+        both(uncompressed, forms((turned(0, 30), 1), (STRAIGHT, 1))),
+        ROW,
+        'warning: sub-01: ',
+        'by the other, 30.0 degrees apart; the sform is used',
+    ),
+    case(
+        'qform-and-sform-shifted',
+        both(uncompressed, forms((STRAIGHT, 1), (SHIFTED, 1))),
+        ROW,
+        'qform and sform differ by up to 5 mm, with the same direction of B0; the sform is used',
+    ),
+    case(
+        'orientation-given',
+        both(uncompressed, forms(None, None)),
+        '4 to 12 3 auto contrast+shape none affine (--b0-dir given), labels',
+        options=('--b0-dir', '0', '-1', '0.5'),
+    ),
+    case(
+        'orientation-given-and-known',
+        plain,
+        ROW,
+        'B0 is along [0.0, 0.0, 1.0] of the voxel axes; --b0-dir is not used',
+        options=('--b0-dir', '0', '1', '0'),
+    ),
+    case('oblique', both(plain, images(affine=turned(1, 25))), ROW),
+    case('sagittal', both(plain, images(affine=turned(1, 90))), ROW),
+    case('first-axis-reversed', both(plain, images(affine=np.diag([-2.0, 2.0, 2.0, 1.0]))), ROW),
+    case('voxels-not-cubes', both(plain, images(affine=np.diag([0.5, 0.5, 3.0, 1.0]))), ROW),
+    case(
+        'matrix-16',
+        both(plain, images(shape=(16, 16, 16))),
+        'sub-01 3 16x16x16 4 to 12 3 auto',
+    ),
+    case('matrix-odd', both(plain, images(shape=(17, 13, 11))), 'sub-01 3 17x13x11 4 to 12 3'),
+    case(
+        'mask-of-derivatives',
+        both(
+            plain,
+            image('derivatives/seg/sub-01/anat/sub-01_desc-body_mask.nii.gz'),
+            image('derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz'),
+        ),
+        'sub-01 3 4x5x6 4 to 12 3 sub-01_desc-brain_mask.nii.gz contrast+shape none labels',
+        'sub-01_desc-body_mask.nii.gz: mask not used: {root}/derivatives/seg/sub-01/anat/',
+        options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'mask-file',
+        both(plain, image('code/mask.nii.gz')),
+        'sub-01 3 4x5x6 4 to 12 3 mask.nii.gz contrast+shape none labels',
+        options=('--mask', '{root}/code/mask.nii.gz'),
+    ),
+    case(
+        'labels-on-another-grid',
+        both(
+            plain,
+            lambda dataset: dataset.add_labels(
+                f'{ANAT}/sub-01_dseg.nii.gz', {1: 'agar'}, shape=(4, 5, 7)
+            ),
+        ),
+        ROW,
+        'warning: sub-01: ',
+        'labels not used: shape (4, 5, 7) differs from (4, 5, 6)',
+    ),
+]
+
+
+@pytest.mark.parametrize('case', ACCEPTED)
+def test_accepted(case, app, dataset):
+    """Seen by ``--dry-run``; the table's columns are two spaces or more apart."""
+    dataset.write_json(dataset.root / 'code/filter.json', {'megre': {'run': 2}})
+    status, said = app(case, '--dry-run')
+    assert status == 0, said
+    table, rest, *others = said.split('\n\n')
+    table = '\n'.join(' '.join(row.split()) for row in table.splitlines())
+    said = '\n\n'.join([table, rest, *others])
+    check(case.said, said, dataset.root)
+    assert not Path('out').exists()
+
+
+@pytest.mark.parametrize('bad', ['matrices-differ', 'sidecar-broken', 'image-empty'])
+def test_the_other_participants_are_not_stopped(bad, app, dataset):
+    (found,) = (param.values[0] for param in REFUSED if param.id == bad)
+    dataset.add_run('sub-02')
+    status, said = app(found, '--dry-run')
+    assert status == 1
+    assert said.splitlines()[1].split()[0] == 'sub-02'
+    assert 'error: sub-01: ' in said

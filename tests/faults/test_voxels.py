@@ -1,0 +1,268 @@
+"""Bad and odd inputs that only the voxels tell of.
+
+Each is a participant of one dataset, so that one call shows that each fails by itself, with its
+file, its numbers and the way out, and leaves no map. ``docs/inputs.md`` names every case.
+"""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import precondqsm_bids
+
+SHAPE = (16, 16, 16)
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+TIMES = (0.002, 0.005, 0.008)
+
+
+class Case(NamedTuple):
+    name: str
+    change: Callable
+    said: tuple[str, ...]
+
+
+def case(name, change, *said):
+    """A name for the page, what spoils the files, and what must be said."""
+    return pytest.param(Case(name, change, said), id=name)
+
+
+def label(name):
+    return name.replace('-', '')
+
+
+def ball(radius, centre=7.5):
+    return sum((x - centre) ** 2 for x in np.indices(SHAPE)) < radius**2
+
+
+def save(path, data, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return path
+
+
+def write_participant(root, name):
+    """A ball in air, with a smooth field; its folder."""
+    rng = np.random.default_rng(1)
+    x = (np.indices(SHAPE)[0] - 7.5) / 8
+    folder = root / f'sub-{label(name)}' / 'anat'
+    for echo, time in enumerate(TIMES, 1):
+        signal = 1000 * ball(6) * np.exp(-20 * time + 1j * (0.2 + 2 * np.pi * 15 * x * time))
+        signal = signal + 5 * (rng.normal(size=SHAPE) + 1j * rng.normal(size=SHAPE))
+        stem = f'sub-{label(name)}_echo-{echo}'
+        save(folder / f'{stem}_part-mag_MEGRE.nii.gz', np.abs(signal).astype(np.float32))
+        save(folder / f'{stem}_part-phase_MEGRE.nii.gz', np.angle(signal).astype(np.float32))
+        metadata = {'EchoTime': time, 'MagneticFieldStrength': 3}
+        (folder / f'{stem}_MEGRE.json').write_text(json.dumps(metadata))
+    return folder
+
+
+def voxels(which, change):
+    """Change the voxels of the one image that matches."""
+
+    def spoil(folder):
+        (path,) = folder.glob(f'*{which}_MEGRE.nii.gz')
+        data = nib.load(path).get_fdata(dtype=np.float32)
+        save(path, change(data).astype(np.float32))
+
+    return spoil
+
+
+def corner(value):
+    def change(data):
+        data[0, 0, 0] = value
+        return data
+
+    return change
+
+
+def constant(value):
+    return lambda data: np.full_like(data, value)
+
+
+def as_signed(folder):
+    """Unsigned numbers, the brightest above 32767, stored as signed ones."""
+    (path,) = folder.glob('*echo-1_part-mag_MEGRE.nii.gz')
+    data = nib.load(path).get_fdata() * 40
+    save(path, data.astype(np.uint16).view(np.int16))
+
+
+def cut(folder):
+    (path,) = folder.glob('*echo-2_part-phase_MEGRE.nii.gz')
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def damaged(folder):
+    """Right length, wrong checksum."""
+    (path,) = folder.glob('*echo-2_part-mag_MEGRE.nii.gz')
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), 0))
+    content[2000] ^= 255
+    path.write_bytes(bytes(content))
+
+
+def speckle(data):
+    """One bright voxel in nothing."""
+    return corner(1000)(np.zeros_like(data))
+
+
+REFUSED = [
+    case(
+        'nan-in-the-first-magnitude',
+        voxels('echo-1_part-mag', corner(np.nan)),
+        'echo-1_part-mag_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
+        'set them to 0',
+    ),
+    case(
+        'nan-in-a-late-phase',
+        voxels('echo-3_part-phase', corner(np.nan)),
+        'echo-3_part-phase_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
+    ),
+    case(
+        'infinity-in-a-magnitude',
+        voxels('echo-2_part-mag', corner(-np.inf)),
+        'echo-2_part-mag_MEGRE.nii.gz has 1 voxels that are not finite (NaN 0, infinite 1)',
+    ),
+    case(
+        'infinity-in-the-phase',
+        voxels('echo-1_part-phase', corner(np.inf)),
+        'echo-1_part-phase_MEGRE.nii.gz has 1 voxels that are not finite (NaN 0, infinite 1)',
+    ),
+    case(
+        'first-echo-all-zero',
+        voxels('echo-1_part-mag', constant(0)),
+        'echo-1_part-mag_MEGRE.nii.gz is 0 in every voxel',
+        '--bids-filter-file',
+    ),
+    case(
+        'late-echo-all-zero',
+        voxels('echo-3_part-mag', constant(0)),
+        'echo-3_part-mag_MEGRE.nii.gz is 0 in every voxel',
+    ),
+    case(
+        'phase-constant',
+        voxels('echo-2_part-phase', constant(0.5)),
+        'echo-2_part-phase_MEGRE.nii.gz is 0.5 in every voxel',
+    ),
+    case(
+        'unsigned-stored-as-signed',
+        as_signed,
+        'echo-1_part-mag_MEGRE.nii.gz, a magnitude, has ',
+        'unsigned numbers stored as signed',
+    ),
+    case(
+        'compressed-image-truncated',
+        cut,
+        'echo-2_part-phase_MEGRE.nii.gz cannot be read (truncated or damaged?)',
+    ),
+    case(
+        'compressed-image-damaged',
+        damaged,
+        'echo-2_part-mag_MEGRE.nii.gz cannot be read (truncated or damaged?)',
+    ),
+    case(
+        'object-of-one-voxel',
+        voxels('echo-1_part-mag', speckle),
+        'echo-1_part-mag_MEGRE.nii.gz: the region of interest has 1 voxels, fewer than 27',
+    ),
+]
+
+
+def write_mask(name, data):
+    def spoil(folder):
+        root = folder.parents[1] / 'derivatives' / 'seg'
+        stem = f'sub-{label(name)}'
+        save(root / stem / 'anat' / f'{stem}_desc-brain_mask.nii.gz', data.astype(np.float32))
+
+    return spoil
+
+
+def masked(name, data, *said):
+    return case(name, write_mask(name, data), f'{label(name)}_desc-brain_mask.nii.gz', *said)
+
+
+MASKS = [
+    masked('mask-empty', np.zeros(SHAPE), 'is an empty mask (0 in every voxel)'),
+    masked('mask-is-labels', ball(6) + 1.0 * ball(3), 'is no mask: it has 3 different values'),
+    masked('mask-elsewhere', ball(1, 1), 'has no voxel in common with the object of'),
+    masked('mask-not-finite', np.where(ball(6), np.nan, 0), 'voxels that are not finite'),
+    masked(
+        'mask-eroded-to-nothing',
+        ball(3),
+        'an erosion of 12 mm leaves 0 of the',
+        'give a smaller --mask-erosion',
+    ),
+]
+
+
+def run_app(root, *options):
+    package = Path(precondqsm_bids.__file__).parents[1]
+    command = [sys.executable, '-m', 'precondqsm_bids', root, 'out', 'participant', *options]
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=root.parent,
+        env={**os.environ, 'PYTHONPATH': str(package)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def spoiled(root, cases):
+    root.mkdir()
+    description = {'Name': 'faults', 'BIDSVersion': '1.10.0'}
+    (root / 'dataset_description.json').write_text(json.dumps(description))
+    for param in cases:
+        (item,) = param.values
+        item.change(write_participant(root, item.name))
+    return root
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    root = spoiled(tmp_path_factory.mktemp('images') / 'raw', REFUSED)
+    return run_app(root, '--skip-bids-validation', '--no-conventional'), root.parent / 'out'
+
+
+@pytest.fixture(scope='module')
+def masks(tmp_path_factory):
+    root = spoiled(tmp_path_factory.mktemp('masks') / 'raw', MASKS)
+    options = ('--mask', 'derivatives', '-d', root / 'derivatives/seg', '--mask-erosion', '12')
+    done = run_app(root, '--skip-bids-validation', '--no-conventional', *options)
+    return done, root.parent / 'out'
+
+
+def check(case, done, out):
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stdout + done.stderr
+    start = f'sub-{label(case.name)} failed: '
+    (line,) = (line for line in done.stderr.splitlines() if start in line)
+    for words in case.said:
+        assert words in line
+    assert Path(line.rpartition('crash file: ')[2]).is_file()
+    assert (out / f'sub-{label(case.name)}.html').is_file()
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_image_refused(case, images):
+    check(case, *images)
+
+
+@pytest.mark.parametrize('case', MASKS)
+def test_mask_refused(case, masks):
+    check(case, *masks)
+
+
+def test_no_map_is_left(images, masks):
+    """What does not need the bad file may be there, whole: a mask; but no map and no remains."""
+    for _, out in (images, masks):
+        written = {path.name.partition('_')[2] for path in out.glob('sub-*/**/*.nii*')}
+        assert written <= {'desc-shape_mask.nii.gz', 'desc-roi_mask.nii.gz'}
+        assert not list(out.glob('sub-*/anat/.*'))
