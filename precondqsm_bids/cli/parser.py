@@ -20,6 +20,18 @@ from precondqsm_bids.config import REG_RULES, Settings, parse_toml, prior_basis
 MAX_OMP_NTHREADS = 8
 """Fourier transforms of these sizes gain little from more threads."""
 
+LEVELS = ('participant', 'group')
+
+GROUP_SETTINGS = frozenset(
+    {
+        *('bids_dir', 'output_dir', 'analysis_level', 'participant_label', 'session_label'),
+        *('skip_bids_validation', 'verbose', 'config_file'),
+        # Limits and a place that hold for a level that needs next to nothing.
+        *('nprocs', 'omp_nthreads', 'mem_gb', 'work_dir'),
+    }
+)
+"""What may be given at the group level; another option would have no effect there."""
+
 MASK_WORDS = ('auto', 'derivatives')
 """What ``--mask`` may be besides a file."""
 
@@ -53,7 +65,10 @@ def build_parser() -> Parser:
     parser.add_argument('bids_dir', type=_folder, help='root folder of the BIDS dataset')
     parser.add_argument('output_dir', type=_path, help='folder of the derivatives')
     parser.add_argument(
-        'analysis_level', choices=['participant'], help='the only level at present'
+        'analysis_level',
+        choices=LEVELS,
+        help='participant: reconstruct the runs; group: gather what the participant level left '
+        'in the output folder in group_*.tsv and group_report.html',
     )
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     _add_selection(parser.add_argument_group('What is processed'))
@@ -284,7 +299,8 @@ def _add_modes(group: argparse._ArgumentGroup) -> None:
         '-v',
         '--verbose',
         action='count',
-        help='-v: every node; -vv: what Nipype says; -vvv: debugging',
+        help='-v: every node, at the group level every incomplete run; -vv: what Nipype says; '
+        '-vvv: debugging',
     )
 
 
@@ -303,6 +319,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     """
     parser = build_parser()
     given = vars(parser.parse_args(argv))
+    if given['analysis_level'] == 'group' and (useless := set(given) - GROUP_SETTINGS):
+        actions = {action.dest: action.option_strings for action in parser._actions}
+        options = ', '.join(sorted(max(actions[name], key=len) for name in useless))
+        parser.error(
+            f'the group level reads what the participant level left in the output folder; '
+            f'{options} would have no effect there: leave it out'
+        )
     values: dict[str, Any] = {}
     if path := given.pop('config_file', None):
         try:
@@ -346,6 +369,8 @@ def check(settings: Settings) -> str:
     """What makes the settings impossible, or an empty string."""
     bids_dir, output_dir = settings.bids_dir.resolve(), settings.output_dir.resolve()
     work_dir = settings.work_dir.resolve() if settings.work_dir else None
+    if settings.analysis_level not in LEVELS:
+        return f'analysis_level = {settings.analysis_level} should be one of {", ".join(LEVELS)}'
     if not bids_dir.is_dir():
         return f'no such folder: {settings.bids_dir}'
     if output_dir == bids_dir:

@@ -1,4 +1,7 @@
-"""The app: find the runs, run the workflow, assemble the reports, say what failed and where."""
+"""The app: find the runs, run the workflow, assemble the reports, say what failed and where.
+
+At the group level: gather what the participant level left.
+"""
 
 import errno
 import json
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from precondqsm_bids.bids import Problem, Run
 
 DONE, FAILED, USAGE, NOTHING_TO_DO = 0, 1, 2, 70
+
+MOST_LINES = 20
+"""Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
 
 GRAPH_PLUGINS = ('CondorDAGMan', 'PBSGraph', 'SGEGraph', 'SLURMGraph')
 """These submit all jobs and return at once with success, whatever fails later."""
@@ -68,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     repair_environment(settings.omp_nthreads)
     from precondqsm_bids.bids import InputError
 
+    group_level = settings.analysis_level == 'group'
+    again = 'the same command ' + ('does it' if group_level else 'goes on from the work folder')
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     try:
-        with ending_on_sigterm('terminated; the same command goes on from the work folder'):
+        with ending_on_sigterm(f'terminated; {again}'):
             return run_app(settings, command)
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
@@ -80,12 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(
             f'failed: {error.filename or settings.output_dir}: {error.strerror}; make room, and '
-            'the same command goes on from the work folder',
+            f'{again}',
             sys.stderr,
         )
         return FAILED
     except KeyboardInterrupt:
-        say('interrupted; the same command goes on from the work folder', sys.stderr)
+        say(f'interrupted; {again}', sys.stderr)
         return 130
 
 
@@ -108,6 +116,8 @@ def run_app(settings: Settings, command: str) -> int:
 
     if not settings.skip_bids_validation:
         check_description(settings.bids_dir)
+    if settings.analysis_level == 'group':
+        return group(settings, command)
     if settings.bids_filters is not None:
         check_filters(settings.bids_filters, 'bids_filters')
     for name, folder in settings.derivatives.items():
@@ -407,6 +417,61 @@ def reports_only(settings: Settings) -> int:
     for failure in failures:
         say(str(failure), sys.stderr)
     return FAILED if failures else DONE
+
+
+def group(settings: Settings, command: str) -> int:
+    """Gather what the participant level left in the output folder; the exit status.
+
+    Participants that failed or are incomplete are listed, and are no failure of this level.
+
+    Parameters
+    ----------
+    settings, command
+        As for :func:`run_app`.
+    """
+    from precondqsm_bids.bids import InputError, participants
+    from precondqsm_bids.group import write_group
+
+    known = {*participants(settings.bids_dir), *participants(settings.output_dir)}
+    if unknown := sorted(set(settings.participant_label) - known):
+        raise InputError(
+            f'no participant {", ".join(unknown)} in {settings.bids_dir} or '
+            f'{settings.output_dir}; there are: {", ".join(sorted(known)) or "none"}'
+        )
+    try:
+        result = write_group(
+            settings.bids_dir,
+            settings.output_dir,
+            participants=settings.participant_label,
+            sessions=settings.session_label,
+            command=command,
+        )
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
+    most = len(result.listed) if settings.verbose else MOST_LINES
+    stream = sys.stdout if result.files else sys.stderr
+    for run in result.listed[:most]:
+        say(f'{run.run} | {run.status}: {run.note}', stream)
+    if result.to_list > most:
+        where = f': {settings.output_dir / "group_quality.tsv"}' if result.files else ''
+        say(f'... and {result.to_list - most} more{where}', stream)
+    if not result.files:
+        print(
+            f'precondqsm_bids: nothing to do: {settings.output_dir} has no outputs that can be '
+            'used of these participants and sessions; run the participant level first',
+            file=sys.stderr,
+        )
+        return NOTHING_TO_DO
+    for path in result.files:
+        say(str(path))
+    counts = ', '.join(f'{n} {status}' for status, n in sorted(result.runs.items()))
+    say(
+        f'finished: {result.participants} participants, {counts} runs, '
+        f'{result.outliers} outlying values'
+    )
+    return DONE
 
 
 def conclude(runs: Sequence['Run'], failures: Sequence[Failure], log_dir: Path) -> int:

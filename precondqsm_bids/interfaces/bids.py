@@ -6,13 +6,11 @@ This module imports niworkflows; the reconstruction nodes of ``precondqsm_bids.i
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import metadata as package_metadata
 from pathlib import Path
@@ -31,15 +29,11 @@ from nipype.interfaces.base import (
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
 from precondqsm_bids import __version__
+from precondqsm_bids.interfaces.files import temporary_name, write_bidsignore, write_shared
 from precondqsm_bids.numerics.constants import hz_per_ppm
-
-LOGGER = logging.getLogger('nipype.interface')
 
 NAME = 'precondqsm_bids'
 BIDS_VERSION = '1.10.0'
-
-BIDSIGNORE = ('figures', 'log', 'logs', '*.html', '*_R2primemap.*', '*_values.*')
-"""What BIDS has no name for. Bare names: the validator does not understand a trailing slash."""
 
 README = f"""Derivatives of {NAME}: preconditioned quantitative susceptibility mapping.
 
@@ -516,53 +510,17 @@ def write_dataset_description(
     output_dir.mkdir(parents=True, exist_ok=True)
     if not any(output_dir.glob('README*')):
         write_shared(output_dir / 'README', README)
-    ignored = output_dir / '.bidsignore'
-    lines = ignored.read_text().splitlines() if ignored.exists() else []
-    lines += [line for line in BIDSIGNORE if line not in lines]
-    write_shared(ignored, '\n'.join(lines) + '\n')
+    write_bidsignore(output_dir)
     return write_shared(
         output_dir / 'dataset_description.json', json.dumps(description, indent=2) + '\n'
     )
-
-
-def write_shared(path: Path, text: str) -> Path:
-    """Write a file that other processes may write too: whole, or left as another user has it."""
-    if path.exists() and path.read_text() == text:
-        return path
-    try:
-        return write_atomic(path, text)
-    except PermissionError:
-        if not path.exists():
-            raise
-        LOGGER.warning('%s belongs to somebody else and is left as it is', path)
-        return path
-
-
-def write_atomic(path: Path, text: str) -> Path:
-    """Write under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_name(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-        os.replace(temporary, path)
-    return path
-
-
-@contextmanager
-def _temporary_name(path: Path) -> Iterator[Path]:
-    """A hidden name beside a file, gone when the block ends."""
-    writer = f'{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}'
-    temporary = path.with_name(f'.{path.name}.{writer}')
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _publish(staged: str, staging: str, base_directory: Path) -> str:
     """Copy a staged file beside its destination and rename it; other file systems included."""
     destination = base_directory / Path(staged).relative_to(staging)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_name(destination) as temporary:
+    with temporary_name(destination) as temporary:
         shutil.copyfile(staged, temporary)
         os.replace(temporary, destination)
     return str(destination)

@@ -34,7 +34,8 @@ from nipype.interfaces.base import (
 from scipy import ndimage
 
 from precondqsm_bids import __version__
-from precondqsm_bids.interfaces.bids import json_ready, run_prefix, write_atomic
+from precondqsm_bids.interfaces.bids import json_ready, run_prefix
+from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
@@ -505,13 +506,15 @@ def write_report(
     }
     names = sorted({*found, *about['runs']}, key=_natural)
     paragraphs, references = _methods(about['boilerplate'])
-    template = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('precondqsm_bids', 'data'),  # the style sheet is a file
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template.filters['ppm'] = _ppm
-    page = template.from_string(
-        resources.files('precondqsm_bids.data').joinpath('report.html').read_text('utf-8')
-    ).render(
+    environment.filters['ppm'] = _ppm
+    page = environment.get_template('report.html').render(
         subject=subject,
         version=__version__,
         about=about,

@@ -191,7 +191,7 @@ def test_usage_errors(refuse, tmp_path, options, message):
         (['raw', './raw/../raw', 'participant'], 'is the dataset itself'),
         (['raw', '.', 'participant'], 'is inside the output folder'),
         (['nowhere', 'out', 'participant'], 'no such folder: nowhere'),
-        (['raw', 'out', 'group'], "invalid choice: 'group'"),
+        (['raw', 'out', 'session'], "invalid choice: 'session'"),
         (['raw', 'out'], 'analysis_level'),
         (['raw', 'file', 'participant'], 'the output folder is a file'),
     ],
@@ -199,6 +199,31 @@ def test_usage_errors(refuse, tmp_path, options, message):
 def test_positional_errors(refuse, tmp_path, positional, message):
     (tmp_path / 'file').touch()
     assert message in refuse(positional=positional)
+
+
+def test_group_level_refuses_what_has_no_effect_there(refuse, tmp_path):
+    line = refuse(positional=['raw', 'out', 'group', '--no-shape', '-d', 'raw', '--nprocs', '2'])
+    assert '--derivatives, --no-shape would have no effect there' in line
+    settings = parse_args(
+        [
+            'raw',
+            'out',
+            'group',
+            '--participant-label',
+            'sub-01',
+            '--session-id',
+            'a',
+            '--nprocs',
+            '1',
+        ]
+    )
+    assert (settings.analysis_level, settings.participant_label) == ('group', ('01',))
+
+
+def test_a_settings_file_of_the_participant_level_serves_the_group_level(parse, tmp_path):
+    (tmp_path / 'settings.toml').write_text('analysis_level = "participant"\nr2 = 3.0\n')
+    settings = parse_args(['raw', 'out', 'group', '--config-file', 'settings.toml'])
+    assert (settings.analysis_level, settings.r2) == ('group', 3.0)
 
 
 def test_resource_monitor_needs_psutil(refuse, monkeypatch):

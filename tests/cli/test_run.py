@@ -194,6 +194,105 @@ def test_plugin_file(tmp_path):
     }
 
 
+# -- the group level, on outputs written by hand ------------------------------------------------
+
+
+@pytest.fixture
+def group_level(dataset, tmp_path, monkeypatch, capsys):
+    """Call the group level on the dataset, with runs 01 to 03, of which 03 has no outputs."""
+    monkeypatch.chdir(tmp_path)
+    for label in ('01', '02', '03'):
+        dataset.add_run(f'sub-{label}')
+    for label, noise in (('01', 2.5), ('02', 3.5)):
+        folder = Path('out', f'sub-{label}', 'anat')
+        folder.mkdir(parents=True)
+        record = {'Parameters': {'echo_fit': {'noise_sd': noise}}}
+        (folder / f'sub-{label}_desc-precond_Chimap.json').write_text(json.dumps(record))
+        (folder / f'sub-{label}_desc-precond_Chimap.nii.gz').touch()
+
+    def call(*options):
+        status = main([str(dataset.root), 'out', 'group', *map(str, options)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def rows_of_the_group():
+    lines = Path('out/group_quality.tsv').read_text().splitlines()
+    return [dict(zip(lines[0].split('\t'), line.split('\t'), strict=True)) for line in lines[1:]]
+
+
+def test_group_level_gathers_and_lists_who_is_missing(group_level):
+    status, output, error = group_level()
+    assert (status, error) == (0, '')
+    assert [(row['run'], row['noise_sd']) for row in rows_of_the_group()] == [
+        ('sub-01', '2.5'),
+        ('sub-02', '3.5'),
+        ('sub-03', 'n/a'),
+    ]
+    lines = [line.split('] ', 1)[1] for line in output.splitlines()]
+    assert lines[0].startswith('sub-03 | missing: no outputs')
+    assert str(Path('out/group_report.html').absolute()) in lines
+    assert lines[-1] == ('finished: 3 participants, 2 complete, 1 missing runs, 0 outlying values')
+    assert 'group_*' in Path('out/.bidsignore').read_text().splitlines()
+    assert not Path('work').exists()
+
+
+def test_group_level_of_some_participants(group_level, dataset):
+    assert group_level('--participant-label', 'sub-02', '--skip-bids-validation')[0] == 0
+    assert [row['run'] for row in rows_of_the_group()] == ['sub-02']
+    status, _, error = group_level('--participant-label', '02', '09')
+    assert status == 2
+    assert (
+        f'no participant 09 in {dataset.root} or {Path("out").absolute()}; there are: 01' in error
+    )
+    status, _, error = group_level('--session-label', 'a')
+    assert status == 70
+    assert 'run the participant level first' in error.splitlines()[-1]
+
+
+def test_group_level_without_usable_outputs(group_level, dataset):
+    for path in Path('out').rglob('*.json'):
+        path.write_text('{')
+    status, output, error = group_level()
+    assert (status, output) == (70, '')
+    assert 'sub-01 | incomplete: sub-01_desc-precond_Chimap.json is not valid JSON' in error
+    assert 'sub-03 | missing' in error
+    assert not list(Path('out').glob('*group_*'))
+    shutil.rmtree('out')
+    assert group_level()[0] == 70
+    assert not Path('out').exists()
+
+
+def test_group_level_names_few_on_the_terminal(group_level, monkeypatch):
+    monkeypatch.setattr(module, 'MOST_LINES', 0)
+    assert '... and 1 more: ' in group_level()[1]
+    assert 'sub-03 | missing' not in group_level()[1]
+    assert 'sub-03 | missing' in group_level('-v')[1]
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS])
+def test_group_level_where_nothing_can_be_written(group_level, monkeypatch, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number), 'out/.group_rois.rows')
+
+    monkeypatch.setattr('precondqsm_bids.group.gather.write_rows', refuse)
+    status, _, error = group_level()
+    assert status == 2
+    assert f'cannot write to out/.group_rois.rows: {os.strerror(number)}' in error
+
+
+def test_group_level_on_a_full_disk(group_level, monkeypatch):
+    monkeypatch.setattr('precondqsm_bids.group.gather.write_rows', no_space)
+    status, _, error = group_level()
+    assert status == 1
+    assert error.rstrip().endswith('make room, and the same command does it')
+
+
+# -- a disk without room ------------------------------------------------------------------------
+
+
 def no_space(*args, **keywords):
     raise OSError(errno.ENOSPC, 'No space left on device', 'out/x')
 

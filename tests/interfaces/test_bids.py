@@ -19,8 +19,8 @@ from precondqsm_bids.interfaces.bids import (
     compose_sidecar,
     fieldmap_acquisition,
     write_dataset_description,
-    write_shared,
 )
+from precondqsm_bids.interfaces.files import BIDSIGNORE
 
 SOURCES = [
     f'/raw/sub-01/ses-b/anat/sub-01_ses-b_run-1_echo-{echo}_part-{part}_MEGRE.nii.gz'
@@ -178,23 +178,8 @@ def test_bidsignore_keeps_what_the_user_added(raw, tmp_path):
     for _ in range(2):
         write_dataset_description(out, raw)
     lines = (out / '.bidsignore').read_text().splitlines()
-    assert lines == ['mine', 'log', 'figures', 'logs', '*.html', '*_R2primemap.*', '*_values.*']
-
-
-def test_a_file_of_somebody_else_is_good_enough(tmp_path, monkeypatch):
-    path = tmp_path / 'shared'
-    path.write_text('theirs')
-
-    def refuse(*_):
-        raise PermissionError('not yours')
-
-    monkeypatch.setattr(bids.os, 'replace', refuse)
-    assert write_shared(path, 'ours') == path
-    assert path.read_text() == 'theirs'
-    assert os.listdir(tmp_path) == ['shared']
-    path.unlink()
-    with pytest.raises(PermissionError):
-        write_shared(path, 'ours')
+    assert lines[:2] == ['mine', 'log']
+    assert sorted(lines[1:]) == sorted(BIDSIGNORE)
 
 
 def test_parallel_writers_leave_one_whole_file(raw, tmp_path):

@@ -1,0 +1,9 @@
+"""The group level: from the derivatives of the participants to tables and a page.
+
+It reads the sidecars and tables that the participant level wrote, no image, one run at a time.
+"""
+
+from precondqsm_bids.group.gather import write_group
+from precondqsm_bids.group.tables import GroupResult
+
+__all__ = ['GroupResult', 'write_group']

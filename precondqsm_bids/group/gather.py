@@ -1,0 +1,109 @@
+"""The group level as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection
+from contextlib import ExitStack
+from pathlib import Path
+
+from precondqsm_bids.group.reading import IDENTITY, find_participants, read_participant
+from precondqsm_bids.group.report import compose_report
+from precondqsm_bids.group.tables import (
+    COEFFICIENT,
+    KEYS,
+    QUALITY,
+    GroupResult,
+    coefficient_dictionary,
+    name_outliers,
+    quality_dictionary,
+    region_columns,
+    region_dictionary,
+    write_rows,
+)
+from precondqsm_bids.interfaces.files import temporary_name, write_atomic, write_bidsignore
+
+
+def write_group(
+    bids_dir: Path,
+    output_dir: Path,
+    *,
+    participants: Collection[str] = (),
+    sessions: Collection[str] = (),
+    command: str = '',
+) -> GroupResult:
+    """Gather the derivatives of all participants in tables and a page.
+
+    Every file is written under a temporary name and renamed at the end, so that a reader, a
+    participant level or another group level beside this one never sees half a file.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        The dataset, whose images tell what is missing, and the derivatives.
+    participants, sessions : collection of str, optional
+        Labels; all if empty.
+    command : str, optional
+        Command line, for the page.
+
+    Returns
+    -------
+    GroupResult
+        Counts, and the files.
+    """
+    subjects = find_participants(bids_dir, output_dir)
+    if participants:
+        subjects = [subject for subject in subjects if subject in participants]
+    if not find_participants(output_dir):
+        return GroupResult(0, Counter(), 0, [], 0, 0, ())
+    columns, described = region_columns(output_dir, subjects, sessions)
+    files = {
+        name: output_dir / f'group_{name}.tsv' for name in ('rois', 'quality', 'coefficients')
+    }
+    headers = {
+        'rois': [*IDENTITY, *columns, 'outliers'],
+        'quality': list(QUALITY),
+        'coefficients': list(COEFFICIENT),
+    }
+    with ExitStack() as stack:
+        first, second = (
+            {
+                name: stack.enter_context(temporary_name(path.with_suffix(f'.{step}')))
+                for name, path in files.items()
+            }
+            for step in ('rows', 'tsv')
+        )
+        summary, values = write_rows(
+            (
+                run
+                for subject in subjects
+                for run in read_participant(bids_dir, output_dir, subject, sessions)
+            ),
+            first,
+            headers,
+        )
+        if not summary.usable:
+            return summary
+        gathered = {
+            name: name_outliers(first[name], second[name], values[name], KEYS[name])
+            for name in files
+        }
+        page = compose_report(
+            output_dir, summary=summary, gathered=gathered, columns=columns, command=command
+        )
+        dictionaries = {
+            'rois': region_dictionary(columns, described),
+            'quality': quality_dictionary(),
+            'coefficients': coefficient_dictionary(),
+        }
+        write_bidsignore(output_dir)
+        written = []
+        for name, path in files.items():
+            os.replace(second[name], path)
+            text = json.dumps(dictionaries[name], indent=2, ensure_ascii=False) + '\n'
+            written += [path, write_atomic(path.with_suffix('.json'), text)]
+        written.append(write_atomic(output_dir / 'group_report.html', page))
+    found = sum(sum(part.counts.values()) for part in gathered.values())
+    return summary._replace(outliers=found, files=tuple(written))

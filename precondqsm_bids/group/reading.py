@@ -1,0 +1,368 @@
+"""Which runs there should be, and what the derivatives of each say; one participant at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from precondqsm_bids.group.measures import MEASURES, take, take_coefficients, warnings_of
+
+STATUS = {
+    'complete': 'maps, sidecars and tables are there',
+    'incomplete': 'some of it is missing or cannot be read; the note says what',
+    'failed': 'no map, and the participant level left a crash file',
+    'missing': 'the dataset has images, and the derivatives have nothing of them',
+}
+"""What may have become of a run."""
+
+IDENTITY = ('participant_id', 'session_id', 'run')
+"""First columns of every table of the group."""
+
+_IMAGE = re.compile(r'_(MEGRE|T2starw)\.nii(\.gz)?$')
+_OUTPUT = re.compile(
+    r'^(?P<run>sub-[0-9a-zA-Z+]+(_[a-z]+-[0-9a-zA-Z+]+)*?)'
+    r'(_desc-(precond|conventional|prior|residual)_Chimap|_(R2star|T2star|S0|R2prime)map'
+    r'|_desc-(shape|roi)_mask|_desc-rois_values)\.(nii\.gz|json|tsv)$'
+)
+
+
+class RunValues(NamedTuple):
+    """What the derivatives say about one run."""
+
+    subject: str
+    session: str
+    name: str
+    """Its entities without echo and part, or those that are known."""
+    status: str
+    note: str
+    """What is missing or cannot be read."""
+    quality: dict[str, Any]
+    """Column -> value; empty if the sidecar is of no use."""
+    warnings: list[str]
+    coefficients: list[dict[str, Any]]
+    columns: list[str]
+    """Header of the table of values per region."""
+    regions: list[list[str]]
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything of it goes into the tables."""
+        return bool(self.quality or self.regions)
+
+
+def find_participants(*roots: Path) -> list[str]:
+    """Labels of the participants' folders of several datasets, each once, in natural order.
+
+    Parameters
+    ----------
+    *roots : Path
+        Datasets; one that is not there has no participants.
+    """
+    found = {
+        entry.name.removeprefix('sub-')
+        for root in roots
+        for entry in _scan(root)
+        if entry.name.startswith('sub-') and entry.is_dir()
+    }
+    return sorted(found, key=natural)
+
+
+def find_tables(output_dir: Path, subject: str, sessions: Collection[str]) -> Iterator[Path]:
+    """Tables of values per region of one participant, in the order of the runs.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives.
+    subject : str
+        Label of the participant.
+    sessions : collection of str
+        Labels of the sessions; all if empty.
+    """
+    for name, folder in sorted(
+        _derived_runs(output_dir, subject, sessions).items(), key=lambda item: natural(item[0])
+    ):
+        path = folder / f'{name}_desc-rois_values.tsv'
+        if path.is_file():
+            yield path
+
+
+def read_participant(
+    bids_dir: Path, output_dir: Path, subject: str, sessions: Collection[str] = ()
+) -> Iterator[RunValues]:
+    """What the derivatives say about each run of a participant, sorted by session and run.
+
+    A run is told from its outputs, from the list that the participant level keeps beside the
+    figures, or, where the derivatives have nothing of a session, from the images of the dataset.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : Path
+        The dataset and the derivatives.
+    subject : str
+        Label of the participant.
+    sessions : collection of str, optional
+        Labels of the sessions; all if empty.
+    """
+    try:
+        yield from list(_read_runs(bids_dir, output_dir, subject, sessions))
+    except OSError as error:  # a folder that cannot be listed
+        wrong = f'{error.filename}: {error.strerror}'
+        values = _without_outputs(subject, f'sub-{subject}', [], '')
+        yield values._replace(status='incomplete', note=wrong)
+
+
+def _read_runs(
+    bids_dir: Path, output_dir: Path, subject: str, sessions: Collection[str]
+) -> Iterator[RunValues]:
+    derived = _derived_runs(output_dir, subject, sessions)
+    about, problem = _read_about(output_dir, subject)
+    names = set(derived)
+    names |= {name for name in about['runs'] if _chosen(name, sessions)}
+    known = {_entity(name, 'ses') for name in names}
+    for name in _raw_runs(bids_dir, subject, sessions):
+        if name not in names and _entity(name, 'ses') not in known:
+            names.add(name)
+    crashes = [_relative(Path(path), output_dir) for path in about['crash_files']]
+    if not names and (crashes or problem) and not sessions:  # no file could be used
+        names = {f'sub-{subject}'}
+    for name in sorted(names, key=lambda name: (natural(_entity(name, 'ses')), natural(name))):
+        folder = derived.get(name)
+        if folder is None:
+            yield _without_outputs(subject, name, crashes, problem)
+        else:
+            yield _read_run(folder, subject, name, crashes, problem)
+
+
+def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:
+    note = 'no outputs: not run, left out by a filter, or stopped before its first output'
+    if crashes:
+        note = f'no outputs; crash file: {", ".join(crashes)}'
+    return RunValues(
+        subject=subject,
+        session=_entity(name, 'ses'),
+        name=name,
+        status='failed' if crashes else 'missing',
+        note='; '.join(filter(None, (note, problem))),
+        quality={},
+        warnings=[],
+        coefficients=[],
+        columns=[],
+        regions=[],
+    )
+
+
+def _read_run(
+    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str
+) -> RunValues:
+    """What the files of one run say; whatever is wrong with them goes into the note."""
+    notes = [problem] if problem else []
+    sidecar, missing = _read_json(folder / f'{name}_desc-precond_Chimap.json')
+    parameters = sidecar.get('Parameters')
+    if missing:
+        notes.append(missing)
+    elif not isinstance(parameters, Mapping) or not parameters:
+        notes.append(f'{name}_desc-precond_Chimap.json has no Parameters')
+    parameters = parameters if isinstance(parameters, Mapping) else {}
+    has_map = (folder / f'{name}_desc-precond_Chimap.nii.gz').is_file()
+    if parameters and not has_map:
+        notes.append(f'no {name}_desc-precond_Chimap.nii.gz')
+    settings = sidecar.get('Settings')
+    conventional_file = folder / f'{name}_desc-conventional_Chimap.json'
+    if parameters and (
+        conventional_file.exists()
+        or (isinstance(settings, Mapping) and settings.get('conventional') is True)
+    ):
+        conventional, missing = _read_json(conventional_file)
+        more = conventional.get('Parameters')
+        if missing:
+            notes.append(missing)
+        elif isinstance(more, Mapping):
+            parameters = {**more, **parameters}
+    quality = {}
+    for measure in MEASURES if parameters else ():
+        quality[measure.column], wrong = take(parameters, measure)
+        notes += [wrong] if wrong else []
+    coefficients, wrong = take_coefficients(parameters)
+    notes += [wrong] if wrong else []
+    columns, regions, wrong = _read_regions(folder, name)
+    notes += [wrong] if wrong else []
+    status = 'incomplete' if notes else 'complete'
+    if crashes:
+        notes.append(f'a step of this participant failed; crash file: {", ".join(crashes)}')
+        if not has_map:
+            status = 'failed'
+    return RunValues(
+        subject=subject,
+        session=_entity(name, 'ses'),
+        name=name,
+        status=status,
+        note='; '.join(notes),
+        quality=quality,
+        warnings=warnings_of(parameters),
+        coefficients=coefficients,
+        columns=columns,
+        regions=regions,
+    )
+
+
+def _read_regions(folder: Path, name: str) -> tuple[list[str], list[list[str]], str]:
+    """Header and rows of the table of values, and what is wrong with it."""
+    path = folder / f'{name}_desc-rois_values.tsv'
+    try:
+        with path.open(newline='', encoding='utf-8') as stream:
+            columns, *rows = csv.reader(stream, delimiter='\t', strict=True)
+    except FileNotFoundError:
+        # Its dictionary is written before it; a run without labels has neither.
+        begun = path.with_suffix('.json').exists()
+        return [], [], f'no {path.name}' if begun else ''
+    except OSError as error:
+        return [], [], f'{path.name}: {error.strerror}'
+    except (ValueError, csv.Error) as error:  # an empty file cannot be unpacked
+        what = 'it is empty' if path.stat().st_size == 0 else str(error)
+        return [], [], f'{path.name} is no table: {what}'
+    if wrong := check_header(columns):
+        return [], [], f'{path.name} {wrong}'
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            cells = f'{len(row)} cells, the header has {len(columns)}'
+            return [], [], f'{path.name}, line {number}: {cells}'
+    return columns, rows, ''
+
+
+def check_header(columns: Sequence[str]) -> str:
+    """What is wrong with the header of a table of values, or an empty string.
+
+    >>> check_header(['index', 'name', 'n_voxels'])
+    ''
+    >>> check_header(['index', 'index'])
+    'lacks name or has a column twice: index, index'
+    """
+    if not {'index', 'name'} <= set(columns) or len(set(columns)) < len(columns):
+        lacking = [name for name in ('index', 'name') if name not in columns]
+        return f'lacks {", ".join(lacking) or "nothing"} or has a column twice: ' + ', '.join(
+            columns[:10]
+        )
+    if taken := sorted({*IDENTITY, 'outliers'} & set(columns)):
+        return f'has columns that the group level adds: {", ".join(taken)}'
+    return ''
+
+
+def _derived_runs(output_dir: Path, subject: str, sessions: Collection[str]) -> dict[str, Path]:
+    """Runs that have any output, and the folder of their maps."""
+    runs: dict[str, Path] = {}
+    for folder in _folders(output_dir, subject, sessions, ('anat',)):
+        for entry in _scan(folder):
+            if found := _OUTPUT.match(entry.name):
+                runs[found['run']] = folder
+    return {name: folder for name, folder in runs.items() if _chosen(name, sessions)}
+
+
+def _raw_runs(bids_dir: Path, subject: str, sessions: Collection[str]) -> set[str]:
+    """Runs that the names of the dataset's images tell; the rules of discovery are stricter."""
+    runs = set()
+    for folder in _folders(bids_dir, subject, sessions, ('anat', 'swi')):
+        for entry in _scan(folder):
+            if found := _IMAGE.search(entry.name):
+                stem = entry.name[: found.start()]
+                several = '_echo-' in stem or '_part-' in stem
+                if found[1] == 'MEGRE' or several:
+                    runs.add(re.sub(r'_(echo|part)-[^_]*', '', stem))
+    return {name for name in runs if _chosen(name, sessions)}
+
+
+def _folders(
+    root: Path, subject: str, sessions: Collection[str], datatypes: Sequence[str]
+) -> Iterator[Path]:
+    """Folders of a participant's images; those without a session where no session is asked for."""
+    participant = root / f'sub-{subject}'
+    parents = [] if sessions else [participant]
+    parents += [
+        Path(entry.path)
+        for entry in _scan(participant)
+        if entry.name.startswith('ses-')
+        and (not sessions or entry.name.removeprefix('ses-') in sessions)
+    ]
+    for parent in parents:
+        for datatype in datatypes:
+            yield parent / datatype
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing where it is not there (any more)."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, list[str]], str]:
+    """Runs and crash files that the participant level left beside the figures, and a problem."""
+    path = output_dir / f'sub-{subject}' / 'figures' / f'sub-{subject}_desc-about_report.json'
+    about: dict[str, list[str]] = {'runs': [], 'crash_files': []}
+    if not path.exists():
+        return about, ''
+    content, problem = _read_json(path)
+    for key in about:
+        values = content.get(key)
+        if isinstance(values, list):
+            about[key] = [str(value) for value in values]
+    prefix = f'sub-{subject}'
+    about['runs'] = [n for n in about['runs'] if n == prefix or n.startswith(f'{prefix}_')]
+    return about, problem
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Content of a JSON file, empty if it is of no use, and what is wrong with it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}, f'no {path.name}'
+    except OSError as error:
+        return {}, f'{path.name}: {error.strerror}'
+    except (ValueError, RecursionError) as error:
+        return {}, f'{path.name} is not valid JSON ({error})'
+    if not isinstance(content, dict):
+        return {}, f'{path.name} is no JSON object'
+    return content, ''
+
+
+def _relative(path: Path, output_dir: Path) -> str:
+    """As it can be found from the output folder, which may have been moved."""
+    parts = path.parts
+    for i, part in enumerate(parts):
+        if part.startswith('sub-') and (output_dir / Path(*parts[i:])).exists():
+            return Path(*parts[i:]).as_posix()
+    return str(path)
+
+
+def _chosen(name: str, sessions: Collection[str]) -> bool:
+    return not sessions or _entity(name, 'ses') in sessions
+
+
+def _entity(name: str, key: str) -> str:
+    """Value of an entity in a run's name, or an empty string.
+
+    >>> _entity('sub-01_ses-a_run-2', 'ses'), _entity('sub-01', 'ses')
+    ('a', '')
+    """
+    found = re.search(rf'_{key}-([^_]+)', name)
+    return found[1] if found else ''
+
+
+def natural(name: str) -> tuple[tuple[Any, ...], str]:
+    """Key that sorts run-2 before run-10, and an absent label first.
+
+    >>> sorted(['run-10', 'run-2', 'run-02', ''], key=natural)
+    ['', 'run-02', 'run-2', 'run-10']
+    """
+    parts = [
+        (0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', name) if p
+    ]
+    return tuple(parts), name

@@ -1,0 +1,296 @@
+"""The page of the group: who is missing, who lies outside, and how every measure is distributed.
+
+It is one file: style and figures are inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from precondqsm_bids import __version__
+from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES
+from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution
+from precondqsm_bids.group.reading import STATUS
+from precondqsm_bids.group.tables import COMPARED, Gathered, GroupResult, Outlier
+
+STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
+BLUE, RED, GREY = '#1f6fb4', '#c0392b', '#8c8c8c'
+SHOWN_ROWS = 60
+"""Regions or coefficients in one figure; the tables have all."""
+
+NAMED = 2
+"""Outliers that a figure names per measure; the page names all of them below."""
+
+TITLES = {
+    'precond_chi_mean': 'preconditioned susceptibility (ppm)',
+    'conventional_chi_mean': 'conventional susceptibility (ppm)',
+    'r2star_mean': 'R2* (1/s)',
+}
+
+
+class Strip(NamedTuple):
+    """One measure as a strip of points."""
+
+    key: tuple[str, ...]
+    """Column, for a region after its name."""
+    values: np.ndarray
+    distribution: Distribution
+    outliers: list[Outlier]
+    n_outliers: int
+
+    @property
+    def name(self) -> str:
+        """Column, name of the region or number of the coefficient."""
+        return self.key[0]
+
+
+def compose_report(
+    output_dir: Path,
+    *,
+    summary: GroupResult,
+    gathered: Mapping[str, Gathered],
+    columns: Sequence[str],
+    command: str,
+) -> str:
+    """The page as text.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives, for links to the reports of the participants.
+    summary : GroupResult
+        Counts, and the runs that are not complete.
+    gathered : mapping of str to Gathered
+        What the tables ``rois``, ``quality`` and ``coefficients`` hold.
+    columns : sequence of str
+        Columns of the values per region.
+    command : str
+        Command line.
+    """
+    order = [*(measure.column for measure in MEASURES), 'n_warnings']
+    quality = sorted(strips(gathered['quality']), key=lambda strip: order.index(strip.name))
+    units = {measure.column: measure.units for measure in MEASURES}
+    # A measure that is the same in every run needs no picture.
+    varying = [
+        strip for strip in quality if strip.distribution.maximum > strip.distribution.minimum
+    ]
+    maps = [column for column in COMPARED if column in columns]
+    regions = {
+        column: [strip for strip in strips(gathered['rois']) if strip.key[1] == column]
+        for column in maps
+    }
+    coefficients = sorted(strips(gathered['coefficients']), key=lambda strip: int(strip.name))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('precondqsm_bids', 'data'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters['number'] = number
+    with mpl.rc_context(STYLE):
+        figures = {
+            'quality': draw_measures(varying, units) if varying else '',
+            'rois': draw_regions(regions) if any(regions.values()) else '',
+            'coefficients': draw_coefficients(coefficients) if coefficients else '',
+        }
+    return environment.get_template('group.html').render(
+        version=__version__,
+        command=command,
+        summary=summary,
+        statuses=[(name, summary.runs[name], text) for name, text in STATUS.items()],
+        runs=sum(summary.runs.values()),
+        links={
+            subject
+            for subject in (
+                *(item.subject for item in summary.listed),
+                *(item.subject for part in gathered.values() for item in part.outliers),
+            )
+            if (output_dir / f'sub-{subject}.html').is_file()
+        },
+        outlying=by_run(gathered),
+        found=sum(sum(part.counts.values()) for part in gathered.values()),
+        named=sum(len(part.outliers) for part in gathered.values()),
+        limit=LIMIT,
+        least=LEAST_VALUES,
+        figures=figures,
+        quality=[(strip, units.get(strip.name, '')) for strip in quality],
+        descriptions={measure.column: measure.description for measure in MEASURES}
+        | {'n_warnings': 'Number of warnings that the stages left'},
+        regions=[strip for column in maps for strip in regions[column]],
+        coefficients=coefficients,
+        coefficient_description=COEFFICIENTS['coefficient'][1],
+        shown_rows=SHOWN_ROWS,
+    )
+
+
+def strips(gathered: Gathered) -> list[Strip]:
+    """The measures of a table, each with its values and outliers.
+
+    Parameters
+    ----------
+    gathered : Gathered
+        Of one table.
+    """
+    return [
+        Strip(
+            key,
+            np.frombuffer(gathered.values[key], dtype=float),
+            known,
+            [outlier for outlier in gathered.outliers if outlier.key == key],
+            gathered.counts[key],
+        )
+        for key, known in gathered.distributions.items()
+    ]
+
+
+def by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
+    """Outliers of each run, the run with the farthest one first."""
+    runs: dict[str, dict[str, Any]] = {}
+    everything = [
+        (outlier, part.distributions[outlier.key].median)
+        for part in gathered.values()
+        for outlier in part.outliers
+    ]
+    for outlier, median in sorted(everything, key=lambda item: (-item[0].size, item[0].run)):
+        run = runs.setdefault(
+            outlier.run, {'run': outlier.run, 'subject': outlier.subject, 'outliers': []}
+        )
+        *where, column = outlier.key
+        name = f'{" ".join(where)}: {column}' if where else column
+        if column == 'coefficient':
+            name = f'coefficient {where[0]}'
+        run['outliers'].append(
+            {'name': name, 'value': outlier.value, 'median': median, 'z': outlier.z}
+        )
+    return list(runs.values())
+
+
+def draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
+    """Small multiples, one per measure.
+
+    Parameters
+    ----------
+    measures : sequence of Strip
+        One or more.
+    units : mapping of str to str
+        Unit of each measure, by its name.
+    """
+    across = 3
+    down = -(-len(measures) // across)
+    figure = Figure(figsize=(10, 0.95 * down + 0.2), layout='constrained')
+    grid = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in grid[len(measures) :]:
+        axes.set_axis_off()
+    for axes, strip in zip(grid, measures, strict=False):
+        unit = units.get(strip.name)
+        axes.set_title(f'{strip.name} ({unit})' if unit else strip.name, loc='left', pad=10)
+        if strip.distribution.maximum > 10 * strip.distribution.minimum > 0:
+            axes.set_xscale('log')
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        _draw_strip(axes, strip, 0)
+        axes.set(yticks=[], ylim=(-0.6, 0.75))
+        axes.spines[['top', 'left', 'right']].set_visible(False)
+    return _inline(figure)
+
+
+def draw_regions(regions: Mapping[str, Sequence[Strip]]) -> str:
+    """One row per region, one column per map.
+
+    Parameters
+    ----------
+    regions : mapping of str to sequence of Strip
+        Column of the table to its regions.
+    """
+    names = list(dict.fromkeys(s.name for strips in regions.values() for s in strips))[:SHOWN_ROWS]
+    figure = Figure(figsize=(10, 0.42 * len(names) + 0.9), layout='constrained')
+    grid = figure.subplots(1, len(regions), sharey=True, squeeze=False)[0]
+    for axes, (column, strips) in zip(grid, regions.items(), strict=True):
+        for strip in strips:
+            if strip.name in names:
+                _draw_strip(axes, strip, names.index(strip.name))
+        axes.set_xlabel(TITLES[column])
+        _rows(axes, names)
+    return _inline(figure)
+
+
+def draw_coefficients(coefficients: Sequence[Strip]) -> str:
+    """One row per coefficient of the prior.
+
+    Parameters
+    ----------
+    coefficients : sequence of Strip
+        In the order of their numbers.
+    """
+    shown = coefficients[:SHOWN_ROWS]
+    figure = Figure(figsize=(10, 0.42 * len(shown) + 0.9), layout='constrained')
+    axes = figure.subplots()
+    for i, strip in enumerate(shown):
+        _draw_strip(axes, strip, i)
+    axes.set_xlabel('coefficient of the prior')
+    _rows(axes, [strip.name for strip in shown])
+    return _inline(figure)
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis='x', alpha=0.25, linewidth=0.5)
+    axes.spines[['top', 'left', 'right']].set_visible(False)
+
+
+def _draw_strip(axes: Axes, strip: Strip, row: int) -> None:
+    """Points, a bar over the middle half, a line at the median, outliers with their names."""
+    known, n = strip.distribution, len(strip.values)
+    # The golden section spreads the points evenly, and alike in every run of the program.
+    jitter = (np.arange(n) * 0.6180339887 % 1 - 0.5) * 0.45
+    axes.plot(
+        strip.values, row + jitter, '.', color=BLUE, markersize=4, markeredgewidth=0,
+        alpha=float(np.clip(20 / np.sqrt(n) / 2, 0.08, 0.7)), rasterized=True,
+    )  # fmt: skip
+    axes.plot([known.quartile, known.upper_quartile], [row, row], color='#111111', linewidth=3,
+              alpha=0.55, solid_capstyle='butt')  # fmt: skip
+    axes.plot([known.median] * 2, [row - 0.3, row + 0.3], color='#111111', linewidth=1.2)
+    axes.plot(
+        [outlier.value for outlier in strip.outliers], [row] * len(strip.outliers), 'o',
+        color=RED, markersize=4, fillstyle='none',
+    )  # fmt: skip
+    for i, outlier in enumerate(strip.outliers[:NAMED]):
+        beyond = outlier.value > known.median
+        axes.annotate(
+            outlier.run.removeprefix('sub-'), (outlier.value, row),
+            xytext=(2 if beyond else -2, 5 if i == 0 else -10),
+            textcoords='offset points', ha='right' if beyond else 'left', fontsize=7, color=RED,
+            path_effects=[withStroke(linewidth=2, foreground='white')],
+        )  # fmt: skip
+
+
+def _inline(figure: Figure) -> str:
+    """The figure as a data URI."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format='png', dpi=130, metadata={'Software': None})
+    return 'data:image/png;base64,' + base64.b64encode(stream.getvalue()).decode('ascii')
+
+
+def number(value: float) -> str:
+    """Four digits with a true minus sign.
+
+    >>> number(-0.0012345)
+    '−0.001234'
+    """
+    return f'{value:.4g}'.replace('-', '−')

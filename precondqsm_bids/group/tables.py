@@ -1,0 +1,376 @@
+"""The tables of the group, written row by row as the derivatives are read.
+
+Two passes keep the memory small. The first reads the derivatives of one run after the other,
+writes their rows to a temporary file and keeps of every measure a list of floats. The second goes
+over the temporary file and adds the column that names the outliers. Only then do the files take
+their names.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES, is_number
+from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
+from precondqsm_bids.group.reading import (
+    IDENTITY,
+    STATUS,
+    RunValues,
+    check_header,
+    find_tables,
+)
+
+QUALITY = (
+    *IDENTITY, 'status', *(measure.column for measure in MEASURES), 'n_warnings', 'warnings',
+    'note', 'outliers',
+)  # fmt: skip
+COEFFICIENT = (*IDENTITY, 'index', *COEFFICIENTS, 'outliers')
+COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
+"""Columns of the values per region that are compared over the runs."""
+
+LONGEST = 10_000
+"""Characters of a cell."""
+
+LISTED = 500
+"""Runs and outliers that the page names at most; the tables name all."""
+
+
+class Outlier(NamedTuple):
+    """A value that lies outside."""
+
+    size: float
+    """Size of its robust z; first, so that the largest sort last."""
+    order: int
+    """Minus its place, so that of two of one size the first is kept."""
+    subject: str
+    run: str
+    key: tuple[str, ...]
+    """Column, for a region after its name."""
+    value: float
+    z: float
+
+
+class Listed(NamedTuple):
+    """A run that something must be said about."""
+
+    subject: str
+    run: str
+    status: str
+    note: str
+
+
+class Gathered(NamedTuple):
+    """What a table's values look like over the runs."""
+
+    distributions: dict[tuple[str, ...], Distribution]
+    values: dict[tuple[str, ...], array[float]]
+    outliers: list[Outlier]
+    """The largest first, at most ``LISTED``."""
+    counts: Counter[tuple[str, ...]]
+    """Outliers per measure, all of them."""
+
+
+class GroupResult(NamedTuple):
+    """What the group level did."""
+
+    participants: int
+    runs: Counter[str]
+    """Runs by status."""
+    usable: int
+    """Runs that the tables have values of."""
+    listed: list[Listed]
+    """Runs that are not complete or have a note, at most ``LISTED``."""
+    to_list: int
+    """The number of those runs."""
+    outliers: int
+    files: tuple[Path, ...]
+    """What was written: nothing if no run is usable."""
+
+
+def region_columns(
+    output_dir: Path, subjects: Sequence[str], sessions: Collection[str]
+) -> tuple[list[str], dict[str, Any]]:
+    """Columns of all tables of values together, and what the first sidecar says of each.
+
+    A column that only some tables have comes after the one that it follows there.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives.
+    subjects, sessions : sequence and collection of str
+        Labels; all sessions if empty.
+    """
+    columns = ['index', 'name']
+    described: dict[str, Any] = {}
+    for subject in subjects:
+        try:
+            tables = list(find_tables(output_dir, subject, sessions))
+        except OSError:  # told when its runs are read
+            continue
+        for path in tables:
+            try:
+                with path.open(newline='', encoding='utf-8') as stream:
+                    header = next(csv.reader(stream, delimiter='\t', strict=True), [])
+            except (OSError, ValueError, csv.Error):
+                continue
+            if check_header(header) or set(header) <= set(columns):
+                continue
+            try:
+                sidecar = json.loads(path.with_suffix('.json').read_bytes())
+            except (OSError, ValueError):
+                sidecar = {}
+            place = 0
+            for column in header:
+                if column in columns:
+                    place = columns.index(column) + 1
+                    continue
+                columns.insert(place, column)
+                place += 1
+            for column in header:
+                if isinstance(sidecar, dict) and isinstance(sidecar.get(column), dict):
+                    described.setdefault(column, sidecar[column])
+    return columns, described
+
+
+def write_rows(
+    runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Sequence[str]]
+) -> tuple[GroupResult, dict[str, dict[tuple[str, ...], array[float]]]]:
+    """First pass: the rows without outliers, what happened, and the floats to compare.
+
+    Parameters
+    ----------
+    runs : iterable of RunValues
+        Sorted; each is forgotten once its rows are written.
+    paths : mapping of str to Path
+        Table (``rois``, ``quality``, ``coefficients``) to the file that is written.
+    headers : mapping of str to sequence of str
+        Columns of each table.
+    """
+    values: dict[str, dict[tuple[str, ...], array[float]]] = {name: {} for name in paths}
+    statuses: Counter[str] = Counter()
+    listed: list[Listed] = []
+    usable = to_list = 0
+    previous, participants = '', 0
+    with ExitStack() as stack:
+        writers = {}
+        for name, path in paths.items():
+            writers[name] = csv.writer(
+                stack.enter_context(path.open('w', newline='', encoding='utf-8')),
+                delimiter='\t',
+                lineterminator='\n',
+            )
+            writers[name].writerow(headers[name])
+        for run in runs:
+            participants += run.subject != previous
+            previous = run.subject
+            usable += run.usable
+            if unknown := set(run.columns) - set(headers['rois']):
+                # A participant level wrote it after the headers were read.
+                wrong = f'its table of values has new columns ({", ".join(sorted(unknown))})'
+                run = run._replace(
+                    status='incomplete', regions=[], note=f'{wrong}: run the group level again'
+                )
+            statuses[run.status] += 1
+            if run.note:
+                to_list += 1
+                if len(listed) < LISTED:
+                    listed.append(Listed(run.subject, run.name, run.status, run.note))
+            for name, rows in _rows(run).items():
+                for row in rows:
+                    cells = [_cell(row.get(column)) for column in headers[name]]
+                    writers[name].writerow(cells)
+                    for key, value in KEYS[name](dict(zip(headers[name], cells, strict=True))):
+                        values[name].setdefault(key, array('d')).append(value)
+    summary = GroupResult(participants, statuses, usable, listed, to_list, 0, ())
+    return summary, values
+
+
+def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
+    """Rows of each table that one run gives."""
+    identity = {
+        'participant_id': f'sub-{run.subject}',
+        'session_id': f'ses-{run.session}' if run.session else None,
+        'run': run.name,
+    }
+    quality = run.quality | {'status': run.status, 'note': run.note or None}
+    if run.quality:
+        quality['n_warnings'] = len(run.warnings)
+        quality['warnings'] = '; '.join(run.warnings) or None
+    return {
+        'rois': (identity | dict(zip(run.columns, row, strict=True)) for row in run.regions),
+        'quality': iter([identity | quality]),
+        'coefficients': (identity | row for row in run.coefficients),
+    }
+
+
+def name_outliers(
+    source: Path,
+    target: Path,
+    values: dict[tuple[str, ...], array[float]],
+    keys: Callable[[Mapping[str, str]], Iterator[tuple[tuple[str, ...], float]]],
+) -> Gathered:
+    """Second pass: the same rows, with the columns whose value lies outside in the last one.
+
+    Parameters
+    ----------
+    source, target : Path
+        The table as the first pass wrote it, and the one to write.
+    values : dict
+        Every value of each measure.
+    keys : callable
+        Measures of a row and their values, one of ``KEYS``.
+    """
+    scales = {measure.column: measure.kind == 'log' for measure in MEASURES}
+    known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
+    counts: Counter[tuple[str, ...]] = Counter()
+    largest: list[Outlier] = []
+    order = 0
+    with source.open(newline='', encoding='utf-8') as stream, _table(target) as out:
+        reader = csv.DictReader(stream, delimiter='\t')
+        writer = csv.DictWriter(
+            out, list(reader.fieldnames or ()), delimiter='\t', lineterminator='\n'
+        )
+        writer.writeheader()
+        for row in reader:
+            found = []
+            for key, value in keys(row):
+                z = known[key].z(value)
+                if abs(z) <= LIMIT:
+                    continue
+                order += 1
+                counts[key] += 1
+                outlier = Outlier(
+                    abs(z), -order, row['participant_id'].removeprefix('sub-'), row['run'],
+                    key, value, z,
+                )  # fmt: skip
+                found.append(outlier)
+                push = heapq.heappush if len(largest) < LISTED else heapq.heappushpop
+                push(largest, outlier)
+            found.sort(reverse=True)
+            writer.writerow(row | {'outliers': ', '.join(o.key[-1] for o in found) or 'n/a'})
+    return Gathered(known, values, sorted(largest, reverse=True), counts)
+
+
+def _table(path: Path) -> IO[str]:
+    return path.open('w', newline='', encoding='utf-8')
+
+
+def _quality_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Columns of a row of ``group_quality.tsv`` that are compared, and their values."""
+    for measure in MEASURES:
+        if measure.kind != 'text' and (value := _number(row[measure.column])) is not None:
+            yield (measure.column,), value
+    if (value := _number(row['n_warnings'])) is not None:
+        yield ('n_warnings',), value
+
+
+def _region_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
+    for column in COMPARED:
+        if (value := _number(row.get(column, ''))) is not None:
+            yield (row['name'], column), value
+
+
+def _coefficient_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
+    if (value := _number(row['coefficient'])) is not None:
+        yield (row['index'], 'coefficient'), value
+
+
+KEYS = {
+    'rois': _region_keys,
+    'quality': _quality_keys,
+    'coefficients': _coefficient_keys,
+}
+"""Table -> what is compared of a row: pairs of key and value."""
+
+
+def quality_dictionary() -> dict[str, Any]:
+    """Data dictionary of ``group_quality.tsv``."""
+    columns = _identity_dictionary()
+    columns['status'] = {'Description': 'What became of the run', 'Levels': dict(STATUS)}
+    for measure in MEASURES:
+        columns[measure.column] = {'Description': measure.description}
+        if measure.units:
+            columns[measure.column]['Units'] = measure.units
+    columns['n_warnings'] = {'Description': 'Number of warnings that the stages left'}
+    columns['warnings'] = {'Description': 'Those warnings, each after the name of its stage'}
+    columns['note'] = {'Description': 'What is missing of the run or cannot be read'}
+    columns['outliers'] = _outliers_dictionary()
+    return columns
+
+
+def coefficient_dictionary() -> dict[str, Any]:
+    """Data dictionary of ``group_coefficients.tsv``."""
+    columns = _identity_dictionary()
+    columns['index'] = {'Description': 'Number of the coefficient within its run, from 1'}
+    for column, (_, description, units) in COEFFICIENTS.items():
+        columns[column] = {'Description': description} | ({'Units': units} if units else {})
+    columns['outliers'] = _outliers_dictionary()
+    return columns
+
+
+def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Data dictionary of ``group_rois.tsv``, from those of the runs.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Columns of the values.
+    described : mapping
+        What the sidecars say of them.
+    """
+    texts = {}
+    for column in columns:
+        text = dict(described.get(column, {'Description': 'Not described by the sidecars'}))
+        # Which label surrounds the others is a matter of the run.
+        text['Description'] = re.sub(
+            r' in label .*, which surrounds the others$',
+            ' in the label that surrounds the others',
+            str(text.get('Description', '')),
+        )
+        texts[column] = text
+    return _identity_dictionary() | texts | {'outliers': _outliers_dictionary()}
+
+
+def _identity_dictionary() -> dict[str, Any]:
+    return {
+        'participant_id': {'Description': 'Participant'},
+        'session_id': {'Description': 'Session; n/a where the run has none'},
+        'run': {'Description': 'Entities of the run: its files begin with them'},
+    }
+
+
+def _outliers_dictionary() -> dict[str, Any]:
+    return {
+        'Description': (
+            f'Columns whose robust z over all rows (of the same name or index, where the row has '
+            f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
+            '1.4826 times the median absolute deviation, of the logarithm for some measures; '
+            f'not tested with fewer than {LEAST_VALUES} values'
+        )
+    }
+
+
+def _cell(value: Any) -> str:
+    if is_number(value):
+        return f'{value:.6g}' if isinstance(value, float) else str(value)
+    # A table cannot have tabs and ends of lines inside a cell, nor a reader cells without end.
+    text = '' if value is None else ' '.join(str(value).split())
+    return (text if len(text) <= LONGEST else f'{text[:LONGEST]} ...') or 'n/a'
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:  # n/a
+        return None
+    return value if is_number(value) else None
