@@ -300,6 +300,32 @@ def test_outputs_page_has_every_figure():
     assert sorted(shown) == sorted(figure.name for figure in FIGURES)
 
 
+def test_outputs_page_has_every_column_of_the_group():
+    from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT
+    from precondqsm_bids.group.reading import STATUS
+    from precondqsm_bids.group.tables import COEFFICIENT, COMPARED, QUALITY
+
+    text = section(read('docs/outputs.md'), '## The group')
+    names = {*QUALITY, *COEFFICIENT, *STATUS, *(c.removesuffix('_mean') for c in COMPARED)}
+    assert sorted(name for name in names if f'`{name}`' not in text) == []
+    named = re.findall(
+        r'`(\w+)`', ' '.join(re.findall(r'^\| (`\w+`[^|]*) \|', text, re.MULTILINE))
+    )
+    assert set(named) == {*QUALITY, *COEFFICIENT}
+    assert f'beyond {LIMIT}:' in text
+    assert f'fewer than {LEAST_VALUES} values' in text
+
+
+def test_usage_page_has_the_options_of_the_group_level():
+    from precondqsm_bids.cli.parser import GROUP_SETTINGS
+
+    named = re.findall(r'`(-[\w-]+)', section(read('docs/usage.md'), '## The group level'))
+    parser = build_parser()
+    destinations = {o: action.dest for action in parser._actions for o in action.option_strings}
+    positional = {'bids_dir', 'output_dir', 'analysis_level'}
+    assert {destinations[option] for option in named} == GROUP_SETTINGS - positional
+
+
 # -- inputs -------------------------------------------------------------------------------------
 
 

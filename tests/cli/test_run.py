@@ -393,6 +393,40 @@ def test_one_failure_stops_no_other(finished, phantom):
 
 
 @pytest.mark.slow
+def test_group_level_of_what_was_reconstructed(finished, phantom):
+    """Every measure of a real run, and both failures with their crash files."""
+    *_, folder = finished
+    process = start(phantom, folder / 'out', 'group', cwd=folder)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (0, '')
+    lines = (folder / 'out' / 'group_quality.tsv').read_text().splitlines()
+    first, *failed = [
+        dict(zip(lines[0].split('\t'), line.split('\t'), strict=True)) for line in lines[1:]
+    ]
+    assert first['status'] == 'complete'
+    sidecar = folder / 'out/sub-01/anat/sub-01_desc-precond_Chimap.json'
+    record = json.loads(sidecar.read_text())['Parameters']
+    assert float(first['noise_sd']) == pytest.approx(record['echo_fit']['noise_sd'], rel=1e-5)
+    assert float(first['streaking']) == pytest.approx(record['comparison']['streaking'], rel=1e-5)
+    # Nothing is to be had of: a sign that the cylinder's field does not tell, or no reference.
+    empty = {column for column, cell in first.items() if cell == 'n/a'}
+    assert empty <= {
+        *('session_id', 'phase_sign_correlation', 'readout_difference', 'warnings', 'note'),
+        'outliers',
+    }
+    assert [row['status'] for row in failed] == ['failed', 'failed']
+    for row in failed:
+        crash = row['note'].rpartition('crash file: ')[2]
+        assert (folder / 'out' / crash).is_file()
+    validator = shutil.which('bids-validator-deno', path=Path(sys.executable).parent)
+    done = subprocess.run(
+        [validator, '--format', 'json', str(folder / 'out')], capture_output=True, text=True
+    )
+    issues = json.loads(done.stdout)['issues']['issues']
+    assert [i for i in issues if i.get('severity') in ('error', 'warning')] == []
+
+
+@pytest.mark.slow
 def test_progress_is_told(finished):
     _, output, _, _ = finished
     lines = [line.split('] ', 1)[1] for line in output.splitlines()]
