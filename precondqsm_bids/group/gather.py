@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from precondqsm_bids.group.reading import IDENTITY, find_participants, read_participant
@@ -24,6 +25,10 @@ from precondqsm_bids.group.tables import (
     write_rows,
 )
 from precondqsm_bids.interfaces.files import temporary_name, write_atomic, write_bidsignore
+
+LEFT_OVER = 86_400
+"""Age from which a temporary file is of a process that was killed, s: it is written to until the
+process renames it, and that takes minutes."""
 
 
 def write_group(
@@ -58,6 +63,7 @@ def write_group(
         subjects = [subject for subject in subjects if subject in participants]
     if not find_participants(output_dir):
         return GroupResult(0, Counter(), 0, [], 0, 0, ())
+    _remove_leftovers(output_dir)
     columns, described = region_columns(output_dir, subjects, sessions)
     files = {
         name: output_dir / f'group_{name}.tsv' for name in ('rois', 'quality', 'coefficients')
@@ -107,3 +113,11 @@ def write_group(
         written.append(write_atomic(output_dir / 'group_report.html', page))
     found = sum(sum(part.counts.values()) for part in gathered.values())
     return summary._replace(outliers=found, files=tuple(written))
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    """Remove the temporary files of group levels that were killed long ago."""
+    for path in output_dir.glob('.group_*'):
+        with suppress(OSError):  # somebody else's, or gone by now
+            if time.time() - path.stat().st_mtime > LEFT_OVER:
+                path.unlink()

@@ -30,6 +30,9 @@ BLUE, RED, GREY = '#1f6fb4', '#c0392b', '#8c8c8c'
 SHOWN_ROWS = 60
 """Regions or coefficients in one figure; the tables have all."""
 
+SHOWN_POINTS = 2000
+"""Points of a strip: more take memory and show nothing more. Outliers come on top."""
+
 NAMED = 2
 """Outliers that a figure names per measure; the page names all of them below."""
 
@@ -133,6 +136,7 @@ def compose_report(
         coefficients=coefficients,
         coefficient_description=COEFFICIENTS['coefficient'][1],
         shown_rows=SHOWN_ROWS,
+        shown_points=SHOWN_POINTS,
     )
 
 
@@ -256,11 +260,13 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 def _draw_strip(axes: Axes, strip: Strip, row: int) -> None:
     """Points, a bar over the middle half, a line at the median, outliers with their names."""
-    known, n = strip.distribution, len(strip.values)
+    known = strip.distribution
+    values = strip.values[:: -(-len(strip.values) // SHOWN_POINTS)]
+    n = len(values)
     # The golden section spreads the points evenly, and alike in every run of the program.
     jitter = (np.arange(n) * 0.6180339887 % 1 - 0.5) * 0.45
     axes.plot(
-        strip.values, row + jitter, '.', color=BLUE, markersize=4, markeredgewidth=0,
+        values, row + jitter, '.', color=BLUE, markersize=4 if n > 100 else 7, markeredgewidth=0,
         alpha=float(np.clip(20 / np.sqrt(n) / 2, 0.08, 0.7)), rasterized=True,
     )  # fmt: skip
     axes.plot([known.quartile, known.upper_quartile], [row, row], color='#111111', linewidth=3,

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
@@ -465,6 +466,17 @@ def test_files_that_go_away_while_they_are_read(planted, monkeypatch):
     group(planted)
     assert planted.table('quality')[5]['status'] == 'incomplete'
     assert len(planted.table('quality')) == 12
+
+
+def test_leftovers_of_a_process_that_was_killed(planted):
+    """Those of yesterday go; a younger one may be in use."""
+    old, young = (planted.out / f'.group_rois.rows.host.{n}.2' for n in (1, 2))
+    for path in (old, young):
+        path.touch()
+    yesterday = time.time() - 2 * 86_400
+    os.utime(old, (yesterday, yesterday))
+    group(planted)
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 @pytest.mark.slow
