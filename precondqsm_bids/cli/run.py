@@ -449,7 +449,7 @@ def group(settings: Settings, command: str) -> int:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
+        raise InputError(f'cannot read or write {error.filename}: {error.strerror}') from error
     most = len(result.listed) if settings.verbose else MOST_LINES
     stream = sys.stdout if result.files else sys.stderr
     for run in result.listed[:most]:

@@ -60,7 +60,8 @@ def write_group(
     """
     subjects = find_participants(bids_dir, output_dir)
     if participants:
-        subjects = [subject for subject in subjects if subject in participants]
+        chosen = set(participants)
+        subjects = [subject for subject in subjects if subject in chosen]
     if not find_participants(output_dir):
         return GroupResult(0, Counter(), 0, [], 0, 0, ())
     _remove_leftovers(output_dir)

@@ -280,7 +280,7 @@ def test_group_level_where_nothing_can_be_written(group_level, monkeypatch, numb
     monkeypatch.setattr('precondqsm_bids.group.gather.write_rows', refuse)
     status, _, error = group_level()
     assert status == 2
-    assert f'cannot write to out/.group_rois.rows: {os.strerror(number)}' in error
+    assert f'cannot read or write out/.group_rois.rows: {os.strerror(number)}' in error
 
 
 def test_group_level_on_a_full_disk(group_level, monkeypatch):

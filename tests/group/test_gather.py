@@ -352,7 +352,7 @@ def planted(derivatives):
             prior_fit={'basis': 'global', 'coefficients': [3.0 if i == 3 else 1 + 0.1 * (i % 3)]},
             regions=[
                 region(1, 'agar', 0.01 * (i % 4)),
-                region(2, 'tube', 5.0 if i == 2 else 1 + 0.01 * (i % 4)),
+                region(2, 'tube', -5.0 if i == 2 else 1 + 0.01 * (i % 4)),
             ],
         )
     return derivatives
