@@ -394,7 +394,7 @@ def section(text, name):
 def test_more_outliers_than_the_page_names(planted, monkeypatch):
     """The farthest stay; the tables have all."""
     monkeypatch.setattr('precondqsm_bids.group.tables.LISTED', 1)
-    planted.add('sub-09', echo_fit={'noise_sd': 100.0}, comparison={'explained': 7.0})
+    planted.add('sub-09', echo_fit={'noise_sd': 100.0}, comparison={'explained': 70.0})
     assert group(planted).outliers == 4
     text = section(page(planted), 'outliers')
     assert 'The farthest 3 of 4' in text
