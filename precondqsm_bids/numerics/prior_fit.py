@@ -425,7 +425,7 @@ def fit_prior(
 
     prior = np.zeros(grid.shape, np.float32)
     parcels.add_prior(prior)
-    surface = np.where(inside, sources - prior, 0).astype(np.float32)
+    surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
         prior[inside] -= np.median(prior[inside])
