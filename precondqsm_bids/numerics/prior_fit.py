@@ -465,12 +465,14 @@ def coefficient_errors(
 
     Parameters
     ----------
-    field, mask, voxel_size, b0_dir, field_sd
+    field, mask, voxel_size, b0_dir : array_like
         As in :func:`fit_prior`.
     basis : Basis
         The only basis of the fit.
     fit : PriorFit
         What :func:`fit_prior` found.
+    field_sd : (X, Y, Z) ndarray, optional
+        Standard deviation of the field, ppm, as the fit had it.
     block : int
         Voxels along the edge of a block.
     workers : int
