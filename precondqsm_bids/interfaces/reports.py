@@ -37,7 +37,12 @@ from precondqsm_bids import __version__
 from precondqsm_bids.interfaces.bids import json_ready, run_prefix
 from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
+from precondqsm_bids.numerics.r2prime_prior import relaxivity
 from precondqsm_bids.numerics.roi_values import surrounding_label
+
+BRAIN_RELAXIVITY = (110.0, 274.0)
+"""R2' per susceptibility that is published for brain tissue at 3 T, 1/s per ppm: the range; 137 is
+that of Shin et al., NeuroImage 2021;240:118371."""
 
 STYLE = {
     'font.size': 9,
@@ -587,6 +592,18 @@ def _run_section(
     }
 
 
+def _coefficient(fit: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The one coefficient of a prior, its standard error and what it says of R2'."""
+    value, implied = fit['coefficients'][0], fit['implied_relaxivity'][0]
+    text = f'{value:.3f} ± {fit["coefficient_errors"][0]:.3f}'
+    theory = relaxivity(summary['field_strength'])
+    low, high = (x * summary['field_strength'] / 3 for x in BRAIN_RELAXIVITY)
+    return (
+        f"{text}; implies R2' of {implied:.0f} 1/s per ppm (static dephasing {theory:.0f}, "
+        f'published for brain tissue {low:.0f} to {high:.0f})'
+    )
+
+
 def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     record = summary.get('record', {})
     scanner = ' '.join(summary.get('scanner', {}).values())
@@ -616,6 +633,8 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             else f"R2' by static-dephasing theory, {fit['basis']} coefficients"
         )
         rows.append(('Prior', f'{kind}, fitted to the field'))
+        if len(fit.get('coefficients', ())) == 1:
+            rows.append(('Coefficient of the prior', _coefficient(fit, summary)))
     if 'comparison' in record:
         measured = record['comparison']
         rows.append(

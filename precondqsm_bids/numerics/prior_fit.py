@@ -425,7 +425,7 @@ def fit_prior(
 
     prior = np.zeros(grid.shape, np.float32)
     parcels.add_prior(prior)
-    surface = np.where(inside, sources - prior, 0).astype(np.float32)
+    surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
         prior[inside] -= np.median(prior[inside])
@@ -465,12 +465,14 @@ def coefficient_errors(
 
     Parameters
     ----------
-    field, mask, voxel_size, b0_dir, field_sd
+    field, mask, voxel_size, b0_dir : array_like
         As in :func:`fit_prior`.
     basis : Basis
         The only basis of the fit.
     fit : PriorFit
         What :func:`fit_prior` found.
+    field_sd : (X, Y, Z) ndarray, optional
+        Standard deviation of the field, ppm, as the fit had it.
     block : int
         Voxels along the edge of a block.
     workers : int

@@ -24,6 +24,8 @@ INPUT_FIELDS = (
     *OUTPUTS,
     'conventional_local_field',
     'field_sd',
+    'usable_echoes',
+    'misfit',
     'l_curve',
     'conventional_l_curve',
     'record',

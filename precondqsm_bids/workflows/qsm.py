@@ -24,7 +24,7 @@ INPUTS = (
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
     'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
-    'local_field', 'conventional_local_field', 'magnitude',
+    'local_field', 'conventional_local_field', 'magnitude', 'usable_echoes', 'misfit',
 )  # fmt: skip
 OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
 
@@ -126,7 +126,8 @@ def init_precondqsm_wf(
         (shape_mask, flattening, [('roi_mask', 'mask')]),
         (shape_mask, outputnode, [('shape_mask', 'shape_mask'), ('roi_mask', 'roi_mask')]),
         (echo_fit, outputnode, [(field, field) for field in (
-            'total_field', 'field_sd', 'r2star', 't2star', 's0', 'magnitude')]),
+            'total_field', 'field_sd', 'r2star', 't2star', 's0', 'magnitude', 'usable_echoes',
+            'misfit')]),
         (r2prime_prior, outputnode, [('r2prime', 'r2prime')]),
         (flattening, outputnode, [('flattened_field', 'flattened_field')]),
     ])

@@ -371,3 +371,28 @@ def test_errors():
     with pytest.raises(ValueError, match='1 voxels'):
         fit_echoes(bad, magnitude, te, 3.0, mask)
     fit_echoes(bad, magnitude, te, 3.0, mask & (np.arange(4) > 0)[:, None, None])
+
+
+# --- decays that hardly one echo sees ----------------------------------------------------------
+
+
+def test_r2star_of_a_region_that_one_echo_sees():
+    # T2* of 0.8 ms at TE 1.38, 4.18, ...: the second echo holds 0.4 of the noise in a voxel
+    rate = np.where(X < 0, 1250.0, 12.0)
+    result = fit(noisy(signal(ABSTRACT, 0.02, rate, 1.0), 1 / 80), ABSTRACT)
+    fast = MASK & (X < -0.25)
+    reliable = fast & result.reliable
+    assert np.mean(result.reliable[fast]) > 0.3
+    assert np.median(result.r2star[reliable]) == pytest.approx(1250, rel=0.15)
+    assert result.r2star[MASK].max() < 3 * 1250
+    # what is not reliable has no number, and the slow part is as ever
+    assert not result.r2star[MASK & ~result.reliable].any()
+    np.testing.assert_allclose(np.median(result.r2star[MASK & (X > 0.2)]), 12, atol=0.5)
+
+
+def test_misfit_is_one_where_the_model_holds():
+    mixed = signal(ABSTRACT, 0.3, 40.0) + signal(ABSTRACT, -0.3, 40.0)
+    two = np.where((X < 0)[..., None], mixed, signal(ABSTRACT, 0.0, 40.0))
+    result = fit(noisy(two, 1.0), ABSTRACT)
+    assert np.median(result.misfit[MASK & (X > 0.2)]) == pytest.approx(1, abs=0.1)
+    assert np.median(result.misfit[MASK & (X < 0)]) > 3
