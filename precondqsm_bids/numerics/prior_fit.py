@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.background_removal import DipoleSystem, noise_weights, pdf
+from precondqsm_bids.numerics.dipole import DipoleGrid
 
 F32 = npt.NDArray[np.float32]
 OUTER_SIZE = 9.0
@@ -328,7 +329,7 @@ def fit_prior(
     but the first, voxels whose residual exceeds four robust standard deviations lose weight
     (Huber), which keeps wrapped voxels out of the fit.
 
-    Memory: 56 bytes per voxel of the mask's box with its margin, and 12 per voxel and basis;
+    Memory: 56 bytes per voxel of the mask's box with its margin, and 16 per voxel and basis;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
     iterations before, unless ``inner_size`` is given.
 
@@ -405,7 +406,7 @@ def fit_prior(
     grid = system.grid
     inside = np.zeros(grid.shape, bool)
     inside[grid.inner] = mask[grid.box]
-    parcels = _Coefficients(bases, mask, np.flatnonzero(inside), inner_size)
+    parcels = _Coefficients(bases, mask, grid, inner_size)
     expected_squared = np.where(inside, 0, np.float32(OUTER_SIZE**2))
     if shape_sd is not None:
         expected_squared += grid.embed(shape_sd * mask) ** 2
@@ -541,22 +542,40 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
 
 
 class _Coefficients:
-    """Coefficients of all bases, each in units of its expected size (:class:`Parcels`)."""
+    """Coefficients of all bases, each in units of its expected size (:class:`Parcels`).
 
-    def __init__(self, bases: Sequence[Basis], mask, inside, inner_size: float):
-        self.inside = inside  # ascending: the order of volume[mask]
+    Everything is done on the region's box: labels that have no parcel have a place of their own
+    at the end, which costs less than to pick the voxels that do from the volume.
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[Basis],
+        mask: npt.NDArray[np.bool_],
+        grid: DipoleGrid,
+        inner_size: float,
+    ):
+        self.inner = grid.inner
         self.sizes = [_expected_size(basis, inner_size) for basis in bases]
-        self.entries = []  # (number of the basis, where in the region or None, labels, weight)
-        flat = np.flatnonzero(mask)
+        # number of the basis, where in the flattened box (None: everywhere), labels, weight
+        self.entries: list[tuple[int, npt.NDArray | None, npt.NDArray, npt.NDArray]] = []
+        box_mask = mask[grid.box]
+        self.shape = box_mask.shape
         for number, basis in enumerate(bases):
-            labels, weight = basis.labels[mask], basis.weight[mask]
-            where = None
-            if not np.all(labels >= 0):
-                where = np.flatnonzero(labels >= 0)
-                labels, weight = labels[where], weight[where]
-            self.entries.append((number, where, labels, None if np.all(weight == 1) else weight))
+            labels, count = basis.labels[grid.box], basis.parcels
+            used = (labels >= 0) & box_mask
+            weight = np.where(used, basis.weight[grid.box], 0).astype(np.float32).ravel()
+            parcels = np.where(used, labels, count).astype(np.intp).ravel()
+            self.entries.append((number, None, parcels, weight))
             for voxels, second, share in basis.overlaps:
-                self.entries.append((number, np.searchsorted(flat, voxels), second, share))
+                at = [
+                    index - box.start
+                    for index, box in zip(
+                        np.unravel_index(voxels, mask.shape), grid.box, strict=True
+                    )
+                ]
+                where = np.ravel_multi_index(at, self.shape)
+                self.entries.append((number, where, second.astype(np.intp), share))
         self.values = [
             np.full(basis.parcels, basis.expected / size)
             for basis, size in zip(bases, self.sizes, strict=True)
@@ -565,15 +584,14 @@ class _Coefficients:
         self.pulled = [np.zeros_like(v) for v in self.values]
 
     def pull(self, gradient: F32) -> float:
-        g = gradient.ravel()[self.inside]
+        g = gradient[self.inner].ravel()
         for pulled in self.pulled:
             pulled[...] = 0
         for number, where, labels, weight in self.entries:
-            part = g if where is None else g[where]
-            if weight is not None:
-                part = part * weight
+            part = g * weight if where is None else g[where] * weight
             pulled = self.pulled[number]
-            pulled += self.sizes[number] * np.bincount(labels, part, pulled.size)
+            found = np.bincount(labels, part, pulled.size + 1)[: pulled.size]
+            pulled += self.sizes[number] * found
         return float(sum(np.sum(pulled**2) for pulled in self.pulled))
 
     def turn(self, direction: F32, beta: float) -> None:
@@ -588,17 +606,19 @@ class _Coefficients:
 
     def _add(self, volume: F32, values: Sequence[npt.NDArray]) -> None:
         """Add ``E s y`` to a volume on the solver's grid."""
-        total = np.zeros(self.inside.size, np.float32)
-        ppm = [(size * y).astype(np.float32) for size, y in zip(self.sizes, values, strict=True)]
+        total: F32 | None = None
         for number, where, labels, weight in self.entries:
-            part = ppm[number][labels]
-            if weight is not None:
-                part *= weight
-            if where is None:
+            ppm = np.append(self.sizes[number] * values[number], 0).astype(np.float32)
+            part = ppm[labels]
+            part *= weight
+            if total is None:
+                total = part  # the first entry covers the box
+            elif where is None:
                 total += part
             else:
                 total[where] += part
-        volume.reshape(-1)[self.inside] += total
+        if total is not None:
+            volume[self.inner] += total.reshape(self.shape)
 
     def add_prior(self, volume: F32) -> None:
         """Add the prior (ppm) to a volume on the solver's grid."""
