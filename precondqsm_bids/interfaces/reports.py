@@ -34,7 +34,7 @@ from nipype.interfaces.base import (
 from scipy import ndimage
 
 from precondqsm_bids import __version__
-from precondqsm_bids.interfaces.bids import json_ready, run_prefix, write_atomic
+from precondqsm_bids.interfaces.bids import describe_prior, json_ready, run_prefix, write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
@@ -607,12 +607,10 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if fit is None:
         rows.append(('Prior', "R2' by static-dephasing theory, not fitted"))
     else:
-        kind = (
-            f'{sum(fit["parcels"])} cells of R2* and magnitude'
-            if fit['basis'] == 'contrast'
-            else f"R2' by static-dephasing theory, {fit['basis']} coefficients"
-        )
-        rows.append(('Prior', f'{kind}, fitted to the field'))
+        rows.append(('Prior', describe_prior(fit)))
+    if 'r2prime_prior' in record:
+        rate = record['r2prime_prior']
+        rows.append(('R2', f'{_number(rate["r2"])} /s: {rate["r2_source"]}'))
     if 'comparison' in record:
         measured = record['comparison']
         rows.append(
