@@ -235,6 +235,7 @@ def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
         'Region': 'roi-mean',
         'Subtracted': 0.01,
         'StandardDeviation': 0.2,
+        'WholeRegionReferencedMean': 0.01,
         'RegionOfInterestMean': 0.0,
         'RegionOfInterestStandardDeviation': 0.3,
         'Units': 'ppm',
