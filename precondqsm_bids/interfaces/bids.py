@@ -401,7 +401,7 @@ def compose_sidecar(
     }
     if output.algorithm:
         sidecar['EstimationAlgorithm'] = _with_numbers(_as_run(output.algorithm, stages), stages)
-        sidecar['EstimationReference'] = output.reference
+        sidecar['EstimationReference'] = _references(output, stages)
     if output.suffix == 'Chimap':
         sidecar |= {
             key: metadata[key]
@@ -627,6 +627,20 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
             rule = numbers.get('rule', 'given')
             return f'{algorithm}; lambda = {numbers["reg_weight"]:.4g} ({rule})'
     return algorithm
+
+
+def _references(output: Output, stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The publications of a map; those of a fitted prior depend on what it is made of."""
+    fit = stages.get('prior_fit')
+    if output.reference != _PRIOR_REF or output.suffix != 'Chimap' or not fit:
+        return output.reference
+    by_theory = any(name.startswith('r2prime') for name in fit['priors'])
+    terms = [_PRIOR_REF] if by_theory else []
+    if fit['fit'] != 'none':
+        terms.append(
+            'Liu T et al., NMR Biomed 2011;24:1129 (projection, here with unknowns inside)'
+        )
+    return '; '.join(terms) or 'The map that was given, see Sources'
 
 
 def describe_prior(fit: Mapping[str, Any]) -> str:

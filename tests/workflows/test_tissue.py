@@ -81,6 +81,7 @@ def test_tissue(reconstruct, truth):
     assert reference['WholeRegionReferencedMean'] == pytest.approx(0, abs=1e-6)
     prior = json.loads((anat / 'sub-01_desc-prior_Chimap.json').read_text())
     assert prior['EstimationAlgorithm'].startswith('tissue (')
+    assert prior['EstimationReference'].startswith('Liu T et al., NMR Biomed 2011;24:1129')
     assert not list(anat.glob('*desc-prior_dseg*'))
 
 
