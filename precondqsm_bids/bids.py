@@ -44,11 +44,13 @@ ENTITIES = {
 }
 """Names of files spell entities short, filter files (as in pybids) spell them long."""
 
-QUERIES = ('megre', 'dseg', 'mask')
-"""What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``) and regions
-of interest (``_mask``)."""
+QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2')
+"""What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``), regions of
+interest (``_mask``), tissue classes (``_dseg``, ``_probseg``) and R2 (``_R2map``, ``_T2map``)."""
 
 IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
+R2_SUFFIXES = ('R2map', 'T2map')
+R2_UNITS = {'R2map': ('1/s', 's^-1', 'Hz'), 'T2map': ('s',)}
 EXTENSIONS = ('.nii', '.nii.gz')
 FOLDERS = ('anat', 'swi')
 """Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
@@ -57,6 +59,8 @@ GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between elements of two affines that are called equal."""
 SAME_DIRECTION = 1.0
 """Degrees; directions of B0 that differ by less give the same maps."""
+SCANNER_SPACES = ('orig', 'scanner', 'anat', 'T1w', 'T2w')
+"""Labels of ``space`` that mean the scanner's coordinates of an image of the session."""
 FIELD_STRENGTHS = (0.1, 25.0)
 """T; scanners for people and animals lie within."""
 VOXEL_SIZES = (0.005, 50.0)
@@ -67,6 +71,28 @@ LEAST_MATRIX = 4
 
 class InputError(ValueError):
     """The request cannot be met by anybody's data: a usage error, told in one line."""
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The tissue classes of a run.
+
+    Attributes
+    ----------
+    files : tuple of str
+        One label image, or one map of shares for each class.
+    classes : tuple of str
+        Names.
+    label_classes : dict or None
+        Label to class, of a label image.
+    resampled : bool
+        Whether the files are on another grid, in the same scanner coordinates.
+    """
+
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    label_classes: dict[int, str] | None = None
+    resampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,10 @@ class Run:
         Index to name.
     mask : str or None
         Region of interest on the grid of the echoes; None is the object itself.
+    tissue : Tissue or None
+        Tissue classes, where the method reads them.
+    r2_map, r2_map_kind : str or None
+        R2map (1/s) or T2map (s) on the grid of the echoes, and which it is.
     missing : tuple of str
         What the dataset does not say, and what stands in for it.
     """
@@ -123,6 +153,9 @@ class Run:
     label_names: dict[int, str] | None = None
     phase_units: str | None = None
     mask: str | None = None
+    tissue: Tissue | None = None
+    r2_map: str | None = None
+    r2_map_kind: str | None = None
     missing: tuple[str, ...] = ()
 
     @property
@@ -277,6 +310,9 @@ def find_runs(
     b0_dir: Sequence[float] | None = None,
     mask: str = 'auto',
     reference: str = 'roi-mean',
+    tissue: bool = False,
+    r2_map: bool = False,
+    prior_maps: Sequence[Path] = (),
     ignore: Iterable[Path] = (),
 ) -> tuple[list[Run], list[Problem]]:
     """The runs of a dataset that can be reconstructed, and what is wrong with the others.
@@ -302,6 +338,10 @@ def find_runs(
         ``auto`` (the object), ``derivatives`` or a file: the region of interest.
     reference : str
         ``none``, ``roi-mean`` or the name of a label, which every run must then have.
+    tissue, r2_map : bool
+        Whether every run must have tissue classes, or a map of R2 or T2.
+    prior_maps : sequence of Path
+        Susceptibility maps, which must be on the grid of every run.
     ignore : iterable of Path
         Folders inside the dataset that are no part of it, such as the outputs.
 
@@ -338,6 +378,15 @@ def find_runs(
     sidecars = [file for file in files if file.extension == '.json']
     sources = [list(_walk_derivative(path, subjects)) for path in (derivatives or {}).values()]
     labels = _label_files([*sources, files], filters.get('dseg', {}))
+    segmentations = _segmentations([*sources, files], filters.get('tissue', {}))
+    relaxation = [
+        (file, [other for other in source if other.extension == '.json'])
+        for source in [*sources, files]
+        for file in source
+        if file.suffix in R2_SUFFIXES
+        and file.extension in EXTENSIONS
+        and _passes(file, filters.get('r2', {}))
+    ]
     masks = [
         file
         for source in sources
@@ -355,8 +404,16 @@ def find_runs(
             run, notes = _make_run(members, sidecars, field_strength, b0_dir)
             run, mask_notes = _with_mask(run, masks, mask)
             run, label_notes = _with_labels(run, labels, reference)
+            more_notes: list[Problem] = []
+            if tissue:
+                run, told = _with_tissue(run, segmentations)
+                more_notes += told
+            if r2_map:
+                run, told = _with_r2_map(run, relaxation)
+                more_notes += told
+            _check_prior_maps(run, prior_maps)
             runs.append(run)
-            problems += suffix_notes + notes + mask_notes + label_notes
+            problems += suffix_notes + notes + mask_notes + label_notes + more_notes
         except _RunError as error:
             problems.append(Problem(subject, error.path, str(error)))
     return runs, sorted(problems, key=lambda problem: (problem.subject, problem.file))
@@ -395,7 +452,7 @@ def _index(
             'give another --bids-database-dir, or remove it'
         )
     found = layout.get(
-        suffix=[*IMAGE_SUFFIXES, 'dseg'],
+        suffix=[*IMAGE_SUFFIXES, *R2_SUFFIXES, 'dseg', 'probseg'],
         extension=[*EXTENSIONS, '.json', '.tsv'],
         return_type='filename',
     )
@@ -870,6 +927,8 @@ class _Grid(NamedTuple):
     """Whether the header has a qform or an sform; the affine is made up otherwise."""
     note: str
     """What is to be told of it."""
+    code: int = 0
+    """NIfTI code of the transform that is used: 1 is the coordinates of the scanner."""
 
 
 def _load_grid(path: Path) -> _Grid:
@@ -918,7 +977,8 @@ def _load_grid(path: Path) -> _Grid:
     _check_numbers(path, dtype, *scaling)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise _RunError(path, f'has no usable affine: {affine[:3].tolist()}; convert it again')
-    return _Grid(shape, affine, oriented, note)
+    code = int(header['sform_code']) or int(header['qform_code'])
+    return _Grid(shape, affine, oriented, note, code)
 
 
 def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) -> None:
@@ -1079,11 +1139,16 @@ def _label_files(
 
 
 def _walk_derivative(root: Path, subjects: Sequence[str]) -> Iterator[_File]:
-    """The dseg and mask files of a derivative dataset, which need not be perfect BIDS."""
+    """What is read of a derivative dataset, which need not be perfect BIDS.
+
+    Labels, masks, tissue and maps of R2 and T2.
+    """
     root = root.absolute()
     folders = [root / f'sub-{subject}' for subject in subjects]
     paths = [*root.glob('*dseg.tsv'), *(p for f in folders for p in f.rglob('*dseg.*'))]
-    paths += [p for f in folders for end in EXTENSIONS for p in f.rglob(f'*_mask{end}')]
+    names = [f'*_{suffix}{end}' for suffix in ('mask', 'probseg') for end in EXTENSIONS]
+    names += [f'*_{suffix}.*' for suffix in R2_SUFFIXES]
+    paths += [p for f in folders for name in names for p in f.rglob(name)]
     for path in sorted(paths):
         if file := _parse(path, root):
             yield file
@@ -1196,6 +1261,214 @@ def _with_labels(
     if not found:
         return run, notes
     return replace(run, labels=str(found[0][0].path), label_names=names), notes
+
+
+# -- tissue, R2, susceptibility maps -----------------------------------------------------------
+
+
+class _Segmentation(NamedTuple):
+    """Files that together say which tissue is where."""
+
+    files: tuple[_File, ...]
+    tables: tuple[_File, ...]
+    """TSV files of the dataset, for a label image."""
+
+
+def _segmentations(
+    sources: Sequence[Sequence[_File]], wanted: Mapping[str, Any]
+) -> list[_Segmentation]:
+    """Label images, and the shares that differ in ``label`` only, in the order of the datasets."""
+    found = []
+    for source in sources:
+        images = [f for f in source if f.extension in EXTENSIONS and _passes(f, wanted)]
+        tables = tuple(f for f in source if f.suffix == 'dseg' and f.extension == '.tsv')
+        found += [_Segmentation((f,), tables) for f in images if f.suffix == 'dseg']
+        groups: dict[Any, list[_File]] = defaultdict(list)
+        for file in images:
+            if file.suffix == 'probseg' and 'label' in file.entities:
+                rest = tuple((k, v) for k, v in file.entities.items() if k != 'label')
+                groups[file.folder, rest].append(file)
+        found += [_Segmentation(tuple(files), ()) for files in groups.values()]
+    return found
+
+
+def _with_tissue(run: Run, segmentations: Sequence[_Segmentation]) -> tuple[Run, list[Problem]]:
+    """The run with the segmentation that tells most classes of brain tissue.
+
+    Of those that tell as many, one on the run's grid comes first, then shares before labels, then
+    the order of the datasets.
+    """
+    from precondqsm_bids.numerics.tissue import BRAIN_CLASSES
+
+    first = _load_grid(Path(run.sources[0]))
+    found: list[tuple[Tissue, tuple[bool, int, bool, bool]]] = []
+    notes: list[Problem] = []
+    for segmentation in segmentations:
+        entities = segmentation.files[0].entities
+        if entities.get('sub') != run.subject or entities.get('ses') not in (None, run.session):
+            continue
+        own = _is_of(segmentation.files[0], run)
+        try:
+            tissue = _tissue(segmentation, run, first)
+        except _RunError as error:
+            notes.append(Problem(run.subject, error.path, f'tissue not used: {error}', False))
+            continue
+        known = len(set(tissue.classes) & set(BRAIN_CLASSES))
+        rank = (own or tissue.resampled, known, not tissue.resampled, not tissue.label_classes)
+        found.append((tissue, rank))
+    if not found:
+        told = ''.join(f'; {note.file}: {note.message}' for note in notes)
+        raise _RunError(
+            run.sources[0],
+            'has no tissue classes, which --prior tissue, --prior r2prime-by-tissue and --r2 '
+            'literature need: no _dseg with a TSV and no _probseg of GM, WM and CSF in the '
+            f'folders of -d/--derivatives{told}',
+        )
+    tissue = max(found, key=lambda pair: pair[1])[0]
+    if tissue.resampled:
+        notes.append(
+            Problem(
+                run.subject,
+                tissue.files[0],
+                'tissue is resampled to the run by the affines of both; a head that moved between '
+                'the two images is not put right: look at the outlines',
+                fatal=False,
+            )
+        )
+    notes += [
+        Problem(
+            run.subject,
+            other.files[0],
+            f'tissue not used: {tissue.files[0]} comes first; choose with --bids-filter-file '
+            '{"tissue": {...}}',
+            fatal=False,
+            skipped=True,
+        )
+        for other, _ in found
+        if other is not tissue
+    ]
+    return replace(run, tissue=tissue), notes
+
+
+def _tissue(segmentation: _Segmentation, run: Run, first: _Grid) -> Tissue:
+    """What a segmentation says, if its files can be taken to the grid of the run."""
+    from precondqsm_bids.numerics.tissue import tissue_class
+
+    files = segmentation.files
+    label_classes = None
+    if files[0].suffix == 'dseg':
+        names = _label_names(files[0], segmentation.tables)
+        by_label = {index: tissue_class(name) for index, name in names.items() if index != 0}
+        label_classes = {index: name for index, name in by_label.items() if name}
+        classes = tuple(dict.fromkeys(label_classes.values()))
+    else:
+        by_file = {f: tissue_class(f.entities['label']) for f in files}
+        files = tuple(f for f in files if by_file[f])
+        classes = tuple(name for f in files if (name := by_file[f]))
+        if len(set(classes)) < len(classes):
+            raise _RunError(
+                files[0].path,
+                f'and the others of its name have a tissue twice ({", ".join(classes)}): choose '
+                'with --bids-filter-file {"tissue": {"label": [...]}}',
+            )
+    if len(classes) < 2:
+        raise _RunError(
+            segmentation.files[0].path,
+            f'tells {len(classes)} class of tissue ({", ".join(classes) or "none"}), two or more '
+            'are needed',
+        )
+    resampled = False
+    for file in files:
+        grid = _load_grid(file.path)
+        if wrong := _off_grid(grid, run, first):
+            _check_scanner_space(file, grid, run, first, wrong)
+            resampled = True
+    return Tissue(tuple(str(f.path) for f in files), classes, label_classes, resampled)
+
+
+def _check_scanner_space(file: _File, grid: _Grid, run: Run, first: _Grid, wrong: str) -> None:
+    """Raise unless an image on another grid is in the scanner coordinates of the run."""
+    way_out = f'{wrong}; resample it to the grid of the run by a known transform'
+    space = file.entities.get('space')
+    if space is not None and space not in SCANNER_SPACES:
+        raise _RunError(
+            file.path, f'space-{space} is not the coordinates of the scanner, and {way_out}'
+        )
+    if run.session is not None and 'ses' not in file.entities:
+        raise _RunError(
+            file.path,
+            f'is not of session {run.session} alone, and the coordinates of the scanner hold '
+            f'within one session; {way_out}',
+        )
+    for path, code in ((file.path, grid.code), (Path(run.sources[0]), first.code)):
+        if code != 1:
+            raise _RunError(
+                file.path,
+                f'the affine of {path.name} has the code {code}, not 1 (coordinates of the '
+                f'scanner), which does not tell how the two lie to each other, and {way_out}',
+            )
+    centre = first.affine @ [*((np.array(run.matrix) - 1) / 2), 1]
+    voxel = (np.linalg.inv(grid.affine) @ centre)[:3]
+    if len(grid.shape) != 3 or np.any(voxel < 0) or np.any(voxel > np.array(grid.shape) - 1):
+        raise _RunError(
+            file.path,
+            f'{grid.shape} does not hold the centre of {run.sources[0]} '
+            f'({centre[:3].round(1).tolist()} mm): it is of another part, or of other coordinates',
+        )
+
+
+def _with_r2_map(
+    run: Run, candidates: Sequence[tuple[_File, list[_File]]]
+) -> tuple[Run, list[Problem]]:
+    """The run with the first map of R2 or T2 that is on its grid."""
+    first = _load_grid(Path(run.sources[0]))
+    found: list[_File] = []
+    notes: list[Problem] = []
+    for file, sidecars in candidates:
+        if file.entities.get('sub') != run.subject:
+            continue
+        if file.entities.get('ses') not in (None, run.session):
+            continue
+        try:
+            units = _metadata(file, sidecars).get('Units')
+            wanted = R2_UNITS[file.suffix]
+            wrong = ''
+            if units is not None and units not in wanted:
+                wrong = f'Units {units!r} are not {wanted[0]}: convert the map'
+            wrong = wrong or _off_grid(_load_grid(file.path), run, first)
+        except _RunError as error:
+            wrong = str(error)
+        if wrong:
+            notes.append(Problem(run.subject, str(file.path), f'R2 not used: {wrong}', False))
+        else:
+            found.append(file)
+    if not found:
+        told = ''.join(f'; {note.file}: {note.message}' for note in notes)
+        raise _RunError(
+            run.sources[0],
+            f'--r2 map: no _R2map (1/s) or _T2map (s) on its grid{told}. Resample one to the '
+            'grid, or give --r2 NUMBER, median or literature',
+        )
+    found.sort(key=lambda file: not _is_of(file, run))
+    notes += [
+        Problem(
+            run.subject,
+            str(file.path),
+            f'R2 not used: {found[0].path} comes first; choose with --bids-filter-file '
+            '{"r2": {...}}',
+            fatal=False,
+            skipped=True,
+        )
+        for file in found[1:]
+    ]
+    return replace(run, r2_map=str(found[0].path), r2_map_kind=found[0].suffix), notes
+
+
+def _check_prior_maps(run: Run, paths: Sequence[Path]) -> None:
+    """Raise unless the susceptibility maps are on the grid of the run."""
+    for path in paths:
+        if wrong := _off_grid(_load_grid(path), run, _load_grid(Path(run.sources[0]))):
+            raise _RunError(path, f'--prior map:FILE: {wrong}; resample it (linearly)')
 
 
 _ACQUISITION = ('task', 'acq', 'ce', 'rec', 'dir', 'run', 'flip', 'inv', 'mt', 'chunk', 'sample')

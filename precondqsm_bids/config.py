@@ -5,12 +5,17 @@ Only the standard library, so that ``--help`` and ``--version`` answer at once.
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 REG_RULES = ('auto', 'l-curve', 'risk')
 """How the regularisation weight may be chosen."""
+PRIORS = ('contrast', 'tissue', 'r2prime-by-tissue', 'r2prime')
+"""What the first estimate may be made of, besides ``map:FILE``."""
+R2_WORDS = ('median', 'map', 'literature')
+"""Where R2 may come from, besides a number."""
 METHOD = {'method': True}
 """Marks the fields that change the maps themselves: these travel into the sidecars."""
 
@@ -39,13 +44,17 @@ class Settings:
         Region of interest: ``auto`` (the object), ``derivatives`` or a file.
     mask_erosion : float
         Depth that is taken off the region of interest, mm.
-    prior : str
-        What the first estimate is made of: ``contrast`` or ``r2prime``.
+    prior : tuple of str
+        What the first estimate is the sum of: ``contrast``, ``tissue``, ``r2prime-by-tissue``,
+        ``r2prime``, ``map:FILE`` (a susceptibility map in ppm).
     prior_fit : str
-        How the field chooses the estimate's coefficients: ``auto`` (each cell of ``contrast``;
-        not at all for ``r2prime``), ``none``, ``global`` or ``clusters``.
-    r2 : float or None
-        1/s; None takes the median R2* of the region itself.
+        How the field chooses the coefficients of ``r2prime`` and ``map:FILE``: ``auto`` (not at
+        all for ``r2prime`` alone, else ``global``), ``none``, ``global`` or ``clusters``.
+    write_prior_labels : bool
+        Whether the finest parcels of the prior are written.
+    r2 : float or str
+        1/s; or ``median`` (the median R2* of the region itself), ``map`` (an R2map or T2map of
+        the run) or ``literature`` (by tissue class).
     phase_sign : int or None
         Sign of the stored phase, 1 or -1; None tells it by the field of the object's shape.
     reg_weight : float or None
@@ -82,15 +91,39 @@ class Settings:
     b0_dir: tuple[float, ...] | None = field(default=None, metadata=METHOD)
     mask: str = field(default='auto', metadata=METHOD)
     mask_erosion: float = field(default=0.0, metadata=METHOD)
-    prior: str = field(default='contrast', metadata=METHOD)
+    prior: tuple[str, ...] = field(default=('contrast',), metadata=METHOD)
     prior_fit: str = field(default='auto', metadata=METHOD)
-    r2: float | None = field(default=None, metadata=METHOD)
+    r2: float | str = field(default='median', metadata=METHOD)
     shape: bool = field(default=True, metadata=METHOD)
     conventional: bool = field(default=True, metadata=METHOD)
     pdf_iterations: int = field(default=30, metadata=METHOD)
     reg_weight: float | None = field(default=None, metadata=METHOD)
     reg_rule: str = field(default='auto', metadata=METHOD)
     reference: str = field(default='roi-mean', metadata=METHOD)
+    write_prior_labels: bool = False
+
+    @property
+    def needs_tissue(self) -> bool:
+        """Whether the method reads tissue classes.
+
+        >>> Settings(Path('in'), Path('out'), prior=('contrast', 'tissue')).needs_tissue
+        True
+        """
+        return self.r2 == 'literature' or any('tissue' in name for name in self.words)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The priors that are no file."""
+        return tuple(name for name in self.prior if not name.startswith('map:'))
+
+    @property
+    def prior_maps(self) -> tuple[Path, ...]:
+        """The files among the priors.
+
+        >>> Settings(Path('in'), Path('out'), prior=('map:/a.nii',)).prior_maps[0].name
+        'a.nii'
+        """
+        return tuple(Path(name[4:]) for name in self.prior if name.startswith('map:'))
 
     @property
     def method(self) -> dict[str, Any]:
@@ -137,25 +170,50 @@ class Settings:
         return cls(**values)
 
 
-def prior_basis(prior: str, prior_fit: str) -> str | None:
-    """Basis that the field is fitted with: ``contrast``, ``clusters``, ``global``, or None.
+def resolve_prior_fit(prior: Sequence[str], prior_fit: str) -> str | None:
+    """How whole maps among the priors are fitted: ``global``, ``clusters``, or None: not at all.
+
+    Parameters
+    ----------
+    prior : sequence of str
+        Words of :data:`PRIORS` and ``map:FILE``.
+    prior_fit : str
+        ``auto``, ``none``, ``global`` or ``clusters``.
 
     Raises
     ------
     ValueError
         The two do not go together; the message says what does.
 
-    >>> prior_basis('contrast', 'auto'), prior_basis('r2prime', 'auto')
-    ('contrast', None)
+    >>> resolve_prior_fit(['r2prime'], 'auto'), resolve_prior_fit(['r2prime', 'tissue'], 'auto')
+    (None, 'global')
     """
-    if prior == 'contrast' and prior_fit == 'auto':
-        return 'contrast'
-    if prior == 'r2prime' and prior_fit in ('auto', 'none', 'global', 'clusters'):
-        return prior_fit if prior_fit in ('global', 'clusters') else None
-    raise ValueError(
-        f'--prior {prior} does not go with --prior-fit {prior_fit}: contrast takes auto, '
-        'r2prime takes auto, none, global or clusters'
-    )
+    if not prior:
+        raise ValueError(f'--prior takes one or several of {", ".join(PRIORS)} and map:FILE')
+    for name in prior:
+        if name not in PRIORS and (not name.startswith('map:') or name == 'map:'):
+            raise ValueError(
+                f'--prior {name} is not one of {", ".join(PRIORS)} and map:FILE'
+                + (' (the shape is in it unless there is --no-shape)' if name == 'shape' else '')
+            )
+        if prior.count(name) > 1:
+            raise ValueError(f'--prior has {name} twice: once is enough')
+    if prior_fit not in ('auto', 'none', 'global', 'clusters'):
+        raise ValueError(f'--prior-fit {prior_fit} is none of auto, none, global and clusters')
+    whole = [name for name in prior if name == 'r2prime' or name.startswith('map:')]
+    wrong = f'--prior {" ".join(prior)} does not go with --prior-fit {prior_fit}: '
+    if prior_fit in ('global', 'clusters') and not whole:
+        raise ValueError(
+            f'{wrong}that is for r2prime and map:FILE; contrast, tissue and r2prime-by-tissue '
+            'have a coefficient for each of their parcels (auto)'
+        )
+    if prior_fit == 'none' and (not whole or len(prior) > 1):
+        raise ValueError(
+            f'{wrong}only r2prime or one map:FILE, alone, can be taken as it is, without a fit'
+        )
+    if prior_fit == 'none' or (prior_fit == 'auto' and list(prior) == ['r2prime']):
+        return None
+    return 'clusters' if prior_fit == 'clusters' else 'global'
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -189,6 +247,10 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return json.loads(value)
     if name == 'derivatives' and isinstance(value, dict):
         return {key: Path(path) for key, path in value.items()}
+    if name == 'prior' and isinstance(value, str):
+        return tuple(value.split())
+    if kind == float | str and (isinstance(value, str) or type(value) in (int, float)):
+        return value if isinstance(value, str) else float(value)
     if kind == tuple[str, ...] and isinstance(value, list):
         if all(isinstance(item, str) for item in value):
             return tuple(value)

@@ -747,3 +747,71 @@ def test_the_draft_folder_for_susceptibility(dataset):
     folder.rename(folder.with_name('swi'))
     (run,), problems = find_runs(dataset.root)
     assert (run.label, problems) == ('sub-01', [])
+
+
+# -- tissue, R2, susceptibility maps -------------------------------------------------------------
+
+FREESURFER = {2: 'Left-Cerebral-White-Matter', 3: 'Left-Cerebral-Cortex', 13: 'Right-Pallidum'}
+FREESURFER |= {41: 'Right-Cerebral-White-Matter', 0: 'Unknown'}
+
+
+def test_tissue_of_labels(dataset):
+    """The table at the root of the derivatives, as sMRIPrep has it."""
+    dataset.add_run()
+    root = dataset.root / 'derivatives/smriprep'
+    dataset.add_labels('derivatives/smriprep/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz')
+    rows = [f'{index}\t{name}' for index, name in FREESURFER.items()]
+    (root / 'desc-aseg_dseg.tsv').write_text('\n'.join(['index\tname', *rows]) + '\n')
+    (run,), problems = find_runs(dataset.root, derivatives={'s': root}, tissue=True)
+    assert not problems
+    assert names(run.tissue.files) == ['sub-01_desc-aseg_dseg.nii.gz']
+    assert run.tissue.classes == ('WM', 'GM', 'pallidum')
+    assert run.tissue.label_classes == {2: 'WM', 3: 'GM', 13: 'pallidum', 41: 'WM'}
+    assert not run.tissue.resampled
+    (run,), _ = find_runs(dataset.root, derivatives={'s': root})
+    assert run.tissue is None  # nobody asked
+
+
+def test_tissue_of_the_anatomical_image_of_another_acquisition(dataset):
+    """What a T1w image is called is nothing that the run's name would have to say."""
+    dataset.add_run('sub-01_ses-a_acq-gre_run-2')
+    folder = 'derivatives/seg/sub-01/ses-a/anat'
+    for label in ('GM', 'WM', 'CSF', 'CSF'):
+        dataset.add_labels(f'{folder}/sub-01_ses-a_acq-mprage_run-1_label-{label}_probseg.nii.gz')
+    root = dataset.root / 'derivatives/seg'
+    (run,), problems = find_runs(dataset.root, derivatives={'s': root}, tissue=True)
+    assert not problems
+    assert sorted(run.tissue.classes) == ['CSF', 'GM', 'WM']
+    assert run.tissue.label_classes is None
+    assert [name.split('label-')[1][:2] for name in names(run.tissue.files)] == [
+        name[:2] for name in run.tissue.classes
+    ]
+
+
+def test_tissue_is_chosen_by_a_filter(dataset):
+    dataset.add_run()
+    for desc in ('one', 'two'):
+        dataset.add_labels(f'sub-01/anat/sub-01_desc-{desc}_dseg.nii.gz', {1: 'GM', 2: 'WM'})
+    filters = {'tissue': {'description': 'two'}}
+    (run,), _ = find_runs(dataset.root, tissue=True, filters=filters)
+    assert names(run.tissue.files) == ['sub-01_desc-two_dseg.nii.gz']
+
+
+def test_r2_map_of_the_run_comes_first(dataset):
+    dataset.add_run('sub-01_run-2')
+    for stem in ('sub-01_run-1_R2map', 'sub-01_run-2_R2map', 'sub-01_acq-x_T2map'):
+        dataset.write_image(dataset.root / f'sub-01/anat/{stem}.nii.gz')
+    (run,), problems = find_runs(dataset.root, r2_map=True)
+    assert names([run.r2_map]) == ['sub-01_run-2_R2map.nii.gz']
+    assert run.r2_map_kind == 'R2map'
+    assert [problem.kind for problem in problems] == ['skipped', 'skipped']
+
+
+def test_prior_maps_are_on_the_grid_of_every_run(dataset, tmp_path):
+    dataset.add_run()
+    good = dataset.write_image(tmp_path / 'good.nii.gz')
+    bad = dataset.write_image(tmp_path / 'bad.nii.gz', affine=np.diag([2.0, 2.0, 2.1, 1.0]))
+    assert not find_runs(dataset.root, prior_maps=[good])[1]
+    problem = only_problem(dataset, prior_maps=[good, bad])
+    assert problem.file == str(bad)
+    assert 'affine differs by 0.1 mm' in problem.message

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import precondqsm_bids
-from precondqsm_bids.config import Settings, parse_toml
+from precondqsm_bids.config import Settings, parse_toml, resolve_prior_fit
 
 PLAIN = Settings(Path('/data/in'), Path('/data/out'))
 ODD = Settings(
@@ -39,7 +39,7 @@ ODD = Settings(
     b0_dir=(0.0, 0.6, 0.8),
     mask='/m/"a" mask.nii.gz',
     mask_erosion=2.5,
-    prior='r2prime',
+    prior=('tissue', 'map:/m/"a" map.nii.gz'),
     prior_fit='clusters',
     r2=1e22,
     shape=False,
@@ -48,6 +48,7 @@ ODD = Settings(
     reg_weight=0.1,
     reg_rule='risk',
     reference='none',
+    write_prior_labels=True,
 )
 
 
@@ -70,7 +71,7 @@ def test_another_reader_sees_the_same():
 
 
 def test_none_is_left_out():
-    assert 'r2' not in tomllib.loads(PLAIN.to_toml())
+    assert 'reg_weight' not in tomllib.loads(PLAIN.to_toml())
 
 
 def test_method_has_the_settings_of_the_method_only():
@@ -80,9 +81,9 @@ def test_method_has_the_settings_of_the_method_only():
         'b0_dir': None,
         'mask': 'auto',
         'mask_erosion': 0.0,
-        'prior': 'contrast',
+        'prior': ('contrast',),
         'prior_fit': 'auto',
-        'r2': None,
+        'r2': 'median',
         'shape': True,
         'conventional': True,
         'pdf_iterations': 30,
@@ -103,7 +104,7 @@ def test_method_has_the_settings_of_the_method_only():
         ('dry_run = 1', 'dry_run = 1 should be of type bool'),
         ('participant_label = "01"', 'participant_label'),
         ('participant_label = [1]', 'participant_label'),
-        ('r2 = "median"', 'r2'),
+        ('r2 = true', 'r2 = True should be of type float | str'),
         ('b0_dir = ["x", "y", "z"]', 'b0_dir'),
         ('work_dir = 3', 'work_dir'),
         ('nprocs = ', 'Invalid value'),
@@ -113,6 +114,54 @@ def test_method_has_the_settings_of_the_method_only():
 def test_what_is_wrong_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         parse_toml(text)
+
+
+def test_one_prior_may_be_a_word():
+    assert parse_toml('prior = "r2prime"') == {'prior': ('r2prime',)}
+    assert parse_toml('prior = ["contrast", "tissue"]') == {'prior': ('contrast', 'tissue')}
+
+
+@pytest.mark.parametrize(
+    'prior, prior_fit, expected',
+    [
+        (['contrast'], 'auto', 'global'),
+        (['r2prime'], 'auto', None),
+        (['r2prime'], 'none', None),
+        (['map:a.nii'], 'none', None),
+        (['map:a.nii'], 'auto', 'global'),
+        (['map:a.nii', 'map:b.nii', 'tissue'], 'clusters', 'clusters'),
+        (['contrast', 'r2prime'], 'global', 'global'),
+        ([], 'auto', 'takes one or several'),
+        (['shape'], 'auto', '--prior shape is not one of .*unless there is --no-shape'),
+        (['map:'], 'auto', '--prior map: is not one of'),
+        (['tissue', 'tissue'], 'auto', 'has tissue twice'),
+        (['r2prime'], 'some', '--prior-fit some is none of'),
+        (['contrast', 'tissue'], 'global', 'that is for r2prime and map:FILE'),
+        (['contrast'], 'none', 'only r2prime or one map:FILE, alone'),
+        (['r2prime', 'tissue'], 'none', 'only r2prime or one map:FILE, alone'),
+        (['map:a', 'map:b'], 'none', 'only r2prime or one map:FILE, alone'),
+    ],
+)
+def test_which_priors_and_fits_go_together(prior, prior_fit, expected):
+    if expected in (None, 'global', 'clusters'):
+        assert resolve_prior_fit(prior, prior_fit) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            resolve_prior_fit(prior, prior_fit)
+
+
+@pytest.mark.parametrize(
+    'values, expected',
+    [
+        ({}, False),
+        ({'prior': ('contrast', 'tissue')}, True),
+        ({'prior': ('r2prime-by-tissue',)}, True),
+        ({'r2': 'literature'}, True),
+        ({'prior': ('map:/a/tissue.nii',)}, False),
+    ],
+)
+def test_tissue_is_looked_for_where_it_is_read(values, expected):
+    assert replace(PLAIN, **values).needs_tissue == expected
 
 
 def test_an_integer_may_stand_for_a_float():

@@ -232,7 +232,9 @@ def test_outputs_page_has_every_port_of_the_workflow():
 def test_outputs_page_has_every_sidecar_key():
     from precondqsm_bids.interfaces.bids import ACQUISITION_KEYS, OUTPUTS, compose_sidecar
 
-    chosen = {'reg_weight': 0.1, 'reference': 'roi-mean', 'basis': 'contrast', 'parcels': [9]}
+    priors = {'contrast': {'parcels': 9, 'explained': 0.5}}
+    chosen = {'reg_weight': 0.1, 'reference': 'roi-mean', 'priors': priors, 'r2_source': 'given'}
+    chosen['fit'] = 'global'
     measured = dict.fromkeys(('reference_value', 'reference_sd', 'roi_mean', 'roi_sd'), 0.0)
     record = {stage: chosen | measured for output in OUTPUTS.values() for stage in output.stages}
     keys = set()

@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit, parse_memory
-from precondqsm_bids.config import REG_RULES, Settings, parse_toml, prior_basis
+from precondqsm_bids.config import (
+    R2_WORDS,
+    REG_RULES,
+    Settings,
+    parse_toml,
+    resolve_prior_fit,
+)
 
 MAX_OMP_NTHREADS = 8
 """Fourier transforms of these sizes gain little from more threads."""
@@ -163,24 +169,33 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--prior',
-        choices=('contrast', 'r2prime'),
-        help='the first estimate: contrast (default) is one constant for each cell of the joint '
-        "histogram of R2* and magnitude in blocks, fitted to the field; r2prime is R2' by "
-        'static-dephasing theory',
+        nargs='+',
+        type=_prior,
+        metavar='{contrast,tissue,r2prime-by-tissue,r2prime,map:FILE}',
+        help='the first estimate is the sum of: contrast (default), one constant for each cell '
+        'of the joint histogram of R2* and magnitude in blocks; tissue, one constant for each '
+        "tissue class; r2prime-by-tissue, R2' with one coefficient for each class; r2prime, R2' "
+        'by static-dephasing theory; map:FILE, a susceptibility map in ppm',
     )
     group.add_argument(
         '--prior-fit',
         choices=('auto', 'none', 'global', 'clusters'),
-        help='how the field chooses the coefficients of r2prime: none, one for the whole, or one '
-        'for each connected cluster; auto (default) is none for r2prime and every cell for '
-        'contrast',
+        help='how the field chooses the coefficients of r2prime and map:FILE: none (alone only), '
+        'one for the whole, or one for each connected cluster; auto (default) is none for '
+        'r2prime alone and global otherwise',
+    )
+    group.add_argument(
+        '--write-prior-labels',
+        action='store_true',
+        help='write the finest parcels of the prior (desc-prior_dseg)',
     )
     group.add_argument(
         '--r2',
-        type=_number_or(('median',), '1/s', 0, 1e4),
-        metavar='{median,NUMBER}',
-        help="R2 (1/s) that is taken from R2* to give R2'; median (default) is the median R2* of "
-        'the region itself',
+        type=_number_or(R2_WORDS, '1/s', 0, 1e4),
+        metavar='{median,map,literature,NUMBER}',
+        help="R2 (1/s) that is taken from R2* to give R2': median (default), the median R2* of "
+        'the region itself; map, the R2map or T2map of the run; literature, by tissue class at '
+        "3 T; 0 takes R2* as R2'",
     )
     group.add_argument(
         '--shape',
@@ -348,8 +363,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
             given[name] = tuple(dict.fromkeys(given[name]))
     if 'b0_dir' in given:
         given['b0_dir'] = tuple(given['b0_dir'])
-    if given.get('r2') == 'median':
-        given['r2'] = None
+    if 'prior' in given:
+        given['prior'] = tuple(given['prior'])
     if given.get('phase_sign') == 'auto':
         given['phase_sign'] = None
     if given.get('reg_weight') in REG_RULES:
@@ -405,7 +420,7 @@ def _check_method(settings: Settings) -> str:
     for name, value, low, high in (
         ('field_strength (T)', settings.field_strength, 0.1, 25),
         ('mask_erosion (mm)', settings.mask_erosion, 0, 20),
-        ('r2 (1/s)', settings.r2, 0, 1e4),
+        ('r2 (1/s)', None if isinstance(settings.r2, str) else settings.r2, 0, 1e4),
         ('reg_weight (mm)', settings.reg_weight, 0, 1e6),
     ):
         if value is not None and not low <= value <= high:
@@ -420,10 +435,24 @@ def _check_method(settings: Settings) -> str:
         return f'--mask: no such file: {settings.mask}; give a file, auto or derivatives'
     if settings.reg_rule not in REG_RULES:
         return f'reg_rule = {settings.reg_rule} should be one of {", ".join(REG_RULES)}'
+    if isinstance(settings.r2, str) and settings.r2 not in R2_WORDS:
+        return f'r2 = {settings.r2} should be a number (1/s) or one of {", ".join(R2_WORDS)}'
+    return _check_prior(settings)
+
+
+def _check_prior(settings: Settings) -> str:
+    """As :func:`check`, of the options of the prior."""
     try:
-        prior_basis(settings.prior, settings.prior_fit)
+        fit = resolve_prior_fit(settings.prior, settings.prior_fit)
     except ValueError as error:
         return str(error)
+    if missing := [str(path) for path in settings.prior_maps if not path.is_file()]:
+        return f'--prior map:FILE: no such file: {missing[0]}'
+    if fit is None and settings.write_prior_labels:
+        return (
+            f'--write-prior-labels: {" ".join(settings.prior)} without a fit has no parcels; '
+            'give --prior-fit global or clusters, or another --prior'
+        )
     return ''
 
 
@@ -455,6 +484,10 @@ def _file(text: str) -> Path:
 
 def _mask(text: str) -> str:
     return text if text in MASK_WORDS else str(_path(text))
+
+
+def _prior(text: str) -> str:
+    return f'map:{_path(text[4:])}' if text.startswith('map:') else text
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

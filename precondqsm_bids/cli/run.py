@@ -138,6 +138,9 @@ def run_app(settings: Settings, command: str) -> int:
         b0_dir=settings.b0_dir,
         mask=settings.mask,
         reference=settings.reference,
+        tissue=settings.needs_tissue,
+        r2_map=settings.r2 == 'map',
+        prior_maps=settings.prior_maps,
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
@@ -500,7 +503,10 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     runs, problems : sequence
         What was found in the dataset.
     """
-    head = ('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'labels', 'missing')
+    head = (
+        'run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'tissue', 'R2', 'labels',
+        'missing',
+    )  # fmt: skip
     rows = [head]
     for run in runs:
         times = [1000 * t for t in run.echo_times]
@@ -513,7 +519,9 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
                 f'{times[0]:.4g} to {times[-1]:.4g}',
                 f'{run.field_strength:g}',
                 Path(run.mask).name if run.mask else 'auto',
-                settings.prior + ('+shape' if settings.shape else ''),
+                _prior_words(settings),
+                _tissue_words(run),
+                Path(run.r2_map).name if run.r2_map else str(settings.r2),
                 str(len(run.label_names)) if run.label_names else 'none',
                 ', '.join(missing) or 'nothing',
             )
@@ -522,12 +530,28 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
         lines += ['', run.label]
-        lines += [f'  {path}' for path in (*run.sources, run.mask, run.labels) if path]
+        more = [*(run.tissue.files if run.tissue else ()), run.r2_map, *settings.prior_maps]
+        paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
+        lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
     for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):
         told = [f'  {p.kind}: {p}' for p in problems if p.kind in kinds]
         if told:
             lines += ['', title, *told]
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def _prior_words(settings: Settings) -> str:
+    """The prior in one word, files by their names."""
+    names = [*settings.words, *(f'map:{path.name}' for path in settings.prior_maps)]
+    return '+'.join([*names, *(['shape'] if settings.shape else [])])
+
+
+def _tissue_words(run: 'Run') -> str:
+    """Where the tissue classes come from: number, kind, and whether they are resampled."""
+    if not run.tissue:
+        return 'none'
+    kind = 'probseg' if run.tissue.label_classes is None else 'dseg'
+    return f'{len(run.tissue.classes)} of {kind}' + (', resampled' * run.tissue.resampled)
 
 
 def read_plugin(path: Path) -> dict[str, Any]:

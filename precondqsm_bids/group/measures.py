@@ -16,7 +16,8 @@ class Measure(NamedTuple):
     description: str
     units: str = ''
     kind: str = 'linear'
-    """``linear``: a number; ``log``: a positive number, compared by its logarithm; ``text``."""
+    """``linear``: a number; ``log``: a positive number, compared by its logarithm; ``text``;
+    ``names`` and ``parcels``: the terms of a prior and the sum of their coefficients."""
 
 
 MEASURES = (
@@ -59,10 +60,13 @@ MEASURES = (
     Measure('shape_voxels', 'shape_mask', 'shape_voxels', 'Voxels of the object against air'),
     Measure('roi_voxels', 'shape_mask', 'roi_voxels', 'Voxels of the region of interest'),
     Measure(
-        'prior_basis', 'prior_fit', 'basis',
-        'What the prior was fitted with; n/a where it was not fitted', kind='text',
+        'prior', 'prior_fit', 'priors',
+        'Terms of the prior; n/a where it was not fitted', kind='names',
     ),
-    Measure('prior_parcels', 'prior_fit', 'parcels', 'Number of coefficients of the prior'),
+    Measure(
+        'prior_parcels', 'prior_fit', 'priors', 'Number of coefficients of the prior',
+        kind='parcels',
+    ),
     Measure(
         'prior_expected_size', 'prior_fit', 'expected_size',
         'Expected size of the susceptibility inside', 'ppm', 'log',
@@ -135,7 +139,7 @@ MEASURES = (
 )  # fmt: skip
 """In the order of the columns of ``group_quality.tsv``."""
 
-COUNTED: dict[str, Callable[[list[float]], float]] = {'echo_times': len, 'parcels': sum}
+COUNTED: dict[str, Callable[[list[float]], float]] = {'echo_times': len}
 """Keys whose value is a list, and the number that is made of it."""
 
 COEFFICIENTS = {
@@ -180,6 +184,12 @@ def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
     if value is None:
         return None, ''
     name = f'{measure.stage}.{measure.key} = {str(value)[:40]!r}'
+    if measure.kind in ('names', 'parcels'):
+        terms = value.values() if isinstance(value, Mapping) else [None]
+        counts = [term.get('parcels') if isinstance(term, Mapping) else None for term in terms]
+        if not all(is_number(count) for count in counts):
+            return None, f'{name} names no terms with their parcels'
+        return (' '.join(map(str, value)) if measure.kind == 'names' else sum(counts)), ''
     if measure.kind == 'text':
         return (value, '') if isinstance(value, str) else (None, f'{name} is no text')
     if count := COUNTED.get(measure.key):
@@ -199,12 +209,29 @@ def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any
 
     Examples
     --------
-    >>> take_coefficients({'prior_fit': {'coefficients': [1.5], 'coefficient_errors': [0.1]}})[0]
+    >>> record = {'coefficients': {'r2prime': [1.5]}, 'coefficient_errors': [0.1]}
+    >>> take_coefficients({'prior_fit': record})[0]
     [{'index': 1, 'coefficient': 1.5, 'coefficient_error': 0.1, 'implied_relaxivity': None}]
     """
     fit = parameters.get('prior_fit')
     fit = fit if isinstance(fit, Mapping) else {}
     lists = {column: fit.get(key) or [] for column, (key, *_) in COEFFICIENTS.items()}
+    if isinstance(terms := lists['coefficient'], Mapping):
+        values = {
+            name: list(term.values()) if isinstance(term, Mapping) else term
+            for name, term in terms.items()
+        }
+        if not all(isinstance(term, list) for term in values.values()):
+            return [], 'prior_fit: the coefficients are no lists'
+        lists['coefficient'] = [value for term in values.values() for value in term]
+        if len(values) > 1 and isinstance(lists['implied_relaxivity'], list):
+            # It is that of one term among several.
+            implied = lists['implied_relaxivity']
+            lists['implied_relaxivity'] = [
+                value
+                for name, term in values.items()
+                for value in (implied if name == 'r2prime' else [None] * len(term))
+            ]
     if not all(isinstance(values, list) for values in lists.values()):
         return [], 'prior_fit: the coefficients are no lists'
     n = len(lists['coefficient'])

@@ -268,7 +268,10 @@ def _table(path: Path) -> IO[str]:
 def _quality_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Columns of a row of ``group_quality.tsv`` that are compared, and their values."""
     for measure in MEASURES:
-        if measure.kind != 'text' and (value := _number(row[measure.column])) is not None:
+        if (
+            measure.kind not in ('text', 'names')
+            and (value := _number(row[measure.column])) is not None
+        ):
             yield (measure.column,), value
     if (value := _number(row['n_warnings'])) is not None:
         yield ('n_warnings',), value

@@ -116,6 +116,11 @@ OUTPUTS = {
         "Static dephasing: chi = 9 sqrt(3) R2' / (2 pi gamma B0)", _PRIOR_REF,
         (*_PRIOR, 'shape_mask'),
     ),
+    'prior_labels': Output(
+        'anat', 'prior', 'dseg', None,
+        'Parcels of the fitted prior, those of the finest scale: 1 to their number',
+        None, None, _PRIOR,
+    ),
     'residual_chi': Output(
         'anat', 'residual', 'Chimap', 'ppm',
         'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
@@ -241,7 +246,7 @@ class DerivativesDataSink(_DerivativesDataSink):
 
     out_path_base = ''
     _file_patterns = (
-        _ANAT + 'Chimap|R2starmap|T2starmap|S0map|R2primemap|mask>}.{extension<nii.gz>}',
+        _ANAT + 'Chimap|R2starmap|T2starmap|S0map|R2primemap|mask|dseg>}.{extension<nii.gz>}',
         _ANAT + 'values>}.{extension<tsv|json>}',
         _FMAP + 'fieldmap|magnitude>}.{extension<nii.gz>}',
         _FIGURES + 'Chimap|R2starmap|fieldmap|mask|values|report>}.{extension<png|svg|json>}',
@@ -301,6 +306,9 @@ class _SidecarsInputSpec(BaseInterfaceInputSpec):
     derivatives = traits.Dict(traits.Str, traits.Str, desc='derivative datasets: name -> root')
     labels = traits.Str(desc='segmentation that ROI values were taken with')
     mask = traits.Str(desc='region of interest that was given')
+    more_sources = traits.List(
+        traits.Str, desc='other files that were read: tissue, R2, susceptibility maps'
+    )
     metadata = traits.Dict(mandatory=True, desc='merged sidecar of the first magnitude')
     echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s')
     field_strength = traits.Float(mandatory=True, desc='B0, T')
@@ -325,6 +333,8 @@ class Sidecars(SimpleInterface):
         sources = [bids_uri(f, inputs.bids_dir, derivatives) for f in inputs.source_files]
         if isdefined(inputs.mask):
             sources.append(bids_uri(inputs.mask, inputs.bids_dir, derivatives))
+        if isdefined(inputs.more_sources):
+            sources += [bids_uri(f, inputs.bids_dir, derivatives) for f in inputs.more_sources]
         common = {
             'echo_times': list(inputs.echo_times),
             'field_strength': inputs.field_strength,
@@ -374,6 +384,8 @@ def compose_sidecar(
         sidecar['Parameters'] = stages
     if output.suffix == 'mask':
         return json_ready({**sidecar, 'Type': 'ROI'})
+    if output.suffix == 'dseg':
+        return json_ready({**sidecar, 'Manual': False})
 
     sidecar |= {
         'SkullStripped': False,  # the region of interest is the object, not the brain
@@ -383,7 +395,7 @@ def compose_sidecar(
     }
     if output.algorithm:
         sidecar['EstimationAlgorithm'] = _with_numbers(_as_run(output.algorithm, stages), stages)
-        sidecar['EstimationReference'] = output.reference
+        sidecar['EstimationReference'] = _references(output, stages)
     if output.suffix == 'Chimap':
         sidecar |= {
             key: metadata[key]
@@ -564,17 +576,46 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
     """Add what was chosen to the name of the algorithm: how the prior was fitted, lambda."""
     fit = stages.get('prior_fit')
     if fit and algorithm.startswith('Static dephasing'):
-        if fit['basis'] == 'contrast':
-            return (
-                'One constant per cell of the joint histogram of R2* and magnitude, whole region '
-                f'and blocks ({sum(fit["parcels"])} cells), fitted to the field'
-            )
-        return f'{algorithm}; coefficients ({fit["basis"]}) fitted to the field'
+        return describe_prior(fit)
+    source = stages.get('r2prime_prior', {}).get('r2_source')
+    if source and algorithm.startswith('Difference of R2*'):
+        return f'{algorithm}; R2: {source}'
     for stage, numbers in stages.items():
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
             rule = numbers.get('rule', 'given')
             return f'{algorithm}; lambda = {numbers["reg_weight"]:.4g} ({rule})'
     return algorithm
+
+
+def _references(output: Output, stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The publications of a map; those of a fitted prior depend on what it is made of."""
+    fit = stages.get('prior_fit')
+    if output.reference != _PRIOR_REF or output.suffix != 'Chimap' or not fit:
+        return output.reference
+    by_theory = any(name.startswith('r2prime') for name in fit['priors'])
+    terms = [_PRIOR_REF] if by_theory else []
+    if fit['fit'] != 'none':
+        terms.append(
+            'Liu T et al., NMR Biomed 2011;24:1129 (projection, here with unknowns inside)'
+        )
+    return '; '.join(terms) or 'The map that was given, see Sources'
+
+
+def describe_prior(fit: Mapping[str, Any]) -> str:
+    """What the prior was made of, from the record of its fit.
+
+    >>> describe_prior({'priors': {'tissue': {'parcels': 3, 'explained': 0.5}}, 'fit': 'global'})
+    'tissue (3 coefficients, 50.0 % of the local field), fitted to the field'
+    """
+    terms = []
+    for name, prior in fit['priors'].items():
+        word = f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
+        if prior['explained'] is None:
+            return f'{word}, as it is'
+        number = prior['parcels']
+        many = f'{number} coefficient' + ('s' if number > 1 else '')
+        terms.append(f'{word} ({many}, {100 * prior["explained"]:.1f} % of the local field)')
+    return ' + '.join(terms) + ', fitted to the field'
 
 
 def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
@@ -585,9 +626,12 @@ def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
                 'Region': numbers['reference'],
                 'Subtracted': numbers['reference_value'],
                 'StandardDeviation': numbers['reference_sd'],
+                'WholeRegionReferencedMean': numbers['reference_value'] - numbers['roi_mean'],
                 'RegionOfInterestMean': numbers['roi_mean'],
                 'RegionOfInterestStandardDeviation': numbers['roi_sd'],
                 'Units': 'ppm',
-                'Note': 'mean and sd are those of the map before the reference was subtracted',
+                'Note': 'mean and sd are those of the map before the reference was subtracted; '
+                'WholeRegionReferencedMean is the mean of Region in the map that is relative to '
+                'the mean of the region of interest',
             }
     return 'none'

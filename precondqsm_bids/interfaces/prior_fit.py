@@ -7,19 +7,25 @@ from nipype.interfaces.base import (
     InputMultiPath,
     SimpleInterface,
     TraitedSpec,
+    isdefined,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load, save
+from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, load_any, save
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
-from precondqsm_bids.numerics.prior_fit import (
-    clusters,
-    coefficient_errors,
-    contrast_cells,
-    fit_prior,
-    whole_map,
+from precondqsm_bids.numerics.prior_basis import (
+    map_by_tissue,
+    map_scale,
+    susceptibility_map,
+    tissue_parcels,
 )
+from precondqsm_bids.numerics.prior_fit import coefficient_errors, contrast_cells, fit_prior
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
+
+LEAST_SUPPORT = 0.01
+"""Share of the local field's energy below which a prior is called not supported by the field."""
+MOST_PPM = 30.0
+"""99th percentile of a susceptibility map in ppm: larger ones are in another unit."""
 
 
 class PriorFitInputSpec(BaseInterfaceInputSpec):
@@ -30,14 +36,22 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     shape_sd = File(
         exists=True, desc='expected error of shape_chi, ppm, which the fit may correct'
     )
-    basis = traits.Enum(
-        'contrast',
-        'clusters',
-        'global',
+    priors = traits.List(
+        traits.Str,
+        ['contrast'],
         usedefault=True,
-        desc='cells of the contrasts, clusters of the prior, or the prior as a whole',
+        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE',
     )
-    prior_chi = File(exists=True, desc='prior susceptibility, ppm, for clusters and global')
+    fit = traits.Enum(
+        'global',
+        'clusters',
+        'none',
+        usedefault=True,
+        desc='coefficients of r2prime and map:FILE: one, one for each cluster, or not fitted',
+    )
+    prior_chi = File(exists=True, desc="susceptibility from R2', ppm, for r2prime and by tissue")
+    tissue = File(exists=True, desc='class of each voxel (3D) or shares of the classes (4D)')
+    tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
     iterations = traits.Range(1, 10000, value=90, usedefault=True, desc='gradient iterations')
@@ -47,6 +61,7 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
 class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
+    prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -61,14 +76,17 @@ class PriorFit(SimpleInterface):
         affine, voxel_size = geometry(source)
         b0_dir = b0_direction(affine)
         mask = load(self.inputs.mask, bool)
+        bases = self._bases(mask, voxel_size)
+        if self.inputs.fit == 'none':
+            return self._as_it_is(bases, runtime)
         field = load(source)
         if self.inputs.shape_chi:
             shape_chi = load(self.inputs.shape_chi)
             field -= forward_field(shape_chi, voxel_size, b0_dir, mask, threads)
-        bases = self._bases(mask, voxel_size)
+        flat = [basis for group in bases.values() for basis in group]
         fit = fit_prior(
             field,
-            bases,
+            flat,
             mask,
             voxel_size,
             b0_dir,
@@ -81,32 +99,128 @@ class PriorFit(SimpleInterface):
         if self.inputs.shape_chi:
             shape_chi += fit.surface_chi
             self._results['shape_chi'] = save(shape_chi, source, runtime.cwd, 'shape_chi')
+        finest = max(flat, key=lambda basis: basis.parcels)
+        labels = (finest.labels + 1).astype(np.int32)
+        self._results['prior_labels'] = save(labels, source, runtime.cwd, 'prior_labels')
+        priors, coefficients, number = {}, {}, 0
+        for name, group in bases.items():
+            here = slice(number, number + len(group))
+            number += len(group)
+            share = sum(fit.shares[here])
+            priors[name] = {
+                'parcels': sum(basis.parcels for basis in group),
+                'explained': share,
+                'supported': share >= LEAST_SUPPORT,
+            }
+            if name != 'contrast':
+                coefficients[name] = self._named(name, fit.coefficients[here][0], group[0], mask)
         record = {
-            'basis': self.inputs.basis,
-            'parcels': [basis.parcels for basis in bases],
+            'priors': priors,
+            'fit': self.inputs.fit,
             'iterations': self.inputs.iterations,
             'expected_size': fit.inner_size,
             'explained': fit.explained,
             'down_weighted_fraction': fit.down_weighted,
+            'warnings': [
+                f'the field does not support the prior {name}: it explains '
+                f'{prior["explained"]:.2%} of the local field'
+                for name, prior in priors.items()
+                if not prior['supported']
+            ],
         }
-        if self.inputs.basis != 'contrast':
-            coefficients = fit.coefficients[0]
+        if coefficients:
+            record['coefficients'] = coefficients
+        if 'r2prime' in coefficients:
+            values = np.asarray(coefficients['r2prime'])
             implied = relaxivity(self.inputs.field_strength) / np.where(
-                coefficients == 0, np.nan, coefficients
+                values == 0, np.nan, values
             )
-            record['coefficients'] = coefficients.tolist()
-            record['coefficient_errors'] = coefficient_errors(
-                field, bases[0], fit, mask, voxel_size, b0_dir, field_sd, workers=threads
-            ).tolist()
             record['implied_relaxivity'] = implied.tolist()
+        if len(flat) == 1 and flat[0].expected != 0:
+            record['coefficient_errors'] = coefficient_errors(
+                field, flat[0], fit, mask, voxel_size, b0_dir, field_sd, workers=threads
+            ).tolist()
         self._results['record'] = record
         return runtime
 
+    def _as_it_is(self, bases, runtime):
+        """The one map of the prior, without a fit."""
+        ((name, (basis,)),) = bases.items()
+        source = self.inputs.total_field
+        self._results['prior_chi'] = save(basis.weight, source, runtime.cwd, 'prior_chi')
+        if self.inputs.shape_chi:
+            shape_chi = load(self.inputs.shape_chi)
+            self._results['shape_chi'] = save(shape_chi, source, runtime.cwd, 'shape_chi')
+        self._results['record'] = {
+            'priors': {name: {'parcels': 0, 'explained': None, 'supported': None}},
+            'fit': 'none',
+        }
+        return runtime
+
     def _bases(self, mask, voxel_size):
-        if self.inputs.basis == 'contrast':
-            contrasts = [load(path) for path in self.inputs.contrasts]
-            return contrast_cells(contrasts, mask, voxel_size)
-        prior_chi = load(self.inputs.prior_chi)
-        if self.inputs.basis == 'global':
-            return [whole_map(prior_chi, mask)]
-        return [clusters(prior_chi, mask)]
+        """The bases of each prior, by the prior's name."""
+        inputs, bases = self.inputs, {}
+        whole = sum(name == 'r2prime' or name.startswith('map:') for name in inputs.priors)
+        fit = 'global' if inputs.fit == 'none' else inputs.fit
+        for name in inputs.priors:
+            if name == 'contrast':
+                contrasts = [load(path) for path in inputs.contrasts]
+                bases[name] = contrast_cells(contrasts, mask, voxel_size)
+            elif name == 'tissue':
+                bases[name] = [self._tissue(mask)]
+            elif name == 'r2prime-by-tissue':
+                bases[name] = [map_by_tissue(self._tissue(mask), load(inputs.prior_chi), mask)]
+            elif name == 'r2prime':
+                bases[name] = [susceptibility_map(load(inputs.prior_chi), mask, fit, whole)]
+            else:
+                chi = self._map(name.removeprefix('map:'), mask)
+                bases[name] = [susceptibility_map(chi, mask, fit, whole)]
+        return bases
+
+    def _tissue(self, mask):
+        """Parcels of the tissue classes."""
+        if not isdefined(self.inputs.tissue):
+            raise ValueError(
+                f'the prior {" ".join(self.inputs.priors)} needs tissue classes: give tissue'
+            )
+        data, _ = load_any(self.inputs.tissue)
+        try:
+            return tissue_parcels(data, len(self.inputs.tissue_names), mask)
+        except ValueError as error:
+            raise ValueError(f'{self.inputs.tissue}: {error}') from error
+
+    def _map(self, path, mask):
+        """A susceptibility map that was given, ppm."""
+        chi = load(path)
+        check_finite(chi, path)
+        if chi.shape != mask.shape:
+            raise ValueError(
+                f'{path} {chi.shape} and {self.inputs.total_field} {mask.shape} differ in matrix '
+                'size: resample the map'
+            )
+        largest = float(np.abs(chi[mask]).max())
+        if largest == 0:
+            raise ValueError(f'{path} is 0 in the whole region of interest: give another map')
+        if np.percentile(np.abs(chi[mask]), 99) > MOST_PPM:
+            raise ValueError(
+                f'{path} goes up to {largest:g}; a susceptibility map is in ppm (parts per '
+                'billion are a thousand times that): convert it'
+            )
+        return chi
+
+    def _named(self, name, coefficients, basis, mask):
+        """Coefficients for the record: by class where there are classes, else a list.
+
+        Constants are relative to their mean over the region, since the field does not tell it.
+        """
+        if name == 'tissue':
+            part = coefficients[basis.labels[mask]] * basis.weight[mask]
+            total = part.sum() + sum(
+                np.sum(coefficients[o.labels] * o.weight) for o in basis.overlaps
+            )
+            coefficients = coefficients - total / part.size
+        if name == 'r2prime-by-tissue':
+            coefficients = coefficients / map_scale(load(self.inputs.prior_chi), mask)
+        if 'tissue' not in name:
+            return coefficients.tolist()
+        return dict(zip([*self.inputs.tissue_names, 'rest'], coefficients.tolist(), strict=False))

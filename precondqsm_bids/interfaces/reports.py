@@ -34,7 +34,7 @@ from nipype.interfaces.base import (
 from scipy import ndimage
 
 from precondqsm_bids import __version__
-from precondqsm_bids.interfaces.bids import json_ready, run_prefix
+from precondqsm_bids.interfaces.bids import describe_prior, json_ready, run_prefix
 from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
@@ -594,8 +594,10 @@ def _run_section(
 
 def _coefficient(fit: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """The one coefficient of a prior, its standard error and what it says of R2'."""
-    value, implied = fit['coefficients'][0], fit['implied_relaxivity'][0]
-    text = f'{value:.3f} ± {fit["coefficient_errors"][0]:.3f}'
+    value, implied = fit['coefficients']['r2prime'][0], fit['implied_relaxivity'][0]
+    text = f'{value:.3f}'
+    if 'coefficient_errors' in fit:
+        text += f' ± {fit["coefficient_errors"][0]:.3f}'
     theory = relaxivity(summary['field_strength'])
     low, high = (x * summary['field_strength'] / 3 for x in BRAIN_RELAXIVITY)
     return (
@@ -627,14 +629,12 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if fit is None:
         rows.append(('Prior', "R2' by static-dephasing theory, not fitted"))
     else:
-        kind = (
-            f'{sum(fit["parcels"])} cells of R2* and magnitude'
-            if fit['basis'] == 'contrast'
-            else f"R2' by static-dephasing theory, {fit['basis']} coefficients"
-        )
-        rows.append(('Prior', f'{kind}, fitted to the field'))
-        if len(fit.get('coefficients', ())) == 1:
+        rows.append(('Prior', describe_prior(fit)))
+        if len(fit.get('implied_relaxivity', ())) == 1:
             rows.append(('Coefficient of the prior', _coefficient(fit, summary)))
+    if 'r2prime_prior' in record:
+        rate = record['r2prime_prior']
+        rows.append(('R2', f'{_number(rate["r2"])} /s: {rate["r2_source"]}'))
     if 'comparison' in record:
         measured = record['comparison']
         rows.append(

@@ -43,6 +43,12 @@ from precondqsm_bids.numerics.phase import (
     repair_phase,
     shape_field,
 )
+from precondqsm_bids.numerics.prior_basis import (
+    map_by_tissue,
+    map_scale,
+    susceptibility_map,
+    tissue_parcels,
+)
 from precondqsm_bids.numerics.prior_fit import (
     Basis,
     Overlap,
@@ -57,6 +63,7 @@ from precondqsm_bids.numerics.prior_fit import (
 from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
 from precondqsm_bids.numerics.recombination import Recombination, recombine
 from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask
+from precondqsm_bids.numerics.tissue import literature_r2, tissue_class
 
 __all__ = [
     'BackgroundRemoval',
@@ -92,6 +99,9 @@ __all__ = [
     'l2_inversion',
     'l_curve',
     'least_risk',
+    'literature_r2',
+    'map_by_tissue',
+    'map_scale',
     'noise_weights',
     'pdf',
     'phase_scale',
@@ -104,6 +114,9 @@ __all__ = [
     'repair_phase',
     'shape_field',
     'shape_mask',
+    'susceptibility_map',
+    'tissue_class',
+    'tissue_parcels',
     'trusted_field',
     'whole_map',
 ]

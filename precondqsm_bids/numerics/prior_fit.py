@@ -49,6 +49,8 @@ class Basis(NamedTuple):
     """Coefficient where the field does not tell: 1 for a susceptibility map, 0 for a constant."""
     overlaps: tuple[Overlap, ...] = ()
     """Further parcels of voxels near an edge."""
+    gain: npt.NDArray[np.float64] | None = None
+    """Factor on the expected size of each coefficient, (parcels,); 1 if omitted."""
 
     @property
     def parcels(self) -> int:
@@ -70,6 +72,8 @@ class PriorFit(NamedTuple):
     """Expected size of the fitted susceptibility, ppm: that of the local field."""
     explained: float
     """Share of the local field's energy that the fitted prior explains, at most 1."""
+    shares: tuple[float, ...]
+    """Share of each basis in ``explained``; they add up to it."""
     down_weighted: float
     """Share of the voxels that the robust weights hold at less than half."""
 
@@ -427,9 +431,11 @@ def fit_prior(
     prior = np.zeros(grid.shape, np.float32)
     parcels.add_prior(prior)
     surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
+    constant = np.float32(0)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
-        prior[inside] -= np.median(prior[inside])
+        constant = np.median(prior[inside])
+        prior[inside] -= constant
     total = float(np.sum((w_robust * (residual + system.convolve(prior)) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
     return PriorFit(
@@ -438,8 +444,46 @@ def fit_prior(
         grid.extract(surface, mask.shape),
         inner_size,
         1 - left / total if total > 0 else 0.0,
+        _shares(system, parcels, constant, inside, residual, w_robust, total),
         float(np.mean(robust < 0.5)),
     )
+
+
+def _shares(
+    system: DipoleSystem,
+    parcels: '_Coefficients',
+    constant: np.float32,
+    inside: npt.NDArray[np.bool_],
+    residual: F32,
+    w_squared: F32,
+    total: float,
+) -> tuple[float, ...]:
+    """What each basis explains of the local field's energy.
+
+    With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of the
+    prior, the energy explained is ``<g, W^2 g> - <r, W^2 r> = sum_j <p_j, W^2 (g + r)>``: each
+    part's gain, averaged over the orders in which the parts can be added. It is negative for a
+    part that the field speaks against.
+
+    References
+    ----------
+    Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
+    """
+    parts = [parcels.part(number) for number in range(len(parcels.values))]
+    if constant:
+        # What was taken off their sum is taken off each: its own median, and the rest evenly.
+        medians = [np.median(part) for part in parts]
+        rest = (constant - sum(medians)) / len(parts)
+        parts = [part - (median + rest) for part, median in zip(parts, medians, strict=True)]
+    field = np.zeros(inside.shape, np.float32)
+
+    def field_of(part: F32) -> F32:
+        field[inside] = part
+        return system.convolve(field)
+
+    both = w_squared * (field_of(np.sum(parts, axis=0)) + 2 * residual)
+    gains = [float(np.sum(field_of(part) * both, dtype=float)) for part in parts]
+    return tuple(gain / total if total > 0 else 0.0 for gain in gains)
 
 
 def coefficient_errors(
@@ -560,7 +604,7 @@ class _Coefficients:
         # number of the basis, where in the flattened box (None: everywhere), labels, weight
         self.entries: list[tuple[int, npt.NDArray | None, npt.NDArray, npt.NDArray]] = []
         box_mask = mask[grid.box]
-        self.shape = box_mask.shape
+        self.shape, self.inside = box_mask.shape, np.flatnonzero(box_mask)
         for number, basis in enumerate(bases):
             labels, count = basis.labels[grid.box], basis.parcels
             used = (labels >= 0) & box_mask
@@ -577,7 +621,7 @@ class _Coefficients:
                 where = np.ravel_multi_index(at, self.shape)
                 self.entries.append((number, where, second.astype(np.intp), share))
         self.values = [
-            np.full(basis.parcels, basis.expected / size)
+            np.broadcast_to(basis.expected / size, basis.parcels).astype(np.float64)
             for basis, size in zip(bases, self.sizes, strict=True)
         ]
         self.direction = [np.zeros_like(v) for v in self.values]
@@ -624,14 +668,23 @@ class _Coefficients:
         """Add the prior (ppm) to a volume on the solver's grid."""
         self._add(volume, self.values)
 
+    def part(self, number: int) -> F32:
+        """The part of one basis in the prior, ppm, in the voxels of the region."""
+        part = np.zeros(int(np.prod(self.shape)), np.float32)
+        ppm = np.append(self.sizes[number] * self.values[number], 0).astype(np.float32)
+        for basis, where, labels, weight in self.entries:
+            if basis == number:
+                part[slice(None) if where is None else where] += ppm[labels] * weight
+        return part[self.inside]
+
     def coefficients(self) -> list[npt.NDArray[np.float64]]:
         """Coefficients as the bases count them."""
         return [size * y for size, y in zip(self.sizes, self.values, strict=True)]
 
 
-def _expected_size(basis: Basis, inner_size: float) -> float:
+def _expected_size(basis: Basis, inner_size: float) -> float | npt.NDArray[np.float64]:
     """Expected size of the coefficients: ppm of a constant, else relative to the map."""
     if basis.expected == 0:
-        return inner_size
+        return inner_size if basis.gain is None else inner_size * basis.gain
     rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
     return max(inner_size / max(rms, 1e-6), 0.5)

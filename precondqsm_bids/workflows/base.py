@@ -13,6 +13,7 @@ from precondqsm_bids import __version__
 from precondqsm_bids.bids import Run
 from precondqsm_bids.config import Settings
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
+from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf
 from precondqsm_bids.workflows.qsm import OUTPUTS, init_precondqsm_wf
 
@@ -93,6 +94,12 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         labels=run.labels,
         label_names=run.label_names,
         mask=run.mask,
+        more_sources=[
+            *(run.tissue.files if run.tissue else ()),
+            *([run.r2_map] if run.r2_map else ()),
+            *map(str, settings.prior_maps),
+        ],
+        prior_labels=settings.write_prior_labels,
         derivatives=settings.derivatives,
     )
     inputs = precondqsm_wf.inputs.inputnode
@@ -102,6 +109,22 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         inputs.phase_units = run.phase_units
     if run.labels:
         inputs.label_names = run.label_names
+    if run.r2_map:
+        inputs.r2_map, inputs.r2_map_kind = run.r2_map, run.r2_map_kind
+    if run.tissue:
+        tissue_maps = pe.Node(
+            TissueMaps(
+                segmentation=list(run.tissue.files),
+                classes=list(run.tissue.classes),
+                grid=run.sources[0],
+            ),
+            name='tissue_maps',
+            mem_gb=series_gb(run),
+        )
+        if run.tissue.label_classes is not None:
+            tissue_maps.inputs.label_classes = run.tissue.label_classes
+        inputs.tissue_names = list(run.tissue.classes)
+        workflow.connect(tissue_maps, 'tissue', precondqsm_wf, 'inputnode.tissue')
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
@@ -142,7 +165,9 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
                 [
                     (f'outputnode.{port}', f'inputnode.{port}')
                     for port in OUTPUTS
-                    if port in taken and (settings.conventional or 'conventional' not in port)
+                    if port in taken
+                    and (settings.conventional or 'conventional' not in port)
+                    and (settings.write_prior_labels or port != 'prior_labels')
                 ],
             )
         ]

@@ -56,6 +56,8 @@ def init_outputs_wf(
     labels: str | None = None,
     label_names: Mapping[int, str] | None = None,
     mask: str | None = None,
+    more_sources: Sequence[str] = (),
+    prior_labels: bool = False,
     derivatives: Mapping[str, str | Path] | None = None,
 ) -> Workflow:
     """Write the derivatives of one run.
@@ -82,6 +84,10 @@ def init_outputs_wf(
         Names of the labels.
     mask : str, optional
         Region of interest that was given.
+    more_sources : sequence of str
+        Other files that were read: tissue, R2, susceptibility maps.
+    prior_labels : bool
+        Whether the parcels of the prior are written.
     derivatives : mapping of str to path_like, optional
         Derivative datasets that were read, by the name that BIDS URIs use.
 
@@ -91,7 +97,8 @@ def init_outputs_wf(
     ``l_curve``, ``conventional_l_curve``, ``record``.
     """
     workflow = Workflow(name=name)
-    ports = [p for p in OUTPUTS if conventional or p != 'conventional_chi']
+    left_out = {'conventional_chi': not conventional, 'prior_labels': not prior_labels}
+    ports = [port for port in OUTPUTS if not left_out.get(port)]
     source_files = [str(f) for f in source_files]
     run = {
         'source_files': source_files,
@@ -126,6 +133,8 @@ def init_outputs_wf(
     )
     if mask:
         sidecars.inputs.mask = str(mask)
+    if more_sources:
+        sidecars.inputs.more_sources = [str(file) for file in more_sources]
     workflow.connect([
         (inputnode, sidecars, [('record', 'record'), ('precond_chi', 'precond_chi')]),
     ])  # fmt: skip

@@ -1,10 +1,12 @@
 """The reconstruction: the method's stages in order, and the conventional arm beside them."""
 
+from collections.abc import Sequence
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
-from precondqsm_bids.config import prior_basis
+from precondqsm_bids.config import resolve_prior_fit
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
     Comparison,
@@ -19,14 +21,16 @@ from precondqsm_bids.interfaces import (
 
 INPUTS = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
-    'mask',
+    'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
 )  # fmt: skip
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
     'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
     'local_field', 'conventional_local_field', 'magnitude', 'usable_echoes', 'misfit',
 )  # fmt: skip
-OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
+OUTPUTS = (*MAPS, 'prior_labels', 'l_curve', 'conventional_l_curve', 'record')
+MANY_PARCELS = ('contrast', 'tissue')
+"""Priors that can describe what is inside."""
 
 
 def init_precondqsm_wf(
@@ -35,9 +39,9 @@ def init_precondqsm_wf(
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     phase_sign: int | None = None,
-    prior: str = 'contrast',
+    prior: str | Sequence[str] = 'contrast',
     prior_fit: str = 'auto',
-    r2: float | None = None,
+    r2: float | str = 'median',
     shape: bool = True,
     mask_erosion: float = 0.0,
     conventional: bool = True,
@@ -59,14 +63,16 @@ def init_precondqsm_wf(
         multiples of it.
     phase_sign : int, optional
         Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted.
-    prior : str
-        ``contrast``, cells of the joint histogram of R2* and magnitude, or ``r2prime``,
-        static-dephasing theory.
+    prior : str or sequence of str
+        What the prior is the sum of: ``contrast``, cells of the joint histogram of R2* and
+        magnitude; ``tissue``, one constant per class; ``r2prime-by-tissue``; ``r2prime``,
+        static-dephasing theory; ``map:FILE``, a susceptibility map, ppm.
     prior_fit : str
-        ``none``, ``global`` or ``clusters`` for ``r2prime``; ``auto`` is ``none`` there and one
-        coefficient per cell for ``contrast``.
-    r2 : float, optional
-        Transverse relaxation rate, 1/s; the median R2* of the region if omitted.
+        ``none``, ``global`` or ``clusters`` for ``r2prime`` and ``map:FILE``; ``auto`` is
+        ``none`` for ``r2prime`` alone and ``global`` otherwise.
+    r2 : float or str
+        Transverse relaxation rate, 1/s; or ``median`` (of R2* over the region), ``map`` (the
+        input r2_map) or ``literature`` (by the class of the input tissue).
     shape : bool
         Whether the object's shape against air is part of the prior.
     mask_erosion : float
@@ -89,14 +95,24 @@ def init_precondqsm_wf(
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
         field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file),
         label_names (dict) and mask (file), which restricts the region of interest; without it,
-        that is the object.
+        that is the object; tissue (file: classes, or 4D shares) and tissue_names (list); r2_map
+        (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s).
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
-        input's grid), both L-curves, and ``record``, what each stage measured and chose.
+        input's grid), prior_labels (int32; only of a fitted prior), both L-curves, and
+        ``record``, what each stage measured and chose.
+
+    Raises
+    ------
+    ValueError
+        ``prior`` and ``prior_fit`` do not go together.
     """
-    basis = prior_basis(prior, prior_fit)
+    prior = (prior,) if isinstance(prior, str) else tuple(prior)
+    fit = resolve_prior_fit(prior, prior_fit)
+    by_theory = fit is None and prior == ('r2prime',)
+    rich = any(name in MANY_PARCELS for name in prior)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
-        basis, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+        prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
     )
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
@@ -110,8 +126,10 @@ def init_precondqsm_wf(
     shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
     echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 5, omp_nthreads)
     r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
-    if r2 is not None:
-        r2prime_prior.inputs.r2 = r2
+    if isinstance(r2, str):
+        r2prime_prior.inputs.r2_source = r2
+    else:
+        r2prime_prior.inputs.trait_set(r2_source='number', r2=r2)
     flattening = stage(FlattenField(), 'flattening', 3, omp_nthreads)
 
     # fmt: off
@@ -119,7 +137,8 @@ def init_precondqsm_wf(
         (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         (inputnode, echo_fit, [(field, field) for field in INPUTS[:5]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
-        (inputnode, r2prime_prior, [('field_strength', 'field_strength')]),
+        (inputnode, r2prime_prior, [(field, field) for field in (
+            'field_strength', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind')]),
         (echo_fit, r2prime_prior, [('r2star', 'r2star'), ('reliable', 'reliable')]),
         (shape_mask, r2prime_prior, [('roi_mask', 'mask')]),
         (echo_fit, flattening, [('total_field', 'total_field')]),
@@ -134,17 +153,22 @@ def init_precondqsm_wf(
     # fmt: on
     recorded = [shape_mask, echo_fit, r2prime_prior, flattening]
     estimate = r2prime_prior
-    if basis:
-        estimate = stage(PriorFit(basis=basis), 'prior_fit', 5, omp_nthreads)
+    if not by_theory:
+        estimate = stage(
+            PriorFit(priors=list(prior), fit=fit or 'none'), 'prior_fit', 5, omp_nthreads
+        )
         recorded.insert(3, estimate)
         # fmt: off
         workflow.connect([
-            (inputnode, estimate, [('field_strength', 'field_strength')]),
+            (inputnode, estimate, [(field, field) for field in (
+                'field_strength', 'tissue', 'tissue_names')]),
             (echo_fit, estimate, [('total_field', 'total_field'), ('field_sd', 'field_sd')]),
             (shape_mask, estimate, [('roi_mask', 'mask')]),
         ])
         # fmt: on
-        if basis == 'contrast':
+        if fit:
+            workflow.connect(estimate, 'prior_labels', outputnode, 'prior_labels')
+        if 'contrast' in prior:
             contrasts = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
             # fmt: off
             workflow.connect([
@@ -153,17 +177,18 @@ def init_precondqsm_wf(
                 (contrasts, estimate, [('out', 'contrasts')]),
             ])
             # fmt: on
-        else:
+        if any(name.startswith('r2prime') for name in prior):
             workflow.connect(r2prime_prior, 'prior_chi', estimate, 'prior_chi')
     workflow.connect(estimate, 'prior_chi', flattening, 'prior_chi')
     workflow.connect(estimate, 'prior_chi', outputnode, 'prior_chi')
-    if shape and basis:
+    if shape and not by_theory:
         workflow.connect(shape_mask, 'shape_chi', estimate, 'shape_chi')
-    if shape and basis == 'contrast':
+    if shape and rich:
         # Only a prior that can describe what is inside leaves to the surface what is its own.
         workflow.connect(shape_mask, 'shape_sd', estimate, 'shape_sd')
     if shape:
-        workflow.connect(estimate if basis else shape_mask, 'shape_chi', flattening, 'shape_chi')
+        shaped = shape_mask if by_theory else estimate
+        workflow.connect(shaped, 'shape_chi', flattening, 'shape_chi')
 
     for arm in ('', 'conventional_') if conventional else ('',):
         background_removal = stage(
@@ -172,9 +197,7 @@ def init_precondqsm_wf(
         )  # fmt: skip
         # A prior with few coefficients is corrected by the residual, which must stay whole.
         dipole_inversion = stage(
-            DipoleInversion(
-                rule=_arm_rule(reg_rule, arm), hold_down=basis == 'contrast' and not arm
-            ),
+            DipoleInversion(rule=_arm_rule(reg_rule, arm), hold_down=rich and not arm),
             f'{arm}dipole_inversion', 3, omp_nthreads,
         )  # fmt: skip
         if reg_weight is not None:
@@ -247,7 +270,7 @@ def _gather(**records):
 
 
 def describe(
-    basis, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+    prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
 ) -> str:
     """Methods sentences for these settings."""
     rule = {
@@ -261,7 +284,7 @@ def describe(
         'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
         'smooth phase offset.',
-        _estimate_sentence(basis, r2),
+        _estimate_sentence(prior, fit, r2),
         'The field of this estimate'
         + (' and of the shape of the object in air' if shape else '')
         + ', computed by convolution with the voxel-integrated dipole [@marques2005; '
@@ -290,19 +313,38 @@ def describe(
     return '\n'.join(sentences) + '\n'
 
 
-def _estimate_sentence(basis, r2) -> str:
-    if basis == 'contrast':
-        return (
-            'A first estimate of the susceptibility was fitted to the field: one constant for '
-            'each cell of the joint histogram of R2* and magnitude, over the whole region and in '
-            'blocks of 60, 30 and 15 mm, together with the sources outside the region.'
-        )
-    theory = (
-        "A first estimate of the susceptibility was formed from R2' = R2* - R2, R2 being "
-        + ('the median R2* of the region' if r2 is None else f'{r2:g}/s')
-        + ', by static-dephasing theory [@yablonskiy1994]'
+def _estimate_sentence(prior, fit, r2) -> str:
+    terms = [_term(name, fit, r2) for name in prior]
+    if fit is None:
+        return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
+    return (
+        'A first estimate of the susceptibility was fitted to the field, together with the '
+        f'sources outside the region: {"; ".join(terms)}.'
     )
-    if basis is None:
-        return f'{theory}.'
-    unit = 'each of its connected clusters' if basis == 'clusters' else 'the whole of it'
-    return f'{theory}, with one coefficient for {unit} fitted to the field.'
+
+
+def _term(name, fit, r2) -> str:
+    """What one prior is, in words."""
+    if name == 'contrast':
+        return (
+            'one constant for each cell of the joint histogram of R2* and magnitude, over the '
+            'whole region and in blocks of 60, 30 and 15 mm'
+        )
+    if name == 'tissue':
+        return 'one constant for each tissue class'
+    rate = {
+        'median': 'the median R2* of the region',
+        'map': 'that of a measured map',
+        'literature': 'that of the literature for each tissue class [@gelman1999]',
+    }
+    theory = (
+        "the susceptibility that static-dephasing theory [@yablonskiy1994] gives to R2' = R2* - "
+        f'R2, R2 being {rate[r2] if isinstance(r2, str) else f"{r2:g}/s"}'
+    )
+    if r2 == 0:
+        theory += " (R2* used as R2')"
+    if name == 'r2prime-by-tissue':
+        return f'{theory}, with one coefficient for each tissue class'
+    what = theory if name == 'r2prime' else 'a given susceptibility map'
+    unit = {None: '', 'clusters': ', with one coefficient for each of its connected clusters'}
+    return what + unit.get(fit, ', with one coefficient for the whole of it')

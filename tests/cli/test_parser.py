@@ -83,7 +83,11 @@ def test_defaults(parse, tmp_path):
         ('-v -v -v', 'verbose', 3),
         ('--field-strength 7', 'field_strength', 7.0),
         ('--r2 12.5', 'r2', 12.5),
-        ('--r2 median', 'r2', None),
+        ('--r2 median', 'r2', 'median'),
+        ('--r2 literature', 'r2', 'literature'),
+        ('--r2 map', 'r2', 'map'),
+        ('--prior contrast tissue', 'prior', ('contrast', 'tissue')),
+        ('--write-prior-labels', 'write_prior_labels', True),
         ('--phase-sign auto', 'phase_sign', None),
         ('--phase-sign +1', 'phase_sign', 1),
         ('--phase-sign 1', 'phase_sign', 1),
@@ -140,7 +144,7 @@ def test_settings_file_lies_between_defaults_and_command_line(parse, tmp_path):
     settings = parse('--config-file', path, '--pdf-iterations', 9, '--conventional')
     assert (settings.r2, settings.conventional, settings.pdf_iterations) == (5.0, True, 9)
     assert (settings.nprocs, settings.omp_nthreads) == (2, 2)
-    assert parse('--config-file', path, '--r2', 'median').r2 is None
+    assert parse('--config-file', path, '--r2', 'median').r2 == 'median'
 
 
 def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
@@ -248,9 +252,11 @@ def test_help_tells_defaults_as_they_are():
     assert (plain.shape, plain.conventional, plain.r2, plain.reg_weight) == (
         True,
         True,
-        None,
+        'median',
         None,
     )
+    assert plain.prior == ('contrast',)
+    assert 'contrast (default)' in text
 
 
 @pytest.mark.parametrize('option', ['--version', '--help'])

@@ -76,7 +76,7 @@ def test_dry_run(dataset, app):
     status, output, _ = app('--dry-run')
     assert status == 1
     lines = output.splitlines()
-    expected = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape 2 nothing'
+    expected = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none median 2 nothing'
     assert lines[1].split() == expected.split()
     assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
     assert 'error: sub-02: ' in lines[-1]

@@ -194,6 +194,33 @@ def four_dimensional(echo_times, shape=(*SHAPE, 3), stem='sub-01'):
     return make
 
 
+SEG = 'derivatives/seg/sub-01/anat/sub-01'
+TISSUE = ('--prior', 'contrast', 'tissue', '-d', '{root}/derivatives/seg')
+CLASSES = {1: 'Left-Cerebral-White-Matter', 2: 'Left-Cerebral-Cortex', 3: 'Left-Pallidum'}
+
+
+def tissue(name, classes=None, **keywords):
+    """A segmentation with its table, in the derivatives."""
+    return lambda dataset: dataset.add_labels(f'{SEG}_{name}.nii.gz', classes, **keywords)
+
+
+def coordinates(path, code):
+    """Write the codes of a compressed image's transforms again."""
+
+    def make(dataset):
+        for target in dataset.root.glob(path):
+            image = nib.load(target)
+            image.set_sform(image.affine, code)
+            image.set_qform(image.affine, code)
+            data = np.asarray(image.dataobj)
+            nib.save(nib.Nifti1Image(data, image.affine, image.header), target)
+
+    return make
+
+
+FINER = np.diag([1.0, 1.0, 1.0, 1.0])
+
+
 def plain(dataset):
     dataset.add_run()
 
@@ -512,6 +539,89 @@ REFUSED = [
     ),
     # Masks and labels
     case(
+        'tissue-missing',
+        plain,
+        FIRST,
+        'has no tissue classes',
+        'no _dseg with a TSV and no _probseg of GM, WM and CSF',
+        options=('--prior', 'tissue'),
+    ),
+    case(
+        'tissue-without-table',
+        both(plain, tissue('dseg')),
+        'sub-01_dseg.nii.gz: tissue not used: no TSV with the columns index and name',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-of-one-class',
+        both(plain, tissue('label-GM_probseg')),
+        'label-GM_probseg.nii.gz: tissue not used: tells 1 class of tissue (GM), two or more',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-in-the-space-of-a-template',
+        both(plain, tissue('space-MNI152NLin6Asym_dseg', CLASSES, shape=(8, 8, 8))),
+        'space-MNI152NLin6Asym is not the coordinates of the scanner',
+        'resample it to the grid of the run',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-without-scanner-coordinates',
+        both(
+            plain,
+            tissue('dseg', CLASSES, shape=(9, 10, 12), affine=FINER),
+            coordinates('derivatives/seg/**/*.nii.gz', 2),
+        ),
+        'the affine of sub-01_dseg.nii.gz has the code 2, not 1 (coordinates of the scanner)',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-elsewhere',
+        both(
+            plain,
+            tissue('dseg', CLASSES, shape=(3, 3, 3), affine=FINER),
+            coordinates('**/*.nii.gz', 1),
+        ),
+        'does not hold the centre of',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-over-sessions',
+        both(run('sub-01_ses-a'), tissue('dseg', CLASSES, shape=(9, 10, 12), affine=FINER)),
+        'is not of session a alone',
+        options=TISSUE,
+    ),
+    case(
+        'r2-map-missing',
+        plain,
+        '--r2 map: no _R2map (1/s) or _T2map (s) on its grid',
+        'or give --r2 NUMBER, median or literature',
+        options=('--r2', 'map'),
+    ),
+    case(
+        'r2-map-on-another-grid',
+        both(plain, image(f'{ANAT}/sub-01_R2map.nii.gz', shape=(5, 5, 5))),
+        'sub-01_R2map.nii.gz: R2 not used: shape (5, 5, 5) differs from (4, 5, 6)',
+        options=('--r2', 'map'),
+    ),
+    case(
+        'r2-map-in-milliseconds',
+        both(
+            plain,
+            image(f'{ANAT}/sub-01_T2map.nii.gz'),
+            text(f'{ANAT}/sub-01_T2map.json', '{"Units": "ms"}'),
+        ),
+        "sub-01_T2map.nii.gz: R2 not used: Units 'ms' are not s: convert the map",
+        options=('--r2', 'map'),
+    ),
+    case(
+        'prior-map-on-another-grid',
+        both(plain, image('code/chi.nii.gz', shape=(5, 5, 5))),
+        'code/chi.nii.gz: --prior map:FILE: shape (5, 5, 5) differs from (4, 5, 6)',
+        'resample it (linearly)',
+        options=('--prior', 'map:{root}/code/chi.nii.gz'),
+    ),
+    case(
         'mask-missing-in-derivatives',
         both(plain, image('derivatives/seg/sub-02/anat/sub-02_desc-brain_mask.nii.gz')),
         '--mask derivatives: no _mask of this run',
@@ -589,7 +699,7 @@ USAGE = [
     case(
         'filter-of-an-unknown-query',
         both(plain, text('code/filter.json', '{"bold": {}}')),
-        'unknown query "bold"; known: megre, dseg, mask',
+        'unknown query "bold"; known: megre, dseg, mask, tissue, r2',
         options=('--bids-filter-file', '{root}/code/filter.json'),
     ),
     case(
@@ -609,6 +719,48 @@ USAGE = [
         plain,
         'no such folder: {root}/seg',
         options=('-d', '{root}/seg'),
+    ),
+    case(
+        'prior-unknown',
+        plain,
+        '--prior atlas is not one of contrast, tissue, r2prime-by-tissue, r2prime and map:FILE',
+        options=('--prior', 'atlas'),
+    ),
+    case(
+        'prior-twice',
+        plain,
+        '--prior has tissue twice: once is enough',
+        options=('--prior', 'tissue', 'tissue'),
+    ),
+    case(
+        'prior-map-missing',
+        plain,
+        '--prior map:FILE: no such file: {root}/chi.nii.gz',
+        options=('--prior', 'contrast', 'map:{root}/chi.nii.gz'),
+    ),
+    case(
+        'prior-without-a-fit-beside-others',
+        plain,
+        'only r2prime or one map:FILE, alone, can be taken as it is, without a fit',
+        options=('--prior', 'r2prime', 'tissue', '--prior-fit', 'none'),
+    ),
+    case(
+        'prior-clusters-of-cells',
+        plain,
+        '--prior contrast does not go with --prior-fit clusters: that is for r2prime and map:FILE',
+        options=('--prior', 'contrast', '--prior-fit', 'clusters'),
+    ),
+    case(
+        'prior-labels-without-a-fit',
+        plain,
+        '--write-prior-labels: r2prime without a fit has no parcels',
+        options=('--prior', 'r2prime', '--write-prior-labels'),
+    ),
+    case(
+        'r2-unknown',
+        plain,
+        '"mean" is no number between 0 and 10000 (1/s)',
+        options=('--r2', 'mean'),
     ),
     case(
         'mask-file-missing',
@@ -708,9 +860,59 @@ def test_nothing_to_do(case, app, dataset):
     assert not Path('out').exists()
 
 
-ROW = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none labels'
+ROW = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels'
 
 ACCEPTED = [
+    case(
+        'tissue-on-the-grid',
+        both(plain, tissue('desc-aseg_dseg', CLASSES)),
+        '4 to 12 3 auto contrast+tissue+shape 3 of dseg median 3 nothing',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-on-another-grid',
+        both(
+            plain,
+            tissue('space-T1w_desc-aseg_dseg', CLASSES, shape=(9, 10, 12), affine=FINER),
+            coordinates('**/*.nii.gz', 1),
+        ),
+        'contrast+tissue+shape 3 of dseg, resampled median none labels',
+        'warning: sub-01: {root}/derivatives/seg/sub-01/anat/',
+        'a head that moved between the two images is not put right',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-of-shares',
+        both(plain, *(tissue(f'label-{name}_probseg') for name in ('GM', 'WM', 'CSF'))),
+        '3 of probseg median none labels',
+        options=TISSUE,
+    ),
+    case(
+        'tissue-of-two-kinds',
+        both(
+            plain,
+            tissue('dseg', {1: 'GM', 2: 'WM'}),
+            tissue('desc-aseg_dseg', CLASSES),
+            tissue('label-GM_probseg'),
+            tissue('label-WM_probseg'),
+        ),
+        '3 of dseg median',
+        'sub-01_dseg.nii.gz: tissue not used: {root}/derivatives/seg/sub-01/anat/',
+        'label-GM_probseg.nii.gz: tissue not used',
+        options=TISSUE,
+    ),
+    case(
+        'r2-map-in-the-dataset',
+        both(plain, image(f'{ANAT}/sub-01_T2map.nii.gz')),
+        'auto r2prime+shape none sub-01_T2map.nii.gz none labels',
+        options=('--prior', 'r2prime', '--r2', 'map'),
+    ),
+    case(
+        'prior-map',
+        both(plain, image('code/chi.nii.gz')),
+        'auto contrast+map:chi.nii.gz+shape none median none labels',
+        options=('--prior', 'map:{root}/code/chi.nii.gz', 'contrast'),
+    ),
     case('magnitude-without-part', run(magnitude_part=''), ROW),
     case('real-and-imaginary-parts', both(plain, rename(mag='real', phase='imag')), ROW),
     case(
@@ -761,13 +963,14 @@ ACCEPTED = [
     case(
         'label-01-is-not-010',
         both(run('sub-01'), run('sub-010', echo_times=(0.004, 0.008))),
-        'sub-010 2 4x5x6 4 to 8 3 auto contrast+shape none labels\n\nsub-010\n',
+        'sub-010 2 4x5x6 4 to 8 3 auto contrast+shape none median none labels\n\nsub-010\n',
         options=('--participant-label', '010'),
     ),
     case(
         'session-a-is-not-ab',
         both(run('sub-01_ses-a'), run('sub-01_ses-ab')),
-        'sub-01_ses-a 3 4x5x6 4 to 12 3 auto contrast+shape none labels\n\nsub-01_ses-a\n',
+        'sub-01_ses-a 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels\n\n'
+        'sub-01_ses-a\n',
         'skipped: sub-01: {root}/sub-01/ses-ab/anat/',
         options=('--session-label', 'a'),
     ),
@@ -782,7 +985,7 @@ ACCEPTED = [
     case(
         'field-strength-given-for-missing',
         run(field_strength=None),
-        'sub-01 3 4x5x6 4 to 12 7 auto contrast+shape none '
+        'sub-01 3 4x5x6 4 to 12 7 auto contrast+shape none median none '
         'MagneticFieldStrength (--field-strength given), labels',
         options=('--field-strength', '7'),
     ),
@@ -818,7 +1021,7 @@ ACCEPTED = [
     case(
         'orientation-given',
         both(uncompressed, forms(None, None)),
-        '4 to 12 3 auto contrast+shape none affine (--b0-dir given), labels',
+        '4 to 12 3 auto contrast+shape none median none affine (--b0-dir given), labels',
         options=('--b0-dir', '0', '-1', '0.5'),
     ),
     case(
@@ -845,14 +1048,14 @@ ACCEPTED = [
             image('derivatives/seg/sub-01/anat/sub-01_desc-body_mask.nii.gz'),
             image('derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz'),
         ),
-        'sub-01 3 4x5x6 4 to 12 3 sub-01_desc-brain_mask.nii.gz contrast+shape none labels',
+        '4 to 12 3 sub-01_desc-brain_mask.nii.gz contrast+shape none median none labels',
         'sub-01_desc-body_mask.nii.gz: mask not used: {root}/derivatives/seg/sub-01/anat/',
         options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
     ),
     case(
         'mask-file',
         both(plain, image('code/mask.nii.gz')),
-        'sub-01 3 4x5x6 4 to 12 3 mask.nii.gz contrast+shape none labels',
+        'sub-01 3 4x5x6 4 to 12 3 mask.nii.gz contrast+shape none median none labels',
         options=('--mask', '{root}/code/mask.nii.gz'),
     ),
     case(

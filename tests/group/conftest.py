@@ -40,7 +40,7 @@ class Derivatives:
         record = {
             'echo_fit': {'noise_sd': 1.0, 'echo_times': [0.004, 0.008], 'offset_model': 'quartic'},
             'shape_mask': {'roi_voxels': 1000},
-            'prior_fit': {'basis': 'contrast', 'parcels': [3, 4]},
+            'prior_fit': {'priors': {'contrast': {'parcels': 7}}},
             'dipole_inversion': {'reg_weight': 0.1, 'rule': 'risk', 'warnings': []},
             'recombination': {'reference': 'none', 'reference_value': None},
             'comparison': {'explained': 0.5, 'streaking': 1.0, 'warnings': []},

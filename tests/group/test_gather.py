@@ -88,9 +88,8 @@ def test_coefficients_have_a_row_each(derivatives):
     derivatives.add(
         'sub-1',
         prior_fit={
-            'basis': 'clusters',
-            'parcels': [2],
-            'coefficients': [0.5, 0.0],
+            'priors': {'r2prime': {'parcels': 2}},
+            'coefficients': {'r2prime': [0.5, 0.0]},
             'coefficient_errors': [0.25, 0.125],
             'implied_relaxivity': [646.0, None],
         },
@@ -194,12 +193,12 @@ SPOILED = {
         'incomplete', "echo_fit.offset_model = '3' is no text",
     ),
     'a number for a list': (
-        lambda d: d.add('sub-1', prior_fit={'parcels': 3}),
-        'incomplete', "prior_fit.parcels = '3' is no list of numbers",
+        lambda d: d.add('sub-1', echo_fit={'echo_times': 3}),
+        'incomplete', "echo_fit.echo_times = '3' is no list of numbers",
     ),
     'unequal lists': (
         lambda d: d.add(
-            'sub-1', prior_fit={'coefficients': [1, 2], 'coefficient_errors': [0.1]}
+            'sub-1', prior_fit={'coefficients': {'r2prime': [1, 2]}, 'coefficient_errors': [0.1]}
         ),
         'incomplete', '2 coefficients, 1 coefficient_errors',
     ),
@@ -348,7 +347,7 @@ def planted(derivatives):
             f'sub-{i:02d}',
             echo_fit={'noise_sd': 100.0 * 1.01 ** (i % 5)},
             comparison={'explained': 0.9 if odd else 0.5 + 0.01 * (i % 5)},
-            prior_fit={'basis': 'global', 'coefficients': [3.0 if i == 3 else 1 + 0.1 * (i % 3)]},
+            prior_fit={'coefficients': {'r2prime': [3.0 if i == 3 else 1 + 0.1 * (i % 3)]}},
             regions=[
                 region(1, 'agar', 0.01 * (i % 4)),
                 region(2, 'tube', -5.0 if i == 2 else 1 + 0.01 * (i % 4)),

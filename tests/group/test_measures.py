@@ -33,7 +33,7 @@ def test_the_fit_of_the_prior_writes_the_coefficients():
 def test_columns_have_one_source_each():
     columns = [measure.column for measure in MEASURES]
     assert len(set(columns)) == len(columns)
-    assert {measure.kind for measure in MEASURES} == {'linear', 'log', 'text'}
+    assert {measure.kind for measure in MEASURES} == {'linear', 'log', 'text', 'names', 'parcels'}
     assert set(COUNTED) <= {measure.key for measure in MEASURES}
 
 

@@ -200,3 +200,34 @@ def test_parallel_writers_leave_one_whole_file(raw, tmp_path):
         thread.join()
     assert errors == []
     assert sorted(os.listdir(out)) == ['.bidsignore', 'README', 'dataset_description.json']
+
+
+@pytest.mark.parametrize(
+    'priors, fit, algorithm, reference',
+    [
+        (['contrast'], 'global', 'contrast (9 coefficients, 50.0 % of', 'Liu T'),
+        (['map:/x/chi.nii'], 'none', 'map:chi.nii, as it is', 'The map that was given'),
+        (['r2prime', 'tissue'], 'global', 'r2prime (9 coefficients', 'Yablonskiy'),
+    ],
+)
+def test_sidecar_of_the_prior_says_what_it_is_made_of(priors, fit, algorithm, reference):
+    explained = None if fit == 'none' else 0.5
+    record = {
+        'prior_fit': {
+            'priors': {name: {'parcels': 9, 'explained': explained} for name in priors},
+            'fit': fit,
+        }
+    }
+    sidecar = compose_sidecar(
+        OUTPUTS['prior_chi'],
+        record,
+        sources=['bids:raw:x'],
+        echo_times=[0.01, 0.02],
+        field_strength=3.0,
+        metadata={},
+        matrix=[2, 2, 2],
+        voxel_size=[1, 1, 1],
+        settings={},
+    )
+    assert sidecar['EstimationAlgorithm'].startswith(algorithm)
+    assert sidecar['EstimationReference'].startswith(reference)

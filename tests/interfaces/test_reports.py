@@ -314,7 +314,11 @@ def test_page_says_what_the_region_of_interest_is(region, text):
 
 
 def test_page_says_what_the_coefficient_of_the_prior_implies():
-    fit = {'coefficients': [0.9], 'coefficient_errors': [0.012], 'implied_relaxivity': [359.4]}
+    fit = {
+        'coefficients': {'r2prime': [0.9]},
+        'coefficient_errors': [0.012],
+        'implied_relaxivity': [359.4],
+    }
     text = reports._coefficient(fit, {'field_strength': 3.0})
     assert text.startswith('0.900 ± 0.012; implies')
     # static dephasing at 3 T: 2 pi gamma B0 / (9 sqrt 3) = 323.5 1/s per ppm

@@ -32,6 +32,7 @@ MAPS = [
     'anat/R2primemap',
     'anat/desc-shape_mask',
     'anat/desc-roi_mask',
+    'anat/desc-prior_dseg',
     'fmap/desc-total_fieldmap',
     'fmap/desc-flattened_fieldmap',
     'fmap/desc-local_fieldmap',
@@ -87,6 +88,8 @@ def raw(tmp_path_factory):
         data = rng.normal(size=SHAPE).astype(np.float32) * mask
         if port.endswith('mask'):
             data = mask.astype(np.uint8)
+        if port == 'prior_labels':
+            data = labels.astype(np.int32)
         files[port] = work / f'{port}.nii.gz'
         nb.Nifti1Image(data, affine).to_filename(files[port])
     dseg = root / 'derivatives' / 'truth' / 'sub-01' / 'anat' / 'sub-01_dseg.nii.gz'
@@ -118,7 +121,7 @@ def record():
     }
     return {
         'echo_fit': {'sigma': 1.5, 'n_echoes': np.int64(3)},
-        'r2prime_prior': {'r2': 10.0},
+        'r2prime_prior': {'r2': 10.0, 'r2_source': 'given'},
         'shape_mask': {'chi_step': -9.41},
         'flattening': {'padding': 2},
         'background_removal': {'iterations': 30},
@@ -142,6 +145,7 @@ def run_outputs(raw, out, work, plugin='Linear', **settings):
         'settings_record': {'reference': 'roi-mean', 'reg_weight': None},
         'labels': str(dseg),
         'label_names': {1: 'agar', 2: 'tube'},
+        'prior_labels': True,
         'derivatives': {'truth': root / 'derivatives' / 'truth'},
     }
     workflow = init_outputs_wf(**(arguments | settings))
@@ -202,11 +206,13 @@ def test_sidecars_have_what_bids_requires(derivatives):
         required = {'Description', 'Sources', 'SpatialReference'}
         if suffix == 'mask':
             assert sidecar['Type'] == 'ROI'
+        elif suffix == 'dseg':
+            assert sidecar['Manual'] is False
         else:
             required |= {'SkullStripped', 'EchoTime'}
             assert sidecar['Units'] == UNITS[suffix]
             assert sidecar['EchoTime'] == ECHO_TIMES
-        if suffix not in ('mask', 'magnitude'):
+        if suffix not in ('mask', 'magnitude', 'dseg'):
             required |= {'EstimationReference', 'EstimationAlgorithm'}
         assert required <= set(sidecar), name
         assert sidecar['SpatialReference'] == 'orig'
@@ -229,6 +235,7 @@ def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
         'Region': 'roi-mean',
         'Subtracted': 0.01,
         'StandardDeviation': 0.2,
+        'WholeRegionReferencedMean': 0.01,
         'RegionOfInterestMean': 0.0,
         'RegionOfInterestStandardDeviation': 0.3,
         'Units': 'ppm',

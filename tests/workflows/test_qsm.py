@@ -10,12 +10,16 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from precondqsm_bids.config import resolve_prior_fit
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import INPUTS, MAPS, OUTPUTS, init_precondqsm_wf
 
 PRIORS = [
     ('contrast', 'auto'),
+    (('contrast', 'tissue'), 'auto'),
+    (('r2prime-by-tissue', 'r2prime', 'map:/chi.nii'), 'clusters'),
+    ('map:/chi.nii', 'none'),
     ('r2prime', 'auto'),
     ('r2prime', 'none'),
     ('r2prime', 'global'),
@@ -37,7 +41,7 @@ SETTINGS = [
             PRIORS,
             (True, False),
             (True, False),
-            (None, 8.0),
+            ('median', 8.0),
             (None, 0.2),
             (('roi-mean', 1), ('none', 2), ('agar', 1)),
         )
@@ -85,6 +89,10 @@ def test_the_check_finds_undeclared_ports():
     assert undeclared(workflow) == ['one.b', 'two.c']
 
 
+def _tuple(prior):
+    return (prior,) if isinstance(prior, str) else prior
+
+
 @pytest.mark.parametrize(
     'settings',
     SETTINGS,
@@ -96,6 +104,9 @@ def test_graph_of_every_setting(settings):
     expected = set(OUTPUTS)
     if not settings['conventional']:
         expected = {name for name in expected if not name.startswith('conventional')}
+    fitted = resolve_prior_fit(_tuple(settings['prior']), settings['prior_fit']) is not None
+    if not fitted:
+        expected -= {'prior_labels'}
     assert wired(workflow, 'outputnode') == expected
     # each input is read by a stage
     node = workflow.get_node('inputnode')
@@ -116,10 +127,10 @@ def test_graph_of_every_setting(settings):
         assert stage.n_procs in (1, settings['omp_nthreads'])
         assert stage.mem_gb > 0
     # methods: a sentence for every setting, citations in Pandoc's form
-    assert '[@yablonskiy1994]' in workflow.__desc__ or settings['prior'] == 'contrast'
-    assert ('8/s' in workflow.__desc__) == (
-        settings['r2'] is not None and settings['prior'] == 'r2prime'
-    )
+    theory = any(name.startswith('r2prime') for name in _tuple(settings['prior']))
+    assert ('[@yablonskiy1994]' in workflow.__desc__) == theory
+    assert ('8/s' in workflow.__desc__) == (settings['r2'] == 8.0 and theory)
+    assert ('fitted to the field' in workflow.__desc__) == fitted
     assert ('0.2 mm' in workflow.__desc__) == (settings['reg_weight'] is not None)
 
 
@@ -167,6 +178,32 @@ def test_conventional_arm_sees_no_prior():
 def test_unknown_prior_is_refused():
     with pytest.raises(ValueError, match='nonsense'):
         init_precondqsm_wf(prior='nonsense')
+
+
+@pytest.mark.parametrize(
+    'prior, rich',
+    [
+        (('contrast',), True),
+        (('tissue', 'r2prime'), True),
+        (('r2prime', 'map:/chi.nii'), False),
+        (('r2prime-by-tissue',), False),
+    ],
+)
+def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, rich):
+    workflow = init_precondqsm_wf(prior=prior)
+    assert ('shape_sd' in wired(workflow, 'prior_fit')) == rich
+    assert workflow.get_node('dipole_inversion').inputs.hold_down == rich
+    assert not workflow.get_node('conventional_dipole_inversion').inputs.hold_down
+
+
+@pytest.mark.parametrize('r2', ['median', 'map', 'literature', 0.0, 12.5])
+def test_source_of_r2_reaches_its_node_and_the_methods(r2):
+    workflow = init_precondqsm_wf(prior='r2prime', r2=r2)
+    inputs = workflow.get_node('r2prime_prior').inputs
+    assert inputs.r2_source == (r2 if isinstance(r2, str) else 'number')
+    words = {'median': 'median R2*', 'map': 'measured map', 'literature': '[@gelman1999]'}
+    assert words.get(r2, f'{r2}/s'.replace('.0/', '/')) in workflow.__desc__
+    assert ("R2* used as R2'" in workflow.__desc__) == (r2 == 0)
 
 
 TINY = TubesSpec(

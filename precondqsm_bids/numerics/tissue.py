@@ -1,0 +1,163 @@
+"""Tissue: what classes a segmentation has, and what the literature says of their R2."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from precondqsm_bids.numerics.prior_basis import tissue_parcels
+
+F32 = npt.NDArray[np.float32]
+
+_SIDES = {'left', 'right', 'lh', 'rh', 'l', 'r', 'bilateral'}
+_CLASSES = (
+    ('WM-hypointensities', r'(wm|white matter) hyp\w+'),
+    ('WM', r'wm( .*)?|(.*)white matter|cc( .*)?|corpus callosum( .*)?'),
+    (
+        'GM',
+        r'c?gm|gr[ae]y( matter)?|ctx( .*)?|(.*)cortex( .*)?|hippocamp\w+|amygdala|insula'
+        r'|cortical gr[ae]y matter',
+    ),
+    ('CSF', r'csf|cerebro ?spinal fluid|(.* )?(ventricles?|lat vent)'),
+    ('deep-GM', r'scgm|dgm|(deep|subcortical) (gm|gr[ae]y matter)'),
+    ('caudate', r'caudate( nucleus)?'),
+    ('putamen', r'putamen'),
+    ('pallidum', r'(globus )?pallid\w+|gp[ei]?'),
+    ('thalamus', r'thalamus( proper)?'),
+    ('accumbens', r'(nucleus )?accumbens( area)?'),
+    ('red-nucleus', r'red nucleus|rn'),
+    ('substantia-nigra', r'substantia nigra|sn'),
+    ('subthalamic-nucleus', r'subthalamic nucleus|stn'),
+    ('dentate', r'dentate( nucleus)?'),
+    ('brainstem', r'brain ?stem|bs'),
+    ('ventral-diencephalon', r'ventral ?(dc|diencephalon)'),
+    ('choroid-plexus', r'choroid plexus'),
+    ('vessel', r'vessels?|veins?'),
+)
+"""Class and the names that mean it: words without their side, lower case. The first one counts."""
+
+_NOTHING = {'', 'background', 'bg', 'unknown', 'clear label'}
+
+BRAIN_CLASSES = tuple(name for name, _ in _CLASSES)
+"""Classes that a segmentation's names are recognised as; other names are their own class."""
+
+R2_FIELD_STRENGTH = (2.7, 3.3)
+"""T: the field strengths for which :data:`R2_LITERATURE` holds."""
+
+_IRON = {
+    'GM': 2.92, 'caudate': 9.28, 'putamen': 13.32, 'pallidum': 21.3, 'thalamus': 4.76,
+    'red-nucleus': 19.48, 'substantia-nigra': 18.46, 'dentate': 10.35,
+}  # fmt: skip
+"""Iron, mg per 100 g of fresh tissue (prefrontal cortex for GM): Hallgren & Sourander, J Neurochem
+1958;3:41."""
+
+R2_LITERATURE = {
+    **{name: round(12.7 + (25.8 - 12.7) / 21.3 * iron, 1) for name, iron in _IRON.items()},
+    'WM': 18.0,
+    'CSF': 0.5,
+}
+"""R2 at 3 T, 1/s.
+
+Grey matter: ``R2 = 12.7 + 0.615 [Fe]`` of Gelman et al., Radiology 1999;210:759, whose slope is
+that from the iron-free 12.7/s to the 25.8/s of the pallidum, with the iron of Hallgren &
+Sourander; the same paper measured 14.4/s in prefrontal cortex, where this gives 14.5, and 18.0/s
+in frontal white matter. CSF: T2 of 1.9 s around the brain and 2.4 s in the ventricles
+(PMC10696635).
+"""
+
+R2_CITATION = (
+    'Gelman N et al., Radiology 1999;210:759 (3 T), with the iron of Hallgren B and Sourander P, '
+    'J Neurochem 1958;3:41'
+)
+
+
+def tissue_class(name: str) -> str | None:
+    """The class that a label's name means, or None for the background.
+
+    Names of FreeSurfer's table (sMRIPrep, FastSurfer, SynthSeg), the labels of BIDS and plain
+    words are recognised, whatever the side. Any other name is a class of its own.
+
+    Parameters
+    ----------
+    name : str
+        Name of a label, such as ``Left-Cerebral-White-Matter``.
+
+    Examples
+    --------
+    >>> [tissue_class(name) for name in ('Left-Cerebral-White-Matter', 'ctx-rh-insula', 'SCGM')]
+    ['WM', 'GM', 'deep-GM']
+    >>> [tissue_class(name) for name in ('right pallidum', '3rd-Ventricle', 'Tumour core')]
+    ['pallidum', 'CSF', 'tumour-core']
+    """
+    words = [word for word in re.split(r'[\s_.,()/-]+', name.lower()) if word]
+    plain = ' '.join(word for word in words if word not in _SIDES)
+    if plain in _NOTHING:
+        return None
+    for known, pattern in _CLASSES:
+        if re.fullmatch(pattern, plain):
+            return known
+    return plain.replace(' ', '-')
+
+
+def literature_r2(
+    tissue: npt.NDArray, names: Sequence[str], mask: npt.NDArray[np.bool_], field_strength: float
+) -> F32:
+    """R2 of each voxel by the literature's value for its tissue class.
+
+    ``R2(r) = sum_c p_c(r) R2_c``, with the shares ``p_c`` of the classes in the voxel. Classes
+    without a value, and voxels in no class, take the mean over the voxels that have one.
+
+    Parameters
+    ----------
+    tissue : (X, Y, Z) ndarray of int or (X, Y, Z, C) ndarray
+        Class of each voxel, 1 to C, or the shares of the classes.
+    names : sequence of str
+        Names of the C classes.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    field_strength : float
+        B0, T.
+
+    Returns
+    -------
+    (X, Y, Z) ndarray
+        1/s, zero outside the mask.
+
+    Raises
+    ------
+    ValueError
+        Another field strength than 3 T, or no voxel of a class with a value.
+
+    References
+    ----------
+    See :data:`R2_LITERATURE`.
+
+    Examples
+    --------
+    >>> tissue = np.array([[[1, 2, 0]]])
+    >>> r2 = literature_r2(tissue, ['WM', 'CSF'], np.ones((1, 1, 3), bool), 3.0)
+    >>> r2.round(2).tolist()
+    [[[18.0, 0.5, 9.25]]]
+    """
+    low, high = R2_FIELD_STRENGTH
+    if not low <= field_strength <= high:
+        raise ValueError(
+            f'the R2 of the literature is that of 3 T, and the field strength {field_strength:g} T'
+        )
+    basis = tissue_parcels(tissue, len(names), mask)
+    rates = np.array([R2_LITERATURE.get(name, np.nan) for name in (*names, '')])
+    known = np.isfinite(rates)
+    share, total = np.zeros(mask.shape), np.zeros(mask.shape)
+    parts = [(np.flatnonzero(mask), basis.labels[mask], basis.weight[mask]), *basis.overlaps]
+    for voxels, labels, weight in parts:
+        used = weight * known[labels]
+        share.reshape(-1)[voxels] += used
+        total.reshape(-1)[voxels] += used * np.where(known, rates, 0)[labels]
+    if not np.any(share > 0):
+        raise ValueError(
+            f'none of the classes in the region of interest ({", ".join(names)}) has an R2 in the '
+            f'literature, which has {", ".join(R2_LITERATURE)}'
+        )
+    mean = total.sum() / share.sum()
+    return np.where(mask, total + (1 - share) * mean, 0).astype(np.float32)
