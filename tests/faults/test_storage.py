@@ -85,7 +85,9 @@ def app(root, out, *options):
     package = Path(precondqsm_bids.__file__).parents[1]
     words = [sys.executable, '-m', 'precondqsm_bids', root, out, 'participant', *options]
     done = subprocess.run(
-        [*map(str, words), '--skip-bids-validation', '-w', str(out.with_suffix('.work'))],
+        # The sign of an axial slab across tubes along B0 cannot be told from its field.
+        [*map(str, words), '--phase-sign', '+1', '--skip-bids-validation']
+        + ['-w', str(out.with_suffix('.work'))],
         env={**os.environ, 'PYTHONPATH': str(package)},
         capture_output=True,
         text=True,

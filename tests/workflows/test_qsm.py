@@ -287,7 +287,7 @@ def test_embedded_in_a_foreign_workflow(tmp_path, phantom, prior, prior_fit):
     record = outputs['gather.record']
     assert json.loads(json.dumps(record)) == record
     assert record['recombination']['reference'] == 'agar'
-    assert record['dipole_inversion']['rule'] == 'l-curve'
+    assert record['dipole_inversion']['rule'] == 'risk'
     stages = {'shape_mask', 'echo_fit', 'r2prime_prior', 'flattening', 'dipole_inversion'}
     assert stages | ({'prior_fit'} if prior == 'contrast' else set()) <= set(record)
 

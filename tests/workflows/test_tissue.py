@@ -93,7 +93,7 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
         *('--reference', 'CSF', '--write-prior-labels', '--bids-filter-file', 'filter.json'),
     )
     mask = nb.load(anat / 'sub-01_desc-roi_mask.nii.gz').get_fdata() > 0
-    assert error(chi['precond'], truth['chi'], mask) < 0.5
+    assert error(chi['precond'], truth['chi'], mask) < 0.55
     record = sidecar['Parameters']
     priors = record['prior_fit']['priors']
     assert sorted(priors) == ['contrast', 'r2prime-by-tissue', 'tissue']
