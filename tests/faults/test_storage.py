@@ -83,11 +83,11 @@ def echo_axis(root, echoes):
 
 def app(root, out, *options):
     package = Path(precondqsm_bids.__file__).parents[1]
+    # The sign of an axial slab across tubes along B0 cannot be told from its field.
+    options = ('--phase-sign', '+1', *options)
     words = [sys.executable, '-m', 'precondqsm_bids', root, out, 'participant', *options]
     done = subprocess.run(
-        # The sign of an axial slab across tubes along B0 cannot be told from its field.
-        [*map(str, words), '--phase-sign', '+1', '--skip-bids-validation']
-        + ['-w', str(out.with_suffix('.work'))],
+        [*map(str, words), '--skip-bids-validation', '-w', str(out.with_suffix('.work'))],
         env={**os.environ, 'PYTHONPATH': str(package)},
         capture_output=True,
         text=True,
