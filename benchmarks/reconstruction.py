@@ -119,7 +119,7 @@ def first_stages(phantom, true_field=False):
     b0_dir = b0_direction(phantom.affine)
     first = phantom.magnitude[..., 0]
     with timed(seconds, 'shape_mask'):
-        shape = shape_mask(first)
+        shape = shape_mask(first, voxel_size=voxel_size)
     roi = shape.roi_mask
     with timed(seconds, 'echo_fit'):
         solid = np.float32(WATER_CHI - AIR_CHI) * shape.shape_mask

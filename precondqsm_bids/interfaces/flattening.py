@@ -38,13 +38,14 @@ class FlattenField(SimpleInterface):
         affine, voxel_size = geometry(self.inputs.total_field)
         total_field = load(self.inputs.total_field)
         mask = load(self.inputs.mask, bool)
+        shape_chi = load(self.inputs.shape_chi) if self.inputs.shape_chi else None
         flat = flatten_field(
             total_field,
             load(self.inputs.prior_chi),
             mask,
             voxel_size,
             b0_direction(affine),
-            load(self.inputs.shape_chi) if self.inputs.shape_chi else None,
+            shape_chi,
             self.inputs.num_threads,
         )
         for name in ('flattened_field', 'prior_field'):
@@ -52,7 +53,7 @@ class FlattenField(SimpleInterface):
                 getattr(flat, name), self.inputs.total_field, runtime.cwd, name
             )
         self._results['record'] = {
-            'shape': bool(self.inputs.shape_chi),
+            'shape': shape_chi is not None and bool(shape_chi.any()),
             'total_field_sd': float(np.std(total_field[mask], dtype=np.float64)),
             'flattened_field_sd': float(np.std(flat.flattened_field[mask], dtype=np.float64)),
         }

@@ -54,7 +54,7 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
-    iterations = traits.Range(1, 10000, value=90, usedefault=True, desc='gradient iterations')
+    iterations = traits.Range(1, 10000, value=150, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 

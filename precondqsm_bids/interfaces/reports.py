@@ -624,7 +624,10 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f', less {_number(region["erosion"])} mm of its border '
                 f'({region["eroded_voxels"]} voxels)'
             )
-        rows.append(('Region of interest', f'{text}: {region["roi_voxels"]} voxels'))
+        text += f': {region["roi_voxels"]} voxels'
+        if not region.get('shape_used', True):
+            text += '; it lies inside the object, whose shape is not part of the first estimate'
+        rows.append(('Region of interest', text))
     fit = record.get('prior_fit')
     if fit is None:
         rows.append(('Prior', "R2' by static-dephasing theory, not fitted"))

@@ -22,7 +22,12 @@ from precondqsm_bids.interfaces.volumes import (
     save,
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.shape_mask import WHOLE, shape_mask
+from precondqsm_bids.numerics.shape_mask import (
+    LEAST_SURFACE,
+    WHOLE,
+    shape_mask,
+    surface_share,
+)
 
 LEAST_REGION = 27
 """Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
@@ -44,7 +49,10 @@ class ShapeMaskOutputSpec(TraitedSpec):
     roi_mask = File(
         exists=True, desc='object without border voxels that are partly air, inside the mask'
     )
-    shape_chi = File(exists=True, desc='susceptibility of the shape relative to air, ppm')
+    shape_chi = File(
+        exists=True,
+        desc='susceptibility of the shape relative to air, ppm; zero if the mask lies inside it',
+    )
     shape_sd = File(exists=True, desc='expected error of shape_chi at the surface, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
@@ -61,7 +69,7 @@ class ShapeMask(SimpleInterface):
         check_whole(source)
         check_magnitude(magnitude, source)
         try:
-            shape = shape_mask(magnitude, self.inputs.step)
+            shape = shape_mask(magnitude, self.inputs.step, voxel_size=geometry(source)[1])
         except ValueError as error:
             raise ValueError(f'{source}: {error}') from error
         roi = shape.roi_mask
@@ -87,11 +95,13 @@ class ShapeMask(SimpleInterface):
                     f'{self.inputs.erosion:g} mm leaves {left} of the {whole} voxels of the '
                     f'region of interest, fewer than {LEAST_REGION}: give a smaller --mask-erosion'
                 )
+        share = surface_share(roi, shape.shape_mask) if given else 1.0
+        used = np.float32(share >= LEAST_SURFACE)
         for name, data in (
             ('shape_mask', shape.shape_mask),
             ('roi_mask', roi),
-            ('shape_chi', shape.shape_chi),
-            ('shape_sd', shape.shape_sd),
+            ('shape_chi', used * shape.shape_chi),
+            ('shape_sd', used * shape.shape_sd),
         ):
             self._results[name] = save(data, source, runtime.cwd, name)
         self._results['record'] = {
@@ -103,6 +113,8 @@ class ShapeMask(SimpleInterface):
             'mask': Path(self.inputs.mask).name if given else 'auto',
             'erosion': self.inputs.erosion,
             'eroded_voxels': int(whole - np.count_nonzero(roi)),
+            'surface_share': share,
+            'shape_used': bool(used),
         }
         return runtime
 

@@ -201,9 +201,8 @@ def fit_echoes(
     prediction = np.zeros(len(signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[mask]
-        _demodulate(signal, prediction, to_rad)
-
-    field = _field_from_advance(signal, te, to_rad, mask)
+    field = _field_from_advance(signal, te, to_rad, mask, prediction)
+    _demodulate(signal, prediction, to_rad)
     offset = np.zeros_like(field)
     sd = _fit_phase(signal, to_rad, field, offset, True, workers)
     if noise_sd is None:
@@ -273,17 +272,40 @@ def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
 
 
 def _field_from_advance(
-    signal: npt.NDArray, te: npt.NDArray, to_rad: F32, mask: npt.NDArray[np.bool_]
+    signal: npt.NDArray, te: npt.NDArray, to_rad: F32, mask: npt.NDArray[np.bool_], prediction: F32
 ) -> F32:
-    """First field (ppm), from the unwrapped phase advance over the shortest echo spacing."""
+    """First field less the prediction (ppm), from the phase advance over the shortest spacing.
+
+    The prediction takes most wraps out of the advance where it is right, as it is at the ends of
+    a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
+    left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
+    """
     spacing = np.diff(te)
     pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
     advance = np.zeros(len(signal), np.complex64)
     for j in pairs:
         advance += signal[:, j + 1] * signal[:, j].conj()
-    wrapped = np.angle(advance)
     step = to_rad[pairs[0] + 1] - to_rad[pairs[0]]
-    return _unwrap(wrapped, mask) / step
+    unwrapped = _unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
+    if prediction.any() and (jumps := _jumps(unwrapped, advance, mask)):
+        plain = _unwrap(np.angle(advance), mask)
+        if _jumps(plain, advance, mask) < jumps:
+            unwrapped = plain - step * prediction
+    return unwrapped / step
+
+
+def _jumps(phase: F32, signal: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
+    """Jumps of more than half a turn between neighbours, each with the lesser amplitude."""
+    volume = np.full(mask.shape, np.nan, np.float32)
+    volume[mask] = phase
+    amplitude = np.zeros(mask.shape, np.float32)
+    amplitude[mask] = np.sqrt(np.abs(signal))
+    total = 0.0
+    for axis in range(3):
+        jump = np.abs(np.diff(volume, axis=axis)) > np.pi
+        low, high = (np.moveaxis(amplitude, axis, 0)[part] for part in (slice(-1), slice(1, None)))
+        total += float(np.sum(np.minimum(low, high)[np.moveaxis(jump, axis, 0)], dtype=float))
+    return total
 
 
 def _unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:

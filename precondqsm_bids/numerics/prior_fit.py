@@ -319,8 +319,8 @@ def fit_prior(
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
     shape_sd: npt.NDArray | None = None,
-    iterations: int = 90,
-    rounds: int = 3,
+    iterations: int = 150,
+    rounds: int = 5,
     inner_size: float | None = None,
     workers: int = 1,
 ) -> PriorFit:

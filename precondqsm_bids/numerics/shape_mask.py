@@ -16,6 +16,19 @@ SURFACE_ERROR = 0.1
 """Expected error of the filled share of a voxel on the border: ringing of a sharp edge is 9 % of
 its height."""
 
+THIN = 5.0
+"""Half the thickness, mm, up to which a layer without signal in the object is bone, not air."""
+
+LEAST_SURFACE = 0.5
+"""Share of a region's border on the surface of the object below which the shape's field, whose
+sources lie outside the region, is better left to the background removal."""
+
+LARGE = 0.1
+"""Size relative to the largest connected region from which another one is object too."""
+
+LARGEST_BUBBLE = 5000.0
+"""Volume, mm^3, up to which an enclosed hole is a bubble or a weak source as a whole."""
+
 
 class ShapeMask(NamedTuple):
     """What :func:`shape_mask` found, (X, Y, Z)."""
@@ -23,7 +36,8 @@ class ShapeMask(NamedTuple):
     shape_mask: npt.NDArray[np.bool_]
     """Object (true) against air."""
     roi_mask: npt.NDArray[np.bool_]
-    """Object without the border voxels that are partly air: what can be reconstructed."""
+    """Object without the border voxels that are partly air and the layers without signal: what
+    can be reconstructed."""
     shape_chi: npt.NDArray[np.float32]
     """Susceptibility relative to air, ppm: the step times the share of object in each voxel."""
     shape_sd: npt.NDArray[np.float32]
@@ -74,32 +88,65 @@ def filled_fraction(
 
 
 def _fill_holes(
-    mask: npt.NDArray[np.bool_], magnitude: npt.NDArray, level: float, smallest: int = 27
-) -> npt.NDArray[np.bool_]:
-    """Fill the holes whose median exceeds ``level``; others of ``smallest`` voxels are air.
+    mask: npt.NDArray[np.bool_],
+    magnitude: npt.NDArray,
+    level: float,
+    voxel_size: npt.NDArray[np.float64],
+    smallest: int = 27,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Fill what is no air; the object, and the part of it that was filled for being thin.
 
-    A strong source has little signal but some; an air bubble has none but ringing.
+    An enclosed hole is filled if its median exceeds ``level`` or it has fewer than ``smallest``
+    voxels: a strong source has little signal but some; an air bubble has none but ringing. What
+    is larger or open to the outside (a skull with its sinuses) is air where a ball of `THIN`
+    fits, with the two voxels around that, and filled elsewhere.
     """
-    filled = ndimage.binary_fill_holes(mask)
-    holes, count = ndimage.label(filled & ~mask)
-    if count == 0:
-        return filled
+    filled = mask.copy()
+    holes, count = ndimage.label(~mask)
     index = np.arange(1, count + 1)
-    empty = ndimage.median(magnitude, holes, index) < level
-    empty &= np.bincount(holes.ravel())[1:] >= smallest
-    return filled & ~np.isin(holes, index[empty])
+    size = np.bincount(holes.ravel(), minlength=count + 1)[1:]
+    at_edge = np.zeros(count + 1, bool)
+    for axis in range(3):
+        for plane in (0, -1):
+            at_edge[np.take(holes, plane, axis)] = True
+    small = ~at_edge[1:] & (size * np.prod(voxel_size) <= LARGEST_BUBBLE)
+    if small.any():
+        empty = np.zeros(count, bool)
+        empty[small] = ndimage.median(magnitude, holes, index[small]) < level
+        empty &= size >= smallest
+        filled |= np.isin(holes, index[small & ~empty])
+    rest = np.isin(holes, index[~small])
+    if not rest.any():
+        return filled, np.zeros_like(mask)
+    # What is at the edge of the field of view goes on beyond it.
+    beyond = [(int(np.ceil(THIN / size)) + 1,) * 2 for size in voxel_size]
+    padded = np.pad(rest, beyond, mode='edge')
+    core = ndimage.distance_transform_edt(padded, sampling=voxel_size) > THIN
+    air = core
+    if core.any():
+        air = ndimage.distance_transform_edt(~core, sampling=voxel_size) <= THIN
+        air = ndimage.binary_dilation(air, iterations=2)
+    inner = tuple(slice(low, -high) for low, high in beyond)
+    thin = rest & ~air[inner]
+    return filled | thin, thin
 
 
 def shape_mask(
-    magnitude: npt.NDArray, step: float = WATER_CHI - AIR_CHI, threshold: float | None = None
+    magnitude: npt.NDArray,
+    step: float = WATER_CHI - AIR_CHI,
+    threshold: float | None = None,
+    voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
 ) -> ShapeMask:
-    """Object in air: threshold of the measured magnitude, largest component, holes filled.
+    """Object in air: threshold of the measured magnitude, large components, holes filled.
 
-    Holes without any signal stay open: bubbles of air.
+    Holes without any signal stay open: bubbles of air. Layers of less than 10 mm without signal
+    are filled: the skull between brain and scalp. Magnitude cannot tell bone from air, so that
+    wider bone counts as air and narrow air cells count as bone.
 
     The measured first echo is used, never an extrapolation to TE = 0, which means nothing in
-    air. The threshold is half the object's median signal, so that a voxel half filled is on the
-    border, but never above Otsu's (an object shaded by the coil) and never within the noise.
+    air. The threshold is a quarter of the object's median signal, below the darkest fluid, but
+    never above half of Otsu's (an object shaded by the coil) and never within the noise. Of the
+    voxels on the border those stay that are at least half filled (:func:`filled_fraction`).
 
     Parameters
     ----------
@@ -109,6 +156,8 @@ def shape_mask(
         Susceptibility of the object relative to air, ppm; water against air if omitted.
     threshold : float, optional
         Magnitude above which a voxel is object; from the histogram if omitted.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
 
     Returns
     -------
@@ -134,6 +183,7 @@ def shape_mask(
     if not np.all(np.isfinite(magnitude)):
         bad = np.count_nonzero(~np.isfinite(magnitude))
         raise ValueError(f'the magnitude has {bad} voxels that are not finite')
+    given = threshold is not None
     if threshold is None:
         if magnitude.max() <= magnitude.min():
             raise ValueError(
@@ -145,21 +195,55 @@ def shape_mask(
         half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
         background = magnitude[magnitude < min(otsu, half)]
         noise = float(np.median(background)) / np.sqrt(2 * np.log(2)) if background.size else 0.0
-        threshold = max(min(otsu, half), 4 * noise)
+        threshold = max(min(otsu, half) / 2, 4 * noise)
     labels, count = ndimage.label(magnitude > threshold)
     if count == 0:
         raise ValueError(
             f'no voxel of the magnitude (largest {magnitude.max():g}) exceeds the threshold '
             f'{threshold:g}: no object found'
         )
-    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    mask = _fill_holes(largest, magnitude, threshold / 4)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    # A skull may part brain and scalp.
+    large = np.isin(labels, np.flatnonzero(sizes >= LARGE * sizes.max()))
+    size = np.asarray(voxel_size, dtype=np.float64)
+    mask, thin = _fill_holes(large, magnitude, threshold / 2, size)
+    if not given:
+        empty = filled_fraction(magnitude, mask) < 0.5
+        mask &= ~(empty & ~ndimage.binary_erosion(mask, border_value=1))
     fraction = filled_fraction(magnitude, mask)
     border = mask & ~ndimage.binary_erosion(mask, border_value=1)
     return ShapeMask(
         mask,
-        mask & (fraction >= WHOLE),
+        mask & ~thin & (fraction >= WHOLE),
         np.float32(step) * fraction,
         np.float32(abs(step) * SURFACE_ERROR) * border,
         float(threshold),
     )
+
+
+def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
+    """Share of the region's border that lies within three voxels of the object's surface.
+
+    1 for the object itself, near 0 for a brain within its head. The edge of the field of view is
+    neither border nor surface.
+
+    Parameters
+    ----------
+    roi_mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    shape_mask : (X, Y, Z) ndarray of bool
+        Object.
+
+    Examples
+    --------
+    >>> shape = np.zeros((20, 20, 20), bool); shape[2:18, 2:18, 2:18] = True
+    >>> roi = np.zeros((20, 20, 20), bool); roi[7:13, 7:13, 7:13] = True
+    >>> surface_share(roi, shape), surface_share(shape, shape)
+    (0.0, 1.0)
+    """
+    border = roi_mask & ~ndimage.binary_erosion(roi_mask, border_value=1)
+    if not border.any():
+        return 1.0
+    near = ~ndimage.binary_erosion(shape_mask, iterations=3, border_value=1)
+    return float(np.mean(near[border]))

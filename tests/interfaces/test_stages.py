@@ -9,6 +9,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 from nipype.interfaces.base import SimpleInterface
+from scipy import ndimage
 
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import load, load_echoes, save
@@ -116,8 +117,12 @@ def assert_same(result, expected, names):
 def test_shape_mask(data, tmp_path):
     first = data.magnitude[..., 0]
     result = run(interfaces.ShapeMask, tmp_path, magnitude=data.file('magnitude', first))
-    assert_same(result, shape_mask(first), ('shape_mask', 'roi_mask', 'shape_chi'))
-    assert result['record']['roi_voxels'] == shape_mask(first).roi_mask.sum()
+    assert_same(
+        result, shape_mask(first, voxel_size=VOXEL_SIZE), ('shape_mask', 'roi_mask', 'shape_chi')
+    )
+    assert (
+        result['record']['roi_voxels'] == shape_mask(first, voxel_size=VOXEL_SIZE).roi_mask.sum()
+    )
     assert result['record']['mask'] == 'auto'
 
 
@@ -128,11 +133,23 @@ def test_mask_restricts_the_region_of_interest(data, tmp_path):
     given[:8] = False
     inputs = {'magnitude': data.file('first', first), 'mask': data.file('given', given)}
     result = run(interfaces.ShapeMask, tmp_path, **inputs)
-    whole = shape_mask(first)
+    whole = shape_mask(first, voxel_size=VOXEL_SIZE)
     assert_same(result, whole, ('shape_mask', 'shape_chi'))
     np.testing.assert_array_equal(result['roi_mask'], whole.roi_mask & given)
     assert result['record']['mask'] == 'given.nii.gz'
     assert result['record']['eroded_voxels'] == 0
+
+
+def test_shape_is_left_out_where_the_mask_lies_inside_the_object(data, tmp_path):
+    first = data.magnitude[..., 0]
+    deep = ndimage.binary_erosion(data.object, iterations=4)
+    inputs = {'magnitude': data.file('first', first), 'mask': data.file('given', deep)}
+    result = run(interfaces.ShapeMask, tmp_path, **inputs)
+    assert not result['shape_chi'].any()
+    assert not result['shape_sd'].any()
+    assert result['record']['shape_used'] is False
+    assert result['record']['surface_share'] < 0.5
+    assert result['shape_mask'].any()
 
 
 def test_erosion_takes_off_a_depth_in_millimetres(data, tmp_path):

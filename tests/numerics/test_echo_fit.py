@@ -99,6 +99,17 @@ def test_prediction_spares_the_unwrapping():
     assert np.abs(error).max() < 7 * result.field_sd[MASK].max()
 
 
+def test_wrong_prediction_does_no_harm():
+    # Bone taken for air: the prediction is ppm off and steep where the field itself is smooth.
+    field = 0.3 * X - 0.2 * Y * Z
+    wrong = np.where((X - 0.3) ** 2 + Y**2 + Z**2 < 0.1, 3.0, -3.0) * (1 + X)
+    echoes = noisy(signal(ABSTRACT, field), 1.0)
+    result = fit(echoes, ABSTRACT, predicted_field=wrong, noise_sd=1.0)
+    plain = fit(echoes, ABSTRACT, noise_sd=1.0)
+    assert np.abs(result.total_field - field)[MASK].max() < 0.05
+    np.testing.assert_allclose(result.total_field, plain.total_field, atol=1e-3)
+
+
 @pytest.mark.parametrize('scale', [1.0, 3.0])
 def test_smooth_offset_is_found_and_gains_precision(scale):
     echoes = noisy(signal(ABSTRACT, 0.02 * X, 200.0, offset=scale * QUARTIC), 2.0)

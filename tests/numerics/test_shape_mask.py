@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from precondqsm_bids.numerics.dipole import forward_field
-from precondqsm_bids.numerics.shape_mask import filled_fraction, shape_mask
+from precondqsm_bids.numerics.shape_mask import filled_fraction, shape_mask, surface_share
 
 STEP = -9.05 - 0.36  # water against air, Schenck 1996
 
@@ -31,9 +32,11 @@ def noisy(magnitude, snr, seed=0):
 
 def test_sphere_without_noise():
     result = shape_mask(700 * SHARE)
-    # half the signal; Otsu's own threshold may be a little lower
-    assert result.threshold == pytest.approx(350, rel=0.03)
-    assert np.array_equal(result.shape_mask, result.threshold < 700 * SHARE)
+    # a quarter of the signal; Otsu's own threshold may be a little lower
+    assert result.threshold == pytest.approx(175, rel=0.03)
+    # of the border the voxels that are half filled stay
+    np.testing.assert_array_equal(result.shape_mask[SHARE > 0.51], True)
+    np.testing.assert_array_equal(result.shape_mask[SHARE < 0.49], False)
     # the border's share is measured: volume to 0.1 %, each voxel to 2 %
     assert result.shape_chi.sum() == pytest.approx(STEP * 4 / 3 * np.pi * 14.3**3, rel=1e-3)
     np.testing.assert_allclose(result.shape_chi, STEP * SHARE, atol=0.02 * -STEP)
@@ -94,6 +97,56 @@ def test_single_voxels_without_signal_are_no_bubbles():
     magnitude = SHARE.copy()
     magnitude[20:22, 20:22, 20:22] = 0
     assert shape_mask(magnitude).shape_mask[20:22, 20:22, 20:22].all()
+
+
+def layered_head(n=64):
+    """Scalp, skull without signal, fluid of two fifths of the brain's signal, and a sinus.
+
+    Voxels of 2 mm. The sinus touches the skull, as sinuses do, and a channel leads from the skull
+    through the scalp.
+    """
+    x, y, z = np.indices((n, n, n)) - (n - 1) / 2
+    depth = 27 - np.sqrt(x**2 + y**2 + z**2)  # voxels
+    magnitude = np.where(depth > 0, 0.8, 0.0)
+    skull = (depth > 3) & (depth < 6)
+    magnitude[skull] = 0
+    magnitude[(depth >= 6) & (depth < 8)] = 0.32
+    sinus = (x - 16) ** 2 + y**2 + z**2 < 6**2
+    magnitude[sinus] = 0
+    magnitude[(np.abs(x) < 1) & (np.abs(y) < 1) & (z > 0) & (depth < 4)] = 0
+    return magnitude, depth, skull, sinus
+
+
+def test_skull_is_object_and_sinus_is_air():
+    magnitude, depth, skull, sinus = layered_head()
+    result = shape_mask(noisy(magnitude, 60), voxel_size=(2, 2, 2))
+    brain = (depth >= 6) & ~sinus
+    assert np.mean(result.roi_mask[brain & ~near(sinus, 3)]) > 0.999
+    assert np.mean(result.shape_mask[skull & ~near(sinus, 3)]) > 0.98
+    assert not np.any(result.roi_mask & skull)
+    assert np.mean(result.shape_mask[sinus]) < 0.01
+    assert not np.any(result.shape_mask[depth < -0.5])
+
+
+def test_thick_bone_counts_as_air_at_larger_voxels():
+    # The same layer of three voxels is 6 mm or 15 mm thick.
+    magnitude, _, skull, _ = layered_head()
+    thick = shape_mask(noisy(magnitude, 60), voxel_size=(5, 5, 5))
+    assert np.mean(thick.shape_mask[skull]) < 0.1
+
+
+def near(mask, voxels):
+    return ndimage.binary_dilation(mask, iterations=voxels)
+
+
+def test_share_of_the_surface():
+    magnitude, depth, _, _ = layered_head()
+    shape = shape_mask(noisy(magnitude, 60), voxel_size=(2, 2, 2))
+    assert surface_share(shape.shape_mask, shape.shape_mask) == 1
+    assert surface_share((depth >= 6) & shape.roi_mask, shape.shape_mask) < 0.3
+    # a slab of the object still has the object's surface
+    slab = shape.shape_mask[:, :, 24:40]
+    assert surface_share(slab, slab) == 1
 
 
 def test_bright_inclusion_does_not_set_the_threshold():
