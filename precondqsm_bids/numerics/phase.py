@@ -37,7 +37,7 @@ moves the field by a few 0.001 ppm that are smooth, and phase that tissue or edd
 time must not look like it."""
 LEAST_CORRELATION = 0.3
 """Partial correlation of the measured field with that of the shape that decides its sign."""
-COEFFICIENTS = (0.4, 1.8)
+COEFFICIENTS = (0.4, 2.5)
 """Range of the absolute coefficient of the shape's field that decides its sign; 1 by theory."""
 
 
@@ -389,7 +389,7 @@ def phase_sign(
     weighted by ``1 / (sd^2 + floor^2)``, and again with voxels down-weighted that the model
     leaves out (strong sources; Cauchy weights). The polynomials hold the solid harmonics
     whatever the orientation and voxel size; the last sum is what is not known of an object that
-    the field of view cuts off. The sign of ``c`` decides if ``0.4 <= |c| <= 1.8``
+    the field of view cuts off. The sign of ``c`` decides if ``0.4 <= |c| <= 2.5``
     and the partial correlation, that of the two fields after all else, is 0.3 or more.
 
     Parameters
