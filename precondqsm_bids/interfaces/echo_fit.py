@@ -12,8 +12,12 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.echo_fit import ambiguous_fraction, fit_echoes
 from precondqsm_bids.numerics.phase import apply_scale, phase_scale, repair_phase, shape_field
+
+MOST_AMBIGUOUS = 1e-3
+"""Share of neighbours half a turn apart above which unwrapping is not to be trusted: 0 in tubes of
+ordinary spacing, 0.002 to 0.02 where turns are lost."""
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -89,6 +93,17 @@ class EchoFit(SimpleInterface):
             predicted_field=shape.field if shape else None,
             workers=files.num_threads,
         )
+        ambiguous = ambiguous_fraction(
+            fit.total_field, fit.field_sd, files.echo_times, files.field_strength, mask
+        )
+        warnings = list(repair.notes)
+        if ambiguous > MOST_AMBIGUOUS:
+            spacing = 1e3 * float(np.diff(files.echo_times).min())
+            warnings.append(
+                'the field may be wrong by whole turns: the shortest echo spacing of '
+                f'{spacing:g} ms is too long to unwrap it, {ambiguous:.2%} of neighbours are more '
+                'than half a turn apart'
+            )
         t2star = np.divide(1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0)
 
         maps = {name: getattr(fit, name) for name in ('total_field', 'field_sd', 'r2star', 's0')}
@@ -114,7 +129,8 @@ class EchoFit(SimpleInterface):
             'phase_sign_source': self._sign_source(repair),
             'phase_sign_coefficient': repair.sign_test.coefficient if repair.sign_test else None,
             'phase_sign_correlation': repair.sign_test.correlation if repair.sign_test else None,
-            'warnings': list(repair.notes),
+            'ambiguous_fraction': ambiguous,
+            'warnings': warnings,
         }
         return runtime
 

@@ -26,7 +26,7 @@ from precondqsm_bids.numerics.dipole_inversion import (
     least_risk,
     trusted_field,
 )
-from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
+from precondqsm_bids.numerics.echo_fit import EchoFit, ambiguous_fraction, fit_echoes
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
 from precondqsm_bids.numerics.phase import (
     PhaseRepair,
@@ -84,6 +84,7 @@ __all__ = [
     'ShapeField',
     'ShapeMask',
     'alternating_axes',
+    'ambiguous_fraction',
     'b0_direction',
     'clusters',
     'coefficient_errors',

@@ -264,6 +264,51 @@ def fit_echoes(
     )
 
 
+def ambiguous_fraction(
+    total_field: npt.NDArray,
+    field_sd: npt.NDArray,
+    echo_times: npt.ArrayLike,
+    field_strength: float,
+    mask: npt.NDArray[np.bool_],
+) -> float:
+    """Share of neighbours whose fields differ by more than half a turn of the shortest spacing.
+
+    Unwrapping takes neighbours to be less than half a turn apart. Where the echoes are so far
+    apart that they are not, it may be wrong by whole turns. Only voxels whose field is known to a
+    tenth of a turn count, so that noise is not taken for it.
+
+    Parameters
+    ----------
+    total_field, field_sd : (X, Y, Z) ndarray
+        Fitted field and its standard deviation, ppm.
+    echo_times : (E,) array_like
+        Echo times, s.
+    field_strength : float
+        B0, T.
+    mask : (X, Y, Z) ndarray of bool
+        The voxels that were fitted.
+
+    Examples
+    --------
+    >>> field = np.zeros((4, 1, 1)); field[2:] = 0.4  # a turn of 20 ms at 3 T is 0.39 ppm
+    >>> known, mask = np.full(field.shape, 0.01), np.ones(field.shape, bool)
+    >>> print(round(ambiguous_fraction(field, known, [0.005, 0.025], 3.0, mask), 2))
+    0.33
+    >>> print(ambiguous_fraction(field, known, [0.005, 0.009], 3.0, mask))
+    0.0
+    """
+    turn = 1 / (hz_per_ppm(field_strength) * float(np.diff(echo_times).min()))
+    known = mask & (field_sd < 0.1 * turn)
+    pairs = jumps = 0
+    for axis in range(3):
+        both = np.moveaxis(known, axis, 0)
+        both = both[1:] & both[:-1]
+        step = np.abs(np.diff(np.moveaxis(total_field, axis, 0), axis=0))[both]
+        pairs += step.size
+        jumps += np.count_nonzero(step > turn / 2)
+    return jumps / max(pairs, 1)
+
+
 def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
     """Multiply ``signal`` (V, E) by ``exp(-i field to_rad)``, in place."""
     for start in range(0, len(signal), _CHUNK):

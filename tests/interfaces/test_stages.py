@@ -262,6 +262,24 @@ def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
         run(interfaces.EchoFit, tmp_path, **files | {'phase_units': 'rad'})
 
 
+def test_echoes_too_far_apart_are_a_warning(data, tmp_path):
+    times = [0.004, 0.044]
+    field = np.random.default_rng(0).normal(0, 0.5, data.mask.shape)  # a turn is 0.2 ppm
+    phase = np.angle(np.exp(2j * np.pi * 127.73 * field[..., None] * np.array(times)))
+    result = run(
+        interfaces.EchoFit,
+        tmp_path,
+        magnitude=[data.file(f'one{i}', data.mask.astype(np.float32)) for i in range(2)],
+        phase=[data.file(f'far{i}', phase[..., i].astype(np.float32)) for i in range(2)],
+        echo_times=times,
+        field_strength=3.0,
+        mask=data.file('mask'),
+        phase_sign=1,
+    )
+    assert result['record']['ambiguous_fraction'] > 0.01
+    assert 'spacing of 40 ms is too long' in result['record']['warnings'][-1]
+
+
 def test_integer_phase_is_the_same(data, tmp_path):
     def fit(phase):
         return run(

@@ -378,3 +378,15 @@ def test_bounding_box_clips_its_margin():
     mask[1, 5, 3] = True
     box = bounding_box(mask, margin=2)
     assert [(s.start, s.stop) for s in box] == [(0, 4), (3, 6), (1, 6)]
+
+
+def test_single_precision_loses_nothing_that_counts():
+    # An object in air: 9.41 ppm, of which 1e-5 ppm may be lost (1.1e-6 measured here)
+    x, y, z = np.indices((45, 41, 37)) - 20.0
+    chi = np.where(x**2 + 1.3 * y**2 + z**2 < 250, -9.41, 0.0)
+    chi += np.random.default_rng(0).normal(0, 0.1, chi.shape)
+    kernel = prism_kernel(chi.shape, (1, 1, 1.5), direction(25)).astype(np.float64)
+    spectrum = fft.rfftn(kernel) * fft.rfftn(chi, kernel.shape)
+    double = fft.irfftn(spectrum, kernel.shape)[tuple(slice(n) for n in chi.shape)]
+    single = forward_field(chi, (1, 1, 1.5), direction(25))
+    assert np.abs(single - double).max() < 1e-5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import fit_echoes, noise_level
+from precondqsm_bids.numerics.echo_fit import ambiguous_fraction, fit_echoes, noise_level
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
 SHORT = 1e-3 * 1.2 * np.arange(1, 9)
@@ -407,3 +407,19 @@ def test_misfit_is_one_where_the_model_holds():
     result = fit(noisy(two, 1.0), ABSTRACT)
     assert np.median(result.misfit[MASK & (X > 0.2)]) == pytest.approx(1, abs=0.1)
     assert np.median(result.misfit[MASK & (X < 0)]) > 3
+
+
+@pytest.mark.parametrize('spacing, lost', [(0.003, False), (0.04, True)])
+def test_echoes_too_far_apart_to_unwrap_are_told(spacing, lost):
+    # The field of a point source, 3 ppm beside it, on a grid that hides none of it
+    r = np.stack(np.indices((24, 24, 24)) - 11.5)
+    distance = np.maximum(np.sqrt((r**2).sum(0)), 4)
+    field = 60 * (3 * r[2] ** 2 / distance**2 - 1) / distance**3
+    te = np.array([0.003, 0.003 + spacing])
+    phase = 2 * np.pi * hz_per_ppm(3.0) * field[..., None] * te
+    mask = np.ones(field.shape, bool)
+    fit = fit_echoes(np.ones(phase.shape), phase, te, 3.0, mask, noise_sd=1e-3)
+    wrong = np.mean(np.abs(fit.total_field - field) > 0.1) > 0.01
+    found = ambiguous_fraction(fit.total_field, fit.field_sd, te, 3.0, mask)
+    assert wrong == lost
+    assert (found > 1e-3) == lost

@@ -32,10 +32,10 @@ def write(folder, volume, affine):
     return str(path)
 
 
-def reconstructed(folder, magnitude, phase, affine, phase_units):
+def reconstructed(folder, magnitude, phase, affine, phase_units, **settings):
     """The preconditioned map and the record of the echo fit."""
     folder.mkdir()
-    workflow = init_precondqsm_wf(name='qsm', conventional=False, reference='none')
+    workflow = init_precondqsm_wf(name='qsm', conventional=False, reference='none', **settings)
     workflow.base_dir = str(folder)
     given = workflow.inputs.inputnode
     echoes = range(magnitude.shape[-1])
@@ -97,3 +97,22 @@ def test_values_are_those_of_the_plain_twin(name, phantom, plain, tmp_path):
     np.testing.assert_allclose(values[1:], plain[1:], rtol=0.01)
     assert values[0] == pytest.approx(plain[0], abs=0.01)  # a tube that is none
     np.testing.assert_allclose(values[1:], SPEC.tubes_dchi[1:], rtol=0.15)
+
+
+@pytest.mark.slow
+def test_slab_across_the_tubes_has_their_values(phantom, tmp_path):
+    cut = slice(13, 26)
+    affine = phantom.affine.copy()
+    affine[:3, 3] += 13 * phantom.affine[:3, 2]
+    chi, roi, _ = reconstructed(
+        tmp_path / 'run',
+        phantom.magnitude[:, :, cut],
+        phantom.phase[:, :, cut],
+        affine,
+        'rad',
+        phase_sign=1,  # hardly told by the field of a slab
+    )
+    labels = phantom.labels[:, :, cut]
+    means = [chi[roi & (labels == i)].mean() for i in (*TUBES, len(TUBES) + 1)]
+    values = np.array(means[:-1]) - means[-1]
+    np.testing.assert_allclose(values, SPEC.tubes_dchi, rtol=0.05, atol=0.02)
