@@ -5,8 +5,8 @@
 # BASE_IMAGE     any Debian or Ubuntu, with or without Python (>= 3.11 is what it must offer)
 # RUNTIME_IMAGE  a smaller one with the same Python at the same place, if there is one
 # PIP_ARGS       e.g. '--no-index --find-links /src/wheelhouse' on a host without a network, after
-#                'pip wheel -w wheelhouse . "setuptools>=70.1"', in this folder and with the same
-#                Python, on one that has it
+#                'pip wheel -w wheelhouse -c constraints.txt . "setuptools>=70.1"', in this folder
+#                and with the same Python, on one that has it
 # PIP_*          where pip finds packages: its own variables. They stay in the first stage.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG RUNTIME_IMAGE=${BASE_IMAGE}
@@ -32,21 +32,25 @@ COPY LICENSE wheelhous[e] wheelhouse/
 # Tests and C sources are dead weight in a container. The .pyi files are not: scikit-image reads
 # them to find its functions. Byte code is not checked against time stamps, so that it is used
 # whatever a copy or a conversion to another image format does to the times of the files.
-COPY setup.cfg ./
+COPY setup.cfg constraints.txt ./
 RUN set -e; \
     python3 -c "import configparser; c = configparser.ConfigParser(); c.read('setup.cfg'); \
         print(c['options']['install_requires'])" >requirements.txt; \
     cd /opt/precondqsm_bids; \
-    bin/pip install -q --no-compile ${PIP_ARGS} -r /src/requirements.txt; \
+    bin/pip install -q --no-compile ${PIP_ARGS} -r /src/requirements.txt \
+        -c /src/constraints.txt; \
     find lib -depth -type d -name tests -exec rm -rf {} +; \
     find lib -type f \( -name '*.c' -o -name '*.cpp' -o -name '*.pyx' -o -name '*.h' \) -delete; \
     bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash lib
+# The commands are isolated (-I): a PYTHONPATH or ~/.local of the host, which Apptainer lets in,
+# would bring other packages than those that were tested.
 COPY pyproject.toml README.md LICENSE ./
 COPY precondqsm_bids precondqsm_bids
 RUN set -e; cd /opt/precondqsm_bids; \
     bin/pip install -q --no-compile ${PIP_ARGS} --no-deps /src; \
     bin/pip check; \
     bin/pip uninstall -q -y pip; \
+    sed -i '1s/$/ -Iu/' bin/precondqsm_bids bin/precondqsm_phantom; \
     bin/python -m compileall -q --invalidation-mode unchecked-hash \
         lib/python3*/site-packages/precondqsm_bids
 

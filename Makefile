@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check image test-image clean
+.PHONY: help venv demo test check constraints image test-image clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
@@ -53,6 +53,9 @@ test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds 
 
 check: $(ready)  ## lint, format, types and import direction alone
 	@scripts/check
+
+constraints: $(ready)  ## constraints.txt, the versions that the image is built with
+	@scripts/make_constraints.sh
 
 image:  ## the container image (IMAGE=name, BASE_IMAGE=base)
 	@scripts/build_image.sh $(IMAGE)

@@ -379,6 +379,15 @@ def test_inputs_page_has_every_case_of_the_fault_suite_and_no_row_without():
     assert sorted(cases - set(named)) == []
 
 
+def test_containers_page_has_every_test_of_the_image():
+    source = read('tests/container/test_image.py')
+    tests = re.findall(r'^def (test_\w+)', source, re.MULTILINE)
+    rows = re.findall(
+        r'^\| .* \| `(test_\w+)` \| .* \|$', read('docs/containers.md'), re.MULTILINE
+    )
+    assert sorted(rows) == sorted(tests)
+
+
 # -- links, examples, build --------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What is installed and shipped: versions, package data, console scripts, the Dockerfile."""
 
+import configparser
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from importlib.metadata import entry_points, metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
 
 import precondqsm_bids
 
@@ -138,6 +140,21 @@ def test_build_context_holds_what_the_dockerfile_copies():
                 # 'wheelhous[e]' is a wheelhouse that need not be there.
                 top = PurePosixPath(name.replace('[e]', 'e')).parts[0]
                 assert top in admitted, f'.dockerignore keeps {top} from the build'
+
+
+def test_constraints_name_a_version_of_every_requirement():
+    lines = (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
+    pinned = dict(line.split('==') for line in lines if not line.startswith('#'))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    requirements = setup['options']['install_requires'].split('\n')[1:]
+    assert requirements
+    for requirement in map(Requirement, requirements):
+        version = pinned.get(requirement.name)
+        assert version, f'{requirement.name} has no version: make constraints'
+        assert requirement.specifier.contains(version), f'{requirement}: make constraints'
+    (install,) = (rest for _, rest in dockerfile_instructions() if '-r /src' in rest)
+    assert '-c /src/constraints.txt' in install
 
 
 def test_scripts_are_executable_and_valid_bash():

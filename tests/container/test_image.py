@@ -6,6 +6,7 @@ is a failure. Elsewhere it is a reason to skip.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,15 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 NAME = os.environ.get('PRECONDQSM_IMAGE', 'precondqsm_bids')
 IMAGE = NAME if ':' in NAME else f'{NAME}:{__version__}'
 
+ROOT = Path(__file__).parents[2]
+
 STRANGER = ('--user', '12345', '--network', 'none', '--read-only', '--tmpfs', '/tmp')
 """A user without a passwd entry, no network, nothing writable but /tmp."""
 
-OPTIONS = ('--nprocs', '2', '--omp-nthreads', '1')
+# On this small phantom the field of the shape does not decide the sign of the phase.
+OPTIONS = ('--nprocs', '2', '--omp-nthreads', '1', '--phase-sign', '+1')
+
+TRUTH = ('-d', 'truth=/data/derivatives/truth')
 
 # Which kernels BLAS takes decides the last bits; the container should take those of the host.
 HOST_BLAS = [
@@ -36,6 +42,9 @@ HOST_BLAS = [
     for option in ('--env', name)
 ]
 
+MEMORY = ('--memory', '600m', '--memory-swap', '600m')
+
+VERSION = 'import sys; print("%d.%d" % sys.version_info[:2])'
 LIST_PACKAGES = (
     'import json; from importlib.metadata import distributions; '
     "print(json.dumps({d.metadata['Name']: d.version for d in distributions()}))"
@@ -153,6 +162,19 @@ def test_nothing_in_the_image_is_there_for_its_build():
     assert python_inside(code=code) == 'None 0'
 
 
+def test_packages_are_those_of_the_constraints():
+    lines = (ROOT / 'constraints.txt').read_text().splitlines()
+    pinned = dict(line.split('==') for line in lines if not line.startswith('#'))
+    inside = json.loads(python_inside(code=LIST_PACKAGES))
+    inside = {re.sub('[-_.]+', '-', name).lower(): version for name, version in inside.items()}
+    del inside['precondqsm-bids']
+    assert inside == pinned
+
+
+def test_size_is_bounded(image):
+    assert image['Size'] < 700e6
+
+
 def test_every_module_has_byte_code():
     # What is compiled anew at each start of a read-only image is lost time.
     code = (
@@ -163,23 +185,24 @@ def test_every_module_has_byte_code():
     assert python_inside(code=code) == ''
 
 
-def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, tmp_path):
-    outside = tmp_path / 'outside'
+@pytest.fixture(scope='module')
+def outside(raw, tmp_path_factory):
+    """What the source computes outside: the folder of its outputs."""
+    folder = tmp_path_factory.mktemp('outside')
     done = subprocess.run(
         [
-            *(sys.executable, '-m', 'precondqsm_bids', raw, outside, 'participant', *OPTIONS),
-            *('-d', f'truth={raw / "derivatives" / "truth"}', '-w', tmp_path / 'work'),
+            *(sys.executable, '-m', 'precondqsm_bids', raw, folder / 'out', 'participant'),
+            *(*OPTIONS, '-d', f'truth={raw / "derivatives" / "truth"}', '-w', folder / 'work'),
         ],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run_app(
-        *(raw, out_dir, *OPTIONS, '-d', 'truth=/data/derivatives/truth', '-w', '/tmp/work'),
-        options=(*STRANGER, *HOST_BLAS),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / 'out'
 
+
+def assert_same_results(out_dir, outside):
+    """The same files as outside; maps of the same bits, tables of the same text."""
     patterns = ('sub-*/*/*.nii.gz', 'sub-*/*/*.tsv', 'sub-*.html')
     files = {
         folder: sorted(p.relative_to(folder) for pattern in patterns for p in folder.glob(pattern))
@@ -198,6 +221,13 @@ def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, tmp_path
         elif name.suffix == '.tsv':
             assert (out_dir / name).read_text() == (outside / name).read_text(), other
 
+
+def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, outside):
+    done = run_app(
+        *(raw, out_dir, *OPTIONS, *TRUTH, '-w', '/tmp/work'), options=(*STRANGER, *HOST_BLAS)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_results(out_dir, outside)
     description = json.loads((out_dir / 'dataset_description.json').read_text())
     tag = f'precondqsm_bids:{__version__}'
     assert description['GeneratedBy'][0]['Container'] == {'Type': 'docker', 'Tag': tag}
@@ -232,17 +262,120 @@ def test_error_and_exit_status_leave_the_container(raw, out_dir):
     assert 'nobody' in done.stderr
 
 
-def test_docker_stop_ends_the_app_at_once(raw, out_dir):
+def test_output_folder_of_another_user(raw, tmp_path):
+    folder = tmp_path / 'out'
+    folder.mkdir(mode=0o755)
+    done = run_app(raw, folder, '-w', '/tmp/work', options=STRANGER)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert 'cannot write to /out' in done.stderr
+    assert 'Permission denied' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_packages_of_the_host_are_not_taken(raw, out_dir, tmp_path):
+    # A mounted home and a variable that comes along bring both.
+    broken = "raise SystemExit('a stray package')\n"
+    stray = tmp_path / 'stray'
+    local = tmp_path / 'home' / '.local' / 'lib' / f'python{python_inside(code=VERSION)}'
+    for folder in (stray, local / 'site-packages'):
+        folder.mkdir(parents=True)
+        for name in ('sitecustomize', 'numpy', 'nibabel', 'precondqsm_bids'):
+            (folder / f'{name}.py').write_text(broken)
+    (tmp_path / 'home').chmod(0o777)
+    done = run_app(
+        *(raw, out_dir, '--boilerplate-only', '-w', '/tmp/work'),
+        options=(
+            *(*STRANGER, *bind(stray, '/stray'), *bind(tmp_path / 'home', '/home/somebody')),
+            *('--env', 'PYTHONPATH=/stray', '--env', 'PYTHONNOUSERSITE='),
+            *('--env', 'HOME=/home/somebody'),
+        ),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'stray package' not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    'option, said',
+    [
+        (('--cpus', '1'), '1 processes (of 1 CPUs: control group)'),
+        (('--cpuset-cpus', '0'), '1 processes (of 1 CPUs: affinity mask)'),
+        (('--memory', '2g'), '1.8 GB (of 2: control group)'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else '',
+)
+def test_limits_of_the_container_are_told_at_the_start(raw, out_dir, option, said):
+    if os.cpu_count() == 1:
+        pytest.skip('one CPU is all that this host has')
+    done = run_app(
+        raw, out_dir, '--boilerplate-only', '-w', '/tmp/work', options=(*STRANGER, *option)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert said in done.stdout
+
+
+@pytest.fixture
+def large(raw, tmp_path):
+    """The phantom repeated along each axis: 64 times its voxels."""
+    folder = tmp_path / 'large'
+    shutil.copytree(raw, folder, ignore=shutil.ignore_patterns('derivatives'))
+    for path in folder.glob('sub-*/*/*.nii.gz'):
+        image = nb.load(path)
+        data = np.tile(np.asanyarray(image.dataobj), (4, 4, 4))
+        nb.save(nb.Nifti1Image(data, image.affine, image.header), path)
+    return folder
+
+
+def test_too_little_memory_is_a_failure_with_a_name(large, out_dir):
+    # The main process has room enough, the first node that reads the echoes has not.
+    before = time.monotonic()
+    done = run_app(
+        *(large, out_dir, *OPTIONS, '-w', '/out/work'),
+        options=(*('--user', '12345', '--network', 'none'), *MEMORY),
+    )
+    assert time.monotonic() - before < 200
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert 'GB are allowed (--mem)' in done.stdout
+    assert 'killed by signal 9 (SIGKILL)' in done.stdout + done.stderr
+    assert 'memory runs out' in done.stdout + done.stderr
+    crashes = [path.read_text() for path in out_dir.glob('sub-01/log/*/crash-*.txt')]
+    assert any('memory runs out' in text for text in crashes), sorted(out_dir.rglob('crash*'))
+
+
+def start(raw, out_dir, work, *options):
+    """Start a container that goes on by itself; its name."""
+    started = docker(
+        'run', '--detach', *STRANGER, *HOST_BLAS, *options, *bind(raw, '/data', 'readonly'),
+        *bind(out_dir, '/out'), IMAGE, '/data', '/out', 'participant', *OPTIONS, *TRUTH,
+        '-w', work,
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    return started.stdout.strip()
+
+
+def test_two_containers_on_one_output_folder(raw, out_dir, outside):
+    containers = [start(raw, out_dir, '/tmp/work') for _ in range(2)]
+    try:
+        for container in containers:
+            status = docker('wait', container).stdout.strip()
+            logs = docker('logs', container)
+            assert status == '0', logs.stdout + logs.stderr
+    finally:
+        docker('rm', '--force', *containers)
+    assert_same_results(out_dir, outside)
+
+
+def test_stopped_at_once_and_resumed_to_the_same_maps(raw, out_dir, outside):
     # The first process of a container gets no signal that it does not ask for: without a handler
     # docker stop waits for its whole time, then kills (137).
-    started = docker(
-        'run', '--detach', *STRANGER, *bind(raw, '/data', 'readonly'), *bind(out_dir, '/out'),
-        IMAGE, '/data', '/out', 'participant', '-w', '/tmp/work',
-    )  # fmt: skip
-    container = started.stdout.strip()
+    work = out_dir.with_name('work')
+    work.mkdir()
+    work.chmod(0o777)
+    mounted = bind(work, '/work')
+    container = start(raw, out_dir, '/work', *mounted)
     try:
         deadline = time.monotonic() + 120
-        while 'echo_fit ... started' not in (log := docker('logs', container).stdout):
+        while 'echo_fit ... done' not in (log := docker('logs', container).stdout):
             assert time.monotonic() < deadline, log
             time.sleep(0.2)
         before = time.monotonic()
@@ -253,3 +386,12 @@ def test_docker_stop_ends_the_app_at_once(raw, out_dir):
         docker('rm', '--force', container)
     assert status == '143'
     assert took < 30
+    assert not list(out_dir.glob('sub-01/anat/*_Chimap.nii.gz'))
+
+    done = run_app(
+        *(raw, out_dir, *OPTIONS, *TRUTH, '-w', '/work'),
+        options=(*STRANGER, *HOST_BLAS, *mounted),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'echo_fit ... taken from the work folder' in done.stdout
+    assert_same_results(out_dir, outside)
