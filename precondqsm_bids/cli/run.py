@@ -71,15 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
+    inherited = dict(os.environ)
     repair_environment(settings.omp_nthreads)
     from precondqsm_bids.bids import InputError
+    from precondqsm_bids.cli.submit import SubmitError
 
     group_level = settings.analysis_level == 'group'
     again = 'the same command ' + ('does it' if group_level else 'goes on from the work folder')
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     try:
         with ending_on_sigterm(f'terminated; {again}'):
-            return run_app(settings, command)
+            return run_app(settings, command, inherited)
+    except SubmitError as error:
+        say(f'failed: {error}', sys.stderr)
+        return FAILED
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
         return USAGE
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run_app(settings: Settings, command: str) -> int:
+def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> int:
     """Do what the settings ask for; its exit status.
 
     Parameters
@@ -106,6 +111,8 @@ def run_app(settings: Settings, command: str) -> int:
         What the command line says.
     command : str
         The command line itself, for the reports.
+    inherited : mapping
+        The environment before it was made fit for this process; that of jobs.
 
     Raises
     ------
@@ -113,6 +120,7 @@ def run_app(settings: Settings, command: str) -> int:
         If the request cannot be met.
     """
     from precondqsm_bids.bids import InputError, check_description, check_filters, find_runs
+    from precondqsm_bids.cli.submit import submit
 
     if not settings.skip_bids_validation:
         check_description(settings.bids_dir)
@@ -144,7 +152,7 @@ def run_app(settings: Settings, command: str) -> int:
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
-    if settings.dry_run:
+    if settings.dry_run and not settings.submit:
         print(describe_runs(settings, runs, problems))
     if not runs and not fatal:
         print(
@@ -156,6 +164,11 @@ def run_app(settings: Settings, command: str) -> int:
         for problem in problems:
             print(f'skipped: {problem}', file=sys.stderr)
         return NOTHING_TO_DO
+    if settings.submit:
+        for problem in problems:
+            say(f'{problem.kind}: {problem}', sys.stderr if problem.fatal else sys.stdout)
+        submit(settings, runs, problems, command, inherited)
+        return DONE
     if settings.dry_run:
         return FAILED if fatal else DONE
     return process(settings, runs, problems, plugin_file, command)
