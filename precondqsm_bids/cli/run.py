@@ -269,7 +269,10 @@ def execute(
     from nipype.interfaces.utility import IdentityInterface
 
     from precondqsm_bids.workflows.base import crash_folder, node_name
-    from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+    from precondqsm_bids.workflows.plugins import (
+        SupervisedMultiProcPlugin,
+        SupervisedSLURMPlugin,
+    )
 
     labels = {node_name(run.label): run.label for run in runs}
     stages = {}
@@ -297,6 +300,8 @@ def execute(
     plugin = plugin_file.get('plugin', 'MultiProc')
     if plugin == 'MultiProc':
         plugin = SupervisedMultiProcPlugin(plugin_args=plugin_args)
+    elif plugin == 'SLURM':
+        plugin = SupervisedSLURMPlugin(plugin_args=plugin_args)
     error = ''
     try:
         workflow.run(plugin=plugin, plugin_args=plugin_args)

@@ -487,3 +487,18 @@ def test_a_moved_work_folder_is_used_again_unless_an_input_changed(finished, pha
         assert 'echo_fit ... done in' in again()
     finally:
         path.write_bytes(content)
+
+
+def test_slurm_plugin_is_the_supervised_one(dataset, app, monkeypatch):
+    from precondqsm_bids.workflows.plugins import SupervisedSLURMPlugin
+
+    dataset.add_run()
+    Path('plugin.yml').write_text('plugin: SLURM\nplugin_args: {sbatch_args: --time=5}\n')
+
+    def refuse(self, scriptfile, node):
+        raise RuntimeError(f'{node.fullname}: no job for {self._sbatch_args}')
+
+    monkeypatch.setattr(SupervisedSLURMPlugin, '_submit_batchtask', refuse)
+    status, _, error = app('--use-plugin', 'plugin.yml', '-w', 'w')
+    assert status == 1
+    assert 'no job for --time=5; crash file: ' in error
