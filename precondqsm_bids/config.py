@@ -36,6 +36,8 @@ class Settings:
         ``{name: folder}`` of derivative datasets that may hold labels.
     mem_gb : float
         Memory that may be used at once, GiB.
+    node_timeout : float or None
+        Minutes after which a node that still runs is ended.
     submit : str or None
         Batch system that the participants are submitted to, one job each: ``slurm``.
     submit_limit : int or None
@@ -84,6 +86,7 @@ class Settings:
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0
+    node_timeout: float | None = None
     use_plugin: Path | None = None
     submit: str | None = None
     submit_limit: int | None = None

@@ -26,6 +26,7 @@ ODD = Settings(
     nprocs=7,
     omp_nthreads=3,
     mem_gb=1e-5,
+    node_timeout=30.5,
     use_plugin=Path('p.yml'),
     submit='slurm',
     submit_limit=3,

@@ -265,6 +265,12 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         f'{MEMORY_SHARE:.0%} of what host, control group and SLURM allow)'.replace('%', '%%'),
     )
     group.add_argument(
+        '--node-timeout',
+        type=_number('minutes', 0.01, 1e5),
+        metavar='MINUTES',
+        help='end a node that runs longer than this; it has failed (default: no limit)',
+    )
+    group.add_argument(
         '--use-plugin',
         type=_file,
         metavar='FILE.yml',
@@ -486,6 +492,8 @@ def check(settings: Settings) -> str:
         return 'nprocs, omp_nthreads and the memory should be positive'
     if settings.resource_monitor and find_spec('psutil') is None:
         return '--resource-monitor needs psutil: pip install psutil'
+    if settings.node_timeout and settings.use_plugin:
+        return '--node-timeout does not go with --use-plugin: give the limit in its plugin_args'
     return _check_submit(settings) or _check_method(settings)
 
 
@@ -507,6 +515,7 @@ def _check_method(settings: Settings) -> str:
         return f'pdf_iterations = {settings.pdf_iterations} should be 1 or more'
     for name, value, low, high in (
         ('field_strength (T)', settings.field_strength, 0.1, 25),
+        ('node_timeout (minutes)', settings.node_timeout, 0.01, 1e5),
         ('mask_erosion (mm)', settings.mask_erosion, 0, 20),
         ('r2 (1/s)', None if isinstance(settings.r2, str) else settings.r2, 0, 1e4),
         ('reg_weight (mm)', settings.reg_weight, 0, 1e6),

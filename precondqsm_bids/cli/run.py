@@ -195,6 +195,9 @@ def process(
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
+    uses_work_dir = settings.work_dir and runs and not settings.boilerplate_only
+    if settings.work_dir and uses_work_dir and not settings.clean_workdir:
+        check_work_dir(settings.work_dir)
     log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
     log_dir = settings.output_dir / 'logs' / log_name
     try:
@@ -203,6 +206,8 @@ def process(
         (log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
         if settings.work_dir and settings.clean_workdir:
             clean(settings.work_dir)
+        if settings.work_dir and uses_work_dir:
+            stamp_work_dir(settings.work_dir)
     except OSError as error:
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
     with logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
@@ -294,6 +299,7 @@ def execute(
         'n_procs': settings.nprocs,
         'memory_gb': settings.mem_gb,
         'raise_insufficient': False,
+        'node_timeout': 60 * settings.node_timeout if settings.node_timeout else None,
         'status_callback': follow(stages),
         **plugin_file.get('plugin_args', {}),
     }
@@ -665,3 +671,43 @@ def clean(work_dir: Path) -> None:
 
     if (work_dir / NAME).exists():
         shutil.rmtree(work_dir / NAME)
+    _stamp(work_dir).unlink(missing_ok=True)
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuse intermediate results of another version, which may mean something else.
+
+    Nipype compares the inputs of a node, not the program that computed it.
+
+    Raises
+    ------
+    InputError
+        If the work folder has results that this version did not make.
+    """
+    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.workflows.base import NAME
+
+    folder, stamp = work_dir / NAME, _stamp(work_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    made_by = stamp.read_text(encoding='utf-8').strip() if stamp.exists() else ''
+    if made_by != __version__:
+        raise InputError(
+            f'{folder} has intermediate results of '
+            f'{f"version {made_by}" if made_by else "an unknown version"}, and this is '
+            f'{__version__}: remove them with --clean-workdir, or give another folder with -w'
+        )
+
+
+def stamp_work_dir(work_dir: Path) -> None:
+    """Write the version into a work folder, before anything else is there."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    part = work_dir / f'.{uuid.uuid4().hex}.part'
+    part.write_text(f'{__version__}\n', encoding='utf-8')
+    part.replace(_stamp(work_dir))
+
+
+def _stamp(work_dir: Path) -> Path:
+    from precondqsm_bids.workflows.base import NAME
+
+    return work_dir / f'{NAME}.version'

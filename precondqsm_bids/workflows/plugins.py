@@ -33,13 +33,16 @@ PROCESS_GB = 1.0
 class SupervisedMultiProcPlugin(MultiProcPlugin):
     """Nipype's MultiProc with one forked process per node instead of a pool.
 
-    Takes the same ``plugin_args``. The main process has no threads, so that forking is safe.
+    Takes the same ``plugin_args``, and ``node_timeout``: the seconds that a worker may take.
+    The main process has no threads, so that forking is safe.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self._context = multiprocessing.get_context('fork')
         self._workers: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._timeout = self.plugin_args.get('node_timeout') or math.inf
+        self._started: dict[int, float] = {}
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph; however it ends, no worker outlives it."""
@@ -57,12 +60,20 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
         process.start()
         sender.close()  # so that the end of the worker is the end of the pipe
         self._workers[self._taskid] = (process, receiver)
+        self._started[self._taskid] = time.monotonic()
         return self._taskid
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         process, receiver = self._workers[taskid]
         if not receiver.poll():
-            return None
+            if time.monotonic() - self._started[taskid] < self._timeout:
+                return None
+            process.kill()
+            text = (
+                f'{process.name}: ended after {self._timeout / 60:g} minutes (--node-timeout): '
+                'allow more, or leave the option out'
+            )
+            return {'result': None, 'traceback': [text], 'taskid': taskid}
         try:
             return receiver.recv()
         except EOFError:

@@ -184,7 +184,7 @@ def test_every_option_is_passed_on_once(dataset, submit, folder, slurm, tmp_path
         *('--write-prior-labels', '--r2', '12', '--field-strength', '3', '--no-shape'),
         *('--conventional', '--no-conventional', '-w', 'w', '--clean-workdir'),
         *('--pdf-iterations', '9', '--reg-weight', 'risk', '--reference', 'none', '-v', '-v'),
-        *('--omp-nthreads', '2', '--mem', '4G', '--resource-monitor'),
+        *('--omp-nthreads', '2', '--mem', '4G', '--resource-monitor', '--node-timeout', '30'),
         *('--config-file', 'settings.toml', '--write-graph', '--stop-on-first-crash'),
         *('--submit-limit', '3', '--submit-time', '90'),
     ]  # fmt: skip
