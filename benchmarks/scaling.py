@@ -3,7 +3,8 @@
 ``python benchmarks/scaling.py cost`` reconstructs a phantom and prints CPU time and memory of
 each node, and the disk that the participant takes. ``python benchmarks/scaling.py index`` makes a
 tree of empty files with one phantom among them and prints how long it takes to index it and to
-find that one participant in it.
+find that one participant in it. ``--phantom '--matrix 64 64 53 --voxel-size 2 2 2'`` is the one of
+``docs/scaling.md``.
 """
 
 import argparse
@@ -37,9 +38,7 @@ def main(argv=None):
     parser.add_argument('what', choices=('cost', 'index'))
     parser.add_argument('--participants', type=int, default=1000, metavar='N')
     parser.add_argument('--nprocs', type=int, default=1, metavar='N', help='of cost')
-    parser.add_argument(
-        '--phantom', default='', metavar='TEXT', help="of cost: '--matrix 64 64 48' and the like"
-    )
+    parser.add_argument('--phantom', default='', metavar='TEXT', help='of cost: its options')
     parser.add_argument('--folder', type=Path, help='where to work (default: a temporary folder)')
     options = parser.parse_args(argv)
     with contextlib.ExitStack() as stack:

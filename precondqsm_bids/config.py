@@ -36,6 +36,14 @@ class Settings:
         ``{name: folder}`` of derivative datasets that may hold labels.
     mem_gb : float
         Memory that may be used at once, GiB.
+    node_timeout : float or None
+        Minutes after which a node that still runs is ended.
+    submit : str or None
+        Batch system that the participants are submitted to, one job each: ``slurm``.
+    submit_limit : int or None
+        Jobs that may run at once.
+    submit_time : str or None
+        Time limit of each job, as the batch system writes it.
     field_strength : float or None
         T; used only where the metadata have no ``MagneticFieldStrength`` or an absurd one.
     b0_dir : tuple of float or None
@@ -78,7 +86,11 @@ class Settings:
     nprocs: int = 1
     omp_nthreads: int = 1
     mem_gb: float = 4.0
+    node_timeout: float | None = None
     use_plugin: Path | None = None
+    submit: str | None = None
+    submit_limit: int | None = None
+    submit_time: str | None = None
     write_graph: bool = False
     resource_monitor: bool = False
     stop_on_first_crash: bool = False
@@ -261,7 +273,9 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return Path(value)
     elif kind in (float, float | None) and type(value) in (int, float):
         return float(value)
-    elif type(value) is kind or (kind == int | None and type(value) is int):
+    elif type(value) is kind or any(
+        kind == some | None and type(value) is some for some in (int, str)
+    ):
         return value
     wanted = kind.__name__ if isinstance(kind, type) else kind
     raise ValueError(f'setting {name} = {value!r} should be of type {wanted}')

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,9 @@ GROUP_SETTINGS = frozenset(
 )
 """What may be given at the group level; another option would have no effect there."""
 
+SUBMIT_SETTINGS = frozenset({'submit', 'submit_limit', 'submit_time'})
+"""What is for the submission itself, and not for the jobs."""
+
 MASK_WORDS = ('auto', 'derivatives')
 """What ``--mask`` may be besides a file."""
 
@@ -51,6 +54,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
         self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.words: list[tuple[argparse.Action, list[str]]] = []
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Also keep the words of each option as they were given."""
+        self.words.append((action, list(arg_strings)))
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]
 
 
 def build_parser() -> Parser:
@@ -253,10 +265,35 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         f'{MEMORY_SHARE:.0%} of what host, control group and SLURM allow)'.replace('%', '%%'),
     )
     group.add_argument(
+        '--node-timeout',
+        type=_number('minutes', 0.01, 1e5),
+        metavar='MINUTES',
+        help='end a node that runs longer than this; it has failed (default: no limit)',
+    )
+    group.add_argument(
         '--use-plugin',
         type=_file,
         metavar='FILE.yml',
         help='a Nipype plugin and its plugin_args; not those that submit a graph and return',
+    )
+    group.add_argument(
+        '--submit',
+        choices=('slurm',),
+        help='submit one job a participant, as one array, and then the group level, instead of '
+        'computing here; with --dry-run, only write the scripts and print where they are',
+    )
+    group.add_argument(
+        '--submit-limit',
+        type=_count,
+        metavar='N',
+        help='of --submit: jobs that may run at once (default: no limit)',
+    )
+    group.add_argument(
+        '--submit-time',
+        type=_time_limit,
+        metavar='TIME',
+        help='of --submit: time limit of a job, in minutes or as [DAYS-]HH:MM:SS (default: '
+        "the cluster's)",
     )
     group.add_argument(
         '--resource-monitor',
@@ -347,6 +384,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
             values = parse_toml(path.read_text(encoding='utf-8'))
         except (OSError, ValueError) as error:
             parser.error(f'{path}: {error}')
+        if fixed := sorted(SUBMIT_SETTINGS & set(values)):  # the jobs read this file, too
+            parser.error(f'{path}: {", ".join(fixed)} goes on the command line only')
     if path := given.pop('bids_filter_file', None):
         from precondqsm_bids.bids import InputError, read_filters
 
@@ -380,6 +419,49 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     return settings
 
 
+def option_words(
+    argv: Sequence[str], only: Set[str] | None = None, without: Set[str] = frozenset()
+) -> list[str]:
+    """The options of a command line that are to be passed on, as they were given.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments without the program's name, which can be parsed.
+    only : set of str, optional
+        Names of settings: no other option is taken.
+    without : set of str
+        Names of settings whose options are left out.
+    """
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    words: list[str] = []
+    # Of an option that was given twice the last one holds; -v counts.
+    last = {action.dest: i for i, (action, _) in enumerate(parser.words)}
+    for i, (action, values) in enumerate(parser.words):
+        name = action.dest
+        if not action.option_strings or name in without or (only is not None and name not in only):
+            continue
+        if i < last[name] and name != 'verbose':
+            continue
+        option = next(text for text in action.option_strings if text.startswith('--'))
+        if isinstance(action, argparse.BooleanOptionalAction):
+            option = next(
+                text
+                for text in action.option_strings
+                if text.startswith('--no-') is not given[name]
+            )
+        words += [f'{option}={values[0]}'] if action.nargs is None else [option, *values]
+    return words
+
+
+def stated_settings(argv: Sequence[str]) -> frozenset[str]:
+    """Names of the settings that a command line and its settings file give."""
+    given = vars(build_parser().parse_args(argv))
+    path = given.get('config_file')
+    return frozenset({*given, *(parse_toml(path.read_text(encoding='utf-8')) if path else ())})
+
+
 def check(settings: Settings) -> str:
     """What makes the settings impossible, or an empty string."""
     bids_dir, output_dir = settings.bids_dir.resolve(), settings.output_dir.resolve()
@@ -410,7 +492,21 @@ def check(settings: Settings) -> str:
         return 'nprocs, omp_nthreads and the memory should be positive'
     if settings.resource_monitor and find_spec('psutil') is None:
         return '--resource-monitor needs psutil: pip install psutil'
-    return _check_method(settings)
+    if settings.node_timeout and settings.use_plugin:
+        return '--node-timeout does not go with --use-plugin: give the limit in its plugin_args'
+    return _check_submit(settings) or _check_method(settings)
+
+
+def _check_submit(settings: Settings) -> str:
+    """As :func:`check`, of the submission."""
+    if not settings.submit:
+        if settings.submit_limit or settings.submit_time:
+            return '--submit-limit and --submit-time need --submit'
+        return ''
+    for name in ('use_plugin', 'boilerplate_only', 'reports_only'):
+        if getattr(settings, name):
+            return f'--submit does not go with --{name.replace("_", "-")}: leave out one of them'
+    return ''
 
 
 def _check_method(settings: Settings) -> str:
@@ -419,6 +515,7 @@ def _check_method(settings: Settings) -> str:
         return f'pdf_iterations = {settings.pdf_iterations} should be 1 or more'
     for name, value, low, high in (
         ('field_strength (T)', settings.field_strength, 0.1, 25),
+        ('node_timeout (minutes)', settings.node_timeout, 0.01, 1e5),
         ('mask_erosion (mm)', settings.mask_erosion, 0, 20),
         ('r2 (1/s)', None if isinstance(settings.r2, str) else settings.r2, 0, 1e4),
         ('reg_weight (mm)', settings.reg_weight, 0, 1e6),
@@ -513,6 +610,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'"{text}" is no whole number of 1 or more')
     return int(text)
+
+
+def _time_limit(text: str) -> str:
+    if not re.fullmatch(r'\d+|(\d+-)?\d{1,2}:\d\d:\d\d', text, re.ASCII):
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is no time: write minutes or [DAYS-]HH:MM:SS, such as 2:00:00'
+        )
+    return text
 
 
 def _memory(text: str) -> float:

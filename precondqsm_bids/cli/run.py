@@ -71,15 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
+    inherited = dict(os.environ)
     repair_environment(settings.omp_nthreads)
     from precondqsm_bids.bids import InputError
+    from precondqsm_bids.cli.submit import SubmitError
 
     group_level = settings.analysis_level == 'group'
     again = 'the same command ' + ('does it' if group_level else 'goes on from the work folder')
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     try:
         with ending_on_sigterm(f'terminated; {again}'):
-            return run_app(settings, command)
+            return run_app(settings, command, inherited)
+    except SubmitError as error:
+        say(f'failed: {error}', sys.stderr)
+        return FAILED
     except InputError as error:
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)
         return USAGE
@@ -97,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run_app(settings: Settings, command: str) -> int:
+def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> int:
     """Do what the settings ask for; its exit status.
 
     Parameters
@@ -106,6 +111,8 @@ def run_app(settings: Settings, command: str) -> int:
         What the command line says.
     command : str
         The command line itself, for the reports.
+    inherited : mapping
+        The environment before it was made fit for this process; that of jobs.
 
     Raises
     ------
@@ -113,6 +120,7 @@ def run_app(settings: Settings, command: str) -> int:
         If the request cannot be met.
     """
     from precondqsm_bids.bids import InputError, check_description, check_filters, find_runs
+    from precondqsm_bids.cli.submit import submit
 
     if not settings.skip_bids_validation:
         check_description(settings.bids_dir)
@@ -144,7 +152,7 @@ def run_app(settings: Settings, command: str) -> int:
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
-    if settings.dry_run:
+    if settings.dry_run and not settings.submit:
         print(describe_runs(settings, runs, problems))
     if not runs and not fatal:
         print(
@@ -156,6 +164,11 @@ def run_app(settings: Settings, command: str) -> int:
         for problem in problems:
             print(f'skipped: {problem}', file=sys.stderr)
         return NOTHING_TO_DO
+    if settings.submit:
+        for problem in problems:
+            say(f'{problem.kind}: {problem}', sys.stderr if problem.fatal else sys.stdout)
+        submit(settings, runs, problems, command, inherited)
+        return DONE
     if settings.dry_run:
         return FAILED if fatal else DONE
     return process(settings, runs, problems, plugin_file, command)
@@ -182,6 +195,9 @@ def process(
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
+    uses_work_dir = settings.work_dir and runs and not settings.boilerplate_only
+    if settings.work_dir and uses_work_dir and not settings.clean_workdir:
+        check_work_dir(settings.work_dir)
     log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
     log_dir = settings.output_dir / 'logs' / log_name
     try:
@@ -190,6 +206,8 @@ def process(
         (log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
         if settings.work_dir and settings.clean_workdir:
             clean(settings.work_dir)
+        if settings.work_dir and uses_work_dir:
+            stamp_work_dir(settings.work_dir)
     except OSError as error:
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
     with logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
@@ -256,7 +274,10 @@ def execute(
     from nipype.interfaces.utility import IdentityInterface
 
     from precondqsm_bids.workflows.base import crash_folder, node_name
-    from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+    from precondqsm_bids.workflows.plugins import (
+        SupervisedMultiProcPlugin,
+        SupervisedSLURMPlugin,
+    )
 
     labels = {node_name(run.label): run.label for run in runs}
     stages = {}
@@ -278,12 +299,15 @@ def execute(
         'n_procs': settings.nprocs,
         'memory_gb': settings.mem_gb,
         'raise_insufficient': False,
+        'node_timeout': 60 * settings.node_timeout if settings.node_timeout else None,
         'status_callback': follow(stages),
         **plugin_file.get('plugin_args', {}),
     }
     plugin = plugin_file.get('plugin', 'MultiProc')
     if plugin == 'MultiProc':
         plugin = SupervisedMultiProcPlugin(plugin_args=plugin_args)
+    elif plugin == 'SLURM':
+        plugin = SupervisedSLURMPlugin(plugin_args=plugin_args)
     error = ''
     try:
         workflow.run(plugin=plugin, plugin_args=plugin_args)
@@ -647,3 +671,43 @@ def clean(work_dir: Path) -> None:
 
     if (work_dir / NAME).exists():
         shutil.rmtree(work_dir / NAME)
+    _stamp(work_dir).unlink(missing_ok=True)
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Refuse intermediate results of another version, which may mean something else.
+
+    Nipype compares the inputs of a node, not the program that computed it.
+
+    Raises
+    ------
+    InputError
+        If the work folder has results that this version did not make.
+    """
+    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.workflows.base import NAME
+
+    folder, stamp = work_dir / NAME, _stamp(work_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    made_by = stamp.read_text(encoding='utf-8').strip() if stamp.exists() else ''
+    if made_by != __version__:
+        raise InputError(
+            f'{folder} has intermediate results of '
+            f'{f"version {made_by}" if made_by else "an unknown version"}, and this is '
+            f'{__version__}: remove them with --clean-workdir, or give another folder with -w'
+        )
+
+
+def stamp_work_dir(work_dir: Path) -> None:
+    """Write the version into a work folder, before anything else is there."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    part = work_dir / f'.{uuid.uuid4().hex}.part'
+    part.write_text(f'{__version__}\n', encoding='utf-8')
+    part.replace(_stamp(work_dir))
+
+
+def _stamp(work_dir: Path) -> Path:
+    from precondqsm_bids.workflows.base import NAME
+
+    return work_dir / f'{NAME}.version'

@@ -124,7 +124,7 @@ def init_precondqsm_wf(
         return node
 
     shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
-    echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 5, omp_nthreads)
+    echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 13, omp_nthreads)
     r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
     if isinstance(r2, str):
         r2prime_prior.inputs.r2_source = r2

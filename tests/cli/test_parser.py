@@ -73,6 +73,7 @@ def test_defaults(parse, tmp_path):
         ('--omp-nthreads 2', 'omp_nthreads', 2),
         ('--mem 2048', 'mem_gb', 2.0),
         ('--mem 1.5G', 'mem_gb', 1.5),
+        ('--node-timeout 90', 'node_timeout', 90.0),
         ('--write-graph', 'write_graph', True),
         ('--resource-monitor', 'resource_monitor', True),
         ('--stop-on-first-crash', 'stop_on_first_crash', True),

@@ -113,6 +113,46 @@ def test_clean_workdir_removes_only_our_own(dataset, app):
     assert Path('w/other').exists()
 
 
+@pytest.mark.parametrize('stamp', ['0.0.1\n', None])
+def test_work_folder_of_another_version_is_refused(dataset, app, monkeypatch, stamp):
+    monkeypatch.setattr(module, 'execute', lambda *arguments: [])
+    dataset.add_run()
+    old = Path('w/precondqsm_bids_wf/old')
+    old.mkdir(parents=True)
+    if stamp:
+        Path('w/precondqsm_bids_wf.version').write_text(stamp)
+    status, _, error = app('-w', 'w')
+    assert status == 2
+    assert ('version 0.0.1' if stamp else 'an unknown version') in error
+    assert 'remove them with --clean-workdir, or give another folder with -w' in error
+    assert old.exists()
+    assert not Path('out').exists()
+    assert app('-w', 'w', '--clean-workdir')[0] == 0
+    assert not old.exists()
+    old.mkdir(parents=True)
+    assert app('-w', 'w')[0] == 0, 'stamped by the run before'
+    assert old.exists()
+    assert sorted(path.name for path in Path('w').iterdir()) == [
+        'precondqsm_bids_wf',
+        'precondqsm_bids_wf.version',
+    ]
+
+
+def test_node_timeout_reaches_the_plugin(dataset, app, monkeypatch):
+    from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+
+    def stop(self, graph, config, updatehash=False):
+        raise RuntimeError(f'limit {self._timeout:g} s')
+
+    monkeypatch.setattr(SupervisedMultiProcPlugin, 'run', stop)
+    dataset.add_run()
+    assert 'limit 90 s' in app('--node-timeout', 1.5, '-w', 'w')[2]
+    Path('plugin.yml').write_text('plugin: Linear\n')
+    status, _, error = app('--node-timeout', 1.5, '--use-plugin', 'plugin.yml')
+    assert status == 2
+    assert '--node-timeout does not go with --use-plugin' in error
+
+
 def test_reports_only_needs_outputs(dataset, app):
     dataset.add_run()
     status, _, error = app('--reports-only')
@@ -487,3 +527,18 @@ def test_a_moved_work_folder_is_used_again_unless_an_input_changed(finished, pha
         assert 'echo_fit ... done in' in again()
     finally:
         path.write_bytes(content)
+
+
+def test_slurm_plugin_is_the_supervised_one(dataset, app, monkeypatch):
+    from precondqsm_bids.workflows.plugins import SupervisedSLURMPlugin
+
+    dataset.add_run()
+    Path('plugin.yml').write_text('plugin: SLURM\nplugin_args: {sbatch_args: --time=5}\n')
+
+    def refuse(self, scriptfile, node):
+        raise RuntimeError(f'{node.fullname}: no job for {self._sbatch_args}')
+
+    monkeypatch.setattr(SupervisedSLURMPlugin, '_submit_batchtask', refuse)
+    status, _, error = app('--use-plugin', 'plugin.yml', '-w', 'w')
+    assert status == 1
+    assert 'no job for --time=5; crash file: ' in error

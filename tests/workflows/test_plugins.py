@@ -105,6 +105,16 @@ def test_only_the_node_fails(build, tmp_path, bad, message):
     assert not (tmp_path / 'wf' / 'after_bad').exists()
 
 
+def test_a_node_that_takes_too_long(build, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=r'wf\.bad: ended after 0\.01 minutes \(--node-timeout'):
+        run(build(_sleeps), node_timeout=0.6)
+    assert time.monotonic() - started < 20
+    (crash,) = (tmp_path / 'crash').glob('crash-*.txt')
+    assert crash.read_text().startswith('Node: wf.bad\n')
+    assert (tmp_path / 'wf' / 'after_good' / 'result_after_good.pklz').exists()
+
+
 def test_a_graph_that_succeeds(build, tmp_path):
     workflow = build(_double)
     statuses = run(workflow)

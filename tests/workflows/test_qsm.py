@@ -295,3 +295,9 @@ def test_embedded_in_a_foreign_workflow(tmp_path, phantom, prior, prior_fit):
 def test_output_names_are_those_of_the_contract():
     assert len(set(OUTPUTS)) == len(OUTPUTS)
     assert {'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi'} <= set(MAPS)
+
+
+def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
+    """12.4 times the images at 64 x 64 x 53 voxels: benchmarks/scaling.py cost."""
+    node = init_precondqsm_wf(mem_gb=2.0).get_node('echo_fit')
+    assert node.mem_gb == 2.0 * 13

@@ -1,0 +1,255 @@
+"""The participants as one array job of SLURM, and the group level as a job that waits for it."""
+
+import errno
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precondqsm_bids import __version__
+from precondqsm_bids.cli.parser import (
+    GROUP_SETTINGS,
+    MEMORY_SHARE,
+    SUBMIT_SETTINGS,
+    option_words,
+    stated_settings,
+)
+from precondqsm_bids.cli.progress import say
+from precondqsm_bids.config import Settings
+
+if TYPE_CHECKING:
+    from precondqsm_bids.bids import Problem, Run
+
+CPUS = 4
+"""CPUs of a participant's job unless ``--nprocs`` says otherwise."""
+
+MAIN_GB = 1.0
+"""GiB of a job beside what the largest node takes: the main process and its libraries."""
+
+GROUP_GB = 2.0
+"""GiB of the job of the group level, which reads no image."""
+
+# What each job gets of its own, or must not have at all.
+_OWN = SUBMIT_SETTINGS | {'participant_label', 'work_dir', 'dry_run'}
+_GROUP = GROUP_SETTINGS - {'nprocs', 'omp_nthreads', 'mem_gb'}
+
+
+class SubmitError(Exception):
+    """SLURM did not take a job."""
+
+
+def submit(
+    settings: Settings,
+    runs: Sequence['Run'],
+    problems: Sequence['Problem'],
+    command: str,
+    environment: Mapping[str, str],
+) -> None:
+    """Write the scripts and, unless it is a dry run, submit them.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the command line says.
+    runs, problems : sequence
+        What was found in the dataset. A participant whose files cannot be used has a job, too,
+        which tells why it fails as any other run would.
+    command : str
+        The command line, with the program's name.
+    environment : mapping
+        What the jobs inherit.
+
+    Raises
+    ------
+    InputError
+        If the scripts cannot be written, or there is no SLURM.
+    SubmitError
+        If SLURM refuses a job.
+    """
+    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.interfaces.bids import write_dataset_description
+
+    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
+    folder = settings.output_dir / 'logs' / log_name
+    if any(char in str(folder) for char in '"\\%\n'):
+        raise InputError(
+            f'{folder}: SLURM cannot write its log to a path with a quote, backslash, percent '
+            'sign or line break; give another output folder'
+        )
+    subjects = sorted({run.subject for run in runs} | {p.subject for p in problems if p.fatal})
+    argv = shlex.split(command)[1:]
+    stated = stated_settings(argv)
+    if 'mem_gb' in stated:
+        memory = settings.mem_gb / MEMORY_SHARE
+    else:
+        memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
+    scripts = {
+        'participants.sh': participants_script(
+            settings,
+            subjects,
+            argv,
+            folder,
+            cpus=settings.nprocs if 'nprocs' in stated else CPUS,
+            memory_gb=memory,
+        ),
+        'group.sh': group_script(settings, argv, folder),
+    }
+    try:
+        folder.mkdir(parents=True)
+        write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
+        for name, text in scripts.items():
+            (folder / name).write_text(text, encoding='utf-8')
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
+    array, group = (folder / name for name in scripts)
+    say(f'{len(subjects)} participants: {array}')
+    say(f'group level: {group}')
+    if settings.dry_run:
+        return
+    job = sbatch(environment, str(array))
+    say(f'submitted array job {job}')
+    try:
+        # A participant that failed is a row of the group's tables, no reason to have none.
+        after = sbatch(environment, f'--dependency=afterany:{job}', str(group))
+    except (SubmitError, InputError) as error:
+        raise SubmitError(
+            f'{error}; array job {job} is submitted and goes on: when it is done, submit '
+            f'{group}, or stop it with scancel {job}'
+        ) from error
+    say(f'submitted job {after} of the group level, which waits for it; logs {folder}')
+
+
+def sbatch(environment: Mapping[str, str], *words: str) -> str:
+    """Submit a job; its number.
+
+    Raises
+    ------
+    InputError
+        If there is no SLURM here.
+    SubmitError
+        If SLURM does not take the job.
+    """
+    from precondqsm_bids.bids import InputError
+
+    try:
+        done = subprocess.run(
+            ['sbatch', '--parsable', *words],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise InputError(
+            f'sbatch: {error.strerror}; --submit slurm needs the commands of SLURM, and with '
+            '--dry-run only writes the scripts'
+        ) from error
+    job = done.stdout.strip().partition(';')[0]  # "12;cluster" where there are several
+    if done.returncode or not job.isdecimal():
+        said = ' '.join((done.stderr or done.stdout).split()) or 'no message'
+        raise SubmitError(f'sbatch {words[-1]} ended with status {done.returncode}: {said}')
+    return job
+
+
+def largest_node_gb(settings: Settings, runs: Sequence['Run']) -> float:
+    """GiB of the node that may take most, of the largest run: all nodes grow with its size."""
+    from precondqsm_bids.workflows.base import init_run_wf, series_gb
+
+    if not runs:
+        return 0.0
+    workflow = init_run_wf(settings, max(runs, key=series_gb))
+    return max(node.mem_gb for node in workflow._get_all_nodes())
+
+
+def participants_script(
+    settings: Settings,
+    subjects: Sequence[str],
+    argv: Sequence[str],
+    folder: Path,
+    cpus: int,
+    memory_gb: float,
+) -> str:
+    """The array script: one task a participant.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the command line says.
+    subjects : sequence of str
+        Labels of the participants, in the order of the tasks.
+    argv : sequence of str
+        The command line, without the program's name.
+    folder : Path
+        Where the logs go.
+    cpus : int
+        CPUs of a task.
+    memory_gb : float
+        Memory of a task, GiB.
+    """
+    limit = f'%{settings.submit_limit}' if settings.submit_limit else ''
+    head = {
+        'job-name': 'precondqsm_bids',
+        'array': f'0-{len(subjects) - 1}{limit}',
+        'cpus-per-task': str(cpus),
+        'mem': f'{math.ceil(memory_gb * 1024)}M',
+        'time': settings.submit_time,
+        'output': f'"{folder}/slurm-%A_%a.out"',
+    }
+    words = option_words(argv, without=_OWN)
+    work_dir = shlex.quote(f'{settings.work_dir}/sub-')
+    return _script(
+        head,
+        f'participants=({" ".join(subjects)})',
+        'participant=${participants[$SLURM_ARRAY_TASK_ID]}',
+        f'exec >>{shlex.quote(f"{folder}/sub-")}"$participant.log" 2>&1',
+        f'exec {_program(settings, "participant", words)} '
+        f'--participant-label "$participant" --work-dir={work_dir}"$participant"',
+    )
+
+
+def group_script(settings: Settings, argv: Sequence[str], folder: Path) -> str:
+    """The script of the group level, which has no option of the method.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the command line says.
+    argv : sequence of str
+        The command line, without the program's name.
+    folder : Path
+        Where the logs go.
+    """
+    head = {
+        'job-name': 'precondqsm_bids_group',
+        'cpus-per-task': '1',
+        'mem': f'{math.ceil(GROUP_GB * 1024)}M',
+        'output': f'"{folder}/slurm-group-%j.out"',
+    }
+    words = option_words(argv, only=_GROUP)
+    return _script(head, f'exec {_program(settings, "group", words)}')
+
+
+def _program(settings: Settings, level: str, words: Sequence[str]) -> str:
+    folders = (str(settings.bids_dir), str(settings.output_dir))
+    return shlex.join([sys.executable, '-m', 'precondqsm_bids', *folders, level, *words])
+
+
+def _script(head: Mapping[str, str | None], *lines: str) -> str:
+    return '\n'.join(
+        [
+            '#!/bin/bash',
+            *(f'#SBATCH --{name}={value}' for name, value in head.items() if value),
+            f'# Written by precondqsm_bids {__version__}.',
+            f'cd {shlex.quote(os.getcwd())} || exit 1',
+            *lines,
+            '',
+        ]
+    )
