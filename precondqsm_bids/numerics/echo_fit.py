@@ -305,7 +305,7 @@ def ambiguous_fraction(
         both = both[1:] & both[:-1]
         step = np.abs(np.diff(np.moveaxis(total_field, axis, 0), axis=0))[both]
         pairs += step.size
-        jumps += np.count_nonzero(step > turn / 2)
+        jumps += int(np.count_nonzero(step > turn / 2))
     return jumps / max(pairs, 1)
 
 
