@@ -8,7 +8,9 @@ at the first broken sidecar of the dataset, where only that sidecar's participan
 import csv
 import json
 import math
+import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +57,8 @@ EXTENSIONS = ('.nii', '.nii.gz')
 FOLDERS = ('anat', 'swi')
 """Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
 OTHER_DATATYPES = 'beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet'
+INDEX_FILE = 'layout_index.sqlite'
+"""What pybids calls its index within the folder of --bids-database-dir."""
 GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between elements of two affines that are called equal."""
 SAME_DIRECTION = 1.0
@@ -443,6 +447,8 @@ def _index(
         validate=False, index_metadata=False, ignore=[re.compile(pattern) for pattern in skip]
     )
     try:
+        if database_dir is not None and not (database_dir / INDEX_FILE).exists():
+            _write_index(root, database_dir, indexer)
         layout = BIDSLayout(root, validate=False, database_path=database_dir, indexer=indexer)
     except OSError as error:
         raise InputError(f'cannot index {root}: {error}') from error
@@ -460,6 +466,18 @@ def _index(
         (file for path in found if (file := _parse(Path(path), Path(layout.root)))),
         key=lambda file: str(file.path),
     )
+
+
+def _write_index(root: Path, database_dir: Path, indexer: Any) -> None:
+    """Index the dataset whole or not at all: a part of an index would be trusted ever after."""
+    from bids.layout import BIDSLayout
+
+    database_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='part-', dir=database_dir) as part:
+        BIDSLayout(root, validate=False, database_path=part, indexer=indexer).session.close()
+        # The index itself comes last; two processes that make it at once make the same one.
+        for path in sorted(Path(part).iterdir(), key=lambda path: path.name == INDEX_FILE):
+            os.replace(path, database_dir / path.name)
 
 
 def _parse(path: Path, root: Path) -> _File | None:

@@ -158,6 +158,25 @@ def test_index_is_kept_and_belongs_to_its_dataset(dataset, tmp_path):
         find_runs(tmp_path / 'other', database_dir=database)
 
 
+def test_index_that_was_not_finished_is_not_kept(dataset, tmp_path, monkeypatch):
+    from bids.layout import BIDSLayoutIndexer
+
+    dataset.add_run('sub-01')
+    database = tmp_path / 'db'
+
+    def stopped(*args, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(BIDSLayoutIndexer, '_index_dir', stopped)
+        with pytest.raises(KeyboardInterrupt):
+            find_runs(dataset.root, database_dir=database)
+    assert not list(database.rglob('*.sqlite'))
+    runs, _ = find_runs(dataset.root, database_dir=database)
+    assert [run.label for run in runs] == ['sub-01']
+    assert [path.name for path in database.rglob('*.sqlite')] == ['layout_index.sqlite']
+
+
 # -- filters ------------------------------------------------------------------------------------
 
 

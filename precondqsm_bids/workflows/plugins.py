@@ -5,6 +5,7 @@ the main process then waits for ever. Here each node has a process of its own: w
 node, by name, with a crash file; the others go on; and its memory goes back to the system.
 """
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -55,7 +57,9 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
         self._taskid += 1
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=_work, args=(sender, node, updatehash, self._taskid), name=node.fullname
+            target=_work,
+            args=(os.getpid(), sender, node, updatehash, self._taskid),
+            name=node.fullname,
         )
         process.start()
         sender.close()  # so that the end of the worker is the end of the pipe
@@ -197,8 +201,23 @@ def _output(*command: str) -> str:
         return ''
 
 
-def _work(sender: Connection, node: Any, updatehash: bool, taskid: int) -> None:
+def _end_with(parent: int) -> None:
+    """Have the system kill this process when the main one is gone, however that ended.
+
+    A worker that outlives a killed main process would write into the same folder as that of the
+    run which is started again. Linux alone can do it.
+    """
+    if sys.platform != 'linux':
+        return
+    pr_set_pdeathsig = 1  # of <sys/prctl.h>
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # gone before it was asked for
+        os._exit(1)
+
+
+def _work(parent: int, sender: Connection, node: Any, updatehash: bool, taskid: int) -> None:
     """Run a node and send its result to the main process."""
+    _end_with(parent)
     # The handlers are the main process's: here a signal simply ends the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -140,3 +142,56 @@ def test_no_worker_outlives_an_interrupt(build):
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 15
+
+
+ORPHAN = """
+import os, sys, time
+from nipype.interfaces.utility import Function
+from nipype.pipeline import engine as pe
+from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
+
+def sleeps(path):
+    import os, time
+    with open(path, 'w') as file:
+        file.write(str(os.getpid()))
+    time.sleep(60)
+
+workflow = pe.Workflow('orphan', base_dir=sys.argv[1])
+node = pe.Node(Function(function=sleeps), 'sleeps')
+node.inputs.path = os.path.join(sys.argv[1], 'pid')
+workflow.add_nodes([node])
+workflow.run(SupervisedMultiProcPlugin(plugin_args={'n_procs': 1, 'memory_gb': 1}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux ends a child with its parent')
+def test_no_worker_outlives_a_killed_main_process(tmp_path):
+    script = tmp_path / 'orphan.py'
+    script.write_text(ORPHAN)
+    main = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pid = tmp_path / 'pid'
+    wait_for(lambda: pid.exists() and pid.read_text(), 60)
+    worker = int(pid.read_text())
+    main.kill()
+    main.wait()
+    wait_for(lambda: not alive(worker), 5)
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody has collected yet does not."""
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
