@@ -326,7 +326,9 @@ def main(argv=None):
     output = args.output or (ROOT / 'docs' if scale == 1 else cache / 'page')
     cache.mkdir(parents=True, exist_ok=True)
     fill(cache, args.only, scale, args.reuse)
-    if not args.no_page:
+    if not args.no_page and not (cache / 'default.npz').exists():
+        print('no page: it takes the phantom "default", which has not been run')
+    elif not args.no_page:
         records = {name: load(cache / f'{name}.json') for name in names}
         records = {name: record for name, record in records.items() if record}
         stale = [n for n, r in records.items() if r['key'] != key_of(n, scale)]
