@@ -62,7 +62,7 @@ from precondqsm_bids.numerics.prior_fit import (
 )
 from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
 from precondqsm_bids.numerics.recombination import Recombination, recombine
-from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask
+from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
 from precondqsm_bids.numerics.tissue import literature_r2, tissue_class
 
 __all__ = [
@@ -115,6 +115,7 @@ __all__ = [
     'repair_phase',
     'shape_field',
     'shape_mask',
+    'surface_share',
     'susceptibility_map',
     'tissue_class',
     'tissue_parcels',

@@ -156,8 +156,8 @@ def fit_echoes(
     mask : (X, Y, Z) ndarray of bool
         Voxels to fit.
     predicted_field : (X, Y, Z) ndarray, optional
-        A prediction of the field, ppm, removed from the signal before anything is unwrapped and
-        added again at the end. It needs not be accurate.
+        A prediction of the field, ppm, removed from the signal and added again at the end. It
+        needs not be accurate: the phase is unwrapped without it if that leaves fewer jumps.
     noise_sd : float, optional
         Noise of one channel; estimated from the air (:func:`noise_level`), or from the
         residuals where there is none.
@@ -202,7 +202,8 @@ def fit_echoes(
     if predicted_field is not None:
         prediction += predicted_field[mask]
     field = _field_from_advance(signal, te, to_rad, mask, prediction)
-    _demodulate(signal, prediction, to_rad)
+    if predicted_field is not None:
+        _demodulate(signal, prediction, to_rad)
     offset = np.zeros_like(field)
     sd = _fit_phase(signal, to_rad, field, offset, True, workers)
     if noise_sd is None:
@@ -299,14 +300,23 @@ def ambiguous_fraction(
     """
     turn = 1 / (hz_per_ppm(field_strength) * float(np.diff(echo_times).min()))
     known = mask & (field_sd < 0.1 * turn)
-    pairs = jumps = 0
-    for axis in range(3):
-        both = np.moveaxis(known, axis, 0)
-        both = both[1:] & both[:-1]
-        step = np.abs(np.diff(np.moveaxis(total_field, axis, 0), axis=0))[both]
-        pairs += step.size
-        jumps += int(np.count_nonzero(step > turn / 2))
+    jumps, pairs = _jumps(total_field, known.astype(np.float32), turn / 2)
     return jumps / max(pairs, 1)
+
+
+def _jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, float]:
+    """Weight of the neighbours that differ by more than ``limit``, and of all neighbours.
+
+    The weight of a pair is the lesser of its voxels'.
+    """
+    jumps = pairs = 0.0
+    for axis in range(3):
+        step = np.moveaxis(np.abs(np.diff(volume, axis=axis)), axis, 0)
+        along = np.moveaxis(weight, axis, 0)
+        pair = np.minimum(along[1:], along[:-1])
+        jumps += float(np.sum(pair[step > limit], dtype=float))
+        pairs += float(np.sum(pair, dtype=float))
+    return jumps, pairs
 
 
 def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
@@ -332,25 +342,21 @@ def _field_from_advance(
         advance += signal[:, j + 1] * signal[:, j].conj()
     step = to_rad[pairs[0] + 1] - to_rad[pairs[0]]
     unwrapped = _unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
-    if prediction.any() and (jumps := _jumps(unwrapped, advance, mask)):
+    if not prediction.any():
+        return unwrapped / step
+    amplitude = np.zeros(mask.shape, np.float32)
+    amplitude[mask] = np.sqrt(np.abs(advance))
+
+    def jumps(phase: F32) -> float:
+        volume = np.zeros(mask.shape, np.float32)
+        volume[mask] = phase
+        return _jumps(volume, amplitude, np.pi)[0]
+
+    if left := jumps(unwrapped):
         plain = _unwrap(np.angle(advance), mask)
-        if _jumps(plain, advance, mask) < jumps:
+        if jumps(plain) < left:
             unwrapped = plain - step * prediction
     return unwrapped / step
-
-
-def _jumps(phase: F32, signal: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
-    """Jumps of more than half a turn between neighbours, each with the lesser amplitude."""
-    volume = np.full(mask.shape, np.nan, np.float32)
-    volume[mask] = phase
-    amplitude = np.zeros(mask.shape, np.float32)
-    amplitude[mask] = np.sqrt(np.abs(signal))
-    total = 0.0
-    for axis in range(3):
-        jump = np.abs(np.diff(volume, axis=axis)) > np.pi
-        low, high = (np.moveaxis(amplitude, axis, 0)[part] for part in (slice(-1), slice(1, None)))
-        total += float(np.sum(np.minimum(low, high)[np.moveaxis(jump, axis, 0)], dtype=float))
-    return total
 
 
 def _unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:

@@ -77,14 +77,33 @@ def filled_fraction(
     # are stored; far from anything deep it finds nothing, and the border voxel counts as whole.
     weight = ndimage.gaussian_filter(deep.astype(np.float32), 2.0, truncate=4.0)
     mean = ndimage.gaussian_filter(np.where(deep, magnitude, 0).astype(np.float32), 2.0)
-    # The edge of the field of view is no surface: a slab's object goes on beyond it.
-    border = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask, border_value=1)
+    border = (ndimage.binary_dilation(mask) & ~mask) | _surface(mask)
     border &= weight > 1e-4
     share = (
         magnitude[border] * weight[border] / np.maximum(mean[border], np.finfo(np.float32).tiny)
     )
     fraction[border] = np.clip(share, 0, 1)
     return fraction
+
+
+def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool_]:
+    """The outermost ``depth`` layers of voxels of a mask.
+
+    The edge of the field of view is no surface: a slab's object goes on beyond it.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) ndarray of bool
+        Object or region.
+    depth : int
+        Number of layers.
+
+    Examples
+    --------
+    >>> _surface(np.array([[[True, True, True, False]]])).tolist()
+    [[[False, False, True, False]]]
+    """
+    return mask & ~ndimage.binary_erosion(mask, iterations=depth, border_value=1)
 
 
 def _fill_holes(
@@ -209,15 +228,13 @@ def shape_mask(
     size = np.asarray(voxel_size, dtype=np.float64)
     mask, thin = _fill_holes(large, magnitude, threshold / 2, size)
     if not given:
-        empty = filled_fraction(magnitude, mask) < 0.5
-        mask &= ~(empty & ~ndimage.binary_erosion(mask, border_value=1))
+        mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
     fraction = filled_fraction(magnitude, mask)
-    border = mask & ~ndimage.binary_erosion(mask, border_value=1)
     return ShapeMask(
         mask,
         mask & ~thin & (fraction >= WHOLE),
         np.float32(step) * fraction,
-        np.float32(abs(step) * SURFACE_ERROR) * border,
+        np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
         float(threshold),
     )
 
@@ -225,8 +242,7 @@ def shape_mask(
 def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
     """Share of the region's border that lies within three voxels of the object's surface.
 
-    1 for the object itself, near 0 for a brain within its head. The edge of the field of view is
-    neither border nor surface.
+    1 for the object itself, near 0 for a brain within its head.
 
     Parameters
     ----------
@@ -242,8 +258,5 @@ def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bo
     >>> surface_share(roi, shape), surface_share(shape, shape)
     (0.0, 1.0)
     """
-    border = roi_mask & ~ndimage.binary_erosion(roi_mask, border_value=1)
-    if not border.any():
-        return 1.0
-    near = ~ndimage.binary_erosion(shape_mask, iterations=3, border_value=1)
-    return float(np.mean(near[border]))
+    border = _surface(roi_mask)
+    return float(np.mean(_surface(shape_mask, depth=3)[border])) if border.any() else 1.0
