@@ -65,11 +65,11 @@ def cost(folder, phantom, nprocs):
     log.unlink(missing_ok=True)
     worker = plugins._work
 
-    def measured(sender, node, *arguments):
+    def measured(parent, sender, node, *arguments):
         """Each node has a process of its own, so that what the process took is what it took."""
         started = time.monotonic()
         before = resource.getrusage(resource.RUSAGE_SELF)
-        worker(sender, node, *arguments)
+        worker(parent, sender, node, *arguments)
         after = resource.getrusage(resource.RUSAGE_SELF)
         told = {
             'node': node.name,
