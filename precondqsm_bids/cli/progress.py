@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TextIO
@@ -39,6 +40,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
         # Python would fail again when it flushes at its end.
         for broken in {sys.stdout, stream}:
             os.dup2(os.open(os.devnull, os.O_WRONLY), broken.fileno())
+
+
+def new_log_name() -> str:
+    """A name for the logs of this call: the time, and what keeps two of one second apart."""
+    return f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
 
 
 def follow(

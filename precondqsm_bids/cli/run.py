@@ -10,9 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import traceback
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from precondqsm_bids.cli.environment import (
     repair_environment,
 )
 from precondqsm_bids.cli.parser import graph_renderer, parse_args
-from precondqsm_bids.cli.progress import Stage, follow, say
+from precondqsm_bids.cli.progress import Stage, follow, new_log_name, say
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
 
@@ -194,11 +192,12 @@ def process(
     """
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
+    from precondqsm_bids.interfaces.files import write_atomic
 
-    uses_work_dir = settings.work_dir and runs and not settings.boilerplate_only
-    if settings.work_dir and uses_work_dir and not settings.clean_workdir:
-        check_work_dir(settings.work_dir)
-    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
+    work_dir = settings.work_dir if runs and not settings.boilerplate_only else None
+    if work_dir and not settings.clean_workdir:
+        check_work_dir(work_dir)
+    log_name = new_log_name()
     log_dir = settings.output_dir / 'logs' / log_name
     try:
         log_dir.mkdir(parents=True)
@@ -206,8 +205,8 @@ def process(
         (log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
         if settings.work_dir and settings.clean_workdir:
             clean(settings.work_dir)
-        if settings.work_dir and uses_work_dir:
-            stamp_work_dir(settings.work_dir)
+        if work_dir:
+            write_atomic(_stamp(work_dir), f'{__version__}\n')  # before anything else is there
     except OSError as error:
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
     with logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
@@ -372,7 +371,7 @@ def write_crash(folder: Path, kind: str, text: str) -> Path:
     text : str
         The whole story.
     """
-    crash = folder / f'crash-{time.strftime("%Y%m%d-%H%M%S")}-{uuid.uuid4().hex[:8]}-{kind}.txt'
+    crash = folder / f'crash-{new_log_name().replace("_", "-")}-{kind}.txt'
     try:
         folder.mkdir(parents=True, exist_ok=True)
         crash.write_text(text, encoding='utf-8')
@@ -433,7 +432,7 @@ def reports_only(settings: Settings) -> int:
         )
         return NOTHING_TO_DO
     failures = []
-    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
+    log_name = new_log_name()
     for subject in settings.participant_label or known:
         try:
             say(f'sub-{subject} | report {write_report(settings.output_dir, subject)}')
@@ -699,15 +698,8 @@ def check_work_dir(work_dir: Path) -> None:
         )
 
 
-def stamp_work_dir(work_dir: Path) -> None:
-    """Write the version into a work folder, before anything else is there."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    part = work_dir / f'.{uuid.uuid4().hex}.part'
-    part.write_text(f'{__version__}\n', encoding='utf-8')
-    part.replace(_stamp(work_dir))
-
-
 def _stamp(work_dir: Path) -> Path:
+    """The file that names the version whose results a work folder has."""
     from precondqsm_bids.workflows.base import NAME
 
     return work_dir / f'{NAME}.version'

@@ -6,8 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +18,7 @@ from precondqsm_bids.cli.parser import (
     option_words,
     stated_settings,
 )
-from precondqsm_bids.cli.progress import say
+from precondqsm_bids.cli.progress import new_log_name, say
 from precondqsm_bids.config import Settings
 
 if TYPE_CHECKING:
@@ -75,8 +73,7 @@ def submit(
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
-    log_name = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4().hex[:8]}'
-    folder = settings.output_dir / 'logs' / log_name
+    folder = settings.output_dir / 'logs' / new_log_name()
     if any(char in str(folder) for char in '"\\%\n'):
         raise InputError(
             f'{folder}: SLURM cannot write its log to a path with a quote, backslash, percent '
