@@ -101,7 +101,7 @@ def table(truth, rois, lambdas):
     chosen = [f'{lambdas[arm]:.3g}' if arm in lambdas else '' for arm in MAPS]
     for label, values in (
         (f'sd in the {MEDIUM} (ppm)', noise),
-        ('lambda of the L-curve (mm)', chosen),
+        ('lambda of the inversion (mm)', chosen),
     ):
         lines.append(f'{label:<35}' + ''.join(f'{value:>9}{"":9}' for value in values))
     return [line.rstrip() for line in lines]

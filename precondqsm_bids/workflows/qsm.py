@@ -286,7 +286,11 @@ def describe(
         'smooth phase offset.',
         _estimate_sentence(prior, fit, r2),
         'The field of this estimate'
-        + (' and of the shape of the object in air' if shape else '')
+        + (
+            ' and (where the region reaches its surface) of the shape of the object in air'
+            if shape
+            else ''
+        )
         + ', computed by convolution with the voxel-integrated dipole [@marques2005; '
         '@jenkinson2004], was subtracted from the total field.',
         f'From the flattened field the background was removed by {pdf_iterations} iterations of '
