@@ -27,7 +27,7 @@ LARGE = 0.1
 """Size relative to the largest connected region from which another one is object too."""
 
 LARGEST_BUBBLE = 5000.0
-"""Volume, mm^3, up to which an enclosed hole is a bubble or a weak source as a whole."""
+"""Volume, mm^3, up to which an enclosed hole without signal is a bubble as a whole."""
 
 
 class ShapeMask(NamedTuple):
@@ -117,8 +117,9 @@ def _fill_holes(
 
     An enclosed hole is filled if its median exceeds ``level`` or it has fewer than ``smallest``
     voxels: a strong source has little signal but some; an air bubble has none but ringing. What
-    is larger or open to the outside (a skull with its sinuses) is air where a ball of `THIN`
-    fits, with the two voxels around that, and filled elsewhere.
+    has none and is larger than `LARGEST_BUBBLE`, or is open to the outside (a skull with its
+    sinuses), is air where a ball of `THIN` fits, with the two voxels around that, and filled
+    elsewhere.
     """
     filled = mask.copy()
     holes, count = ndimage.label(~mask)
@@ -128,13 +129,14 @@ def _fill_holes(
     for axis in range(3):
         for plane in (0, -1):
             at_edge[np.take(holes, plane, axis)] = True
-    small = ~at_edge[1:] & (size * np.prod(voxel_size) <= LARGEST_BUBBLE)
-    if small.any():
-        empty = np.zeros(count, bool)
-        empty[small] = ndimage.median(magnitude, holes, index[small]) < level
-        empty &= size >= smallest
-        filled |= np.isin(holes, index[small & ~empty])
-    rest = np.isin(holes, index[~small])
+    enclosed = ~at_edge[1:]
+    empty = np.zeros(count, bool)
+    if enclosed.any():
+        empty[enclosed] = ndimage.median(magnitude, holes, index[enclosed]) < level
+    empty &= size >= smallest
+    small = size * np.prod(voxel_size) <= LARGEST_BUBBLE
+    filled |= np.isin(holes, index[enclosed & ~empty])
+    rest = np.isin(holes, index[~enclosed | (empty & ~small)])
     if not rest.any():
         return filled, np.zeros_like(mask)
     # What is at the edge of the field of view goes on beyond it.

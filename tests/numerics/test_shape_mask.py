@@ -81,6 +81,16 @@ def test_weak_sources_belong_to_the_object_and_islands_do_not(signal):
     np.testing.assert_allclose(inside, STEP, rtol=1e-3)  # as much object as anywhere else
 
 
+def test_large_source_of_little_signal_belongs_to_the_object():
+    # A sphere of 7 voxels radius at 2.3 mm is 17 mL: a sixth of the signal is some, none is air.
+    voxel_size = (2.3, 2.3, 2.3)
+    inner = sphere_share(40, 7.0, centre=(0.3, -0.2, 0.4))
+    weak = shape_mask(noisy(SHARE - 0.83 * inner, 80), voxel_size=voxel_size)
+    assert np.all(weak.roi_mask[inner > 0])
+    empty = shape_mask(noisy(SHARE - inner, 80), voxel_size=voxel_size)
+    assert np.mean(empty.shape_mask[inner == 1]) < 0.01
+
+
 def test_air_bubble_stays_open():
     bubble = sphere_share(40, 4.2, centre=(3.4, 0.3, -2.1))
     result = shape_mask(noisy(SHARE - bubble, 60))
