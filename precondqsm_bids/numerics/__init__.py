@@ -26,7 +26,14 @@ from precondqsm_bids.numerics.dipole_inversion import (
     least_risk,
     trusted_field,
 )
-from precondqsm_bids.numerics.echo_fit import EchoFit, ambiguous_fraction, fit_echoes
+from precondqsm_bids.numerics.echo_fit import (
+    EchoFit,
+    OneEcho,
+    ambiguous_fraction,
+    field_of_one_echo,
+    fit_echoes,
+    noise_inside,
+)
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
 from precondqsm_bids.numerics.phase import (
     PhaseRepair,
@@ -73,6 +80,7 @@ __all__ = [
     'EchoFit',
     'Flattening',
     'LCurve',
+    'OneEcho',
     'Overlap',
     'PhaseRepair',
     'PhaseScale',
@@ -92,6 +100,7 @@ __all__ = [
     'constant_parcels',
     'contrast_cells',
     'dipole_kernel',
+    'field_of_one_echo',
     'first_field',
     'fit_echoes',
     'fit_prior',
@@ -103,6 +112,7 @@ __all__ = [
     'literature_r2',
     'map_by_tissue',
     'map_scale',
+    'noise_inside',
     'noise_weights',
     'pdf',
     'phase_scale',

@@ -58,15 +58,28 @@ class EchoFit(NamedTuple):
     """Root mean square of what the quartic leaves of the phase offset, rad."""
 
 
+class OneEcho(NamedTuple):
+    """What :func:`field_of_one_echo` found; maps are (X, Y, Z) and zero outside the mask."""
+
+    total_field: F32
+    """Relative field, ppm, with the phase offset in it."""
+    field_sd: F32
+    """Standard deviation of the field by the noise, ppm."""
+    usable_echoes: npt.NDArray[np.uint8]
+    """1 where the magnitude exceeds twice the noise."""
+    noise_sd: float
+    """Noise of one channel (real or imaginary), in the unit of the magnitude."""
+
+
 def check_echoes(
-    magnitude: npt.NDArray, phase: npt.NDArray, echo_times: npt.ArrayLike
+    magnitude: npt.NDArray, phase: npt.NDArray, echo_times: npt.ArrayLike, least: int = 2
 ) -> npt.NDArray[np.float64]:
     """Echo times (s) as an array, after checking them and the data against each other.
 
     Raises
     ------
     ValueError
-        Shapes differ, fewer than two echoes, or echo times that are not increasing seconds.
+        Shapes differ, fewer than ``least`` echoes, or echo times that are not increasing seconds.
     """
     te = np.asarray(echo_times, dtype=np.float64)
     if magnitude.shape != phase.shape:
@@ -76,8 +89,11 @@ def check_echoes(
             f'magnitude must be (X, Y, Z, echoes) with one echo time each: '
             f'shape {magnitude.shape}, {te.size} echo times'
         )
-    if te.size < 2:
-        raise ValueError('fitting the field and R2* takes at least two echoes, got one')
+    if te.size < least:
+        raise ValueError(
+            f'fitting the field and R2* takes at least two echoes, got {te.size}; the field of '
+            'one echo is field_of_one_echo'
+        )
     if not np.all(np.isfinite(te)) or te[0] <= 0 or np.any(np.diff(te) <= 0):
         raise ValueError(f'echo times must be positive and increasing, in seconds: {te.tolist()}')
     if te[-1] > 1:
@@ -111,6 +127,119 @@ def noise_level(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float | 
     if values.size < 1000:
         return None
     return float(np.median(values) / np.sqrt(2 * np.log(2)))
+
+
+def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
+    """Noise of one channel from the object itself, for images without air around it.
+
+    The second difference along an axis takes off what is smooth and leaves noise of ``sqrt(6)``
+    times the standard deviation; the median of its size is not moved by edges.
+
+    Parameters
+    ----------
+    magnitude : (X, Y, Z) ndarray
+        Measured magnitude of one echo, well above the noise in most of the mask.
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).normal(100, 3, (24, 24, 24))
+    >>> print(round(noise_inside(noise, np.ones(noise.shape, bool)), 1))
+    3.0
+    """
+    differences = []
+    for axis in range(3):
+        values, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
+        whole = inside[:-2] & inside[1:-1] & inside[2:]
+        second = values[:-2] - 2 * values[1:-1] + values[2:]
+        differences.append(np.abs(second[whole]))
+    found = np.concatenate(differences)
+    return float(1.4826 * np.median(found) / np.sqrt(6)) if found.size else 0.0
+
+
+def field_of_one_echo(
+    magnitude: npt.NDArray,
+    phase: npt.NDArray,
+    echo_time: float,
+    field_strength: float,
+    mask: npt.NDArray[np.bool_],
+    *,
+    predicted_field: npt.NDArray | None = None,
+    noise_sd: float | None = None,
+) -> OneEcho:
+    """Field of a single echo: its phase, unwrapped in space, over its echo time.
+
+    ``field = (phase - phi0) / (2 pi gammabar B0 TE)``, and one echo does not tell ``phi0``. The
+    offset of coil and transmitter is smooth over the object; as far as it is harmonic, background
+    removal takes it for the field of sources outside. R2* and S0 are not known.
+
+    The standard deviation is that of the phase, ``sigma / magnitude``. It holds no more than the
+    noise: a voxel that unwrapping puts a turn off does not show.
+
+    Parameters
+    ----------
+    magnitude : (X, Y, Z) ndarray
+        Measured magnitude, any unit.
+    phase : (X, Y, Z) ndarray
+        Measured phase, rad.
+    echo_time : float
+        s
+    field_strength : float
+        B0, T.
+    mask : (X, Y, Z) ndarray of bool
+        Voxels whose field is wanted.
+    predicted_field : (X, Y, Z) ndarray, optional
+        As for :func:`fit_echoes`: it may help unwrapping and enters nothing else.
+    noise_sd : float, optional
+        Noise of one channel; from the air (:func:`noise_level`), or from the object itself where
+        there is none (:func:`noise_inside`).
+
+    Returns
+    -------
+    OneEcho
+
+    Raises
+    ------
+    ValueError
+        See :func:`check_echoes`; also for an empty mask or values that are not finite.
+
+    References
+    ----------
+    Herraez et al., Appl Opt 2002;41:7437 (unwrapping). Gudbjartsson & Patz, Magn Reson Med
+    1995;34:910 (noise of magnitude and phase).
+
+    Examples
+    --------
+    >>> phase = np.full((4, 4, 4), 2 * np.pi * 127.729 * 0.05 * 0.02)
+    >>> one = field_of_one_echo(np.ones((4, 4, 4)), phase, 0.02, 3.0, np.ones((4, 4, 4), bool),
+    ...                         noise_sd=0.01)
+    >>> print(one.total_field[0, 0, 0].round(4), one.field_sd[0, 0, 0].round(5))
+    0.05 0.00062
+    """
+    te = check_echoes(magnitude[..., None], phase[..., None], [echo_time], least=1)
+    if not mask.any():
+        raise ValueError('the mask is empty: there is no voxel whose field could be found')
+    signal = (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)[:, None]
+    if bad := np.count_nonzero(~np.isfinite(signal)):
+        raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
+    if noise_sd is None:
+        noise_sd = noise_level(magnitude[..., None], mask)
+    if noise_sd is None:
+        noise_sd = noise_inside(magnitude, mask)
+    noise_sd = max(noise_sd, float(np.abs(signal).max()) * 1e-7)
+
+    prediction = np.zeros(len(signal), np.float32)
+    if predicted_field is not None:
+        prediction += predicted_field[mask]
+    field = _field_from_advance(signal, te, field_strength, mask, prediction) + prediction
+    amplitude = np.abs(signal[:, 0])
+    turn = 1 / (hz_per_ppm(field_strength) * echo_time)
+    sd = noise_sd / np.maximum(amplitude, np.finfo(np.float32).tiny) * turn / TWO_PI
+    total_field, field_sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
+    total_field[mask], field_sd[mask] = field, np.minimum(sd, turn)
+    usable = (mask & (magnitude > 2 * noise_sd)).astype(np.uint8)
+    return OneEcho(total_field, field_sd, usable, float(noise_sd))
 
 
 def fit_echoes(
@@ -201,7 +330,7 @@ def fit_echoes(
     prediction = np.zeros(len(signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[mask]
-    field = _field_from_advance(signal, te, to_rad, mask, prediction)
+    field = _field_from_advance(signal, te, field_strength, mask, prediction)
     if predicted_field is not None:
         _demodulate(signal, prediction, to_rad)
     offset = np.zeros_like(field)
@@ -283,7 +412,7 @@ def ambiguous_fraction(
     total_field, field_sd : (X, Y, Z) ndarray
         Fitted field and its standard deviation, ppm.
     echo_times : (E,) array_like
-        Echo times, s.
+        Echo times, s. Of a single echo, 0 and its time: its spacing is that from the excitation.
     field_strength : float
         B0, T.
     mask : (X, Y, Z) ndarray of bool
@@ -326,8 +455,28 @@ def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
         signal[part] *= np.exp(-1j * field[part, None] * to_rad)
 
 
+def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
+    """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s).
+
+    Of one echo it is the advance since the excitation, ``s |s|`` over the echo time, with the
+    phase offset in it.
+    """
+    if te.size == 1:
+        return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
+    spacing = np.diff(te)
+    pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
+    advance = np.zeros(len(signal), np.complex64)
+    for j in pairs:
+        advance += signal[:, j + 1] * signal[:, j].conj()
+    return advance, float(spacing[pairs].mean())
+
+
 def _field_from_advance(
-    signal: npt.NDArray, te: npt.NDArray, to_rad: F32, mask: npt.NDArray[np.bool_], prediction: F32
+    signal: npt.NDArray,
+    te: npt.NDArray,
+    field_strength: float,
+    mask: npt.NDArray[np.bool_],
+    prediction: F32,
 ) -> F32:
     """First field less the prediction (ppm), from the phase advance over the shortest spacing.
 
@@ -335,12 +484,8 @@ def _field_from_advance(
     a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
     left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
     """
-    spacing = np.diff(te)
-    pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
-    advance = np.zeros(len(signal), np.complex64)
-    for j in pairs:
-        advance += signal[:, j + 1] * signal[:, j].conj()
-    step = to_rad[pairs[0] + 1] - to_rad[pairs[0]]
+    advance, spacing = phase_advance(signal, te)
+    step = TWO_PI * np.float32(hz_per_ppm(field_strength) * spacing)
     unwrapped = _unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
     if not prediction.any():
         return unwrapped / step

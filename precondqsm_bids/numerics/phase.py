@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI, hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box, forward_field
-from precondqsm_bids.numerics.echo_fit import _unwrap, check_echoes, noise_level
+from precondqsm_bids.numerics.echo_fit import _unwrap, check_echoes, noise_level, phase_advance
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -595,7 +595,8 @@ def alternating_axes(
         angle(s_1(r + e) s_1*(r)) - TE1 / dTE angle(a(r + e) a*(r)),   a = sum_e s_(e+1) s_e*,
 
     and the mean of its cosine over all neighbours in the mask, weighted by magnitude, is near +1
-    for ordinary data and near -1 for alternating ones. An axis alternates below -0.3.
+    for ordinary data and near -1 for alternating ones. An axis alternates below -0.3. The phase of
+    a single echo is taken as it is.
 
     Parameters
     ----------
@@ -614,13 +615,13 @@ def alternating_axes(
     >>> alternating_axes(np.ones(phase.shape), phase, te, np.ones((8, 8, 8), bool))
     (2,)
     """
-    te = check_echoes(magnitude, phase, echo_times)
+    te = check_echoes(magnitude, phase, echo_times, least=1)
     signal = _signal(magnitude, phase, mask)
     return _alternating_axes(signal, te, mask)
 
 
 def _alternating_axes(signal: npt.NDArray, te: npt.NDArray, mask: Bools) -> tuple[int, ...]:
-    advance, spacing = _advance(signal, te)
+    advance, spacing = phase_advance(signal, te)
     first = signal[:, 0]
     found = []
     for axis in range(3):
@@ -628,8 +629,10 @@ def _alternating_axes(signal: npt.NDArray, te: npt.NDArray, mask: Bools) -> tupl
         if low.size < 100:
             continue
         step = first[high] * first[low].conj()
-        growth = np.angle(advance[high] * advance[low].conj())
-        cosine = np.cos(np.angle(step) - te[0] / spacing * growth)
+        turn = np.angle(step)
+        if te.size > 1:
+            turn -= te[0] / spacing * np.angle(advance[high] * advance[low].conj())
+        cosine = np.cos(turn)
         weight = np.sqrt(np.abs(step)).astype(np.float64)
         if np.sum(weight * cosine) < -0.3 * np.sum(weight):
             found.append(axis)
@@ -639,16 +642,6 @@ def _alternating_axes(signal: npt.NDArray, te: npt.NDArray, mask: Bools) -> tupl
 def _signal(magnitude: npt.NDArray, phase: npt.NDArray, mask: Bools) -> npt.NDArray:
     """Complex echoes of the masked voxels, (V, E)."""
     return (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)
-
-
-def _advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
-    """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s)."""
-    spacing = np.diff(te)
-    pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
-    advance = np.zeros(len(signal), np.complex64)
-    for j in pairs:
-        advance += signal[:, j + 1] * signal[:, j].conj()
-    return advance, float(spacing[pairs].mean())
 
 
 def _neighbours(mask: Bools, axis: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -809,8 +802,8 @@ def first_field(
 ) -> tuple[F32, F32]:
     """Cheap field and its standard deviation, ppm, from the phase advance between echoes.
 
-    ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. Neither the
-    phase offset nor a prediction enters, so that its sign is that of the phase.
+    ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. No prediction
+    enters, so that its sign is that of the phase; the phase offset enters where there is one echo.
 
     Parameters
     ----------
@@ -831,7 +824,7 @@ def first_field(
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
-    te = check_echoes(magnitude, phase, echo_times)
+    te = check_echoes(magnitude, phase, echo_times, least=1)
     signal = _signal(magnitude, phase, mask)
     return _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
 
@@ -843,7 +836,7 @@ def _first_field(
     mask: Bools,
     noise_sd: float | None,
 ) -> tuple[F32, F32]:
-    advance, spacing = _advance(signal, te)
+    advance, spacing = phase_advance(signal, te)
     to_rad = np.float32(TWO_PI * hz_per_ppm(field_strength) * spacing)
     amplitude = np.sqrt(np.abs(advance))
     if noise_sd is None:  # no air: a plain guess, since only the weights of voxels depend on it
@@ -910,7 +903,7 @@ def repair_phase(
     >>> print(repaired.notes[0])
     odd and even echoes differ by 0.50 rad (bipolar readouts): corrected
     """
-    te = check_echoes(magnitude, phase, echo_times)
+    te = check_echoes(magnitude, phase, echo_times, least=1)
     if sign not in (None, 1, -1):
         raise ValueError(f'the sign of the phase is 1 or -1, not {sign!r}')
     if not mask.any():

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import ambiguous_fraction, fit_echoes, noise_level
+from precondqsm_bids.numerics.echo_fit import (
+    ambiguous_fraction,
+    field_of_one_echo,
+    fit_echoes,
+    noise_level,
+)
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
 SHORT = 1e-3 * 1.2 * np.arange(1, 9)
@@ -423,3 +428,86 @@ def test_echoes_too_far_apart_to_unwrap_are_told(spacing, lost):
     found = ambiguous_fraction(fit.total_field, fit.field_sd, te, 3.0, mask)
     assert wrong == lost
     assert (found > 1e-3) == lost
+
+
+# --- one echo ---------------------------------------------------------------------------------
+
+
+def one_echo(echo_time=0.015, noise=0.01, offset=0.0, size=32):
+    """A ball with a quadratic field of several turns and noise; field in ppm."""
+    x, y, z = np.indices((size,) * 3) / (size / 2) - 1
+    mask = x**2 + y**2 + z**2 < 0.8
+    field = 1.5 * x**2 - 1.0 * y + 0.3 * z
+    turn = TURN * echo_time
+    rng = np.random.default_rng(4)
+    signal = mask * (1 - 0.5 * z) * np.exp(1j * (turn * field + offset))
+    signal = signal + noise * (rng.normal(size=mask.shape) + 1j * rng.normal(size=mask.shape))
+    return np.abs(signal), np.angle(signal), mask, field
+
+
+def test_field_of_one_echo_is_the_unwrapped_phase():
+    magnitude, phase, mask, field = one_echo()
+    one = field_of_one_echo(magnitude, phase, 0.015, 3.0, mask)
+    error = (one.total_field - field)[mask]
+    turn = 1 / (hz_per_ppm(3.0) * 0.015)
+    # Several turns across the ball, and all voxels in the same one
+    assert np.ptp(field[mask]) > 3 * turn
+    whole = turn * np.round(np.median(error) / turn)
+    assert np.abs(error - whole).max() < 0.1 * turn
+    # The standard deviation is that of the error, voxel by voxel
+    score = (error - whole) / one.field_sd[mask]
+    assert np.std(score) == pytest.approx(1, abs=0.03)
+    assert one.noise_sd == pytest.approx(0.01, rel=0.03)
+    assert one.usable_echoes[mask].all()
+    assert not one.total_field[~mask].any()
+
+
+def test_offset_of_one_echo_stays_in_its_field():
+    magnitude, phase, mask, _ = one_echo(offset=0.7)
+    plain = field_of_one_echo(*one_echo()[:2], 0.015, 3.0, mask).total_field[mask]
+    moved = field_of_one_echo(magnitude, phase, 0.015, 3.0, mask).total_field[mask]
+    expected = 0.7 / (TURN * 0.015)
+    assert np.median(moved - plain) == pytest.approx(expected, rel=0.05)
+
+
+def test_prediction_of_one_echo_helps_and_does_not_enter():
+    magnitude, phase, mask, field = one_echo()
+    plain = field_of_one_echo(magnitude, phase, 0.015, 3.0, mask).total_field
+    wrong = np.where(mask, 3 * np.sin(6 * field), 0)  # more wraps than there are
+    for prediction in (0.9 * field, wrong):
+        helped = field_of_one_echo(magnitude, phase, 0.015, 3.0, mask, predicted_field=prediction)
+        np.testing.assert_allclose(
+            (helped.total_field - plain)[mask],
+            np.median((helped.total_field - plain)[mask]),
+            atol=1e-5,
+        )
+
+
+def test_noise_of_one_echo_without_air():
+    magnitude, phase, mask, _ = one_echo(noise=0.02)
+    inside = (slice(8, 24),) * 3
+    whole = np.ones((16,) * 3, bool)
+    assert mask[inside].mean() > 0.95
+    one = field_of_one_echo(magnitude[inside], phase[inside], 0.015, 3.0, whole)
+    assert one.noise_sd == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'phase': np.zeros((4, 4, 5))}, 'differ in shape'),
+        ({'echo_time': 15.0}, 'milliseconds'),
+        ({'mask': np.zeros((4, 4, 4), bool)}, 'the mask is empty'),
+        ({'magnitude': np.full((4, 4, 4), np.nan)}, 'not finite in 64 voxels'),
+    ],
+)
+def test_one_echo_refuses(change, words):
+    given = {
+        'magnitude': np.ones((4, 4, 4)),
+        'phase': np.zeros((4, 4, 4)),
+        'echo_time': 0.015,
+        'field_strength': 3.0,
+        'mask': np.ones((4, 4, 4), bool),
+    }
+    with pytest.raises(ValueError, match=words):
+        field_of_one_echo(**given | change)
