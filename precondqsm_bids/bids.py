@@ -71,6 +71,12 @@ VOXEL_SIZES = (0.005, 50.0)
 """mm; a voxel outside of it is a header in another unit."""
 LEAST_MATRIX = 4
 """Voxels along each axis: a thinner slab has no voxel without a border on either side."""
+ONE_ECHO = (
+    'is the only echo (EchoTime {:g} s): the field is its unwrapped phase over the echo time, '
+    "with the phase offset of the coil in it; R2*, R2', T2* and S0 are not known, and maps of "
+    'them are not written'
+)
+"""What is told of a run of one echo."""
 
 
 class InputError(ValueError):
@@ -166,6 +172,11 @@ class Run:
     def sources(self) -> tuple[str, ...]:
         """Every image of the run, that of the first echo first."""
         return (*self.magnitude, *self.phase, *self.real, *self.imaginary)
+
+    @property
+    def one_echo(self) -> bool:
+        """Whether there is one echo, so that R2*, S0 and the phase offset are not known."""
+        return len(self.echo_times) == 1
 
     @property
     def as_needed(self) -> bool:
@@ -316,6 +327,7 @@ def find_runs(
     reference: str = 'roi-mean',
     tissue: bool = False,
     r2_map: bool = False,
+    r2star_priors: Sequence[str] = (),
     prior_maps: Sequence[Path] = (),
     ignore: Iterable[Path] = (),
 ) -> tuple[list[Run], list[Problem]]:
@@ -343,7 +355,9 @@ def find_runs(
     reference : str
         ``none``, ``roi-mean`` or the name of a label, which every run must then have.
     tissue, r2_map : bool
-        Whether every run must have tissue classes, or a map of R2 or T2.
+        Whether every run must have tissue classes, or a map of R2 or T2 if it has R2*.
+    r2star_priors : sequence of str
+        Priors that are made of R2*, so that every run must have two echoes or more.
     prior_maps : sequence of Path
         Susceptibility maps, which must be on the grid of every run.
     ignore : iterable of Path
@@ -406,13 +420,15 @@ def find_runs(
         try:
             members, suffix_notes = _one_suffix(subject, members)
             run, notes = _make_run(members, sidecars, field_strength, b0_dir)
+            if run.one_echo:
+                _check_one_echo(run, r2star_priors)
             run, mask_notes = _with_mask(run, masks, mask)
             run, label_notes = _with_labels(run, labels, reference)
             more_notes: list[Problem] = []
             if tissue:
                 run, told = _with_tissue(run, segmentations)
                 more_notes += told
-            if r2_map:
+            if r2_map and not run.one_echo:
                 run, told = _with_r2_map(run, relaxation)
                 more_notes += told
             _check_prior_maps(run, prior_maps)
@@ -508,12 +524,19 @@ def _images(
     """
     images, problems = [], []
     skipped: dict[tuple[str, str], list[_File]] = defaultdict(list)
+    # A single echo needs no echo entity: its magnitude may be called as a plain image is.
+    with_phase = {
+        (file.folder, file.group)
+        for file in filter(_is_image, files)
+        if file.entities.get('part') == 'phase' and 'echo' not in file.entities
+    }
     for file in filter(_is_image, files):
         subject = file.folder[0].removeprefix('sub-') if file.folder else ''
         if subject not in subjects:
             continue
         folders = [f'{key}-{file.entities[key]}' for key in ('sub', 'ses') if key in file.entities]
-        if file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities):
+        plain = file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities)
+        if plain and (file.folder, file.group) not in with_phase:
             reason = 'plain T2*-weighted images, without echo and part, hold no field'
         elif sessions and file.entities.get('ses') not in sessions:
             reason = 'not among the sessions of --session-label'
@@ -663,20 +686,15 @@ def _make_run(
         order = sorted(by_echo, key=by_echo.__getitem__)
         times = [by_echo[echo] for echo in order]
         first = one[order[0]]
-    if len(times) < 2:
-        raise _RunError(
-            first.path,
-            f'is the only echo (EchoTime {times[0]:g} s); the fit of field and R2* needs two '
-            'echoes or more: add the others, or leave the run out with --bids-filter-file',
-        )
     paths = [part[echo].path for echo in order for part in (one, other)]
     grid, grid_notes = _check_grids(paths, len(times) if in_one_file else None, b0_dir)
     strength, strength_notes = _field_strength(metadata, field_strength)
+    one_echo_notes = [(first.path, ONE_ECHO.format(times[0]))] if len(times) == 1 else []
     notes += [
         Problem(first.entities['sub'], str(path), message, fatal=False)
-        for path, message in (*grid_notes, *strength_notes)
+        for path, message in (*one_echo_notes, *grid_notes, *strength_notes)
     ]
-    missing = []
+    missing = ['R2* (one echo)'] if len(times) == 1 else []
     if all(content.get('MagneticFieldStrength') is None for content in metadata.values()):
         missing.append('MagneticFieldStrength (--field-strength given)')
     if not grid.oriented:
@@ -708,6 +726,18 @@ def _make_run(
         missing=tuple(missing),
     )
     return run, notes
+
+
+def _check_one_echo(run: Run, r2star_priors: Sequence[str]) -> None:
+    """Raise if the prior is made of R2*, which a run of one echo does not have."""
+    if r2star_priors:
+        raise _RunError(
+            run.sources[0],
+            f'is the only echo (EchoTime {run.echo_times[0]:g} s), and --prior '
+            f'{" ".join(r2star_priors)} is made of R2*, which takes two echoes or more: add the '
+            'others, give --prior contrast, tissue, map:FILE or shape, or leave the run out with '
+            '--bids-filter-file',
+        )
 
 
 _Parts = dict[str, _File]

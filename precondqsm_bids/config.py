@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 REG_RULES = ('auto', 'l-curve', 'risk')
 """How the regularisation weight may be chosen."""
-PRIORS = ('contrast', 'tissue', 'r2prime-by-tissue', 'r2prime')
+PRIORS = ('contrast', 'tissue', 'r2prime-by-tissue', 'r2prime', 'shape')
 """What the first estimate may be made of, besides ``map:FILE``."""
 R2_WORDS = ('median', 'map', 'literature')
 """Where R2 may come from, besides a number."""
@@ -54,7 +54,8 @@ class Settings:
         Depth that is taken off the region of interest, mm.
     prior : tuple of str
         What the first estimate is the sum of: ``contrast``, ``tissue``, ``r2prime-by-tissue``,
-        ``r2prime``, ``map:FILE`` (a susceptibility map in ppm).
+        ``r2prime``, ``map:FILE`` (a susceptibility map in ppm); or ``shape`` alone, nothing
+        inside.
     prior_fit : str
         How the field chooses the coefficients of ``r2prime`` and ``map:FILE``: ``auto`` (not at
         all for ``r2prime`` alone, else ``global``), ``none``, ``global`` or ``clusters``.
@@ -122,6 +123,15 @@ class Settings:
         True
         """
         return self.r2 == 'literature' or any('tissue' in name for name in self.words)
+
+    @property
+    def r2star_priors(self) -> tuple[str, ...]:
+        """The priors that are made of R2*, which a single echo does not tell.
+
+        >>> Settings(Path('in'), Path('out'), prior=('tissue', 'r2prime')).r2star_priors
+        ('r2prime',)
+        """
+        return tuple(name for name in self.words if name.startswith('r2prime'))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -204,12 +214,15 @@ def resolve_prior_fit(prior: Sequence[str], prior_fit: str) -> str | None:
         raise ValueError(f'--prior takes one or several of {", ".join(PRIORS)} and map:FILE')
     for name in prior:
         if name not in PRIORS and (not name.startswith('map:') or name == 'map:'):
-            raise ValueError(
-                f'--prior {name} is not one of {", ".join(PRIORS)} and map:FILE'
-                + (' (the shape is in it unless there is --no-shape)' if name == 'shape' else '')
-            )
+            raise ValueError(f'--prior {name} is not one of {", ".join(PRIORS)} and map:FILE')
         if prior.count(name) > 1:
             raise ValueError(f'--prior has {name} twice: once is enough')
+    if 'shape' in prior and len(prior) > 1:
+        others = ' '.join(name for name in prior if name != 'shape')
+        raise ValueError(
+            f'--prior shape is the shape alone; with {others} it is in the prior unless there is '
+            '--no-shape: leave out shape'
+        )
     if prior_fit not in ('auto', 'none', 'global', 'clusters'):
         raise ValueError(f'--prior-fit {prior_fit} is none of auto, none, global and clusters')
     whole = [name for name in prior if name == 'r2prime' or name.startswith('map:')]
@@ -219,11 +232,11 @@ def resolve_prior_fit(prior: Sequence[str], prior_fit: str) -> str | None:
             f'{wrong}that is for r2prime and map:FILE; contrast, tissue and r2prime-by-tissue '
             'have a coefficient for each of their parcels (auto)'
         )
-    if prior_fit == 'none' and (not whole or len(prior) > 1):
+    if prior_fit == 'none' and list(prior) != ['shape'] and (not whole or len(prior) > 1):
         raise ValueError(
             f'{wrong}only r2prime or one map:FILE, alone, can be taken as it is, without a fit'
         )
-    if prior_fit == 'none' or (prior_fit == 'auto' and list(prior) == ['r2prime']):
+    if prior_fit == 'none' or (prior_fit == 'auto' and list(prior) in (['r2prime'], ['shape'])):
         return None
     return 'clusters' if prior_fit == 'clusters' else 'global'
 

@@ -361,9 +361,19 @@ def test_the_same_image_twice(dataset):
     assert 'same echo and part as' in only_problem(dataset).message
 
 
-def test_one_echo_is_too_few(dataset):
+def test_one_echo_is_a_run_and_is_told(dataset):
     dataset.add_run(echo_times=(0.004,))
-    assert 'two echoes or more' in only_problem(dataset).message
+    (run,), (problem,) = find_runs(dataset.root, r2_map=True)  # no map is looked for
+    assert run.one_echo
+    assert run.echo_times == (0.004,)
+    assert problem.kind == 'warning'
+    assert 'is the only echo (EchoTime 0.004 s)' in problem.message
+
+
+def test_one_echo_has_no_prior_of_r2star(dataset):
+    dataset.add_run(echo_times=(0.004,))
+    message = only_problem(dataset, r2star_priors=['r2prime']).message
+    assert '--prior r2prime is made of R2*' in message
 
 
 def test_shapes_differ(dataset):

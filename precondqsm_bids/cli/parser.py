@@ -183,11 +183,13 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         '--prior',
         nargs='+',
         type=_prior,
-        metavar='{contrast,tissue,r2prime-by-tissue,r2prime,map:FILE}',
+        metavar='{contrast,tissue,r2prime-by-tissue,r2prime,map:FILE,shape}',
         help='the first estimate is the sum of: contrast (default), one constant for each cell '
-        'of the joint histogram of R2* and magnitude in blocks; tissue, one constant for each '
+        'of the joint histogram of R2* and magnitude (of the magnitude, where there is one echo) '
+        'in blocks; tissue, one constant for each '
         "tissue class; r2prime-by-tissue, R2' with one coefficient for each class; r2prime, R2' "
-        'by static-dephasing theory; map:FILE, a susceptibility map in ppm',
+        'by static-dephasing theory; map:FILE, a susceptibility map in ppm; or it is the shape '
+        'alone',
     )
     group.add_argument(
         '--prior-fit',
@@ -543,6 +545,8 @@ def _check_prior(settings: Settings) -> str:
         fit = resolve_prior_fit(settings.prior, settings.prior_fit)
     except ValueError as error:
         return str(error)
+    if 'shape' in settings.prior and not settings.shape:
+        return '--prior shape with --no-shape leaves no first estimate: leave out one of them'
     if missing := [str(path) for path in settings.prior_maps if not path.is_file()]:
         return f'--prior map:FILE: no such file: {missing[0]}'
     if fit is None and settings.write_prior_labels:

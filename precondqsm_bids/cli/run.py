@@ -146,6 +146,7 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         reference=settings.reference,
         tissue=settings.needs_tissue,
         r2_map=settings.r2 == 'map',
+        r2star_priors=settings.r2star_priors,
         prior_maps=settings.prior_maps,
         ignore=[settings.output_dir],
     )
@@ -253,10 +254,10 @@ def introduce(settings: Settings, runs: Sequence['Run'], log_dir: Path) -> None:
     say(f'work folder {settings.work_dir}; log {log_dir}')
     missing = sorted(set(settings.participant_label) - {run.subject for run in runs})
     for run in runs:
-        times = [1000 * t for t in run.echo_times]
+        echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
         say(
-            f'{run.label}: {len(times)} echoes, {times[0]:.4g} to {times[-1]:.4g} ms, '
-            f'{run.field_strength:g} T'
+            f'{run.label}: {echoes}, {_times_words(run)} ms, '
+            f'{run.field_strength:g} T, prior {_prior_words(settings, run)}'
         )
     for subject in missing:
         say(f'warning: sub-{subject}: no run to reconstruct')
@@ -532,19 +533,18 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     )  # fmt: skip
     rows = [head]
     for run in runs:
-        times = [1000 * t for t in run.echo_times]
         missing = [*run.missing, *([] if run.labels else ['labels'])]
         rows.append(
             (
                 run.label,
-                str(len(times)),
+                str(len(run.echo_times)),
                 'x'.join(map(str, run.matrix)),
-                f'{times[0]:.4g} to {times[-1]:.4g}',
+                _times_words(run),
                 f'{run.field_strength:g}',
                 Path(run.mask).name if run.mask else 'auto',
-                _prior_words(settings),
+                _prior_words(settings, run),
                 _tissue_words(run),
-                Path(run.r2_map).name if run.r2_map else str(settings.r2),
+                'none' if run.one_echo else Path(run.r2_map or str(settings.r2)).name,
                 str(len(run.label_names)) if run.label_names else 'none',
                 ', '.join(missing) or 'nothing',
             )
@@ -563,9 +563,18 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _prior_words(settings: Settings) -> str:
+def _times_words(run: 'Run') -> str:
+    """First and last echo time, ms."""
+    times = [f'{1000 * t:.4g}' for t in (run.echo_times[0], run.echo_times[-1])]
+    return ' to '.join(dict.fromkeys(times))
+
+
+def _prior_words(settings: Settings, run: 'Run') -> str:
     """The prior in one word, files by their names."""
-    names = [*settings.words, *(f'map:{path.name}' for path in settings.prior_maps)]
+    words = [word for word in settings.words if word != 'shape']
+    if run.one_echo:  # without R2*
+        words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
+    names = [*words, *(f'map:{path.name}' for path in settings.prior_maps)]
     return '+'.join([*names, *(['shape'] if settings.shape else [])])
 
 

@@ -577,6 +577,11 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
     fit = stages.get('prior_fit')
     if fit and algorithm.startswith('Static dephasing'):
         return describe_prior(fit)
+    if algorithm == _FIT and _one_echo(stages):
+        return (
+            'Phase of the one echo, unwrapped in space, over its echo time; the phase offset is '
+            'part of it'
+        )
     source = stages.get('r2prime_prior', {}).get('r2_source')
     if source and algorithm.startswith('Difference of R2*'):
         return f'{algorithm}; R2: {source}'
@@ -589,6 +594,8 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
 
 def _references(output: Output, stages: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The publications of a map; those of a fitted prior depend on what it is made of."""
+    if output.reference == _FIT_REF and _one_echo(stages):
+        return 'Herraez MA et al., Appl Opt 2002;41:7437'
     fit = stages.get('prior_fit')
     if output.reference != _PRIOR_REF or output.suffix != 'Chimap' or not fit:
         return output.reference
@@ -598,7 +605,14 @@ def _references(output: Output, stages: Mapping[str, Mapping[str, Any]]) -> str 
         terms.append(
             'Liu T et al., NMR Biomed 2011;24:1129 (projection, here with unknowns inside)'
         )
+    if list(fit['priors']) == ['shape']:
+        return _FLATTEN_REF
     return '; '.join(terms) or 'The map that was given, see Sources'
+
+
+def _one_echo(stages: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the field is that of a single echo."""
+    return len(stages.get('echo_fit', {}).get('echo_times', ())) == 1
 
 
 def describe_prior(fit: Mapping[str, Any]) -> str:
@@ -609,6 +623,8 @@ def describe_prior(fit: Mapping[str, Any]) -> str:
     """
     terms = []
     for name, prior in fit['priors'].items():
+        if name == 'shape':
+            return 'the shape of the object alone, nothing inside'
         word = f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
         if prior['explained'] is None:
             return f'{word}, as it is'

@@ -12,12 +12,21 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.echo_fit import ambiguous_fraction, fit_echoes
+from precondqsm_bids.numerics.echo_fit import (
+    ambiguous_fraction,
+    field_of_one_echo,
+    fit_echoes,
+)
 from precondqsm_bids.numerics.phase import apply_scale, phase_scale, repair_phase, shape_field
 
 MOST_AMBIGUOUS = 1e-3
 """Share of neighbours half a turn apart above which unwrapping is not to be trusted: 0 in tubes of
 ordinary spacing, 0.002 to 0.02 where turns are lost."""
+
+ONE_ECHO = (
+    'one echo: the field is its unwrapped phase over the echo time, and the phase offset of the '
+    'coil, which one echo cannot tell from it, is part of it; R2* and S0 are not known'
+)
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -48,18 +57,27 @@ class EchoFitInputSpec(BaseInterfaceInputSpec):
 class EchoFitOutputSpec(TraitedSpec):
     total_field = File(exists=True, desc='relative field, ppm')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm')
-    r2star = File(exists=True, desc='effective transverse relaxation rate, 1/s')
-    t2star = File(exists=True, desc='effective transverse relaxation time, s')
-    s0 = File(exists=True, desc='signal at TE = 0, unit of the magnitude')
-    reliable = File(exists=True, desc='voxels whose fit is to be trusted')
+    r2star = File(
+        exists=True, desc='effective transverse relaxation rate, 1/s; not of a single echo'
+    )
+    t2star = File(
+        exists=True, desc='effective transverse relaxation time, s; not of a single echo'
+    )
+    s0 = File(exists=True, desc='signal at TE = 0, unit of the magnitude; not of a single echo')
+    reliable = File(exists=True, desc='voxels whose fit is to be trusted; not of a single echo')
     usable_echoes = File(exists=True, desc='echoes whose fitted signal exceeds twice the noise')
-    misfit = File(exists=True, desc='root mean square of the residual over the noise')
+    misfit = File(
+        exists=True, desc='root mean square of the residual over the noise; not of a single echo'
+    )
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
 class EchoFit(SimpleInterface):
-    """Fit the complex multi-echo model: :func:`precondqsm_bids.numerics.fit_echoes`."""
+    """Fit the complex multi-echo model: :func:`precondqsm_bids.numerics.fit_echoes`.
+
+    Of a single echo, its field: :func:`precondqsm_bids.numerics.field_of_one_echo`.
+    """
 
     input_spec = EchoFitInputSpec
     output_spec = EchoFitOutputSpec
@@ -84,31 +102,47 @@ class EchoFit(SimpleInterface):
             )
         except ValueError as error:
             raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
-        fit = fit_echoes(
-            magnitude,
-            repair.phase,
-            files.echo_times,
-            files.field_strength,
-            mask,
-            predicted_field=shape.field if shape else None,
-            workers=files.num_threads,
-        )
+        predicted = shape.field if shape else None
+        one_echo = len(files.echo_times) == 1
+        if one_echo:
+            fit = self._one_echo(magnitude, repair.phase, mask, predicted)
+            names = ('total_field', 'field_sd', 'usable_echoes')
+            offset_model, offset_misfit, reliable = 'in the field', None, None
+        else:
+            fit = fit_echoes(
+                magnitude,
+                repair.phase,
+                files.echo_times,
+                files.field_strength,
+                mask,
+                predicted_field=predicted,
+                workers=files.num_threads,
+            )
+            names = (
+                'total_field', 'field_sd', 'r2star', 's0', 'reliable', 'usable_echoes', 'misfit',
+            )  # fmt: skip
+            offset_model, offset_misfit = fit.offset_model, fit.offset_misfit
+            reliable = float(fit.reliable[mask].mean())
+        maps = {name: getattr(fit, name) for name in names}
+        if not one_echo:
+            maps['t2star'] = np.divide(
+                1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0
+            )
+        times = [0.0, *files.echo_times] if one_echo else files.echo_times
         ambiguous = ambiguous_fraction(
-            fit.total_field, fit.field_sd, files.echo_times, files.field_strength, mask
+            maps['total_field'], maps['field_sd'], times, files.field_strength, mask
         )
         warnings = list(repair.notes)
+        if one_echo:
+            warnings.append(ONE_ECHO)
         if ambiguous > MOST_AMBIGUOUS:
-            spacing = 1e3 * float(np.diff(files.echo_times).min())
+            spacing = 1e3 * float(np.diff(times).min())
+            what = 'echo time' if one_echo else 'shortest echo spacing'
             warnings.append(
-                'the field may be wrong by whole turns: the shortest echo spacing of '
+                f'the field may be wrong by whole turns: the {what} of '
                 f'{spacing:g} ms is too long to unwrap it, {ambiguous:.2%} of neighbours are more '
                 'than half a turn apart'
             )
-        t2star = np.divide(1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0)
-
-        maps = {name: getattr(fit, name) for name in ('total_field', 'field_sd', 'r2star', 's0')}
-        maps |= {n: getattr(fit, n) for n in ('reliable', 'usable_echoes', 'misfit')}
-        maps['t2star'] = t2star
         maps['magnitude'] = np.sqrt(np.sum(magnitude**2, axis=-1))
         for name, data in maps.items():
             self._results[name] = save(data, files.magnitude[0], runtime.cwd, name)
@@ -116,10 +150,10 @@ class EchoFit(SimpleInterface):
             'echo_times': list(files.echo_times),
             'field_strength': files.field_strength,
             'noise_sd': fit.noise_sd,
-            'offset_model': fit.offset_model,
-            'offset_misfit': fit.offset_misfit,
-            'median_field_sd': float(np.median(fit.field_sd[mask])),
-            'reliable_fraction': float(fit.reliable[mask].mean()),
+            'offset_model': offset_model,
+            'offset_misfit': offset_misfit,
+            'reliable_fraction': reliable,
+            'median_field_sd': float(np.median(maps['field_sd'][mask])),
             'phase_scale': scale.convention,
             'phase_turn': scale.turn,
             'alternating_axes': list(repair.alternating_axes),
@@ -133,6 +167,16 @@ class EchoFit(SimpleInterface):
             'warnings': warnings,
         }
         return runtime
+
+    def _one_echo(self, magnitude, phase, mask, predicted):
+        return field_of_one_echo(
+            magnitude[..., 0],
+            phase[..., 0],
+            self.inputs.echo_times[0],
+            self.inputs.field_strength,
+            mask,
+            predicted_field=predicted,
+        )
 
     def _sign_source(self, repair):
         if self.inputs.phase_sign != 'auto':

@@ -19,7 +19,12 @@ from precondqsm_bids.numerics.prior_basis import (
     susceptibility_map,
     tissue_parcels,
 )
-from precondqsm_bids.numerics.prior_fit import coefficient_errors, contrast_cells, fit_prior
+from precondqsm_bids.numerics.prior_fit import (
+    coefficient_errors,
+    contrast_cells,
+    fit_prior,
+    whole_map,
+)
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 
 LEAST_SUPPORT = 0.01
@@ -40,7 +45,8 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
         traits.Str,
         ['contrast'],
         usedefault=True,
-        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE',
+        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE; or '
+        'shape alone, which is nothing inside',
     )
     fit = traits.Enum(
         'global',
@@ -170,6 +176,8 @@ class PriorFit(SimpleInterface):
                 bases[name] = [self._tissue(mask)]
             elif name == 'r2prime-by-tissue':
                 bases[name] = [map_by_tissue(self._tissue(mask), load(inputs.prior_chi), mask)]
+            elif name == 'shape':
+                bases[name] = [whole_map(np.zeros(mask.shape, np.float32), mask)]
             elif name == 'r2prime':
                 bases[name] = [susceptibility_map(load(inputs.prior_chi), mask, fit, whole)]
             else:

@@ -118,7 +118,8 @@ FIGURES = (
     FigureText(
         'desc-echofit_R2starmap.png',
         'Magnitude and R2*',
-        'Root of the sum of squares over the echoes, and R2*. Where R2* is high and the magnitude '
+        'Root of the sum of squares over the echoes, and R2*, which a single echo does not tell. '
+        'Where R2* is high and the magnitude '
         'has faded before the second echo, neither field nor prior is reliable. The dephasing by '
         'the field gradient across the voxel is taken out of R2*; beside air some may be left.',
     ),
@@ -181,7 +182,7 @@ class _MapFiguresInputSpec(BaseInterfaceInputSpec):
     total_field = File(exists=True, mandatory=True, desc='total field, ppm')
     flattened_field = File(exists=True, mandatory=True, desc='flattened field, ppm')
     local_field = File(exists=True, mandatory=True, desc='local field, ppm')
-    r2star = File(exists=True, mandatory=True, desc='R2*, 1/s')
+    r2star = File(exists=True, desc='R2*, 1/s; not of a single echo')
     magnitude = File(exists=True, mandatory=True, desc='root-sum-of-squares magnitude')
     shape_mask = File(exists=True, mandatory=True, desc='object against air')
     roi_mask = File(exists=True, mandatory=True, desc='region of interest')
@@ -192,7 +193,7 @@ class _MapFiguresOutputSpec(TraitedSpec):
     comparison = File(exists=True, desc='conventional, preconditioned, difference')
     prior = File(exists=True, desc='prior and residual')
     fields = File(exists=True, desc='total, flattened and local field')
-    echofit = File(exists=True, desc='magnitude and R2*')
+    echofit = File(exists=True, desc='magnitude, and R2* where it is known')
     masks = File(exists=True, desc='outlines of the masks on the magnitude')
 
 
@@ -230,7 +231,6 @@ class MapFigures(SimpleInterface):
         total = masked('total_field')
         magnitude = _load(inputs.magnitude)[0]
         bright = _Panel('magnitude', magnitude, _from_zero(magnitude[shape]), 'arbitrary unit')
-        r2star = masked('r2star')
 
         def save(name: str, figure: Figure) -> None:
             self._results[name] = _save(figure, Path(runtime.cwd) / f'{name}.png')
@@ -257,10 +257,11 @@ class MapFigures(SimpleInterface):
                     ]
                 ),
             )
-            save(
-                'echofit',
-                view.draw([bright, _Panel('R2*', r2star, _from_zero(r2star), '1/s')]),
-            )
+            panels = [bright]
+            if isdefined(inputs.r2star):
+                r2star = masked('r2star')
+                panels.append(_Panel('R2*', r2star, _from_zero(r2star), '1/s'))
+            save('echofit', view.draw(panels))
             save('masks', view.draw([bright], contours=(shape, mask)))
         return runtime
 

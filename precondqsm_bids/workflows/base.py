@@ -15,7 +15,7 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf
-from precondqsm_bids.workflows.qsm import OUTPUTS, init_precondqsm_wf
+from precondqsm_bids.workflows.qsm import OF_MANY_ECHOES, OUTPUTS, init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
 
@@ -70,6 +70,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     precondqsm_wf = init_precondqsm_wf(
         omp_nthreads=settings.omp_nthreads,
         mem_gb=series_gb(run),
+        one_echo=run.one_echo,
         phase_sign=settings.phase_sign,
         prior=settings.prior,
         prior_fit=settings.prior_fit,
@@ -167,6 +168,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
                     for port in OUTPUTS
                     if port in taken
                     and (settings.conventional or 'conventional' not in port)
+                    and not (run.one_echo and port in OF_MANY_ECHOES)
                     and (settings.write_prior_labels or port != 'prior_labels')
                 ],
             )

@@ -71,7 +71,7 @@ def init_outputs_wf(
     metadata : mapping
         Merged sidecar of the first magnitude.
     echo_times : sequence of float
-        Seconds.
+        Seconds. With one, the maps of relaxation are not there and not written.
     field_strength : float
         Tesla.
     settings_record : mapping
@@ -98,6 +98,7 @@ def init_outputs_wf(
     """
     workflow = Workflow(name=name)
     left_out = {'conventional_chi': not conventional, 'prior_labels': not prior_labels}
+    left_out |= dict.fromkeys(('r2star', 't2star', 's0', 'r2prime'), len(echo_times) == 1)
     ports = [port for port in OUTPUTS if not left_out.get(port)]
     source_files = [str(f) for f in source_files]
     run = {

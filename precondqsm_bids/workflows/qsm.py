@@ -29,6 +29,8 @@ MAPS = (
     'local_field', 'conventional_local_field', 'magnitude', 'usable_echoes', 'misfit',
 )  # fmt: skip
 OUTPUTS = (*MAPS, 'prior_labels', 'l_curve', 'conventional_l_curve', 'record')
+OF_MANY_ECHOES = ('r2star', 't2star', 's0', 'r2prime', 'misfit')
+"""Outputs that a run of a single echo does not have."""
 MANY_PARCELS = ('contrast', 'tissue')
 """Priors that can describe what is inside."""
 
@@ -38,6 +40,7 @@ def init_precondqsm_wf(
     name: str = 'precondqsm_wf',
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
+    one_echo: bool = False,
     phase_sign: int | None = None,
     prior: str | Sequence[str] = 'contrast',
     prior_fit: str = 'auto',
@@ -61,15 +64,19 @@ def init_precondqsm_wf(
     mem_gb : float
         Size of one run's magnitude and phase in memory (float32), GB; the nodes' estimates are
         multiples of it.
+    one_echo : bool
+        Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
+        the magnitude alone, and the outputs :data:`OF_MANY_ECHOES` stay empty.
     phase_sign : int, optional
         Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted.
     prior : str or sequence of str
         What the prior is the sum of: ``contrast``, cells of the joint histogram of R2* and
         magnitude; ``tissue``, one constant per class; ``r2prime-by-tissue``; ``r2prime``,
-        static-dephasing theory; ``map:FILE``, a susceptibility map, ppm.
+        static-dephasing theory; ``map:FILE``, a susceptibility map, ppm. Or ``shape`` alone:
+        nothing inside.
     prior_fit : str
         ``none``, ``global`` or ``clusters`` for ``r2prime`` and ``map:FILE``; ``auto`` is
-        ``none`` for ``r2prime`` alone and ``global`` otherwise.
+        ``none`` for ``r2prime`` and ``shape`` alone and ``global`` otherwise.
     r2 : float or str
         Transverse relaxation rate, 1/s; or ``median`` (of R2* over the region), ``map`` (the
         input r2_map) or ``literature`` (by the class of the input tissue).
@@ -104,16 +111,20 @@ def init_precondqsm_wf(
     Raises
     ------
     ValueError
-        ``prior`` and ``prior_fit`` do not go together.
+        ``prior`` and ``prior_fit`` do not go together, or the prior is made of R2* and there is
+        one echo.
     """
     prior = (prior,) if isinstance(prior, str) else tuple(prior)
     fit = resolve_prior_fit(prior, prior_fit)
+    if one_echo and any(name.startswith('r2prime') for name in prior):
+        raise ValueError(f'the prior {" ".join(prior)} is made of R2*, which takes two echoes')
     by_theory = fit is None and prior == ('r2prime',)
     rich = any(name in MANY_PARCELS for name in prior)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
-        prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
-    )
+        one_echo, prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule,
+        reference,
+    )  # fmt: skip
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
 
@@ -125,11 +136,6 @@ def init_precondqsm_wf(
 
     shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
     echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 13, omp_nthreads)
-    r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
-    if isinstance(r2, str):
-        r2prime_prior.inputs.r2_source = r2
-    else:
-        r2prime_prior.inputs.trait_set(r2_source='number', r2=r2)
     flattening = stage(FlattenField(), 'flattening', 3, omp_nthreads)
 
     # fmt: off
@@ -137,27 +143,38 @@ def init_precondqsm_wf(
         (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         (inputnode, echo_fit, [(field, field) for field in INPUTS[:5]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
-        (inputnode, r2prime_prior, [(field, field) for field in (
-            'field_strength', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind')]),
-        (echo_fit, r2prime_prior, [('r2star', 'r2star'), ('reliable', 'reliable')]),
-        (shape_mask, r2prime_prior, [('roi_mask', 'mask')]),
         (echo_fit, flattening, [('total_field', 'total_field')]),
         (shape_mask, flattening, [('roi_mask', 'mask')]),
         (shape_mask, outputnode, [('shape_mask', 'shape_mask'), ('roi_mask', 'roi_mask')]),
         (echo_fit, outputnode, [(field, field) for field in (
-            'total_field', 'field_sd', 'r2star', 't2star', 's0', 'magnitude', 'usable_echoes',
-            'misfit')]),
-        (r2prime_prior, outputnode, [('r2prime', 'r2prime')]),
+            'total_field', 'field_sd', 'magnitude', 'usable_echoes')]),
         (flattening, outputnode, [('flattened_field', 'flattened_field')]),
     ])
     # fmt: on
-    recorded = [shape_mask, echo_fit, r2prime_prior, flattening]
-    estimate = r2prime_prior
+    recorded = [shape_mask, echo_fit, flattening]
+    if not one_echo:
+        estimate = r2prime_prior = stage(R2PrimePrior(), 'r2prime_prior', 1)
+        recorded.insert(2, r2prime_prior)
+        if isinstance(r2, str):
+            r2prime_prior.inputs.r2_source = r2
+        else:
+            r2prime_prior.inputs.trait_set(r2_source='number', r2=r2)
+        # fmt: off
+        workflow.connect([
+            (inputnode, r2prime_prior, [(field, field) for field in (
+                'field_strength', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind')]),
+            (echo_fit, r2prime_prior, [('r2star', 'r2star'), ('reliable', 'reliable')]),
+            (shape_mask, r2prime_prior, [('roi_mask', 'mask')]),
+            (echo_fit, outputnode, [(field, field) for field in (
+                'r2star', 't2star', 's0', 'misfit')]),
+            (r2prime_prior, outputnode, [('r2prime', 'r2prime')]),
+        ])
+        # fmt: on
     if not by_theory:
         estimate = stage(
             PriorFit(priors=list(prior), fit=fit or 'none'), 'prior_fit', 5, omp_nthreads
         )
-        recorded.insert(3, estimate)
+        recorded.insert(-1, estimate)
         # fmt: off
         workflow.connect([
             (inputnode, estimate, [(field, field) for field in (
@@ -168,7 +185,9 @@ def init_precondqsm_wf(
         # fmt: on
         if fit:
             workflow.connect(estimate, 'prior_labels', outputnode, 'prior_labels')
-        if 'contrast' in prior:
+        if 'contrast' in prior and one_echo:
+            workflow.connect(inputnode, ('magnitude', _first), estimate, 'contrasts')
+        elif 'contrast' in prior:
             contrasts = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
             # fmt: off
             workflow.connect([
@@ -270,7 +289,7 @@ def _gather(**records):
 
 
 def describe(
-    prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+    one_echo, prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
 ) -> str:
     """Methods sentences for these settings."""
     rule = {
@@ -281,10 +300,14 @@ def describe(
     if reg_weight is not None:
         rule = f'a regularisation weight of {reg_weight:g} mm'
     sentences = [
-        'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
+        'The total field is the phase of the single echo, unwrapped in space [@herraez2002], '
+        'over its echo time; the phase offset of the coil, which one echo does not tell from it, '
+        'is part of it, and R2* is not known.'
+        if one_echo
+        else 'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
         'smooth phase offset.',
-        _estimate_sentence(prior, fit, r2),
+        _estimate_sentence(one_echo, prior, fit, r2),
         'The field of this estimate'
         + (
             ' and (where the region reaches its surface) of the shape of the object in air'
@@ -317,8 +340,8 @@ def describe(
     return '\n'.join(sentences) + '\n'
 
 
-def _estimate_sentence(prior, fit, r2) -> str:
-    terms = [_term(name, fit, r2) for name in prior]
+def _estimate_sentence(one_echo, prior, fit, r2) -> str:
+    terms = [_term(name, fit, r2, one_echo) for name in prior]
     if fit is None:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
     return (
@@ -327,13 +350,18 @@ def _estimate_sentence(prior, fit, r2) -> str:
     )
 
 
-def _term(name, fit, r2) -> str:
+def _term(name, fit, r2, one_echo) -> str:
     """What one prior is, in words."""
     if name == 'contrast':
+        histogram = 'histogram of the magnitude'
+        if not one_echo:
+            histogram = 'joint histogram of R2* and magnitude'
         return (
-            'one constant for each cell of the joint histogram of R2* and magnitude, over the '
+            f'one constant for each cell of the {histogram}, over the '
             'whole region and in blocks of 60, 30 and 15 mm'
         )
+    if name == 'shape':
+        return 'zero inside the object'
     if name == 'tissue':
         return 'one constant for each tissue class'
     rate = {

@@ -131,6 +131,16 @@ def rename(**parts):
     return make
 
 
+def without(part):
+    """Names without a part of them."""
+
+    def make(dataset):
+        for path in sorted((dataset.root / ANAT).iterdir()):
+            path.rename(path.with_name(path.name.replace(part, '')))
+
+    return make
+
+
 def header(which='*', **values):
     """Change header fields of uncompressed images; the data may be any."""
 
@@ -295,7 +305,15 @@ REFUSED = [
         'the name belongs into the folder sub-02/anat',
     ),
     # Echo times
-    case('one-echo', run(echo_times=(0.004,)), FIRST, 'is the only echo', 'two echoes or more'),
+    case(
+        'prior-of-r2star-with-one-echo',
+        run(echo_times=(0.004,)),
+        FIRST,
+        'is the only echo (EchoTime 0.004 s), and --prior r2prime-by-tissue r2prime is made of '
+        'R2*',
+        'give --prior contrast, tissue, map:FILE or shape',
+        options=('--prior', 'r2prime-by-tissue', 'r2prime', '-d', '{root}'),
+    ),
     case(
         'echo-time-missing',
         both(plain, sidecars('*echo-1*', EchoTime=None)),
@@ -723,8 +741,22 @@ USAGE = [
     case(
         'prior-unknown',
         plain,
-        '--prior atlas is not one of contrast, tissue, r2prime-by-tissue, r2prime and map:FILE',
+        '--prior atlas is not one of contrast, tissue, r2prime-by-tissue, r2prime, shape '
+        'and map:FILE',
         options=('--prior', 'atlas'),
+    ),
+    case(
+        'prior-shape-beside-others',
+        plain,
+        '--prior shape is the shape alone; with tissue it is in the prior unless there is '
+        '--no-shape: leave out shape',
+        options=('--prior', 'tissue', 'shape'),
+    ),
+    case(
+        'prior-shape-without-the-shape',
+        plain,
+        '--prior shape with --no-shape leaves no first estimate',
+        options=('--prior', 'shape', '--no-shape'),
     ),
     case(
         'prior-twice',
@@ -937,6 +969,32 @@ ACCEPTED = [
         run(echo_times=[0.05, *(0.004 * i for i in range(1, 11))]),
         'sub-01 11 4x5x6 4 to 50 3',
         'sub-01_echo-10_part-mag_MEGRE.nii.gz',
+    ),
+    case(
+        'one-echo',
+        both(run(echo_times=(0.004,)), run('sub-02')),
+        'sub-01 1 4x5x6 4 3 auto contrast(magnitude)+shape none none none R2* (one echo), labels',
+        ROW.replace('sub-01', 'sub-02'),
+        'is the only echo (EchoTime 0.004 s): the field is its unwrapped phase over the echo '
+        "time, with the phase offset of the coil in it; R2*, R2', T2* and S0 are not known",
+    ),
+    case(
+        'one-echo-with-the-prior-shape',
+        run(echo_times=(0.004,)),
+        'sub-01 1 4x5x6 4 3 auto shape none none none R2* (one echo), labels',
+        options=('--prior', 'shape'),
+    ),
+    case(
+        'one-echo-without-echo-entity',
+        both(run(echo_times=(0.004,), suffix='T2starw'), without('_echo-1')),
+        'sub-01 1 4x5x6 4 3 auto contrast(magnitude)+shape',
+        'anat/sub-01_part-mag_T2starw.nii.gz',
+    ),
+    case(
+        'one-echo-whose-magnitude-has-no-part',
+        both(run(echo_times=(0.004,), suffix='T2starw', magnitude_part=''), without('_echo-1')),
+        'sub-01 1 4x5x6 4 3 auto contrast(magnitude)+shape',
+        'anat/sub-01_T2starw.nii.gz',
     ),
     case('two-echoes', run(echo_times=(0.004, 0.02)), 'sub-01 2 4x5x6 4 to 20 3'),
     case(

@@ -8,7 +8,7 @@ import sys
 import nibabel as nb
 import numpy as np
 import pytest
-from nipype.interfaces.base import SimpleInterface
+from nipype.interfaces.base import SimpleInterface, isdefined
 from scipy import ndimage
 
 from precondqsm_bids import interfaces
@@ -16,7 +16,7 @@ from precondqsm_bids.interfaces.volumes import load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import noise_weights, pdf
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
-from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.prior_basis import (
     map_by_tissue,
@@ -260,6 +260,30 @@ def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
         run(interfaces.EchoFit, tmp_path, shape_mask=data.file('object'), **files)
     with pytest.raises(ValueError, match=r'codes0\.nii\.gz.*no radians'):
         run(interfaces.EchoFit, tmp_path, **files | {'phase_units': 'rad'})
+
+
+def test_echo_fit_of_one_echo(data, tmp_path):
+    result = run(
+        interfaces.EchoFit,
+        tmp_path,
+        magnitude=data.echoes('magnitude')[:1],
+        phase=data.echoes('phase')[:1],
+        echo_times=TE[:1],
+        field_strength=3.0,
+        mask=data.file('mask'),
+        phase_sign=-1,
+    )
+    expected = field_of_one_echo(
+        data.magnitude[..., 0], -data.phase[..., 0], TE[0], 3.0, data.mask
+    )
+    for name in ('total_field', 'field_sd', 'usable_echoes'):
+        np.testing.assert_allclose(result[name], getattr(expected, name), rtol=1e-4, atol=1e-6)
+    for name in ('r2star', 't2star', 's0', 'reliable', 'misfit'):
+        assert not isdefined(result[name])
+    record = result['record']
+    assert record['noise_sd'] == pytest.approx(expected.noise_sd, rel=1e-4)
+    assert (record['offset_model'], record['reliable_fraction']) == ('in the field', None)
+    assert any(words.startswith('one echo: ') for words in record['warnings'])
 
 
 def test_echoes_too_far_apart_are_a_warning(data, tmp_path):

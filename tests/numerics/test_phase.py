@@ -23,6 +23,7 @@ from precondqsm_bids.phantom import tubes
 from precondqsm_bids.phantom.spec import TubesSpec
 
 SMALL = {'object_scale': 0.5, 'matrix': (32, 32, 28), 'voxel_size': (2.0, 2.0, 2.0)}
+ONE_ECHO = {'echo_times': (0.006,), 'tubes_dchi': (-0.1, 0.1, 0.2, 0.3)}
 WHOLE = np.s_[:, :, :]
 
 
@@ -257,6 +258,7 @@ DECISIVE = {
     'air bubble': ({'air_bubble': 2.0}, WHOLE),
     'diamagnetic tubes': ({'tubes_dchi': (-1.5, -1.0, -0.5, -0.3)}, WHOLE),
     'noisy': ({'snr': 15.0}, WHOLE),
+    'one echo': (ONE_ECHO, WHOLE),
     'coarse': ({'matrix': (22, 22, 20), 'voxel_size': (3.0, 3.0, 3.0), 'b0_tilt': 25.0}, WHOLE),
 }
 
@@ -482,8 +484,9 @@ def test_unit_of_the_magnitude_does_not_matter(unit):
 
 @pytest.mark.parametrize('axes', [(), (2,), (0,), (0, 1, 2)])
 @pytest.mark.parametrize('sign', [1, -1])
-def test_alternating_slices_are_repaired(axes, sign):
-    data = scan()
+@pytest.mark.parametrize('changes', [{}, ONE_ECHO], ids=['echoes', 'one'])
+def test_alternating_slices_are_repaired(axes, sign, changes):
+    data = Scan(simulated(**changes))
     phase = sign * data.phase.astype(float)
     for axis in axes:
         phase += np.pi * (np.indices(data.mask.shape)[axis] % 2)[..., None]

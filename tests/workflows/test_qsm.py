@@ -13,7 +13,13 @@ from nipype.pipeline import engine as pe
 from precondqsm_bids.config import resolve_prior_fit
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
-from precondqsm_bids.workflows.qsm import INPUTS, MAPS, OUTPUTS, init_precondqsm_wf
+from precondqsm_bids.workflows.qsm import (
+    INPUTS,
+    MAPS,
+    OF_MANY_ECHOES,
+    OUTPUTS,
+    init_precondqsm_wf,
+)
 
 PRIORS = [
     ('contrast', 'auto'),
@@ -24,6 +30,7 @@ PRIORS = [
     ('r2prime', 'none'),
     ('r2prime', 'global'),
     ('r2prime', 'clusters'),
+    ('shape', 'auto'),
 ]
 SETTINGS = [
     {
@@ -132,6 +139,24 @@ def test_graph_of_every_setting(settings):
     assert ('8/s' in workflow.__desc__) == (settings['r2'] == 8.0 and theory)
     assert ('fitted to the field' in workflow.__desc__) == fitted
     assert ('0.2 mm' in workflow.__desc__) == (settings['reg_weight'] is not None)
+
+
+@pytest.mark.parametrize('prior', ['contrast', 'tissue', 'map:/chi.nii', 'shape'])
+def test_graph_of_one_echo(prior):
+    workflow = init_precondqsm_wf(one_echo=True, prior=prior)
+    assert not undeclared(workflow)
+    assert 'r2prime_prior' not in workflow.list_node_names()
+    absent = {*OF_MANY_ECHOES, *(['prior_labels'] if prior == 'shape' else [])}
+    assert wired(workflow, 'outputnode') == set(OUTPUTS) - absent
+    assert ('contrasts' in wired(workflow, 'prior_fit')) == (prior == 'contrast')
+    assert 'phase of the single echo' in workflow.__desc__
+    assert 'R2* is not known' in workflow.__desc__
+    assert 'joint histogram' not in workflow.__desc__
+
+
+def test_one_echo_has_no_prior_of_r2star():
+    with pytest.raises(ValueError, match=r'the prior tissue r2prime is made of R2\*'):
+        init_precondqsm_wf(one_echo=True, prior=['tissue', 'r2prime'])
 
 
 def test_arms_share_the_stages_that_they_can_share():
