@@ -11,7 +11,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, load_any, save
+from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, save
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.prior_basis import (
     map_by_tissue,
@@ -183,7 +183,7 @@ class PriorFit(SimpleInterface):
             raise ValueError(
                 f'the prior {" ".join(self.inputs.priors)} needs tissue classes: give tissue'
             )
-        data, _ = load_any(self.inputs.tissue)
+        data = load(self.inputs.tissue, None)
         try:
             return tissue_parcels(data, len(self.inputs.tissue_names), mask)
         except ValueError as error:
