@@ -41,6 +41,7 @@ from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
 from precondqsm_bids.phantom.tubes import r2prime
+from precondqsm_bids.workflows.qsm import LONGER
 
 WORKERS = 2
 ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')
@@ -53,8 +54,8 @@ RIM = 5
 class Variant(NamedTuple):
     """Departures from the workflow, to show what they cost."""
 
-    pdf_floor: float = background_removal.FLOOR
-    """Floor of the noise weights in PDF, ppm."""
+    pdf_floor: float | None = None
+    """Floor of the noise weights in PDF, ppm; None: the expected size after contrast."""
     fit_floor: float = prior_fit.FLOOR
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
@@ -213,10 +214,14 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
             field = flatten_field(
                 field, prior_chi, *stages.geometry, shape_chi, WORKERS
             ).flattened_field
+    rich = name == 'contrast'
     with timed(seconds, 'background_removal'):
-        weights = noise_weights(fit.field_sd, stages.roi, variant.pdf_floor)
-        local = pdf(field, *stages.geometry, weights, workers=WORKERS).local_field
-    hold_down = name == 'contrast' if variant.hold_down is None else variant.hold_down
+        floor = prior.inner_size if rich and variant.pdf_floor is None else variant.pdf_floor
+        floor = background_removal.FLOOR if floor is None else floor
+        weights = noise_weights(fit.field_sd, stages.roi, floor)
+        iterations = 30 * (LONGER if rich else 1)
+        local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
+    hold_down = rich if variant.hold_down is None else variant.hold_down
     with timed(seconds, 'dipole_inversion'):
         rule = 'l-curve' if name == 'conventional' else 'risk'
         inversion = invert(local, stages, hold_down, rule)

@@ -62,6 +62,7 @@ class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
+    expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -99,6 +100,7 @@ class PriorFit(SimpleInterface):
         if self.inputs.shape_chi:
             shape_chi += fit.surface_chi
             self._results['shape_chi'] = save(shape_chi, source, runtime.cwd, 'shape_chi')
+        self._results['expected_size'] = fit.inner_size
         finest = max(flat, key=lambda basis: basis.parcels)
         labels = (finest.labels + 1).astype(np.int32)
         self._results['prior_labels'] = save(labels, source, runtime.cwd, 'prior_labels')

@@ -31,6 +31,8 @@ MAPS = (
 OUTPUTS = (*MAPS, 'prior_labels', 'l_curve', 'conventional_l_curve', 'record')
 MANY_PARCELS = ('contrast', 'tissue')
 """Priors that can describe what is inside."""
+LONGER = 3
+"""Factor on the iterations of PDF after such a prior."""
 
 
 def init_precondqsm_wf(
@@ -80,7 +82,8 @@ def init_precondqsm_wf(
     conventional : bool
         Whether the conventional arm is computed too.
     pdf_iterations : int
-        Conjugate-gradient iterations of the background removal.
+        Conjugate-gradient iterations of the background removal; three times as many after a
+        prior of many parcels (``contrast`` and the tissue priors).
     reg_weight : float, optional
         Lambda of the inversion, mm, in both arms; each arm's by ``reg_rule`` if omitted.
     reg_rule : str
@@ -192,7 +195,7 @@ def init_precondqsm_wf(
 
     for arm in ('', 'conventional_') if conventional else ('',):
         background_removal = stage(
-            BackgroundRemoval(iterations=pdf_iterations),
+            BackgroundRemoval(iterations=_arm_iterations(pdf_iterations, () if arm else prior)),
             f'{arm}background_removal', 3, omp_nthreads,
         )  # fmt: skip
         # A prior with few coefficients is corrected by the residual, which must stay whole.
@@ -216,6 +219,8 @@ def init_precondqsm_wf(
             (background_removal, outputnode, [('local_field', f'{arm}local_field')]),
             (dipole_inversion, outputnode, [('l_curve', f'{arm}l_curve')]),
         ])
+        if rich and not arm:
+            workflow.connect(estimate, 'expected_size', background_removal, 'floor')
         if arm:
             workflow.connect([
                 (echo_fit, background_removal, [('total_field', 'field')]),
@@ -261,6 +266,15 @@ def _arm_rule(reg_rule: str, arm: str) -> str:
     return ('l-curve' if arm else 'risk') if reg_rule == 'auto' else reg_rule
 
 
+def _arm_iterations(pdf_iterations: int, prior: Sequence[str]) -> int:
+    """Iterations of PDF of an arm, by its prior.
+
+    What a prior of many parcels leaves is so weak that late iterations take the rest of the
+    background, not sources inside.
+    """
+    return pdf_iterations * (LONGER if set(prior) & set(MANY_PARCELS) else 1)
+
+
 def _first(values):
     return values[0]
 
@@ -273,6 +287,7 @@ def describe(
     prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
 ) -> str:
     """Methods sentences for these settings."""
+    own_iterations = _arm_iterations(pdf_iterations, prior)
     rule = {
         'l-curve': 'the corner of the L-curve as regularisation weight',
         'risk': 'the regularisation weight of least expected error',
@@ -293,7 +308,7 @@ def describe(
         )
         + ', computed by convolution with the voxel-integrated dipole [@marques2005; '
         '@jenkinson2004], was subtracted from the total field.',
-        f'From the flattened field the background was removed by {pdf_iterations} iterations of '
+        f'From the flattened field the background was removed by {own_iterations} iterations of '
         'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
         f'with l2 gradient regularisation [@bilgic2014], with {rule}; and the estimate was '
         'added back.',
@@ -302,6 +317,7 @@ def describe(
         sentences.append(
             'The same background removal and inversion of the field that was not flattened '
             'gave the conventional map for comparison'
+            + (f', with {pdf_iterations} iterations' if own_iterations != pdf_iterations else '')
             + (
                 ', with the corner of the L-curve as regularisation weight.'
                 if reg_rule == 'auto' and reg_weight is None
