@@ -163,14 +163,14 @@ def add_maps(root):
         maps.append(share)
         names.append(NUCLEUS_LABELS.get(name, name))
     shares = np.stack(maps, axis=-1)
-    step = round(2 / image.header.get_zooms()[0])
+    step = 2 / image.header.get_zooms()[0]
     finest = shares.argmax(axis=-1)
     whole = ndimage.minimum_filter(finest, 3) == ndimage.maximum_filter(finest, 3)
     inside = np.flatnonzero((labels == INDEX['WM']).any(axis=(0, 2)))
     recentre = inside[0] + inside[-1] - (labels.shape[1] - 1)
     versions = {
         'nuclei': shares,
-        'shifted': np.roll(shares, step, axis=0),
+        'shifted': ndimage.shift(shares, (step, 0, 0, 0), order=1),
         'eroded': shares * whole[..., None],
         'swapped': shares[..., [1, 0, *range(2, len(names))]],
         'flipped': np.roll(shares[:, ::-1], recentre, axis=1),

@@ -183,18 +183,12 @@ def maps_section(cases, arms, records):
         rows.append(('true, ppm', '', '', '', *(f'{true[n] - true["WM"]:.3f}' for n in regions)))
         first = next(iter(found.values()))
         share = first['coverage']
-        picture = (
-            f"""
-
-```{{figure}} figures/heads_{name}.png
-:alt: Sections of the true map, the conventional and the preconditioned ones, and differences
-
-{case.title[0].upper() + case.title[1:]}: true map, conventional and preconditioned ones (ppm), and
-what is left of the truth.
-```"""
-            if CONVENTIONAL in found and DEFAULT in found
-            else ''
-        )
+        picture = ''
+        if CONVENTIONAL in found and DEFAULT in found:
+            picture = (
+                '\n\n![True map, conventional and preconditioned ones, and what is left of the '
+                f'truth, ppm](figures/heads_{name}.png)'
+            )
         parts.append(f"""### {case.title[0].upper() + case.title[1:]}
 
 {first['brain_voxels']} voxels in the brain, of which the region of interest holds

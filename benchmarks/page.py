@@ -148,7 +148,9 @@ among 21 from 0.01 to 1 mm and those of the rules, which takes the truth to know
 
 **The arms.** Conventional is the abstract's rQSM: PDF and closed-form l2. `r2prime / none` is the
 abstract's preconditioning, with the prior by theory unchanged. `global`, `clusters` and `contrast`
-are the forms of the prior that are fitted to the field ([methods](methods.md#prior_fit))."""
+are the forms of the prior that are fitted to the field ([methods](methods.md#prior_fit)).
+
+Heads have [a page of their own](heads.md)."""
 
 
 def abstract(record, no_shape):

@@ -21,6 +21,7 @@ from precondqsm_bids.numerics.prior_basis import (
 )
 from precondqsm_bids.numerics.prior_fit import coefficient_errors, contrast_cells, fit_prior
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
+from precondqsm_bids.numerics.tissue import class_means, contradictions
 
 LEAST_SUPPORT = 0.01
 """Share of the local field's energy below which a prior is called not supported by the field."""
@@ -130,6 +131,10 @@ class PriorFit(SimpleInterface):
         }
         if coefficients:
             record['coefficients'] = coefficients
+        if isdefined(self.inputs.tissue):
+            means = class_means(fit.prior_chi, self._tissue(mask), self.inputs.tissue_names)
+            record['tissue_means'] = means
+            record['warnings'] += self._order(means)
         if 'r2prime' in coefficients:
             values = np.asarray(coefficients['r2prime'])
             implied = relaxivity(self.inputs.field_strength) / np.where(
@@ -142,6 +147,17 @@ class PriorFit(SimpleInterface):
             ).tolist()
         self._results['record'] = record
         return runtime
+
+    @staticmethod
+    def _order(means):
+        """A warning if the classes have another order of susceptibility than the literature."""
+        if not (wrong := contradictions(means)):
+            return []
+        return [
+            'the tissue classes have another order of susceptibility than the literature: '
+            f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
+            'image? Look at the outlines'
+        ]
 
     def _as_it_is(self, bases, runtime):
         """The one map of the prior, without a fit."""
