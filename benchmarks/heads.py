@@ -22,12 +22,13 @@ os.environ.setdefault('NIPYPE_NO_ET', '1')
 # Before numpy: on a busy machine OpenBLAS's threads wait for each other in every inner product.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
+import coverage
 import heads_page
 import nibabel as nib
 import numpy as np
 from reconstruction import WORKERS, Arm, Error, Stages, assess
 from scipy import ndimage
-from validation import ROOT, SEED, digest, load, save, versions
+from validation import ROOT, SEED, case_named, digest, load, save, scaled, versions
 
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
@@ -111,6 +112,17 @@ CASES = {
         for x in (114, 274, 323)
     },
 }
+
+
+COVERAGE = {
+    'coverage-tubes': lambda size: coverage.tubes(
+        scaled(case_named('negative').spec, 0.5 / size), 100
+    ),
+    'coverage-head': lambda size: coverage.head(
+        HeadSpec(voxel_size=tuple(size * x for x in SMALL)), 100
+    ),
+}
+"""Standard errors over noise seeds, by the factor on the size of the voxels."""
 
 
 # --- phantoms --------------------------------------------------------------------------------
@@ -414,11 +426,31 @@ def run_case(name, case, cache, code, reuse):
     shutil.rmtree(work, ignore_errors=True)
 
 
+def run_coverage(name, cache, code, reuse, quick):
+    """Standard errors over noise seeds, unless the cache has them."""
+    path, key = cache / f'{name}.json', key_of_coverage(name, code)
+    known = load(path)
+    if known is not None and (reuse or known['key'] == key):
+        return
+    start = time.perf_counter()
+    rows = COVERAGE[name](2 if quick else 1)
+    elapsed = time.perf_counter() - start
+    save(path, {'key': key, 'elapsed': elapsed, 'rows': rows})
+    print(f'{name:15s} {elapsed:5.0f} s', flush=True)
+
+
+def key_of_coverage(name, code):
+    """As :func:`key_of`."""
+    own = digest(ROOT / 'benchmarks' / 'coverage.py')
+    return hashlib.sha256(repr((name, own, code)).encode()).hexdigest()[:16]
+
+
 def main(argv=None):
     """Command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('--only', nargs='+', metavar='NAME', choices=list(CASES), default=list(CASES))
+    names = [*CASES, *COVERAGE]
+    add('--only', nargs='+', metavar='NAME', choices=names, default=names)
     add('--arms', nargs='+', metavar='ARM', choices=list(ARMS), help='only these')
     add('--quick', action='store_true', help='voxels of twice the size, page to the cache')
     add('--cache', type=Path, default=ROOT / 'build' / 'heads')
@@ -436,6 +468,9 @@ def main(argv=None):
         logging.getLogger(name).setLevel(logging.ERROR)
     code = code_digest()
     for name in args.only:
+        if name in COVERAGE:
+            run_coverage(name, cache, code, args.reuse, args.quick)
+            continue
         case = cases[name]
         if args.arms:
             case = replace(case, arms=tuple(a for a in case.arms if a in args.arms))
