@@ -53,6 +53,7 @@ class Variant:
     """``tissue``: maps of GM, WM and CSF; ``labels``: a label image; else a ``desc`` of maps."""
     r2: float | str = 'median'
     mask: str = 'derivatives'
+    contrasts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ ARMS = {
     'contrast-nuclei': Variant(
         'contrast and tissue maps with nuclei', ('contrast', 'tissue'), 'nuclei'
     ),
+    'contrast-t1w': Variant('contrast, with a T1w image', contrasts=('T1w',)),
     'whole-head': Variant('contrast, no mask given', mask='auto'),
     'shifted': Variant('shifted by 2 mm', ('tissue',), 'shifted'),
     'eroded': Variant('every class eroded by a voxel', ('tissue',), 'eroded'),
@@ -90,10 +92,11 @@ ARMS = {
     'nuclei-literature': Variant('R2 of the literature', BOTH, 'nuclei', r2='literature'),
 }
 FULL = (
-    'r2prime', 'r2prime-by-tissue', 'contrast', 'tissue', 'tissue-r2prime', 'nuclei',
-    'nuclei-r2prime', 'labels', 'contrast-tissue', 'contrast-nuclei',
+    'r2prime', 'r2prime-by-tissue', 'contrast', 'contrast-t1w', 'tissue', 'tissue-r2prime',
+    'nuclei', 'nuclei-r2prime', 'labels', 'contrast-tissue', 'contrast-nuclei',
 )  # fmt: skip
 SHORT = ('r2prime', 'contrast', 'tissue', 'nuclei')
+HARD = ('r2prime', 'contrast', 'contrast-t1w', 'tissue', 'nuclei')
 RATES = (
     'r2prime-zero', 'r2prime-known', 'nuclei-zero', 'nuclei-known', 'nuclei-literature',
 )  # fmt: skip
@@ -103,8 +106,8 @@ CASES = {
     'head-1mm': Case('1 mm', HeadSpec(), FULL),
     'head-2mm': Case('2 mm, averaged from 1 mm', HeadSpec(voxel_size=SMALL), FULL + WRONG + RATES),
     'whole-2mm': Case('2 mm, no mask given', HeadSpec(voxel_size=SMALL), ('whole-head',)),
-    'hard-1mm': Case('the hard head, 1 mm', hard_head(), SHORT),
-    'hard-2mm': Case('the hard head, 2 mm', hard_head(voxel_size=SMALL), SHORT),
+    'hard-1mm': Case('the hard head, 1 mm', hard_head(), HARD),
+    'hard-2mm': Case('the hard head, 2 mm', hard_head(voxel_size=SMALL), HARD),
     **{
         f'relaxivity-{x}': Case(
             f'{x} Hz/ppm, 2 mm', HeadSpec(voxel_size=SMALL, relaxivity=float(x)), SHORT
@@ -139,7 +142,9 @@ def phantom_digest():
 
 def dataset(spec, cache):
     """The phantom as a BIDS dataset, written unless it is there."""
-    parts = repr((spec, SEED, phantom_digest(), inspect.getsource(add_maps)))
+    parts = repr(
+        (spec, SEED, phantom_digest(), inspect.getsource(add_maps), inspect.getsource(t1w))
+    )
     root = cache / 'phantoms' / hashlib.sha256(parts.encode()).hexdigest()[:12]
     if not root.exists():
         part = root.with_name(f'{root.name}.part')
@@ -151,7 +156,10 @@ def dataset(spec, cache):
 
 
 def add_maps(root):
-    """Write tissue maps with the nuclei apart, wrong ones, and the true R2, beside the truth."""
+    """Write what the phantom lacks beside its truth.
+
+    Tissue maps with the nuclei apart, wrong ones, the true R2, and a T1w image.
+    """
     anat = root / TRUTH
     image = nib.load(anat / 'sub-01_desc-tissues_dseg.nii.gz')
     labels = np.asanyarray(image.dataobj)
@@ -175,6 +183,7 @@ def add_maps(root):
         maps.append(share)
         names.append(NUCLEUS_LABELS.get(name, name))
     shares = np.stack(maps, axis=-1)
+    write('desc-simulated_T1w.nii.gz', t1w(labels, shares, [*tissue, *NUCLEI]))
     step = 2 / image.header.get_zooms()[0]
     finest = shares.argmax(axis=-1)
     whole = ndimage.minimum_filter(finest, 3) == ndimage.maximum_filter(finest, 3)
@@ -192,6 +201,20 @@ def add_maps(root):
             write(f'desc-{version}_label-{name}_probseg.nii.gz', data[..., i])
 
 
+def t1w(labels, shares, names, snr=40.0):
+    """Magnetisation-prepared image: TI 0.9 s, TR 2.3 s, the noise relative to white matter.
+
+    Each voxel has the mean of its tissues where their shares are known, else its label's value.
+    """
+    t1, density = of_tissues('t1', float), of_tissues('proton_density', float)
+    signal = density * (1 - 2 * np.exp(-0.9 / t1) / (1 + np.exp(-2.3 / t1)))
+    known = shares.sum(axis=-1)
+    mixed = shares @ signal[[INDEX[name] for name in names]]
+    image = np.where(known > 0.5, mixed / np.maximum(known, 0.5), signal[labels])
+    noise = np.random.default_rng(SEED + 1).standard_normal(labels.shape)
+    return image + noise * signal[INDEX['WM']] / snr
+
+
 # --- reconstruction --------------------------------------------------------------------------
 
 
@@ -205,6 +228,7 @@ def run_of(root, variant):
         phase_sign=1,  # within a brain mask the field of the shape does not tell it
         prior=variant.prior,
         r2=variant.r2,
+        contrasts=variant.contrasts,
         omp_nthreads=WORKERS,
     )
     chosen = {'suffix': 'probseg', 'description': variant.segmentation}
@@ -218,6 +242,7 @@ def run_of(root, variant):
         mask=settings.mask,
         tissue=settings.needs_tissue,
         r2_map=settings.r2 == 'map',
+        contrasts=settings.contrasts,
         filters={'tissue': chosen, 'dseg': {'description': 'tissues'}},
     )
     if not runs:

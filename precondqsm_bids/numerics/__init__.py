@@ -44,6 +44,7 @@ from precondqsm_bids.numerics.phase import (
     shape_field,
 )
 from precondqsm_bids.numerics.prior_basis import (
+    further_cells,
     map_by_tissue,
     map_scale,
     susceptibility_map,
@@ -104,6 +105,7 @@ __all__ = [
     'fit_prior',
     'flatten_field',
     'forward_field',
+    'further_cells',
     'l2_inversion',
     'l_curve',
     'least_risk',
