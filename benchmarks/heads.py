@@ -473,15 +473,16 @@ def key_of_coverage(name, code):
 def main(argv=None):
     """Command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    add = parser.add_argument
     names = [*CASES, *COVERAGE]
-    add('--only', nargs='+', metavar='NAME', choices=names, default=names)
-    add('--arms', nargs='+', metavar='ARM', choices=list(ARMS), help='only these')
-    add('--quick', action='store_true', help='voxels of twice the size, page to the cache')
-    add('--cache', type=Path, default=ROOT / 'build' / 'heads')
-    add('--output', type=Path, help='folder of the page (docs)')
-    add('--reuse', action='store_true', help='take results of other code too')
-    add('--no-page', action='store_true', help='fill the cache only')
+    parser.add_argument('--only', nargs='+', metavar='NAME', choices=names, default=names)
+    parser.add_argument('--arms', nargs='+', metavar='ARM', choices=list(ARMS), help='only these')
+    parser.add_argument(
+        '--quick', action='store_true', help='voxels of twice the size, page to the cache'
+    )
+    parser.add_argument('--cache', type=Path, default=ROOT / 'build' / 'heads')
+    parser.add_argument('--output', type=Path, help='folder of the page (docs)')
+    parser.add_argument('--reuse', action='store_true', help='take results of other code too')
+    parser.add_argument('--no-page', action='store_true', help='fill the cache only')
     args = parser.parse_args(argv)
     cache = (args.cache / 'quick' if args.quick else args.cache).resolve()
     cache.mkdir(parents=True, exist_ok=True)
@@ -511,7 +512,12 @@ def main(argv=None):
             for arm, record in found.items()
             if record['key'] != key_of(cases[name], arm, code)
         ]
-        heads_page.write(output, cache, cases, ARMS, records, versions(), stale, args.quick)
+        covered = {name: load(cache / f'{name}.json') for name in COVERAGE}
+        covered = {name: record for name, record in covered.items() if record}
+        stale += [n for n, r in covered.items() if r['key'] != key_of_coverage(n, code)]
+        heads_page.write(
+            output, cache, cases, ARMS, records, covered, versions(), stale, args.quick
+        )
         print(f'wrote {output / "heads.md"}')
     return 0
 
