@@ -476,9 +476,7 @@ def main(argv=None):
     names = [*CASES, *COVERAGE]
     parser.add_argument('--only', nargs='+', metavar='NAME', choices=names, default=names)
     parser.add_argument('--arms', nargs='+', metavar='ARM', choices=list(ARMS), help='only these')
-    parser.add_argument(
-        '--quick', action='store_true', help='voxels of twice the size, page to the cache'
-    )
+    parser.add_argument('--quick', action='store_true', help='twice the voxel size, other page')
     parser.add_argument('--cache', type=Path, default=ROOT / 'build' / 'heads')
     parser.add_argument('--output', type=Path, help='folder of the page (docs)')
     parser.add_argument('--reuse', action='store_true', help='take results of other code too')

@@ -113,8 +113,8 @@ def targets(records, covered):
     def row(what, target, found, met):
         rows.append((what, target, found, yes(met)))
 
-    for name, most in (('head-1mm', {'contrast': 0.19, 'tissue': 0.18, 'tissue-r2prime': 0.18, 'nuclei': 0.16}),
-                       ('head-2mm', {'contrast': 0.26})):  # fmt: skip
+    limits = {'contrast': 0.19, 'tissue': 0.18, 'tissue-r2prime': 0.18, 'nuclei': 0.16}
+    for name, most in (('head-1mm', limits), ('head-2mm', {'contrast': 0.26})):
         for arm, limit in most.items():
             found = records.get(name, {}).get(arm)
             if found:
