@@ -509,9 +509,9 @@ def coefficient_errors(
         s_B = (1 - U_B' W^2 U_B N^-1)^-1 U_B' W^2 r_B
 
     with blocks ``B`` of ``block`` to a side: what the model leaves is counted with its correlation
-    in space, so that an unknown source counts as much as noise does. The first factor of ``s_B``
-    makes it the score that the block would have had, had the coefficients been found without it:
-    most of a small parcel's field lies in one or two blocks, which the fit follows. The last term
+    in space, so that an unknown source counts as much as noise does. This is the jackknife over
+    blocks, the coefficients being found again without each of them: most of a small parcel's field
+    lies in one or two blocks, which the fit follows. The last term
     is what an early stop leaves. A parcel whose field is gone after PDF has an infinite error.
 
     Parameters
