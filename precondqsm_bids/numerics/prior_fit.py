@@ -511,8 +511,8 @@ def coefficient_errors(
     with blocks ``B`` of ``block`` to a side: what the model leaves is counted with its correlation
     in space, so that an unknown source counts as much as noise does. This is the jackknife over
     blocks, the coefficients being found again without each of them: most of a small parcel's field
-    lies in one or two blocks, which the fit follows. The last term
-    is what an early stop leaves. A parcel whose field is gone after PDF has an infinite error.
+    lies in one or two blocks, which the fit follows. The last term is what an early stop leaves. A
+    parcel whose field is gone after PDF has an infinite error.
 
     Parameters
     ----------

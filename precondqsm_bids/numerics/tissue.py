@@ -237,10 +237,10 @@ def contradictions(means: Mapping[str, float]) -> list[str]:
     >>> contradictions({'WM': -0.03, 'GM': 0.02, 'pallidum': 0.12})
     []
     >>> contradictions({'WM': 0.02, 'GM': -0.03})
-    ['WM (+0.020 ppm) is not below GM (-0.030 ppm)']
+    ['WM (+0.020 ppm) is not clearly below GM (-0.030 ppm)']
     """
     return [
-        f'{low} ({means[low]:+.3f} ppm) is not below {high} ({means[high]:+.3f} ppm)'
+        f'{low} ({means[low]:+.3f} ppm) is not clearly below {high} ({means[high]:+.3f} ppm)'
         for low, high, least in CHI_ORDER
         if low in means and high in means and means[high] - means[low] < least
     ]
