@@ -16,17 +16,17 @@ from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
 SEEDS = 100
+"""How many; the noise of seed n is that of `remeasure(n)`."""
 
 
-def tubes(spec, seeds=SEEDS):
+def tubes(spec, seeds):
     """Coefficients of the clusters of the R2' prior, one row a seed: found, error, expected.
 
     The coefficient that is expected is that of the projection of the true map; only the clusters
     of tubes have one, the rest being noise.
     """
     phantom = simulate_tubes(spec, seed=0)
-    rows = []
-    for seed in range(seeds):
+    for seed in seeds:
         measured = phantom.remeasure(seed)
         stages = first_stages(measured)
         voxel_size, b0_dir, roi = stages.voxel_size, stages.b0_dir, stages.roi
@@ -42,18 +42,16 @@ def tubes(spec, seeds=SEEDS):
             expected = float(np.vdot(chi, phantom.chi[inside]) / np.vdot(chi, chi))
             if np.isin(phantom.labels[inside], list(phantom.label_dchi)[:-1]).mean() > 0.25:
                 row.append((float(fit.coefficients[0][j]), float(errors[j]), expected))
-        rows.append(row)
-    return rows
+        yield row
 
 
-def head(spec, seeds=SEEDS):
+def head(spec, seeds):
     """The coefficient of the true map of a head as prior, 1; rows as in :func:`tubes`."""
     phantom = simulate_head(spec, seed=0)
     mask, size = phantom.brain_mask, spec.voxel_size
     b0_dir = b0_direction(phantom.affine)
     basis = susceptibility_map(phantom.chi * mask, mask, 'global')
-    rows = []
-    for seed in range(seeds):
+    for seed in seeds:
         measured = phantom.remeasure(seed)
         echoes = fit_echoes(
             measured.magnitude,
@@ -68,5 +66,4 @@ def head(spec, seeds=SEEDS):
         errors = coefficient_errors(
             echoes.total_field, basis, fit, mask, size, b0_dir, echoes.field_sd, workers=WORKERS
         )
-        rows.append([(float(fit.coefficients[0][0]), float(errors[0]), 1.0)])
-    return rows
+        yield [(float(fit.coefficients[0][0]), float(errors[0]), 1.0)]

@@ -118,11 +118,11 @@ CASES = {
 
 
 COVERAGE = {
-    'coverage-tubes': lambda size: coverage.tubes(
-        scaled(case_named('negative').spec, 0.5 / size), 100
+    'coverage-tubes': lambda size, seeds: coverage.tubes(
+        scaled(case_named('negative').spec, 0.5 / size), seeds
     ),
-    'coverage-head': lambda size: coverage.head(
-        HeadSpec(voxel_size=tuple(size * x for x in SMALL)), 100
+    'coverage-head': lambda size, seeds: coverage.head(
+        HeadSpec(voxel_size=tuple(size * x for x in SMALL)), seeds
     ),
 }
 """Standard errors over noise seeds, by the factor on the size of the voxels."""
@@ -452,16 +452,19 @@ def run_case(name, case, cache, code, reuse):
 
 
 def run_coverage(name, cache, code, reuse, quick):
-    """Standard errors over noise seeds, unless the cache has them."""
+    """Standard errors over noise seeds, those that the cache lacks."""
     path, key = cache / f'{name}.json', key_of_coverage(name, code)
-    known = load(path)
-    if known is not None and (reuse or known['key'] == key):
-        return
+    record = load(path)
+    if record is None or not (reuse or record['key'] == key):
+        record = {'key': key, 'elapsed': 0.0, 'rows': []}
+    seeds = range(len(record['rows']), coverage.SEEDS)
     start = time.perf_counter()
-    rows = COVERAGE[name](2 if quick else 1)
-    elapsed = time.perf_counter() - start
-    save(path, {'key': key, 'elapsed': elapsed, 'rows': rows})
-    print(f'{name:15s} {elapsed:5.0f} s', flush=True)
+    for row in COVERAGE[name](2 if quick else 1, seeds) if seeds else ():
+        record['rows'].append(row)
+        record['elapsed'] += time.perf_counter() - start
+        start = time.perf_counter()
+        save(path, record)
+    print(f'{name:15s} {len(record["rows"])} seeds {record["elapsed"]:5.0f} s', flush=True)
 
 
 def key_of_coverage(name, code):
