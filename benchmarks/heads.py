@@ -122,7 +122,7 @@ COVERAGE = {
         scaled(case_named('negative').spec, 0.5 / size), seeds
     ),
     'coverage-head': lambda size, seeds: coverage.head(
-        HeadSpec(voxel_size=tuple(size * x for x in SMALL)), seeds
+        HeadSpec(voxel_size=(3.0 * size,) * 3), seeds
     ),
 }
 """Standard errors over noise seeds, by the factor on the size of the voxels."""

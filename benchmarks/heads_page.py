@@ -403,7 +403,7 @@ def coverage_section(covered):
     return f"""## Standard errors
 
 {seeds} seeds of the noise, from the echoes on. *Tubes*: two of them diamagnetic, at half the
-matrix, one coefficient for each connected cluster of R2'. *Head*: 2 mm, the true map as the prior
+matrix, one coefficient for each connected cluster of R2'. *Head*: 3 mm, the true map as the prior
 (`map:FILE`), whose coefficient is 1. The spread over the seeds is much less than the standard
 error: what departs from the truth is not noise but what the model lacks (the phase offset,
 background, signal that decays within the voxel), which is the same for every seed, and which the
