@@ -317,24 +317,31 @@ class Division:
 # --- scores ----------------------------------------------------------------------------------
 
 
-class Score:
-    """Compares maps with the truth of one phantom."""
+class Error:
+    """Voxelwise error of maps over a region, rim included."""
+
+    def __init__(self, chi, roi):
+        self.roi = roi
+        truth = chi[roi].astype(float)
+        self.truth = truth - truth.mean()
+
+    def nrmse(self, chi):
+        """Error relative to the deviation of the true map, each map less its mean; 1 is 100 %."""
+        found = chi[self.roi].astype(float)
+        error = found - found.mean() - self.truth
+        return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
+
+
+class Score(Error):
+    """Compares maps with the truth of one phantom of tubes."""
 
     def __init__(self, phantom, roi):
+        super().__init__(phantom.chi, roi)
         *tubes, agar = phantom.label_dchi
-        self.roi = roi
         self.tubes = [roi & (phantom.labels == i) for i in tubes]
         self.agar = roi & (phantom.labels == agar)
         depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
         self.rim = self.agar & (depth <= RIM)
-        truth = phantom.chi[roi].astype(float)
-        self.truth = truth - truth.mean()
-
-    def nrmse(self, chi):
-        """Voxelwise error over the region, rim included, each map less its mean; 1 is 100 %."""
-        found = chi[self.roi].astype(float)
-        error = found - found.mean() - self.truth
-        return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
 
     def __call__(self, chi):
         """Tubes relative to the agar (ppm), deviations of the agar (ppm), NRMSE."""

@@ -147,6 +147,7 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         tissue=settings.needs_tissue,
         r2_map=settings.r2 == 'map',
         prior_maps=settings.prior_maps,
+        contrasts=settings.contrasts,
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
@@ -553,7 +554,12 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
         lines += ['', run.label]
-        more = [*(run.tissue.files if run.tissue else ()), run.r2_map, *settings.prior_maps]
+        more = [
+            *(run.tissue.files if run.tissue else ()),
+            run.r2_map,
+            *run.contrasts,
+            *settings.prior_maps,
+        ]
         paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
         lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
     for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):

@@ -1,5 +1,7 @@
 """Prior fit: the field chooses the coefficients of the prior."""
 
+from pathlib import Path
+
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -14,6 +16,7 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, save
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.prior_basis import (
+    further_cells,
     map_by_tissue,
     map_scale,
     susceptibility_map,
@@ -21,6 +24,7 @@ from precondqsm_bids.numerics.prior_basis import (
 )
 from precondqsm_bids.numerics.prior_fit import coefficient_errors, contrast_cells, fit_prior
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
+from precondqsm_bids.numerics.tissue import class_means, contradictions
 
 LEAST_SUPPORT = 0.01
 """Share of the local field's energy below which a prior is called not supported by the field."""
@@ -53,6 +57,9 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='class of each voxel (3D) or shares of the classes (4D)')
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
+    further_contrasts = InputMultiPath(
+        File(exists=True), desc='maps whose joint histogram with the first contrast makes cells'
+    )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
     iterations = traits.Range(1, 10000, value=150, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
@@ -130,8 +137,16 @@ class PriorFit(SimpleInterface):
                 if not prior['supported']
             ],
         }
+        if isdefined(self.inputs.further_contrasts):
+            record['further_contrasts'] = [
+                Path(path).name for path in self.inputs.further_contrasts
+            ]
         if coefficients:
             record['coefficients'] = coefficients
+        if isdefined(self.inputs.tissue):
+            means = class_means(fit.prior_chi, self._tissue(mask), self.inputs.tissue_names)
+            record['tissue_means'] = means
+            record['warnings'] += self._order(means)
         if 'r2prime' in coefficients:
             values = np.asarray(coefficients['r2prime'])
             implied = relaxivity(self.inputs.field_strength) / np.where(
@@ -144,6 +159,17 @@ class PriorFit(SimpleInterface):
             ).tolist()
         self._results['record'] = record
         return runtime
+
+    @staticmethod
+    def _order(means):
+        """A warning if the classes have another order of susceptibility than the literature."""
+        if not (wrong := contradictions(means)):
+            return []
+        return [
+            'the tissue classes have another order of susceptibility than the literature: '
+            f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
+            'image? Look at the outlines'
+        ]
 
     def _as_it_is(self, bases, runtime):
         """The one map of the prior, without a fit."""
@@ -168,6 +194,9 @@ class PriorFit(SimpleInterface):
             if name == 'contrast':
                 contrasts = [load(path) for path in inputs.contrasts]
                 bases[name] = contrast_cells(contrasts, mask, voxel_size)
+                if isdefined(inputs.further_contrasts):
+                    further = [self._contrast(path, mask) for path in inputs.further_contrasts]
+                    bases[name] += further_cells(contrasts[0], further, mask, voxel_size)
             elif name == 'tissue':
                 bases[name] = [self._tissue(mask)]
             elif name == 'r2prime-by-tissue':
@@ -190,6 +219,22 @@ class PriorFit(SimpleInterface):
             return tissue_parcels(data, len(self.inputs.tissue_names), mask)
         except ValueError as error:
             raise ValueError(f'{self.inputs.tissue}: {error}') from error
+
+    def _contrast(self, path, mask):
+        """A further contrast: finite, on the grid, and not the same everywhere."""
+        data = load(path)
+        check_finite(data, path)
+        if data.shape != mask.shape:
+            raise ValueError(
+                f'{path} {data.shape} and {self.inputs.total_field} {mask.shape} differ in matrix '
+                'size: resample the image'
+            )
+        if np.ptp(data[mask]) == 0:
+            raise ValueError(
+                f'{path} is {data[mask][0]:g} in the whole region of interest and tells nothing: '
+                'leave it out'
+            )
+        return data
 
     def _map(self, path, mask):
         """A susceptibility map that was given, ppm."""

@@ -24,6 +24,9 @@ SIZE = 0.75
 FLOOR = 0.35
 """What no prior can describe of the field, relative to the size of the local field."""
 
+LEAST_BLOCKS = 32
+"""Blocks of the region over which standard errors are counted, at least."""
+
 
 TRANSITION = 0.5
 """Half width of the transition between two contrast cells, in widths of the narrower."""
@@ -498,7 +501,7 @@ def coefficient_errors(
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
-    block: int = 8,
+    block: float = 30.0,
     workers: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Standard errors of the coefficients of a basis of few parcels.
@@ -506,11 +509,14 @@ def coefficient_errors(
     With ``U`` the fields of the basis maps and ``y`` the measured one, all after PDF, and ``r = y
     - U c``, the errors are the roots of the diagonal of
 
-        (U' W^2 U)^-1 [ sum_B (U_B' W^2 r_B) (U_B' W^2 r_B)' ] (U' W^2 U)^-1
+        N^-1 [ sum_B s_B s_B' ] N^-1 + diag(N^-1 U' W^2 r)^2,    N = U' W^2 U,
+        s_B = (1 - U_B' W^2 U_B N^-1)^-1 U_B' W^2 r_B
 
-    with blocks ``B`` of ``block`` voxels to a side: what the model leaves is counted with its
-    correlation in space, so that an unknown source counts as much as noise does. A parcel whose
-    field is gone after PDF has an infinite error.
+    with blocks ``B`` of ``block`` to a side: what the model leaves is counted with its correlation
+    in space, so that an unknown source counts as much as noise does. This is the jackknife over
+    blocks, the coefficients being found again without each of them: most of a small parcel's field
+    lies in one or two blocks, which the fit follows. The last term is what an early stop leaves. A
+    parcel whose field is gone after PDF has an infinite error.
 
     Parameters
     ----------
@@ -522,8 +528,8 @@ def coefficient_errors(
         What :func:`fit_prior` found.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm, as the fit had it.
-    block : int
-        Voxels along the edge of a block.
+    block : float
+        Edge of a block, mm; less in a region of fewer than 32 such blocks.
     workers : int
         Threads of the Fourier transforms.
 
@@ -534,7 +540,8 @@ def coefficient_errors(
 
     References
     ----------
-    White, Econometrica 1980;48:817; clustered: Liang & Zeger, Biometrika 1986;73:13.
+    White, Econometrica 1980;48:817; clustered: Liang & Zeger, Biometrika 1986;73:13; without the
+    block itself: Bell & McCaffrey, Surv Methodol 2002;28:169.
 
     Examples
     --------
@@ -562,17 +569,29 @@ def coefficient_errors(
 
     u = np.stack([projected(field_of(j)) for j in range(basis.parcels)], axis=1)
     r = projected(field) - u @ fit.coefficients[0]
-    cells = [index // block for index in np.nonzero(mask)]
-    number = np.ravel_multi_index(cells, [n // block + 1 for n in mask.shape])
-    scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
     normal = u.T @ u
     known = np.diag(normal) > 1e-6 * np.max(np.diag(normal), initial=0.0)
     errors = np.full(basis.parcels, np.inf)
-    if known.any():
-        inverse = np.linalg.pinv(normal[np.ix_(known, known)])
-        errors[known] = np.sqrt(
-            np.maximum(np.diag(inverse @ (scores.T @ scores)[np.ix_(known, known)] @ inverse), 0)
-        )
+    if not known.any():
+        return errors
+    size = np.asarray(voxel_size, float)
+    edge = min(block, float(np.prod(size) * len(r) / LEAST_BLOCKS) ** (1 / 3))
+    cells = [
+        np.floor(i * d / edge).astype(int) for i, d in zip(np.nonzero(mask), size, strict=True)
+    ]
+    number = np.ravel_multi_index(cells, [int(c.max()) + 1 for c in cells])
+    number = np.unique(number, return_inverse=True)[1]
+    u = u[:, known]
+    inverse = np.linalg.pinv(u.T @ u)
+    scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
+    stopped = inverse @ scores.sum(axis=0)
+    share = np.stack(
+        [np.stack([np.bincount(number, a * b) for a in u.T], axis=1) for b in u.T], axis=2
+    )
+    free = np.eye(u.shape[1]) - share @ inverse
+    without = np.linalg.solve(free, scores[..., None])[..., 0]
+    variance = np.diag(inverse @ (without.T @ without) @ inverse)
+    errors[known] = np.sqrt(np.maximum(variance, 0) + stopped**2)
     return errors
 
 

@@ -22,6 +22,7 @@ from precondqsm_bids.interfaces import (
 INPUTS = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
     'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
+    'contrasts',
 )  # fmt: skip
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
@@ -43,6 +44,7 @@ def init_precondqsm_wf(
     phase_sign: int | None = None,
     prior: str | Sequence[str] = 'contrast',
     prior_fit: str = 'auto',
+    contrasts: Sequence[str] = (),
     r2: float | str = 'median',
     shape: bool = True,
     mask_erosion: float = 0.0,
@@ -72,6 +74,8 @@ def init_precondqsm_wf(
     prior_fit : str
         ``none``, ``global`` or ``clusters`` for ``r2prime`` and ``map:FILE``; ``auto`` is
         ``none`` for ``r2prime`` alone and ``global`` otherwise.
+    contrasts : sequence of str
+        What the files of the input contrasts are, such as ``T1w``, for the methods text.
     r2 : float or str
         Transverse relaxation rate, 1/s; or ``median`` (of R2* over the region), ``map`` (the
         input r2_map) or ``literature`` (by the class of the input tissue).
@@ -99,7 +103,8 @@ def init_precondqsm_wf(
         field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file),
         label_names (dict) and mask (file), which restricts the region of interest; without it,
         that is the object; tissue (file: classes, or 4D shares) and tissue_names (list); r2_map
-        (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s).
+        (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts (list of files),
+        images on the same grid whose cells ``contrast`` has too.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), prior_labels (int32; only of a fitted prior), both L-curves, and
         ``record``, what each stage measured and chose.
@@ -115,7 +120,16 @@ def init_precondqsm_wf(
     rich = any(name in MANY_PARCELS for name in prior)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
-        prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+        prior,
+        fit,
+        contrasts,
+        r2,
+        shape,
+        conventional,
+        pdf_iterations,
+        reg_weight,
+        reg_rule,
+        reference,
     )
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
@@ -172,12 +186,13 @@ def init_precondqsm_wf(
         if fit:
             workflow.connect(estimate, 'prior_labels', outputnode, 'prior_labels')
         if 'contrast' in prior:
-            contrasts = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
+            merged = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
             # fmt: off
             workflow.connect([
-                (echo_fit, contrasts, [('r2star', 'in1')]),
-                (inputnode, contrasts, [(('magnitude', _first), 'in2')]),
-                (contrasts, estimate, [('out', 'contrasts')]),
+                (echo_fit, merged, [('r2star', 'in1')]),
+                (inputnode, merged, [(('magnitude', _first), 'in2')]),
+                (merged, estimate, [('out', 'contrasts')]),
+                (inputnode, estimate, [('contrasts', 'further_contrasts')]),
             ])
             # fmt: on
         if any(name.startswith('r2prime') for name in prior):
@@ -284,7 +299,7 @@ def _gather(**records):
 
 
 def describe(
-    prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+    prior, fit, contrasts, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
 ) -> str:
     """Methods sentences for these settings."""
     own_iterations = _arm_iterations(pdf_iterations, prior)
@@ -299,7 +314,7 @@ def describe(
         'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
         'smooth phase offset.',
-        _estimate_sentence(prior, fit, r2),
+        _estimate_sentence(prior, fit, contrasts, r2),
         'The field of this estimate'
         + (
             ' and (where the region reaches its surface) of the shape of the object in air'
@@ -333,8 +348,8 @@ def describe(
     return '\n'.join(sentences) + '\n'
 
 
-def _estimate_sentence(prior, fit, r2) -> str:
-    terms = [_term(name, fit, r2) for name in prior]
+def _estimate_sentence(prior, fit, contrasts, r2) -> str:
+    terms = [_term(name, fit, contrasts, r2) for name in prior]
     if fit is None:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
     return (
@@ -343,12 +358,13 @@ def _estimate_sentence(prior, fit, r2) -> str:
     )
 
 
-def _term(name, fit, r2) -> str:
+def _term(name, fit, contrasts, r2) -> str:
     """What one prior is, in words."""
     if name == 'contrast':
         return (
-            'one constant for each cell of the joint histogram of R2* and magnitude, over the '
-            'whole region and in blocks of 60, 30 and 15 mm'
+            'one constant for each cell of the joint histogram of R2* and magnitude'
+            + ''.join(f' and of that of R2* and {name}' for name in contrasts)
+            + ', over the whole region and in blocks of 60, 30 and 15 mm'
         )
     if name == 'tissue':
         return 'one constant for each tissue class'

@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -472,6 +473,36 @@ def test_prior_fit(data, tmp_path, priors, fit):
         values = expected.coefficients[len(groups[0]) if priors[0] == 'contrast' else 0]
         difference = values[1] - values[0]
         assert found['WM'] - found['GM'] == pytest.approx(difference, abs=0.01 * float(scale))
+
+
+def test_further_contrasts_have_cells_of_their_own(data, tmp_path):
+    first, other = data.magnitude[..., 0], np.roll(data.magnitude[..., 1], 3, axis=0)
+    inputs = {
+        'total_field': data.file('field'),
+        'field_sd': data.file('sd'),
+        'mask': data.file('mask'),
+        'contrasts': [data.file('r2star'), data.file('first', first)],
+        'field_strength': 3.0,
+        'iterations': 6,
+    }
+    path = data.file('T1w', other)
+    result = run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
+    bases = contrast_cells([data.r2star, first], data.mask, VOXEL_SIZE)
+    bases += contrast_cells([data.r2star, other], data.mask, VOXEL_SIZE)
+    expected = fit_prior(data.field, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=6)
+    scale = float(np.abs(expected.prior_chi).max())
+    np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
+    prior = result['record']['priors']['contrast']
+    assert prior['parcels'] == sum(basis.parcels for basis in bases)
+    assert result['record']['further_contrasts'] == [Path(path).name]
+    for wrong, told in (
+        (np.where(data.mask, 1, other), 'is 1 in the whole region'),
+        (other[1:], 'differ in matrix size'),
+        (np.where(data.mask, np.nan, other), 'not finite'),
+    ):
+        path = data.file('wrong', wrong.astype(np.float32))
+        with pytest.raises(ValueError, match=told):
+            run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
 
 
 def test_a_map_that_is_taken_as_it_is(data, tmp_path):
