@@ -282,6 +282,7 @@ def test_no_job_outlives_a_terminated_main_process(slurm, tmp_path):
 )
 def test_killed_job_of_other_systems(slurm, build, tmp_path, monkeypatch, plugin, system):
     monkeypatch.setenv('LOGNAME', 'somebody')
+    monkeypatch.chdir(tmp_path)  # where Nipype's plugin keeps what qstat prints
     workflow = build(bad=_double, good=_double)
     workflow.base_dir = str(tmp_path / 'work')  # Nipype does not quote it for these
     with pytest.raises(RuntimeError, match=rf'wf\.bad: {system} job \d ended without a result'):
