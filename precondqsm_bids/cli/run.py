@@ -12,15 +12,18 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.environment import (
+    before_sigterm_ends,
     configure_nipype,
     ending_on_sigterm,
     logging_to,
+    python_command,
     repair_environment,
 )
 from precondqsm_bids.cli.parser import graph_renderer, parse_args
@@ -35,6 +38,9 @@ DONE, FAILED, USAGE, NOTHING_TO_DO = 0, 1, 2, 70
 
 MOST_LINES = 20
 """Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
+
+NODE_JOB = 'precondqsm_bids.cli.node_job'
+"""What a job of a batch system runs for one node."""
 
 GRAPH_PLUGINS = ('CondorDAGMan', 'PBSGraph', 'SGEGraph', 'SLURMGraph')
 """These submit all jobs and return at once with success, whatever fails later."""
@@ -170,7 +176,7 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         return DONE
     if settings.dry_run:
         return FAILED if fatal else DONE
-    return process(settings, runs, problems, plugin_file, command)
+    return process(settings, runs, problems, plugin_file, command, inherited)
 
 
 def process(
@@ -179,12 +185,13 @@ def process(
     problems: Sequence['Problem'],
     plugin_file: Mapping[str, Any],
     command: str,
+    inherited: Mapping[str, str],
 ) -> int:
     """Reconstruct the runs and assemble the reports; the exit status.
 
     Parameters
     ----------
-    settings, command
+    settings, command, inherited
         As for :func:`run_app`.
     runs, problems : sequence
         What was found in the dataset.
@@ -234,7 +241,7 @@ def process(
             if settings.write_graph:
                 write_graph(workflow, log_dir)
             if not settings.boilerplate_only:
-                failures += execute(settings, workflow, runs, plugin_file, log_name)
+                failures += execute(settings, workflow, runs, plugin_file, log_name, inherited)
         if settings.boilerplate_only:
             say(f'methods text: {log_dir / "CITATION.md"}')
         else:
@@ -269,15 +276,13 @@ def execute(
     runs: Sequence['Run'],
     plugin_file: Mapping[str, Any],
     log_name: str,
+    inherited: Mapping[str, str],
 ) -> list[Failure]:
     """Run the workflow; the failures of its nodes."""
     from nipype.interfaces.utility import IdentityInterface
 
     from precondqsm_bids.workflows.base import crash_folder, node_name
-    from precondqsm_bids.workflows.plugins import (
-        SupervisedMultiProcPlugin,
-        SupervisedSLURMPlugin,
-    )
+    from precondqsm_bids.workflows.plugins import SUPERVISED, SupervisedBatch
 
     labels = {node_name(run.label): run.label for run in runs}
     stages = {}
@@ -304,13 +309,22 @@ def execute(
         **plugin_file.get('plugin_args', {}),
     }
     plugin = plugin_file.get('plugin', 'MultiProc')
-    if plugin == 'MultiProc':
-        plugin = SupervisedMultiProcPlugin(plugin_args=plugin_args)
-    elif plugin == 'SLURM':
-        plugin = SupervisedSLURMPlugin(plugin_args=plugin_args)
+    cancelling: AbstractContextManager[None] = nullcontext()
+    if supervised := SUPERVISED.get(plugin):
+        more: dict[str, Any] = {}
+        if issubclass(supervised, SupervisedBatch):
+            # Nipype's own names the jobs by the user.
+            more['environment'] = {**inherited, 'LOGNAME': os.environ['LOGNAME']}
+            threads = str(settings.omp_nthreads)
+            more['launcher'] = [*python_command(), '-m', NODE_JOB, threads]
+            more['tell'] = say
+        plugin = supervised(plugin_args, **more)
+        if isinstance(plugin, SupervisedBatch):
+            cancelling = before_sigterm_ends(plugin.cancel)
     error = ''
     try:
-        workflow.run(plugin=plugin, plugin_args=plugin_args)
+        with cancelling:
+            workflow.run(plugin=plugin, plugin_args=plugin_args)
     except Exception:
         error = traceback.format_exc()
     log_dir = settings.output_dir / 'logs' / log_name
