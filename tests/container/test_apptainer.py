@@ -7,6 +7,7 @@ forbids what it needs (/dev/fuse, user namespaces) is a reason to skip.
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -316,6 +317,53 @@ def test_terminated_at_once_and_resumed_to_the_same_maps(cluster, sif, out_dir, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'echo_fit ... taken from the work folder' in done.stdout
     assert_same_results(out_dir, outside)
+
+
+@pytest.fixture(scope='module')
+def own_sif(cluster):
+    """The image file that apptainer.def makes, from a base image that Docker has."""
+    if not os.environ.get('PRECONDQSM_BUILD_DEFINITION'):
+        pytest.skip('takes minutes: PRECONDQSM_BUILD_DEFINITION=1 make test-apptainer')
+    bases = ('python:3.11-slim-bookworm', 'precondqsm_bids-base:build')
+    base = next((name for name in bases if not docker('image', 'inspect', name).returncode), None)
+    assert base, f'none of {", ".join(bases)} is here: make image'
+    source = cluster.new_folder('source')
+    for name in ('setup.cfg', 'constraints.txt', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    shutil.copy(ROOT / 'apptainer.def', source)
+    shutil.copytree(ROOT / 'precondqsm_bids', source / 'precondqsm_bids')
+    with (source / 'base.tar').open('wb') as file:
+        subprocess.run(['docker', 'save', base], stdout=file, check=True)
+    pip = []
+    if base != bases[0]:  # it has the certificates of this host
+        pip += ['--cert', '/etc/ssl/certs/ca-certificates.crt']
+    if index := os.environ.get('PIP_INDEX_URL'):
+        pip += ['--index-url', index]
+    # %post runs as root of a user namespace, for which Docker must allow more than for a run.
+    built = docker(
+        *('run', '--rm', '--cap-add', 'SYS_ADMIN', *ALLOWED),
+        *(*bind(cluster.folder, '/cluster'), '--workdir', '/cluster/source', TOOL, 'sh', '-c'),
+        'chmod 666 /dev/fuse && export HOME=/home/user && '
+        'exec setpriv --reuid=1000 --regid=1000 --init-groups "$@"',
+        *('sh', 'apptainer', 'build', '--mksquashfs-args', '-comp lz4'),
+        *('--build-arg', 'BOOTSTRAP=docker-archive', '--build-arg', 'BASE=base.tar'),
+        *('--build-arg', f'PIP_ARGS={" ".join(pip)}', '/cluster/own.sif', 'apptainer.def'),
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return '/cluster/own.sif'
+
+
+def test_definition_file_makes_the_same_app(cluster, own_sif, out_dir, outside):
+    told = cluster.run('apptainer', 'inspect', '--json', '--labels', own_sif)
+    labels = json.loads(told.stdout)['data']['attributes']['labels']
+    assert labels['org.opencontainers.image.version'] == __version__
+    done = run_app(cluster, own_sif, out_dir, *OPTIONS, *TRUTH, options=CONTAINED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_results(out_dir, outside)
+    # Its own script hands the arguments on, and no shell reads them again.
+    done = run_app(cluster, own_sif, out_dir, '--participant-label', '$HOME', options=CONTAINED)
+    assert done.returncode == 2
+    assert '$HOME' in done.stderr
 
 
 def wait_until(holds, seconds, log):
