@@ -5,7 +5,9 @@ At the group level: gather what the participant level left.
 
 import errno
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -41,6 +43,11 @@ MOST_LINES = 20
 
 NODE_JOB = 'precondqsm_bids.cli.node_job'
 """What a job of a batch system runs for one node."""
+WORK_BYTES = 80
+"""In the work folder for each voxel of a run: some 25 compressed maps of float32, as measured."""
+
+_NO_RESULT_FILE = re.compile(r'FileNotFoundError: .*/result_\w+\.pklz$')
+"""Nipype's last word on a node that could not write what it had computed."""
 
 GRAPH_PLUGINS = ('CondorDAGMan', 'PBSGraph', 'SGEGraph', 'SLURMGraph')
 """These submit all jobs and return at once with success, whatever fails later."""
@@ -268,6 +275,30 @@ def introduce(settings: Settings, runs: Sequence['Run'], log_dir: Path) -> None:
         )
     for subject in missing:
         say(f'warning: sub-{subject}: no run to reconstruct')
+    if settings.work_dir and settings.work_dir.is_dir() and not settings.boilerplate_only:
+        warn_of_room(settings.work_dir, runs)
+
+
+def warn_of_room(work_dir: Path, runs: Sequence['Run']) -> None:
+    """Say at the start if the work folder will be full before the end.
+
+    Where nothing else is mounted, a container may have 64 MB for it.
+
+    Parameters
+    ----------
+    work_dir : Path
+        The work folder.
+    runs : sequence of Run
+        All that will be reconstructed.
+    """
+    needed = WORK_BYTES * sum(math.prod(run.matrix) for run in runs)
+    free = shutil.disk_usage(work_dir).free
+    if free < needed:
+        say(
+            f'warning: the work folder {work_dir} has room for {free / 1e6:.0f} MB, and about '
+            f'{math.ceil(needed / 1e6)} MB will be written there: make room, or give another with '
+            '-w'
+        )
 
 
 def execute(
@@ -364,7 +395,15 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
     if not lines:  # Nipype could make the file and not fill it
         node = crash.stem.rpartition('-')[0]
         return f'{node}: the crash file is empty ({os.strerror(errno.ENOSPC)}?)'
-    return ' '.join(filter(None, (run, f'{names[-1]}: {lines[-1].strip()}')))
+    what = lines[-1].strip()
+    if _NO_RESULT_FILE.match(what):  # what kept it from being written comes before
+        cause = text.rpartition('\n\nDuring handling of the above exception')[0].strip()
+        what = cause.splitlines()[-1].strip() if cause else what
+        if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
+            folder = re.search('^Working directory: (.*)', text, re.MULTILINE)
+            what += f' in the work folder{f" ({folder[1]})" if folder else ""}: make room, or '
+            what += 'give another with -w'
+    return ' '.join(filter(None, (run, f'{names[-1]}: {what}')))
 
 
 def fail_input(settings: Settings, problem: 'Problem', log_name: str) -> Failure:
