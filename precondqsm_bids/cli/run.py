@@ -43,6 +43,7 @@ MOST_LINES = 20
 
 NODE_JOB = 'precondqsm_bids.cli.node_job'
 """What a job of a batch system runs for one node."""
+
 WORK_BYTES = 80
 """In the work folder for each voxel of a run: some 25 compressed maps of float32, as measured."""
 

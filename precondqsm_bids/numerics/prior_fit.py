@@ -678,14 +678,15 @@ def _matrix(
     row_of = np.zeros(mask.size, np.int32)
     row_of[voxels] = np.arange(voxels.size, dtype=np.int32)
     rows, columns, values, first = [], [], [], 0
+    parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
     for basis in bases:
         labels = basis.labels[mask]
-        used = np.flatnonzero(labels >= 0)
+        used = np.flatnonzero(labels >= 0).astype(np.int32)
         parts = [(used, labels[used], basis.weight[mask][used])]
         parts += [(row_of[o.voxels], o.labels, o.weight) for o in basis.overlaps]
         for row, label, weight in parts:
             column = label.astype(np.int32) + first
-            rows.append(row.astype(np.int32))
+            rows.append(row)
             columns.append(column)
             values.append(weight * size[column])
         first += basis.parcels
