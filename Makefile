@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check constraints image test-image clean
+.PHONY: help venv demo test check constraints image test-image test-apptainer test-slurm clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
@@ -14,7 +14,7 @@ ready := $(VENV)/.ready
 pip := $(bin)/python -m pip --disable-pip-version-check
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: $(ready)  ## the virtual environment in .venv (PYTHON=... chooses the Python)
 
@@ -48,7 +48,7 @@ demo/.phantom: $(wildcard precondqsm_bids/phantom/*.py) | $(ready)
 test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds options)
 	@status=0; \
 	scripts/check || status=1; \
-	$(bin)/python -m pytest -m 'not docker' $(PYTEST_ARGS) || status=1; \
+	$(bin)/python -m pytest -m 'not docker and not apptainer and not slurm' $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 check: $(ready)  ## lint, format, types and import direction alone
@@ -62,6 +62,14 @@ image:  ## the container image (IMAGE=name, BASE_IMAGE=base)
 
 test-image: $(ready)  ## the tests of the container image, after make image
 	@PRECONDQSM_IMAGE=$(IMAGE) $(bin)/python -m pytest -m docker $(PYTEST_ARGS) tests/container
+
+test-apptainer: $(ready)  ## the tests of the image under the real Apptainer, after make image
+	@PRECONDQSM_IMAGE=$(IMAGE) $(bin)/python -m pytest -m apptainer $(PYTEST_ARGS) tests/container
+
+test-slurm: $(ready)  ## the app on a SLURM cluster of containers, after make image
+	@export PRECONDQSM_IMAGE=$(IMAGE) PRECONDQSM_CLUSTER=precondqsm_bids-slurm-$$$$; \
+	trap 'tests/slurm/cluster.sh down $$PRECONDQSM_CLUSTER' EXIT; \
+	$(bin)/python -m pytest -m slurm $(PYTEST_ARGS) tests/slurm
 
 clean:  ## remove the demo, caches and build products; .venv and images stay
 	@rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \

@@ -148,7 +148,9 @@ among 21 from 0.01 to 1 mm and those of the rules, which takes the truth to know
 
 **The arms.** Conventional is the abstract's rQSM: PDF and closed-form l2. `r2prime / none` is the
 abstract's preconditioning, with the prior by theory unchanged. `global`, `clusters` and `contrast`
-are the forms of the prior that are fitted to the field ([methods](methods.md#prior_fit))."""
+are the forms of the prior that are fitted to the field ([methods](methods.md#prior_fit)).
+
+Heads have [a page of their own](heads.md)."""
 
 
 def abstract(record, no_shape):
@@ -895,6 +897,19 @@ def reflow(text, width=99):
     return '\n\n'.join(blocks)
 
 
+def save_figure(figure, folder, name):
+    """Write a figure of a page."""
+    metadata = {'Software': None}  # the same bytes whoever draws
+    figure.savefig(folder / 'figures' / f'{name}.png', metadata=metadata)
+
+
+def save_text(text, path):
+    """Write a page whole or not at all."""
+    part = path.with_suffix('.part')
+    part.write_text(text + '\n', encoding='utf-8')
+    os.replace(part, path)
+
+
 def write(folder, records, maps, versions, stale, missing):
     """Write ``validation.md`` and its figures to a folder."""
     cases = {name: record for name, record in records.items() if 'arms' in record}
@@ -908,9 +923,7 @@ def write(folder, records, maps, versions, stale, missing):
     (folder / 'figures').mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, draw in drawn.items():
-            metadata = {'Software': None}  # the same bytes whoever draws
-            path = folder / 'figures' / f'validation_{name}.png'
-            draw().savefig(path, metadata=metadata)
+            save_figure(draw(), folder, f'validation_{name}')
     parts = [
         introduction(records, versions, stale, missing),
         abstract(default, records.get('no-shape')),
@@ -926,7 +939,5 @@ def write(folder, records, maps, versions, stale, missing):
         timings(records),
         in_full(cases),
     ]
-    part = folder / 'validation.part'
     text = reflow('\n\n'.join(section for section in parts if section))
-    part.write_text(text + '\n', encoding='utf-8')
-    os.replace(part, folder / 'validation.md')
+    save_text(text, folder / 'validation.md')

@@ -41,6 +41,7 @@ from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
 from precondqsm_bids.phantom.tubes import r2prime
+from precondqsm_bids.workflows.qsm import LONGER
 
 WORKERS = 2
 ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')
@@ -53,8 +54,8 @@ RIM = 5
 class Variant(NamedTuple):
     """Departures from the workflow, to show what they cost."""
 
-    pdf_floor: float = background_removal.FLOOR
-    """Floor of the noise weights in PDF, ppm."""
+    pdf_floor: float | None = None
+    """Floor of the noise weights in PDF, ppm; None: the expected size after contrast."""
     fit_floor: float = prior_fit.FLOOR
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
@@ -213,10 +214,14 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
             field = flatten_field(
                 field, prior_chi, *stages.geometry, shape_chi, WORKERS
             ).flattened_field
+    rich = name == 'contrast'
     with timed(seconds, 'background_removal'):
-        weights = noise_weights(fit.field_sd, stages.roi, variant.pdf_floor)
-        local = pdf(field, *stages.geometry, weights, workers=WORKERS).local_field
-    hold_down = name == 'contrast' if variant.hold_down is None else variant.hold_down
+        floor = prior.inner_size if rich and variant.pdf_floor is None else variant.pdf_floor
+        floor = background_removal.FLOOR if floor is None else floor
+        weights = noise_weights(fit.field_sd, stages.roi, floor)
+        iterations = 30 * (LONGER if rich else 1)
+        local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
+    hold_down = rich if variant.hold_down is None else variant.hold_down
     with timed(seconds, 'dipole_inversion'):
         rule = 'l-curve' if name == 'conventional' else 'risk'
         inversion = invert(local, stages, hold_down, rule)
@@ -312,24 +317,31 @@ class Division:
 # --- scores ----------------------------------------------------------------------------------
 
 
-class Score:
-    """Compares maps with the truth of one phantom."""
+class Error:
+    """Voxelwise error of maps over a region, rim included."""
+
+    def __init__(self, chi, roi):
+        self.roi = roi
+        truth = chi[roi].astype(float)
+        self.truth = truth - truth.mean()
+
+    def nrmse(self, chi):
+        """Error relative to the deviation of the true map, each map less its mean; 1 is 100 %."""
+        found = chi[self.roi].astype(float)
+        error = found - found.mean() - self.truth
+        return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
+
+
+class Score(Error):
+    """Compares maps with the truth of one phantom of tubes."""
 
     def __init__(self, phantom, roi):
+        super().__init__(phantom.chi, roi)
         *tubes, agar = phantom.label_dchi
-        self.roi = roi
         self.tubes = [roi & (phantom.labels == i) for i in tubes]
         self.agar = roi & (phantom.labels == agar)
         depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
         self.rim = self.agar & (depth <= RIM)
-        truth = phantom.chi[roi].astype(float)
-        self.truth = truth - truth.mean()
-
-    def nrmse(self, chi):
-        """Voxelwise error over the region, rim included, each map less its mean; 1 is 100 %."""
-        found = chi[self.roi].astype(float)
-        error = found - found.mean() - self.truth
-        return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
 
     def __call__(self, chi):
         """Tubes relative to the agar (ppm), deviations of the agar (ppm), NRMSE."""

@@ -46,9 +46,10 @@ ENTITIES = {
 }
 """Names of files spell entities short, filter files (as in pybids) spell them long."""
 
-QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2')
+QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2', 'contrast')
 """What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``), regions of
-interest (``_mask``), tissue classes (``_dseg``, ``_probseg``) and R2 (``_R2map``, ``_T2map``)."""
+interest (``_mask``), tissue classes (``_dseg``, ``_probseg``), R2 (``_R2map``, ``_T2map``) and
+further contrasts."""
 
 IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
 R2_SUFFIXES = ('R2map', 'T2map')
@@ -142,6 +143,8 @@ class Run:
         Tissue classes, where the method reads them.
     r2_map, r2_map_kind : str or None
         R2map (1/s) or T2map (s) on the grid of the echoes, and which it is.
+    contrasts : tuple of str
+        Further images on the grid of the echoes, where the method reads them.
     missing : tuple of str
         What the dataset does not say, and what stands in for it.
     """
@@ -166,6 +169,7 @@ class Run:
     tissue: Tissue | None = None
     r2_map: str | None = None
     r2_map_kind: str | None = None
+    contrasts: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
@@ -329,6 +333,7 @@ def find_runs(
     r2_map: bool = False,
     r2star_priors: Sequence[str] = (),
     prior_maps: Sequence[Path] = (),
+    contrasts: Sequence[str] = (),
     ignore: Iterable[Path] = (),
 ) -> tuple[list[Run], list[Problem]]:
     """The runs of a dataset that can be reconstructed, and what is wrong with the others.
@@ -360,6 +365,8 @@ def find_runs(
         Priors that are made of R2*, so that every run must have two echoes or more.
     prior_maps : sequence of Path
         Susceptibility maps, which must be on the grid of every run.
+    contrasts : sequence of str
+        Suffixes of further images that every run must have on its grid.
     ignore : iterable of Path
         Folders inside the dataset that are no part of it, such as the outputs.
 
@@ -382,7 +389,7 @@ def find_runs(
             f'its participants are: {", ".join(known) or "none"}'
         )
     subjects = sorted(set(participant_label)) or known
-    files = _index(bids_dir, subjects, database_dir, ignore)
+    files = _index(bids_dir, subjects, database_dir, ignore, contrasts)
     filters = filters or {}
     images, problems = _images(files, subjects, filters.get('megre', {}), session_label, bids_dir)
     sessions = {
@@ -394,7 +401,9 @@ def find_runs(
             f'its sessions are: {", ".join(sorted(sessions)) or "none"}'
         )
     sidecars = [file for file in files if file.extension == '.json']
-    sources = [list(_walk_derivative(path, subjects)) for path in (derivatives or {}).values()]
+    sources = [
+        list(_walk_derivative(path, subjects, contrasts)) for path in (derivatives or {}).values()
+    ]
     labels = _label_files([*sources, files], filters.get('dseg', {}))
     segmentations = _segmentations([*sources, files], filters.get('tissue', {}))
     relaxation = [
@@ -404,6 +413,14 @@ def find_runs(
         if file.suffix in R2_SUFFIXES
         and file.extension in EXTENSIONS
         and _passes(file, filters.get('r2', {}))
+    ]
+    further = [
+        file
+        for source in [*sources, files]
+        for file in source
+        if file.suffix in contrasts
+        and file.extension in EXTENSIONS
+        and _passes(file, filters.get('contrast', {}))
     ]
     masks = [
         file
@@ -431,6 +448,9 @@ def find_runs(
             if r2_map and not run.one_echo:
                 run, told = _with_r2_map(run, relaxation)
                 more_notes += told
+            if contrasts:
+                run, told = _with_contrasts(run, further, contrasts)
+                more_notes += told
             _check_prior_maps(run, prior_maps)
             runs.append(run)
             problems += suffix_notes + notes + mask_notes + label_notes + more_notes
@@ -443,9 +463,13 @@ def find_runs(
 
 
 def _index(
-    root: Path, subjects: Sequence[str], database_dir: Path | None, ignore: Iterable[Path]
+    root: Path,
+    subjects: Sequence[str],
+    database_dir: Path | None,
+    ignore: Iterable[Path],
+    contrasts: Sequence[str] = (),
 ) -> list[_File]:
-    """Images, labels and sidecars of the dataset."""
+    """Images, labels, further contrasts and sidecars of the dataset."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     root = root.absolute()
@@ -474,7 +498,7 @@ def _index(
             'give another --bids-database-dir, or remove it'
         )
     found = layout.get(
-        suffix=[*IMAGE_SUFFIXES, *R2_SUFFIXES, 'dseg', 'probseg'],
+        suffix=[*IMAGE_SUFFIXES, *R2_SUFFIXES, 'dseg', 'probseg', *contrasts],
         extension=[*EXTENSIONS, '.json', '.tsv'],
         return_type='filename',
     )
@@ -1186,15 +1210,18 @@ def _label_files(
     return pairs
 
 
-def _walk_derivative(root: Path, subjects: Sequence[str]) -> Iterator[_File]:
+def _walk_derivative(
+    root: Path, subjects: Sequence[str], contrasts: Sequence[str] = ()
+) -> Iterator[_File]:
     """What is read of a derivative dataset, which need not be perfect BIDS.
 
-    Labels, masks, tissue and maps of R2 and T2.
+    Labels, masks, tissue, maps of R2 and T2, and further contrasts.
     """
     root = root.absolute()
     folders = [root / f'sub-{subject}' for subject in subjects]
     paths = [*root.glob('*dseg.tsv'), *(p for f in folders for p in f.rglob('*dseg.*'))]
-    names = [f'*_{suffix}{end}' for suffix in ('mask', 'probseg') for end in EXTENSIONS]
+    suffixes = ('mask', 'probseg', *contrasts)
+    names = [f'*_{suffix}{end}' for suffix in suffixes for end in EXTENSIONS]
     names += [f'*_{suffix}.*' for suffix in R2_SUFFIXES]
     paths += [p for f in folders for name in names for p in f.rglob(name)]
     for path in sorted(paths):
@@ -1510,6 +1537,49 @@ def _with_r2_map(
         for file in found[1:]
     ]
     return replace(run, r2_map=str(found[0].path), r2_map_kind=found[0].suffix), notes
+
+
+def _with_contrasts(
+    run: Run, candidates: Sequence[_File], suffixes: Sequence[str]
+) -> tuple[Run, list[Problem]]:
+    """The run with the first image of each suffix that is on its grid."""
+    first = _load_grid(Path(run.sources[0]))
+    taken, notes = [], []
+    for suffix in suffixes:
+        found, told = [], ''
+        for file in candidates:
+            if file.suffix != suffix or file.entities.get('sub') != run.subject:
+                continue
+            if file.entities.get('ses') not in (None, run.session):
+                continue
+            try:
+                wrong = _off_grid(_load_grid(file.path), run, first)
+            except _RunError as error:
+                wrong = str(error)
+            if wrong:
+                told += f'; {file.path}: {wrong}'
+            else:
+                found.append(file)
+        if not found:
+            raise _RunError(
+                run.sources[0],
+                f'--contrasts {suffix}: no _{suffix} image on its grid, neither in the folders of '
+                f'-d/--derivatives nor in the dataset{told}. Resample one to the grid of the run',
+            )
+        found.sort(key=lambda file: not _is_of(file, run))
+        taken.append(str(found[0].path))
+        notes += [
+            Problem(
+                run.subject,
+                str(file.path),
+                f'contrast not used: {found[0].path} comes first; choose with --bids-filter-file '
+                '{"contrast": {...}}',
+                fatal=False,
+                skipped=True,
+            )
+            for file in found[1:]
+        ]
+    return replace(run, contrasts=tuple(taken)), notes
 
 
 def _check_prior_maps(run: Run, paths: Sequence[Path]) -> None:

@@ -59,6 +59,8 @@ class Settings:
     prior_fit : str
         How the field chooses the coefficients of ``r2prime`` and ``map:FILE``: ``auto`` (not at
         all for ``r2prime`` alone, else ``global``), ``none``, ``global`` or ``clusters``.
+    contrasts : tuple of str
+        Suffixes of further images whose cells ``contrast`` has too, such as ``T1w``.
     write_prior_labels : bool
         Whether the finest parcels of the prior are written.
     r2 : float or str
@@ -106,6 +108,7 @@ class Settings:
     mask_erosion: float = field(default=0.0, metadata=METHOD)
     prior: tuple[str, ...] = field(default=('contrast',), metadata=METHOD)
     prior_fit: str = field(default='auto', metadata=METHOD)
+    contrasts: tuple[str, ...] = field(default=(), metadata=METHOD)
     r2: float | str = field(default='median', metadata=METHOD)
     shape: bool = field(default=True, metadata=METHOD)
     conventional: bool = field(default=True, metadata=METHOD)

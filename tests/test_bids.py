@@ -836,6 +836,22 @@ def test_r2_map_of_the_run_comes_first(dataset):
     assert [problem.kind for problem in problems] == ['skipped', 'skipped']
 
 
+def test_contrasts_of_the_run_come_in_the_order_of_their_suffixes(dataset):
+    dataset.add_run('sub-01_run-2')
+    for stem in ('sub-01_run-1_T1w', 'sub-01_run-2_T1w', 'sub-01_R1map', 'sub-02_R1map'):
+        dataset.write_image(dataset.root / f'{stem[:6]}/anat/{stem}.nii.gz')
+    (run,), problems = find_runs(
+        dataset.root, participant_label=['01'], contrasts=('R1map', 'T1w')
+    )
+    assert names(run.contrasts) == ['sub-01_R1map.nii.gz', 'sub-01_run-2_T1w.nii.gz']
+    assert [problem.kind for problem in problems] == ['skipped']
+    filters = {'contrast': {'run': ['1', None]}}
+    (run,), _ = find_runs(
+        dataset.root, participant_label=['01'], contrasts=('T1w',), filters=filters
+    )
+    assert names(run.contrasts) == ['sub-01_run-1_T1w.nii.gz']
+
+
 def test_prior_maps_are_on_the_grid_of_every_run(dataset, tmp_path):
     dataset.add_run()
     good = dataset.write_image(tmp_path / 'good.nii.gz')

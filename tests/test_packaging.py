@@ -142,6 +142,44 @@ def test_build_context_holds_what_the_dockerfile_copies():
                 assert top in admitted, f'.dockerignore keeps {top} from the build'
 
 
+def definition_sections():
+    """Sections of the definition file of Apptainer: name to lines, without comments."""
+    text = (ROOT / 'apptainer.def').read_text(encoding='utf-8')
+    parts = re.split(r'^%(\w+)$', text, flags=re.MULTILINE)
+    return {
+        name: [line.strip() for line in body.splitlines() if line.strip() and line[0] != '#']
+        for name, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def test_definition_file_holds_what_the_dockerfile_does():
+    sections, instructions = definition_sections(), dockerfile_instructions()
+    assert f'VERSION={precondqsm_bids.__version__}' in sections['arguments']
+    copied = {
+        name
+        for keyword, rest in instructions
+        if keyword == 'COPY' and not rest.startswith('--from')
+        for name in rest.split()[:-1]
+    }
+    assert {line.split()[0] for line in sections['files']} == copied - {'wheelhous[e]'}
+    begin = max(i for i, (keyword, _) in enumerate(instructions) if keyword == 'FROM')
+    set_there = {
+        pair
+        for keyword, rest in instructions[begin:]
+        if keyword == 'ENV'
+        for pair in rest.split()
+        # The home is the caller's, and the image has no tag of Docker's.
+        if not pair.startswith(('HOME=', 'PRECONDQSM_BIDS_DOCKER_TAG='))
+    }
+    set_here = {
+        pair for line in sections['environment'] for pair in line.removeprefix('export ').split()
+    }
+    assert set_here == set_there
+    labels = {line.split()[0] for line in sections['labels']}
+    (label,) = (rest for keyword, rest in instructions if keyword == 'LABEL')
+    assert labels == set(re.findall(r'(\S+)="', label))
+
+
 def test_constraints_name_a_version_of_every_requirement():
     lines = (ROOT / 'constraints.txt').read_text(encoding='utf-8').splitlines()
     pinned = dict(line.split('==') for line in lines if not line.startswith('#'))

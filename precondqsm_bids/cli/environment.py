@@ -8,11 +8,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+_BEFORE_END: list[Callable[[], None]] = []
 
 THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
@@ -147,11 +149,18 @@ def ending_on_sigterm(message: str) -> Iterator[None]:
     ----------
     message : str
         Last line on standard error.
+
+    See Also
+    --------
+    before_sigterm_ends : what is done before the end.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         from multiprocessing import active_children
 
+        for action in _BEFORE_END:
+            with suppress(Exception):
+                action()
         for child in active_children():
             child.kill()
         # Not print: the signal may have interrupted one.
@@ -163,6 +172,27 @@ def ending_on_sigterm(message: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def before_sigterm_ends(action: Callable[[], None]) -> Iterator[None]:
+    """Have something done before SIGTERM ends the process, inside :func:`ending_on_sigterm`.
+
+    Parameters
+    ----------
+    action : callable
+        Such as one that takes jobs out of a queue, which would outlive this process.
+    """
+    _BEFORE_END.append(action)
+    try:
+        yield
+    finally:
+        _BEFORE_END.remove(action)
+
+
+def python_command() -> list[str]:
+    """The Python that runs this, for a job: isolated from the user's packages if this one is."""
+    return [sys.executable, *(['-I'] if sys.flags.isolated else [])]
 
 
 def _user_name() -> str:

@@ -1,7 +1,7 @@
 """How many CPUs and how much memory this process may use, which is seldom what the host has.
 
 A container sees every CPU of its host, a batch job all memory of its node. The limits are in the
-affinity mask, in the control groups (v1 and v2) and in what SLURM tells the job.
+affinity mask, in the control groups (v1 and v2) and in what the batch system tells the job.
 """
 
 import os
@@ -16,6 +16,18 @@ UNLIMITED = 2**60
 
 UNITS = {'': 1 / 1024, 'K': 1024**-2, 'M': 1 / 1024, 'G': 1.0, 'T': 1024.0}
 """GiB per unit; a bare number is in megabytes."""
+
+
+BATCH_CPUS = {
+    'SLURM_CPUS_PER_TASK': 'SLURM_JOB_ID',  # there only if it was asked for
+    'SLURM_CPUS_ON_NODE': 'SLURM_JOB_ID',
+    'NCPUS': 'PBS_JOBID',
+    'PBS_NP': 'PBS_JOBID',
+    'NSLOTS': 'JOB_ID',  # SGE
+    'LSB_DJOB_NUMPROC': 'LSB_JOBID',
+    'LSB_MAX_NUM_PROCESSORS': 'LSB_JOBID',
+}
+"""Variables with the CPUs of a job, and those without which they mean something else."""
 
 
 class Limit(NamedTuple):
@@ -61,9 +73,10 @@ def cpu_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -
             period, _ = _numbers(folder / 'cpu.cfs_period_us')
         if quota and period and quota > 0:
             limits.append(Limit(max(1, int(quota // period)), 'control group'))
-    if cpus := _integer(environ.get('SLURM_CPUS_PER_TASK')):
-        limits.append(Limit(cpus, 'SLURM_CPUS_PER_TASK'))
-    return min(limits)
+    for name, job in BATCH_CPUS.items():
+        if job in environ and (cpus := _integer(environ.get(name))):
+            limits.append(Limit(cpus, name))
+    return min(limits, key=lambda limit: limit.value)
 
 
 def memory_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -> Limit:
@@ -87,7 +100,8 @@ def memory_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ
     if size := _integer(environ.get('SLURM_MEM_PER_NODE')):
         limits.append(Limit(size / 1024, 'SLURM_MEM_PER_NODE'))
     elif size := _integer(environ.get('SLURM_MEM_PER_CPU')):
-        cpus = _integer(environ.get('SLURM_CPUS_PER_TASK')) or 1
+        names = ('SLURM_CPUS_ON_NODE', 'SLURM_CPUS_PER_TASK')
+        cpus = next(filter(None, (_integer(environ.get(name)) for name in names)), 1)
         limits.append(Limit(size * cpus / 1024, 'SLURM_MEM_PER_CPU'))
     return min(limits, default=Limit(4.0, 'a guess'))
 

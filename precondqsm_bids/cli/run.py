@@ -5,22 +5,27 @@ At the group level: gather what the participant level left.
 
 import errno
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.environment import (
+    before_sigterm_ends,
     configure_nipype,
     ending_on_sigterm,
     logging_to,
+    python_command,
     repair_environment,
 )
 from precondqsm_bids.cli.parser import graph_renderer, parse_args
@@ -35,6 +40,15 @@ DONE, FAILED, USAGE, NOTHING_TO_DO = 0, 1, 2, 70
 
 MOST_LINES = 20
 """Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
+
+NODE_JOB = 'precondqsm_bids.cli.node_job'
+"""What a job of a batch system runs for one node."""
+
+WORK_BYTES = 80
+"""In the work folder for each voxel of a run: some 25 compressed maps of float32, as measured."""
+
+_NO_RESULT_FILE = re.compile(r'FileNotFoundError: .*/result_\w+\.pklz$')
+"""Nipype's last word on a node that could not write what it had computed."""
 
 GRAPH_PLUGINS = ('CondorDAGMan', 'PBSGraph', 'SGEGraph', 'SLURMGraph')
 """These submit all jobs and return at once with success, whatever fails later."""
@@ -148,6 +162,7 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         r2_map=settings.r2 == 'map',
         r2star_priors=settings.r2star_priors,
         prior_maps=settings.prior_maps,
+        contrasts=settings.contrasts,
         ignore=[settings.output_dir],
     )
     fatal = [problem for problem in problems if problem.fatal]
@@ -170,7 +185,7 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         return DONE
     if settings.dry_run:
         return FAILED if fatal else DONE
-    return process(settings, runs, problems, plugin_file, command)
+    return process(settings, runs, problems, plugin_file, command, inherited)
 
 
 def process(
@@ -179,12 +194,13 @@ def process(
     problems: Sequence['Problem'],
     plugin_file: Mapping[str, Any],
     command: str,
+    inherited: Mapping[str, str],
 ) -> int:
     """Reconstruct the runs and assemble the reports; the exit status.
 
     Parameters
     ----------
-    settings, command
+    settings, command, inherited
         As for :func:`run_app`.
     runs, problems : sequence
         What was found in the dataset.
@@ -234,7 +250,7 @@ def process(
             if settings.write_graph:
                 write_graph(workflow, log_dir)
             if not settings.boilerplate_only:
-                failures += execute(settings, workflow, runs, plugin_file, log_name)
+                failures += execute(settings, workflow, runs, plugin_file, log_name, inherited)
         if settings.boilerplate_only:
             say(f'methods text: {log_dir / "CITATION.md"}')
         else:
@@ -261,6 +277,30 @@ def introduce(settings: Settings, runs: Sequence['Run'], log_dir: Path) -> None:
         )
     for subject in missing:
         say(f'warning: sub-{subject}: no run to reconstruct')
+    if settings.work_dir and settings.work_dir.is_dir() and not settings.boilerplate_only:
+        warn_of_room(settings.work_dir, runs)
+
+
+def warn_of_room(work_dir: Path, runs: Sequence['Run']) -> None:
+    """Say at the start if the work folder will be full before the end.
+
+    Where nothing else is mounted, a container may have 64 MB for it.
+
+    Parameters
+    ----------
+    work_dir : Path
+        The work folder.
+    runs : sequence of Run
+        All that will be reconstructed.
+    """
+    needed = WORK_BYTES * sum(math.prod(run.matrix) for run in runs)
+    free = shutil.disk_usage(work_dir).free
+    if free < needed:
+        say(
+            f'warning: the work folder {work_dir} has room for {free / 1e6:.0f} MB, and about '
+            f'{math.ceil(needed / 1e6)} MB will be written there: make room, or give another with '
+            '-w'
+        )
 
 
 def execute(
@@ -269,15 +309,13 @@ def execute(
     runs: Sequence['Run'],
     plugin_file: Mapping[str, Any],
     log_name: str,
+    inherited: Mapping[str, str],
 ) -> list[Failure]:
     """Run the workflow; the failures of its nodes."""
     from nipype.interfaces.utility import IdentityInterface
 
     from precondqsm_bids.workflows.base import crash_folder, node_name
-    from precondqsm_bids.workflows.plugins import (
-        SupervisedMultiProcPlugin,
-        SupervisedSLURMPlugin,
-    )
+    from precondqsm_bids.workflows.plugins import SUPERVISED, SupervisedBatch
 
     labels = {node_name(run.label): run.label for run in runs}
     stages = {}
@@ -304,13 +342,22 @@ def execute(
         **plugin_file.get('plugin_args', {}),
     }
     plugin = plugin_file.get('plugin', 'MultiProc')
-    if plugin == 'MultiProc':
-        plugin = SupervisedMultiProcPlugin(plugin_args=plugin_args)
-    elif plugin == 'SLURM':
-        plugin = SupervisedSLURMPlugin(plugin_args=plugin_args)
+    cancelling: AbstractContextManager[None] = nullcontext()
+    if supervised := SUPERVISED.get(plugin):
+        more: dict[str, Any] = {}
+        if issubclass(supervised, SupervisedBatch):
+            # Nipype's own names the jobs by the user.
+            more['environment'] = {**inherited, 'LOGNAME': os.environ['LOGNAME']}
+            threads = str(settings.omp_nthreads)
+            more['launcher'] = [*python_command(), '-m', NODE_JOB, threads]
+            more['tell'] = say
+        plugin = supervised(plugin_args, **more)
+        if isinstance(plugin, SupervisedBatch):
+            cancelling = before_sigterm_ends(plugin.cancel)
     error = ''
     try:
-        workflow.run(plugin=plugin, plugin_args=plugin_args)
+        with cancelling:
+            workflow.run(plugin=plugin, plugin_args=plugin_args)
     except Exception:
         error = traceback.format_exc()
     log_dir = settings.output_dir / 'logs' / log_name
@@ -350,7 +397,15 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
     if not lines:  # Nipype could make the file and not fill it
         node = crash.stem.rpartition('-')[0]
         return f'{node}: the crash file is empty ({os.strerror(errno.ENOSPC)}?)'
-    return ' '.join(filter(None, (run, f'{names[-1]}: {lines[-1].strip()}')))
+    what = lines[-1].strip()
+    if _NO_RESULT_FILE.match(what):  # what kept it from being written comes before
+        cause = text.rpartition('\n\nDuring handling of the above exception')[0].strip()
+        what = cause.splitlines()[-1].strip() if cause else what
+        if os.strerror(errno.ENOSPC) in what or os.strerror(errno.EDQUOT) in what:
+            folder = re.search('^Working directory: (.*)', text, re.MULTILINE)
+            what += f' in the work folder{f" ({folder[1]})" if folder else ""}: make room, or '
+            what += 'give another with -w'
+    return ' '.join(filter(None, (run, f'{names[-1]}: {what}')))
 
 
 def fail_input(settings: Settings, problem: 'Problem', log_name: str) -> Failure:
@@ -553,7 +608,12 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
         lines += ['', run.label]
-        more = [*(run.tissue.files if run.tissue else ()), run.r2_map, *settings.prior_maps]
+        more = [
+            *(run.tissue.files if run.tissue else ()),
+            run.r2_map,
+            *run.contrasts,
+            *settings.prior_maps,
+        ]
         paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
         lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
     for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):

@@ -1,16 +1,18 @@
-"""The participants as one array job of SLURM, and the group level as a job that waits for it."""
+"""The participants as an array job of SLURM, and the group level as a job that waits for it."""
 
 import errno
 import math
 import os
+import re
 import shlex
 import subprocess
-import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precondqsm_bids import __version__
+from precondqsm_bids.cli.environment import python_command
 from precondqsm_bids.cli.parser import (
     GROUP_SETTINGS,
     MEMORY_SHARE,
@@ -32,6 +34,18 @@ MAIN_GB = 1.0
 
 GROUP_GB = 2.0
 """GiB of the job of the group level, which reads no image."""
+
+SECONDS_PER_VALUE = 1e-5
+"""CPU seconds of a run for each voxel of each echo; docs/scaling.md has 1.0e-5 and 0.7e-5."""
+
+TIME_FACTOR = 10
+"""Room in the time limit: slower CPUs, fewer of them, slow disks, options that take longer."""
+
+LEAST_MINUTES = 30
+"""What any job has beside that: libraries over a slow file system, the index, reports."""
+
+MAX_ARRAY_SIZE = 1001
+"""SLURM's own default, where it does not tell."""
 
 # What each job gets of its own, or must not have at all.
 _OWN = SUBMIT_SETTINGS | {'participant_label', 'work_dir', 'dry_run'}
@@ -86,17 +100,23 @@ def submit(
         memory = settings.mem_gb / MEMORY_SHARE
     else:
         memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
+    size = max_array_size(environment)
+    parts = [subjects[first : first + size] for first in range(0, len(subjects), size)]
+    names = [f'participants-{i}.sh' for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else ['participants.sh']
     scripts = {
-        'participants.sh': participants_script(
+        name: participants_script(
             settings,
-            subjects,
+            part,
             argv,
             folder,
             cpus=settings.nprocs if 'nprocs' in stated else CPUS,
             memory_gb=memory,
-        ),
-        'group.sh': group_script(settings, argv, folder),
+            minutes=settings.submit_time or str(estimated_minutes(settings, runs)),
+        )
+        for name, part in zip(names, parts, strict=True)
     }
+    scripts['group.sh'] = group_script(settings, argv, folder)
     try:
         folder.mkdir(parents=True)
         write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
@@ -106,22 +126,95 @@ def submit(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
-    array, group = (folder / name for name in scripts)
-    say(f'{len(subjects)} participants: {array}')
-    say(f'group level: {group}')
-    if settings.dry_run:
-        return
-    job = sbatch(environment, str(array))
-    say(f'submitted array job {job}')
-    try:
+    if len(parts) > 1:
+        say(f'{len(subjects)} participants: {len(parts)} arrays of at most {size} (MaxArraySize)')
+    for name, part in zip(names, parts, strict=True):
+        say(f'{len(part)} participants: {folder / name}')
+    say(f'group level: {folder / "group.sh"}')
+    if not settings.dry_run:
+        submit_scripts(folder, list(scripts), environment, in_turn=bool(settings.submit_limit))
+
+
+def submit_scripts(
+    folder: Path, names: Sequence[str], environment: Mapping[str, str], in_turn: bool
+) -> None:
+    """Submit the arrays, and the group level, which waits for all of them.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the scripts are.
+    names : sequence of str
+        The scripts of the arrays; the last is that of the group level.
+    environment : mapping
+        What the jobs inherit.
+    in_turn : bool
+        Whether an array waits for the one before it: a limit of jobs at once is that of an array.
+    """
+    from precondqsm_bids.bids import InputError
+
+    group = names[-1]
+    jobs: list[str] = []
+    for name in names:
         # A participant that failed is a row of the group's tables, no reason to have none.
-        after = sbatch(environment, f'--dependency=afterany:{job}', str(group))
-    except (SubmitError, InputError) as error:
-        raise SubmitError(
-            f'{error}; array job {job} is submitted and goes on: when it is done, submit '
-            f'{group}, or stop it with scancel {job}'
-        ) from error
-    say(f'submitted job {after} of the group level, which waits for it; logs {folder}')
+        after = jobs if name == group else jobs[-1:] if in_turn else []
+        words = [f'--dependency=afterany:{":".join(after)}'] if after else []
+        try:
+            job = sbatch(environment, *words, str(folder / name))
+        except (SubmitError, InputError) as error:
+            if not jobs:
+                raise
+            rest = ' and then '.join(str(folder / n) for n in names[len(jobs) :])
+            raise SubmitError(
+                f'{error}; array job {", ".join(jobs)} is submitted and goes on: submit {rest} '
+                f'when it is done, or stop it with scancel {" ".join(jobs)}'
+            ) from error
+        if name == group:
+            say(f'submitted job {job} of the group level, which waits for it; logs {folder}')
+        else:
+            jobs.append(job)
+            say(f'submitted array job {job}')
+
+
+def max_array_size(environment: Mapping[str, str]) -> int:
+    """Tasks that the cluster takes in one array, SLURM's default where it does not tell.
+
+    Parameters
+    ----------
+    environment : mapping
+        That of the jobs.
+    """
+    try:
+        told = subprocess.run(
+            ['scontrol', 'show', 'config'],
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    except OSError:
+        told = ''
+    found = re.search(r'^MaxArraySize\s*=\s*(\d+)', told, re.MULTILINE)
+    # Indices begin at 0 and are less than this; 0 is a cluster without arrays.
+    return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
+
+
+def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
+    """Time limit of a participant's job: what was measured, for the largest one, and ample room.
+
+    Parameters
+    ----------
+    settings : Settings
+        The iterations of the background removal count.
+    runs : sequence of Run
+        What was found in the dataset.
+    """
+    values: dict[str, int] = defaultdict(int)
+    for run in runs:
+        values[run.subject] += math.prod(run.matrix) * len(run.echo_times)
+    iterations = max(1.0, settings.pdf_iterations / Settings.pdf_iterations)
+    seconds = SECONDS_PER_VALUE * iterations * max(values.values(), default=0)
+    return LEAST_MINUTES + math.ceil(TIME_FACTOR * seconds / 60)
 
 
 def sbatch(environment: Mapping[str, str], *words: str) -> str:
@@ -173,8 +266,9 @@ def participants_script(
     folder: Path,
     cpus: int,
     memory_gb: float,
+    minutes: str,
 ) -> str:
-    """The array script: one task a participant.
+    """The script of an array: one task a participant.
 
     Parameters
     ----------
@@ -190,6 +284,8 @@ def participants_script(
         CPUs of a task.
     memory_gb : float
         Memory of a task, GiB.
+    minutes : str
+        Time limit of a task, as SLURM takes it.
     """
     limit = f'%{settings.submit_limit}' if settings.submit_limit else ''
     head = {
@@ -197,7 +293,7 @@ def participants_script(
         'array': f'0-{len(subjects) - 1}{limit}',
         'cpus-per-task': str(cpus),
         'mem': f'{math.ceil(memory_gb * 1024)}M',
-        'time': settings.submit_time,
+        'time': minutes,
         'output': f'"{folder}/slurm-%A_%a.out"',
     }
     words = option_words(argv, without=_OWN)
@@ -236,14 +332,16 @@ def group_script(settings: Settings, argv: Sequence[str], folder: Path) -> str:
 
 def _program(settings: Settings, level: str, words: Sequence[str]) -> str:
     folders = (str(settings.bids_dir), str(settings.output_dir))
-    return shlex.join([sys.executable, '-m', 'precondqsm_bids', *folders, level, *words])
+    return shlex.join([*python_command(), '-m', 'precondqsm_bids', *folders, level, *words])
 
 
-def _script(head: Mapping[str, str | None], *lines: str) -> str:
+def _script(head: Mapping[str, str], *lines: str) -> str:
+    # A job whose host is lost begins again and goes on from its work folder, as does its log.
+    head = {**head, 'requeue': '', 'open-mode': 'append'}
     return '\n'.join(
         [
             '#!/bin/bash',
-            *(f'#SBATCH --{name}={value}' for name, value in head.items() if value),
+            *(f'#SBATCH --{name}{"=" * bool(value)}{value}' for name, value in head.items()),
             f'# Written by precondqsm_bids {__version__}.',
             f'cd {shlex.quote(os.getcwd())} || exit 1',
             *lines,

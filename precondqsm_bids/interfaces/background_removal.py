@@ -9,7 +9,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import geometry, load, save
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.background_removal import FLOOR, noise_weights, pdf
 from precondqsm_bids.numerics.dipole import b0_direction
 
 
@@ -17,6 +17,13 @@ class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
     field = File(exists=True, mandatory=True, desc='measured or flattened field, ppm')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
     mask = File(exists=True, mandatory=True, desc='region of interest')
+    floor = traits.Range(
+        0.0,
+        value=FLOOR,
+        exclude_low=True,
+        usedefault=True,
+        desc='what the model does not know of the field, ppm, for the weights',
+    )
     iterations = traits.Range(1, 10000, value=30, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
@@ -38,7 +45,7 @@ class BackgroundRemoval(SimpleInterface):
         mask = load(self.inputs.mask, bool)
         weights = None
         if self.inputs.field_sd:
-            weights = noise_weights(load(self.inputs.field_sd), mask)
+            weights = noise_weights(load(self.inputs.field_sd), mask, self.inputs.floor)
         result = pdf(
             load(self.inputs.field),
             mask,
@@ -54,5 +61,6 @@ class BackgroundRemoval(SimpleInterface):
             'iterations': self.inputs.iterations,
             'relative_residual': result.relative_residual,
             'noise_weights': weights is not None,
+            'floor': self.inputs.floor if weights is not None else None,
         }
         return runtime

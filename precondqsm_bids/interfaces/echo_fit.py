@@ -1,5 +1,6 @@
 """Echo fitting: total field, its standard deviation, R2* and S0."""
 
+import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -10,7 +11,13 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
+from precondqsm_bids.interfaces.volumes import (
+    geometry,
+    load,
+    load_echoes,
+    save,
+    stored_axes,
+)
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.echo_fit import (
     ambiguous_fraction,
@@ -156,7 +163,9 @@ class EchoFit(SimpleInterface):
             'median_field_sd': float(np.median(maps['field_sd'][mask])),
             'phase_scale': scale.convention,
             'phase_turn': scale.turn,
-            'alternating_axes': list(repair.alternating_axes),
+            'alternating_axes': stored_axes(
+                nb.load(files.magnitude[0]).affine, repair.alternating_axes
+            ),
             'readout_difference': repair.readout.size if repair.readout else None,
             'readout_corrected': repair.readout is not None and repair.readout.bipolar,
             'phase_sign': repair.sign,

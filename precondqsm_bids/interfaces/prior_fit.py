@@ -1,5 +1,7 @@
 """Prior fit: the field chooses the coefficients of the prior."""
 
+from pathlib import Path
+
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -11,9 +13,10 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, load_any, save
+from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, save
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.prior_basis import (
+    further_cells,
     map_by_tissue,
     map_scale,
     susceptibility_map,
@@ -26,6 +29,7 @@ from precondqsm_bids.numerics.prior_fit import (
     whole_map,
 )
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
+from precondqsm_bids.numerics.tissue import class_means, contradictions
 
 LEAST_SUPPORT = 0.01
 """Share of the local field's energy below which a prior is called not supported by the field."""
@@ -59,6 +63,9 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='class of each voxel (3D) or shares of the classes (4D)')
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
+    further_contrasts = InputMultiPath(
+        File(exists=True), desc='maps whose joint histogram with the first contrast makes cells'
+    )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
     iterations = traits.Range(1, 10000, value=150, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
@@ -68,6 +75,7 @@ class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
+    expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -105,6 +113,7 @@ class PriorFit(SimpleInterface):
         if self.inputs.shape_chi:
             shape_chi += fit.surface_chi
             self._results['shape_chi'] = save(shape_chi, source, runtime.cwd, 'shape_chi')
+        self._results['expected_size'] = fit.inner_size
         finest = max(flat, key=lambda basis: basis.parcels)
         labels = (finest.labels + 1).astype(np.int32)
         self._results['prior_labels'] = save(labels, source, runtime.cwd, 'prior_labels')
@@ -134,8 +143,16 @@ class PriorFit(SimpleInterface):
                 if not prior['supported']
             ],
         }
+        if isdefined(self.inputs.further_contrasts):
+            record['further_contrasts'] = [
+                Path(path).name for path in self.inputs.further_contrasts
+            ]
         if coefficients:
             record['coefficients'] = coefficients
+        if isdefined(self.inputs.tissue):
+            means = class_means(fit.prior_chi, self._tissue(mask), self.inputs.tissue_names)
+            record['tissue_means'] = means
+            record['warnings'] += self._order(means)
         if 'r2prime' in coefficients:
             values = np.asarray(coefficients['r2prime'])
             implied = relaxivity(self.inputs.field_strength) / np.where(
@@ -148,6 +165,17 @@ class PriorFit(SimpleInterface):
             ).tolist()
         self._results['record'] = record
         return runtime
+
+    @staticmethod
+    def _order(means):
+        """A warning if the classes have another order of susceptibility than the literature."""
+        if not (wrong := contradictions(means)):
+            return []
+        return [
+            'the tissue classes have another order of susceptibility than the literature: '
+            f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
+            'image? Look at the outlines'
+        ]
 
     def _as_it_is(self, bases, runtime):
         """The one map of the prior, without a fit."""
@@ -172,6 +200,9 @@ class PriorFit(SimpleInterface):
             if name == 'contrast':
                 contrasts = [load(path) for path in inputs.contrasts]
                 bases[name] = contrast_cells(contrasts, mask, voxel_size)
+                if isdefined(inputs.further_contrasts):
+                    further = [self._contrast(path, mask) for path in inputs.further_contrasts]
+                    bases[name] += further_cells(contrasts[0], further, mask, voxel_size)
             elif name == 'tissue':
                 bases[name] = [self._tissue(mask)]
             elif name == 'r2prime-by-tissue':
@@ -191,11 +222,27 @@ class PriorFit(SimpleInterface):
             raise ValueError(
                 f'the prior {" ".join(self.inputs.priors)} needs tissue classes: give tissue'
             )
-        data, _ = load_any(self.inputs.tissue)
+        data = load(self.inputs.tissue, None)
         try:
             return tissue_parcels(data, len(self.inputs.tissue_names), mask)
         except ValueError as error:
             raise ValueError(f'{self.inputs.tissue}: {error}') from error
+
+    def _contrast(self, path, mask):
+        """A further contrast: finite, on the grid, and not the same everywhere."""
+        data = load(path)
+        check_finite(data, path)
+        if data.shape != mask.shape:
+            raise ValueError(
+                f'{path} {data.shape} and {self.inputs.total_field} {mask.shape} differ in matrix '
+                'size: resample the image'
+            )
+        if np.ptp(data[mask]) == 0:
+            raise ValueError(
+                f'{path} is {data[mask][0]:g} in the whole region of interest and tells nothing: '
+                'leave it out'
+            )
+        return data
 
     def _map(self, path, mask):
         """A susceptibility map that was given, ppm."""

@@ -12,7 +12,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, load, load_any, save
+from precondqsm_bids.interfaces.volumes import check_finite, load, save
 from precondqsm_bids.numerics.r2prime_prior import r2prime_prior, relaxivity
 from precondqsm_bids.numerics.tissue import R2_CITATION, literature_r2
 
@@ -83,7 +83,7 @@ class R2PrimePrior(SimpleInterface):
             return self._mapped(mask), f'{inputs.r2_map_kind}: {Path(inputs.r2_map).name}'
         if not isdefined(inputs.tissue):
             raise ValueError('the R2 of the literature needs tissue classes: give tissue')
-        tissue, _ = load_any(inputs.tissue)
+        tissue = load(inputs.tissue, None)
         try:
             r2 = literature_r2(tissue, inputs.tissue_names, mask, inputs.field_strength)
         except ValueError as error:

@@ -1,6 +1,5 @@
 """Recombination: residual plus prior, against a stated reference."""
 
-import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -68,5 +67,4 @@ class Recombination(SimpleInterface):
                 f'no label is named {name!r} to reference the map to (labels: {known}); '
                 'use --reference none, roi-mean or one of the labels'
             )
-        labels = np.asanyarray(nb.load(self.inputs.labels).dataobj)
-        return np.isin(labels, indices)
+        return np.isin(load(self.inputs.labels, None), indices)

@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_any
+from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_stored
 
 
 class StandardEchoesInputSpec(BaseInterfaceInputSpec):
@@ -77,7 +77,7 @@ class StandardEchoes(SimpleInterface):
     def _volumes(self, part):
         """Name, data and image of each echo in the files of a part, one after the other."""
         for path in getattr(self.inputs, part):
-            data, image = load_any(path)
+            data, image = load_stored(path)
             check_whole(path)
             check_finite(data, path)
             stem = Path(path).name.partition('.')[0]

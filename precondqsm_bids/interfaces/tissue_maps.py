@@ -13,7 +13,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, load_any, save
+from precondqsm_bids.interfaces.volumes import canonical, check_finite, load_stored, save
 
 
 class TissueMapsInputSpec(BaseInterfaceInputSpec):
@@ -75,11 +75,13 @@ class TissueMaps(SimpleInterface):
                 f'{paths[0]} has no tissue ({", ".join(classes)}) within {self.inputs.grid}: give '
                 'a segmentation of this head'
             )
-        self._results['tissue'] = save(tissue, self.inputs.grid, runtime.cwd, 'tissue')
+        self._results['tissue'] = save(
+            canonical(tissue, grid.affine), self.inputs.grid, runtime.cwd, 'tissue'
+        )
         return runtime
 
     def _load(self, path):
-        data, image = load_any(path)
+        data, image = load_stored(path)
         check_finite(data, path)
         return data, image
 

@@ -1,28 +1,55 @@
-"""NIfTI in, NIfTI out: what every stage's interface does around its one function."""
+"""NIfTI in, NIfTI out: what every stage's interface does around its one function.
+
+Arrays have their axes along right, anterior and superior, as near as the affine lets them, and
+files are as they are stored: the same object stored with its axes permuted or reversed is the
+same array, and so gives the same map to the last bit.
+"""
 
 import gzip
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 
 
-def load(path: str, dtype: type = np.float32) -> np.ndarray:
-    """Volume of a NIfTI file, C-ordered (nibabel's Fortran order slows every later pass down).
+def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
+    """Volume of a NIfTI file in :func:`canonical` order, of its own type if ``dtype`` is None.
+
+    It is C-ordered (nibabel's Fortran order slows every later pass down).
 
     Raises
     ------
     OSError
         The file cannot be read to its end; the message names it.
     """
-    data, _ = load_any(path)
-    return np.ascontiguousarray(data, dtype=dtype)
+    data, image = load_stored(path)
+    return np.ascontiguousarray(canonical(data, image.affine), dtype=dtype)
 
 
-def load_any(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
-    """Data of a NIfTI file as stored (with its scaling), and the image.
+def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The data (X, Y, Z, ...) of an affine with axes nearest to right, anterior and superior.
+
+    >>> canonical(np.arange(3).reshape(1, 3, 1), np.diag([1, -1, 1, 1])).ravel()
+    array([2, 1, 0])
+    """
+    return nb.apply_orientation(data, nb.io_orientation(affine))
+
+
+def stored_axes(affine: np.ndarray, axes: Iterable[int]) -> list[int]:
+    """Axes of the file that are these axes of the array.
+
+    >>> stored_axes(np.eye(4)[[2, 0, 1, 3]], [2])
+    [1]
+    """
+    order = nb.io_orientation(affine)[:, 0].tolist()
+    return [order.index(axis) for axis in axes]
+
+
+def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
+    """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
     Raises
     ------
@@ -131,8 +158,8 @@ def load_echoes(paths: list[str]) -> np.ndarray:
 
 
 def geometry(path: str) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Affine and voxel size (mm) of a NIfTI file."""
-    image = nb.load(path)
+    """Affine and voxel size (mm) of the array that :func:`load` gives."""
+    image = nb.as_closest_canonical(nb.load(path))
     dx, dy, dz = nb.affines.voxel_sizes(image.affine)
     return image.affine, (float(dx), float(dy), float(dz))
 
@@ -140,9 +167,14 @@ def geometry(path: str) -> tuple[np.ndarray, tuple[float, float, float]]:
 def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     """Write ``data`` as ``folder/name.nii.gz`` on the grid of the file ``like``; its path.
 
-    Booleans and small integers are stored as they are, everything else as float32.
+    ``data`` are in :func:`canonical` order, the file in that of ``like``. Booleans and small
+    integers are stored as they are, everything else as float32.
     """
     source = nb.load(like)
+    back = nb.orientations.ornt_transform(
+        nb.io_orientation(np.eye(4)), nb.io_orientation(source.affine)
+    )
+    data = nb.apply_orientation(data, back)
     if data.dtype == bool:
         data = data.astype(np.uint8)
     elif data.dtype not in (np.uint8, np.int16, np.int32):

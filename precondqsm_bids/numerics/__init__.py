@@ -51,6 +51,7 @@ from precondqsm_bids.numerics.phase import (
     shape_field,
 )
 from precondqsm_bids.numerics.prior_basis import (
+    further_cells,
     map_by_tissue,
     map_scale,
     susceptibility_map,
@@ -70,7 +71,12 @@ from precondqsm_bids.numerics.prior_fit import (
 from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
 from precondqsm_bids.numerics.recombination import Recombination, recombine
 from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
-from precondqsm_bids.numerics.tissue import literature_r2, tissue_class
+from precondqsm_bids.numerics.tissue import (
+    class_means,
+    contradictions,
+    literature_r2,
+    tissue_class,
+)
 
 __all__ = [
     'BackgroundRemoval',
@@ -94,10 +100,12 @@ __all__ = [
     'alternating_axes',
     'ambiguous_fraction',
     'b0_direction',
+    'class_means',
     'clusters',
     'coefficient_errors',
     'compare',
     'constant_parcels',
+    'contradictions',
     'contrast_cells',
     'dipole_kernel',
     'field_of_one_echo',
@@ -106,6 +114,7 @@ __all__ = [
     'fit_prior',
     'flatten_field',
     'forward_field',
+    'further_cells',
     'l2_inversion',
     'l_curve',
     'least_risk',

@@ -920,8 +920,8 @@ def repair_phase(
         repaired[tuple(odd)] += np.float32(np.pi)
         signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
         notes.append(
-            f'the sign of the signal alternates from slice to slice along axis {axis}: every '
-            'second slice was turned by half a turn'
+            'the sign of the signal alternates from slice to slice: every second slice was turned '
+            'by half a turn'
         )
 
     readout = _readout_difference(signal, te, mask)

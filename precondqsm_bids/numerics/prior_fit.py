@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.background_removal import DipoleSystem, noise_weights, pdf
 from precondqsm_bids.numerics.dipole import DipoleGrid
@@ -19,11 +19,16 @@ from precondqsm_bids.numerics.dipole import DipoleGrid
 F32 = npt.NDArray[np.float32]
 OUTER_SIZE = 9.0
 """Expected size of the sources outside, ppm: tissue against air."""
+SIZE = 0.75
+"""Expected size of a constant, relative to the size of the local field."""
 FLOOR = 0.35
 """What no prior can describe of the field, relative to the size of the local field."""
 
+LEAST_BLOCKS = 32
+"""Blocks of the region over which standard errors are counted, at least."""
 
-TRANSITION = 0.1
+
+TRANSITION = 0.5
 """Half width of the transition between two contrast cells, in widths of the narrower."""
 
 
@@ -333,7 +338,9 @@ def fit_prior(
     but the first, voxels whose residual exceeds four robust standard deviations lose weight
     (Huber), which keeps wrapped voxels out of the fit.
 
-    Memory: 56 bytes per voxel of the mask's box with its margin, and 16 per voxel and basis;
+    Memory: 48 bytes per voxel of the mask's box with its margin, and 12 per voxel of the mask and
+    parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale), twice
+    that while it starts;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
     iterations before, unless ``inner_size`` is given.
 
@@ -469,7 +476,7 @@ def _shares(
     ----------
     Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
     """
-    parts = [parcels.part(number) for number in range(len(parcels.values))]
+    parts = parcels.parts()
     if constant:
         # What was taken off their sum is taken off each: its own median, and the rest evenly.
         medians = [np.median(part) for part in parts]
@@ -494,7 +501,7 @@ def coefficient_errors(
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
-    block: int = 8,
+    block: float = 30.0,
     workers: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Standard errors of the coefficients of a basis of few parcels.
@@ -502,11 +509,14 @@ def coefficient_errors(
     With ``U`` the fields of the basis maps and ``y`` the measured one, all after PDF, and ``r = y
     - U c``, the errors are the roots of the diagonal of
 
-        (U' W^2 U)^-1 [ sum_B (U_B' W^2 r_B) (U_B' W^2 r_B)' ] (U' W^2 U)^-1
+        N^-1 [ sum_B s_B s_B' ] N^-1 + diag(N^-1 U' W^2 r)^2,    N = U' W^2 U,
+        s_B = (1 - U_B' W^2 U_B N^-1)^-1 U_B' W^2 r_B
 
-    with blocks ``B`` of ``block`` voxels to a side: what the model leaves is counted with its
-    correlation in space, so that an unknown source counts as much as noise does. A parcel whose
-    field is gone after PDF has an infinite error.
+    with blocks ``B`` of ``block`` to a side: what the model leaves is counted with its correlation
+    in space, so that an unknown source counts as much as noise does. This is the jackknife over
+    blocks, the coefficients being found again without each of them: most of a small parcel's field
+    lies in one or two blocks, which the fit follows. The last term is what an early stop leaves. A
+    parcel whose field is gone after PDF has an infinite error.
 
     Parameters
     ----------
@@ -518,8 +528,8 @@ def coefficient_errors(
         What :func:`fit_prior` found.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm, as the fit had it.
-    block : int
-        Voxels along the edge of a block.
+    block : float
+        Edge of a block, mm; less in a region of fewer than 32 such blocks.
     workers : int
         Threads of the Fourier transforms.
 
@@ -530,7 +540,8 @@ def coefficient_errors(
 
     References
     ----------
-    White, Econometrica 1980;48:817; clustered: Liang & Zeger, Biometrika 1986;73:13.
+    White, Econometrica 1980;48:817; clustered: Liang & Zeger, Biometrika 1986;73:13; without the
+    block itself: Bell & McCaffrey, Surv Methodol 2002;28:169.
 
     Examples
     --------
@@ -558,17 +569,29 @@ def coefficient_errors(
 
     u = np.stack([projected(field_of(j)) for j in range(basis.parcels)], axis=1)
     r = projected(field) - u @ fit.coefficients[0]
-    cells = [index // block for index in np.nonzero(mask)]
-    number = np.ravel_multi_index(cells, [n // block + 1 for n in mask.shape])
-    scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
     normal = u.T @ u
     known = np.diag(normal) > 1e-6 * np.max(np.diag(normal), initial=0.0)
     errors = np.full(basis.parcels, np.inf)
-    if known.any():
-        inverse = np.linalg.pinv(normal[np.ix_(known, known)])
-        errors[known] = np.sqrt(
-            np.maximum(np.diag(inverse @ (scores.T @ scores)[np.ix_(known, known)] @ inverse), 0)
-        )
+    if not known.any():
+        return errors
+    size = np.asarray(voxel_size, float)
+    edge = min(block, float(np.prod(size) * len(r) / LEAST_BLOCKS) ** (1 / 3))
+    cells = [
+        np.floor(i * d / edge).astype(int) for i, d in zip(np.nonzero(mask), size, strict=True)
+    ]
+    number = np.ravel_multi_index(cells, [int(c.max()) + 1 for c in cells])
+    number = np.unique(number, return_inverse=True)[1]
+    u = u[:, known]
+    inverse = np.linalg.pinv(u.T @ u)
+    scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
+    stopped = inverse @ scores.sum(axis=0)
+    share = np.stack(
+        [np.stack([np.bincount(number, a * b) for a in u.T], axis=1) for b in u.T], axis=2
+    )
+    free = np.eye(u.shape[1]) - share @ inverse
+    without = np.linalg.solve(free, scores[..., None])[..., 0]
+    variance = np.diag(inverse @ (without.T @ without) @ inverse)
+    errors[known] = np.sqrt(np.maximum(variance, 0) + stopped**2)
     return errors
 
 
@@ -588,8 +611,7 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
 class _Coefficients:
     """Coefficients of all bases, each in units of its expected size (:class:`Parcels`).
 
-    Everything is done on the region's box: labels that have no parcel have a place of their own
-    at the end, which costs less than to pick the voxels that do from the volume.
+    ``E s`` is one sparse matrix, a row per voxel of the region and a column per coefficient.
     """
 
     def __init__(
@@ -599,92 +621,82 @@ class _Coefficients:
         grid: DipoleGrid,
         inner_size: float,
     ):
-        self.inner = grid.inner
-        self.sizes = [_expected_size(basis, inner_size) for basis in bases]
-        # number of the basis, where in the flattened box (None: everywhere), labels, weight
-        self.entries: list[tuple[int, npt.NDArray | None, npt.NDArray, npt.NDArray]] = []
         box_mask = mask[grid.box]
-        self.shape, self.inside = box_mask.shape, np.flatnonzero(box_mask)
-        for number, basis in enumerate(bases):
-            labels, count = basis.labels[grid.box], basis.parcels
-            used = (labels >= 0) & box_mask
-            weight = np.where(used, basis.weight[grid.box], 0).astype(np.float32).ravel()
-            parcels = np.where(used, labels, count).astype(np.intp).ravel()
-            self.entries.append((number, None, parcels, weight))
-            for voxels, second, share in basis.overlaps:
-                at = [
-                    index - box.start
-                    for index, box in zip(
-                        np.unravel_index(voxels, mask.shape), grid.box, strict=True
-                    )
-                ]
-                where = np.ravel_multi_index(at, self.shape)
-                self.entries.append((number, where, second.astype(np.intp), share))
-        self.values = [
-            np.broadcast_to(basis.expected / size, basis.parcels).astype(np.float64)
-            for basis, size in zip(bases, self.sizes, strict=True)
-        ]
-        self.direction = [np.zeros_like(v) for v in self.values]
-        self.pulled = [np.zeros_like(v) for v in self.values]
+        self.inner, self.inside = grid.inner, np.flatnonzero(box_mask)
+        counts = [basis.parcels for basis in bases]
+        self.size = np.concatenate(
+            [np.broadcast_to(_expected_size(b, inner_size), b.parcels) for b in bases]
+        ).astype(np.float64)
+        self.last = np.cumsum(counts)
+        expected = np.concatenate([np.full(b.parcels, b.expected) for b in bases])
+        self.values = expected / self.size
+        self.matrix = _matrix(bases, mask, self.size)
+        self.transposed = self.matrix.T
+        self.direction, self.pulled = np.zeros_like(self.values), np.zeros_like(self.values)
 
     def pull(self, gradient: F32) -> float:
-        g = gradient[self.inner].ravel()
-        for pulled in self.pulled:
-            pulled[...] = 0
-        for number, where, labels, weight in self.entries:
-            part = g * weight if where is None else g[where] * weight
-            pulled = self.pulled[number]
-            found = np.bincount(labels, part, pulled.size + 1)[: pulled.size]
-            pulled += self.sizes[number] * found
-        return float(sum(np.sum(pulled**2) for pulled in self.pulled))
+        g = gradient[self.inner].ravel()[self.inside].astype(np.float64)
+        self.pulled = self.transposed @ g
+        return float(np.sum(self.pulled**2))
 
     def turn(self, direction: F32, beta: float) -> None:
         self._add(direction, self.pulled)
-        for d, pulled in zip(self.direction, self.pulled, strict=True):
-            d *= beta
-            d += pulled
+        self.direction *= beta
+        self.direction += self.pulled
 
     def advance(self, step: float) -> None:
-        for value, d in zip(self.values, self.direction, strict=True):
-            value += step * d
+        self.values += step * self.direction
 
-    def _add(self, volume: F32, values: Sequence[npt.NDArray]) -> None:
+    def _add(self, volume: F32, values: npt.NDArray[np.float64]) -> None:
         """Add ``E s y`` to a volume on the solver's grid."""
-        total: F32 | None = None
-        for number, where, labels, weight in self.entries:
-            ppm = np.append(self.sizes[number] * values[number], 0).astype(np.float32)
-            part = ppm[labels]
-            part *= weight
-            if total is None:
-                total = part  # the first entry covers the box
-            elif where is None:
-                total += part
-            else:
-                total[where] += part
-        if total is not None:
-            volume[self.inner] += total.reshape(self.shape)
+        box = np.ascontiguousarray(volume[self.inner])
+        box.reshape(-1)[self.inside] += (self.matrix @ values).astype(np.float32)
+        volume[self.inner] = box
 
     def add_prior(self, volume: F32) -> None:
         """Add the prior (ppm) to a volume on the solver's grid."""
         self._add(volume, self.values)
 
-    def part(self, number: int) -> F32:
-        """The part of one basis in the prior, ppm, in the voxels of the region."""
-        part = np.zeros(int(np.prod(self.shape)), np.float32)
-        ppm = np.append(self.sizes[number] * self.values[number], 0).astype(np.float32)
-        for basis, where, labels, weight in self.entries:
-            if basis == number:
-                part[slice(None) if where is None else where] += ppm[labels] * weight
-        return part[self.inside]
+    def parts(self) -> list[F32]:
+        """The part of each basis in the prior, ppm, in the voxels of the region."""
+        number = np.searchsorted(self.last, np.arange(self.values.size), side='right')
+        return [
+            (self.matrix @ np.where(number == i, self.values, 0)).astype(np.float32)
+            for i in range(self.last.size)
+        ]
 
     def coefficients(self) -> list[npt.NDArray[np.float64]]:
-        """Coefficients as the bases count them."""
-        return [size * y for size, y in zip(self.sizes, self.values, strict=True)]
+        """Coefficients as the bases count them, one array per basis."""
+        return np.split(self.size * self.values, self.last[:-1])
+
+
+def _matrix(
+    bases: Sequence[Basis], mask: npt.NDArray[np.bool_], size: npt.NDArray[np.float64]
+) -> sparse.csr_array:
+    """``E s``: what each coefficient, in units of its size, adds to each voxel of the mask."""
+    voxels = np.flatnonzero(mask)
+    row_of = np.zeros(mask.size, np.int32)
+    row_of[voxels] = np.arange(voxels.size, dtype=np.int32)
+    rows, columns, values, first = [], [], [], 0
+    parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
+    for basis in bases:
+        labels = basis.labels[mask]
+        used = np.flatnonzero(labels >= 0).astype(np.int32)
+        parts = [(used, labels[used], basis.weight[mask][used])]
+        parts += [(row_of[o.voxels], o.labels, o.weight) for o in basis.overlaps]
+        for row, label, weight in parts:
+            column = label.astype(np.int32) + first
+            rows.append(row)
+            columns.append(column)
+            values.append(weight * size[column])
+        first += basis.parcels
+    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+    return sparse.csr_array(entries, shape=(voxels.size, first))
 
 
 def _expected_size(basis: Basis, inner_size: float) -> float | npt.NDArray[np.float64]:
     """Expected size of the coefficients: ppm of a constant, else relative to the map."""
     if basis.expected == 0:
-        return inner_size if basis.gain is None else inner_size * basis.gain
+        return SIZE * inner_size * (1.0 if basis.gain is None else basis.gain)
     rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
     return max(inner_size / max(rms, 1e-6), 0.5)

@@ -1,12 +1,13 @@
 """Tissue: what classes a segmentation has, and what the literature says of their R2."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.prior_basis import tissue_parcels
+from precondqsm_bids.numerics.prior_fit import Basis
 
 F32 = npt.NDArray[np.float32]
 
@@ -70,6 +71,22 @@ R2_CITATION = (
     'Gelman N et al., Radiology 1999;210:759 (3 T), with the iron of Hallgren B and Sourander P, '
     'J Neurochem 1958;3:41'
 )
+
+_IRON_RICH = ('caudate', 'putamen', 'pallidum', 'red-nucleus', 'substantia-nigra', 'dentate')
+CHI_ORDER = (
+    *(('WM', name, 0.01) for name in ('GM', 'thalamus', *_IRON_RICH)),
+    *(('GM', name, -0.01) for name in _IRON_RICH),
+)
+"""Class, a class of more susceptibility, and how much more (ppm) it has at least.
+
+White matter is diamagnetic against grey by some 0.05 ppm at any adult age, for its myelin: He &
+Yablonskiy, Proc Natl Acad Sci USA 2009;106:13558. Iron, of which the cortex has 2.9 and the nuclei
+9 to 21 mg per 100 g (:data:`_IRON`), adds some 0.009 ppm each: Langkammer et al., NeuroImage
+2012;62:1593. The least differences are far below these, since age and disease change them.
+"""
+
+LEAST_CLASS = 27
+"""Voxels of a class below which its mean says nothing of it."""
 
 
 def tissue_class(name: str) -> str | None:
@@ -161,3 +178,69 @@ def literature_r2(
         )
     mean = total.sum() / share.sum()
     return np.where(mask, total + (1 - share) * mean, 0).astype(np.float32)
+
+
+def class_means(chi: npt.NDArray, basis: Basis, names: Sequence[str]) -> dict[str, float]:
+    """Mean susceptibility of each tissue class, relative to that of all voxels.
+
+    A voxel counts for the class that has more than half of it; classes of fewer than 27 such
+    voxels are left out.
+
+    Parameters
+    ----------
+    chi : (X, Y, Z) ndarray
+        Susceptibility, ppm.
+    basis : Basis
+        From :func:`~precondqsm_bids.numerics.tissue_parcels`.
+    names : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    dict of str to float
+        ppm.
+
+    Examples
+    --------
+    >>> tissue = np.repeat([[[1, 2]]], 27, axis=0)
+    >>> basis = tissue_parcels(tissue, 2, np.ones(tissue.shape, bool))
+    >>> class_means(np.where(tissue == 1, -0.03, 0.02), basis, ['WM', 'GM'])
+    {'WM': -0.025, 'GM': 0.025}
+    """
+    mean = chi[basis.labels >= 0].mean(dtype=float)
+    found = {}
+    for number, name in enumerate(names):
+        inside = (basis.labels == number) & (basis.weight > 0.5)
+        if np.count_nonzero(inside) >= LEAST_CLASS:
+            found[name] = round(float(chi[inside].mean(dtype=float) - mean), 6)
+    return found
+
+
+def contradictions(means: Mapping[str, float]) -> list[str]:
+    """What the means of the classes have other than the literature (:data:`CHI_ORDER`).
+
+    Names that were swapped, and a segmentation of another head, do not show in how well a prior of
+    class constants fits: the constants follow the voxels, whatever these are called.
+
+    Parameters
+    ----------
+    means : mapping of str to float
+        Susceptibility of the classes, ppm, from :func:`class_means`.
+
+    Returns
+    -------
+    list of str
+        One sentence for each pair of classes in the wrong order.
+
+    Examples
+    --------
+    >>> contradictions({'WM': -0.03, 'GM': 0.02, 'pallidum': 0.12})
+    []
+    >>> contradictions({'WM': 0.02, 'GM': -0.03})
+    ['WM (+0.020 ppm) is not clearly below GM (-0.030 ppm)']
+    """
+    return [
+        f'{low} ({means[low]:+.3f} ppm) is not clearly below {high} ({means[high]:+.3f} ppm)'
+        for low, high, least in CHI_ORDER
+        if low in means and high in means and means[high] - means[low] < least
+    ]

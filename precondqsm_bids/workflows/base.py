@@ -74,6 +74,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         phase_sign=settings.phase_sign,
         prior=settings.prior,
         prior_fit=settings.prior_fit,
+        contrasts=settings.contrasts,
         r2=settings.r2,
         shape=settings.shape,
         mask_erosion=settings.mask_erosion,
@@ -98,6 +99,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         more_sources=[
             *(run.tissue.files if run.tissue else ()),
             *([run.r2_map] if run.r2_map else ()),
+            *run.contrasts,
             *map(str, settings.prior_maps),
         ],
         prior_labels=settings.write_prior_labels,
@@ -110,6 +112,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         inputs.phase_units = run.phase_units
     if run.labels:
         inputs.label_names = run.label_names
+    if run.contrasts:
+        inputs.contrasts = list(run.contrasts)
     if run.r2_map:
         inputs.r2_map, inputs.r2_map_kind = run.r2_map, run.r2_map_kind
     if run.tissue:

@@ -6,6 +6,7 @@ node, by name, with a crash file; the others go on; and its memory goes back to 
 """
 
 import ctypes
+import logging
 import math
 import multiprocessing
 import os
@@ -15,21 +16,43 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
+from nipype.pipeline.plugins.base import SGELikeBatchManagerBase
+from nipype.pipeline.plugins.lsf import LSFPlugin
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+from nipype.pipeline.plugins.pbs import PBSPlugin
+from nipype.pipeline.plugins.sge import SGEPlugin
 from nipype.pipeline.plugins.slurm import SLURMPlugin
+from nipype.pipeline.plugins.tools import create_pyscript
+
+LOGGER = logging.getLogger('precondqsm_bids')
 
 GRACE = 3.0
 """Seconds that a worker has between a polite request to end and its end."""
 
 PROCESS_GB = 1.0
 """GiB that a job of SLURM has beside its node's estimate: the interpreter and its libraries."""
+
+POLL_INTERVAL = 5.0
+"""Seconds between two looks at SLURM's queue: its controller serves the whole cluster."""
+
+ALIVE = frozenset(
+    {
+        *('PENDING', 'CONFIGURING', 'RUNNING', 'SUSPENDED', 'STOPPED', 'COMPLETING', 'REQUEUED'),
+        *('REQUEUE_FED', 'REQUEUE_HOLD', 'RESIZING', 'SIGNALING', 'SPECIAL_EXIT', 'STAGE_OUT'),
+    }
+)
+"""States of a job of SLURM that has not ended."""
+
+STUCK = re.compile('held|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|Invalid', re.I)
+"""Reasons for which a job of SLURM waits until somebody does something about it."""
 
 
 class SupervisedMultiProcPlugin(MultiProcPlugin):
@@ -98,25 +121,135 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
             self._clear_task(taskid)
 
 
-class SupervisedSLURMPlugin(SLURMPlugin):
-    """Nipype's SLURM, with resources by the nodes' estimates and a word on jobs that are killed.
+class SupervisedBatch(SGELikeBatchManagerBase):
+    """What Nipype's plugin of any batch system needs beside; to be named before that plugin.
 
-    Takes the same ``plugin_args``. Nipype's own dies of a TypeError when a job leaves no result,
-    wants ``LOGNAME``, and does not quote the paths that it submits.
+    Takes the same ``plugin_args``. Nipype's own die of a TypeError when a job leaves no result,
+    take the result of an earlier run for that of a job which never began, leave their jobs in the
+    queue when the run ends early, and give them whatever environment the main process has made
+    for itself.
+
+    Parameters
+    ----------
+    plugin_args : dict, optional
+        As for Nipype's plugin.
+    environment : mapping, optional
+        What jobs inherit; the environment of this process if omitted.
+    launcher : sequence of str
+        Command that takes the path of a node's Python script and runs it, in a job.
+    tell : callable, optional
+        Takes a line that the user should see.
     """
 
-    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+    system = ''
+    cancel_command = ''
+
+    def __init__(
+        self,
+        plugin_args: dict[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+        launcher: Sequence[str] = (sys.executable,),
+        tell: Callable[[str], None] = LOGGER.warning,
+    ) -> None:
         super().__init__(plugin_args=plugin_args or {})
-        self._names: dict[int, str] = {}
-        self._logs: dict[int, Path] = {}
+        self._environment = environment
+        self._launcher = list(launcher)
+        self._tell = tell
+        self._names: dict[Any, str] = {}
+        self._scripts: dict[Any, Path] = {}
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph; however it ends, no job is left in the queue."""
         try:
             super().run(graph, config, updatehash=updatehash)
         finally:
-            if self._pending:
-                _output('scancel', *map(str, self._pending))
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Take all jobs that wait or run out of the queue."""
+        if self._pending:
+            _output(self.cancel_command, *map(str, self._pending))
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
+        if not updatehash:
+            # A job that is killed before it begins would seem to have made them.
+            for stale in Path(node.output_dir()).glob('result_*.pklz'):
+                stale.unlink()
+        program = Path(create_pyscript(node, updatehash=updatehash))
+        script = program.with_name(f'batchscript_{program.stem}.sh')
+        command = shlex.join([*self._launcher, str(program)])
+        script.write_text(f'{self._template.rstrip()}\n{command}\n', encoding='utf-8')
+        # A job that is submitted and not noted down would be left in the queue.
+        with _signals_held(), _environment_of(self._environment):
+            job = self._submit_batchtask(str(script), node)
+            self._names[job], self._scripts[job] = node.fullname, script
+        return job
+
+    def _get_result(self, taskid: Any) -> dict[str, Any] | None:
+        result = super()._get_result(taskid)
+        # A node that failed has a list; a job that left no result file has a text on that.
+        if result and isinstance(result['traceback'], str):
+            return self._without_result(taskid)
+        return result
+
+    def _without_result(self, taskid: Any) -> dict[str, Any]:
+        lines = [*self._last_words(taskid), f'\n{self._epitaph(taskid)}\n']
+        return {'result': None, 'traceback': lines, 'hostname': 'unknown'}
+
+    def _last_words(self, taskid: Any) -> list[str]:
+        """The end of what a job printed, where that is known."""
+        return []
+
+    def _epitaph(self, taskid: Any) -> str:
+        """One line on a job that left no result."""
+        return (
+            f'{self._names[taskid]}: {self.system} job {taskid} ended without a result: '
+            'ended for its memory or time, or by hand? What it printed is beside '
+            f'{self._scripts[taskid]}'
+        )
+
+    def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> str:
+        if result and isinstance(result['traceback'], str):
+            result = {**result, 'traceback': result['traceback'].splitlines(keepends=True)}
+        return super()._report_crash(node, result)
+
+
+class SupervisedPBSPlugin(SupervisedBatch, PBSPlugin):
+    """Nipype's PBS, supervised."""
+
+    system, cancel_command = 'PBS', 'qdel'
+
+
+class SupervisedSGEPlugin(SupervisedBatch, SGEPlugin):
+    """Nipype's SGE, supervised."""
+
+    system, cancel_command = 'SGE', 'qdel'
+
+
+class SupervisedLSFPlugin(SupervisedBatch, LSFPlugin):
+    """Nipype's LSF, supervised."""
+
+    system, cancel_command = 'LSF', 'bkill'
+
+
+class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
+    """Nipype's SLURM, supervised, with resources by the nodes' estimates.
+
+    Takes the same ``plugin_args``, and ``poll_interval``: the seconds between two looks at the
+    queue, which is asked for all jobs at once. Nipype's own asks for each job in each of its
+    rounds, takes a controller that does not answer for the failure of a node, and does not quote
+    the paths that it submits.
+    """
+
+    system, cancel_command = 'SLURM', 'scancel'
+
+    def __init__(self, plugin_args: dict[str, Any] | None = None, **more: Any) -> None:
+        super().__init__(plugin_args, **more)
+        self._interval = float(self.plugin_args.get('poll_interval', POLL_INTERVAL))
+        self._looked = -math.inf
+        self._queue: set[int] = set()
+        self._told: set[tuple[int, str]] = set()
 
     def _submit_batchtask(self, scriptfile: str, node: Any) -> int:
         own = node.plugin_args.get('sbatch_args', '')
@@ -125,6 +258,8 @@ class SupervisedSLURMPlugin(SLURMPlugin):
         log = Path(scriptfile).with_name('slurm-%j.out')
         # Logs of our own are read when a job leaves no result, so these options come last.
         words = [*sbatch_resources(node, words), *words, f'--output={log}', f'--error={log}']
+        # A node begins anew where its host was lost; what is given may say otherwise.
+        words = ['--requeue', '--open-mode=append', *words]
         command = ['sbatch', f'--job-name={node.fullname}', *words, scriptfile]
         for attempt in range(self._max_tries + 1):
             if attempt:
@@ -133,28 +268,65 @@ class SupervisedSLURMPlugin(SLURMPlugin):
             if done.returncode == 0 and (found := re.search(self._jobid_re, done.stdout)):
                 job = int(found[1])
                 self._pending[job] = node.output_dir()
-                self._names[job] = node.fullname
-                self._logs[job] = log.with_name(f'slurm-{job}.out')
+                self._queue.add(job)
                 return job
         said = ' '.join((done.stderr or done.stdout).split()) or 'no message'
         raise RuntimeError(f'{node.fullname}: sbatch ended with status {done.returncode}: {said}')
 
-    def _get_result(self, taskid: int) -> dict[str, Any] | None:
-        result = super()._get_result(taskid)
-        # A node that failed has a list; a job that left no result file has a text on that.
-        if result and isinstance(result['traceback'], str):
-            with suppress(OSError):
-                said = self._logs[taskid].read_text(errors='replace')
-                result['traceback'] = said.splitlines(keepends=True)[-20:]
-            if isinstance(result['traceback'], str):
-                result['traceback'] = []
-            result['traceback'].append(f'\n{_job_epitaph(taskid, self._names[taskid])}\n')
-        return result
+    def _is_pending(self, taskid: int) -> bool:
+        if time.monotonic() - self._looked >= self._interval:
+            self._look()
+        return taskid in self._queue
 
-    def _report_crash(self, node: Any, result: dict[str, Any] | None = None) -> str:
-        if result and isinstance(result['traceback'], str):
-            result = {**result, 'traceback': result['traceback'].splitlines(keepends=True)}
-        return super()._report_crash(node, result)
+    def _look(self) -> None:
+        """Ask for all jobs at once; where nobody answers, they are as they were."""
+        jobs = ','.join(map(str, self._pending))
+        command = ['squeue', '--noheader', '--format=%i %r', f'--jobs={jobs}']
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        self._looked = time.monotonic()
+        if done.returncode and 'Invalid job id' not in done.stderr:
+            LOGGER.warning('%s: %s', command[0], ' '.join(done.stderr.split()))
+            return
+        found = dict(re.findall(r'^ *(\d+) (.*?) *$', done.stdout, re.MULTILINE))
+        self._queue = {int(job) for job in found}
+        for job, reason in ((int(job), reason) for job, reason in found.items()):
+            if STUCK.search(reason) and (job, reason) not in self._told:
+                self._told.add((job, reason))
+                name = self._names.get(job, 'a node')
+                self._tell(f'warning: {name}: SLURM job {job} waits, may be for ever: {reason}')
+
+    def _get_result(self, taskid: int) -> dict[str, Any] | None:
+        if self._is_pending(taskid):
+            return None
+        if not list(Path(self._pending[taskid]).glob('result_*.pklz')):
+            state = _job_record(taskid).get('JobState', '')
+            if state in ALIVE:
+                self._queue.add(taskid)
+                return None
+            if state not in ('', 'COMPLETED'):
+                return self._without_result(taskid)
+        # It may be there and not be seen yet: network file systems take their time.
+        return super()._get_result(taskid)
+
+    def _last_words(self, taskid: int) -> list[str]:
+        log = self._scripts[taskid].with_name(f'slurm-{taskid}.out')
+        try:
+            return log.read_text(errors='replace').splitlines(keepends=True)[-20:]
+        except OSError:
+            return []
+
+    def _epitaph(self, taskid: int) -> str:
+        return _job_epitaph(taskid, self._names[taskid], ''.join(self._last_words(taskid)))
+
+
+SUPERVISED = {
+    'MultiProc': SupervisedMultiProcPlugin,
+    'PBS': SupervisedPBSPlugin,
+    'SGE': SupervisedSGEPlugin,
+    'LSF': SupervisedLSFPlugin,
+    'SLURM': SupervisedSLURMPlugin,
+}
+"""The plugins here, by the name of Nipype's."""
 
 
 def sbatch_resources(node: Any, words: list[str]) -> list[str]:
@@ -176,21 +348,53 @@ def sbatch_resources(node: Any, words: list[str]) -> list[str]:
     return options
 
 
-def _job_epitaph(job: int, name: str) -> str:
-    """Why a job of SLURM ended without a result, as far as SLURM still knows."""
+def _job_record(job: int) -> dict[str, str]:
+    """What SLURM's controller knows of a job; it forgets those that ended minutes ago."""
     told = _output('scontrol', '--oneliner', 'show', 'job', str(job))
-    found = dict(re.findall(r'\b(JobState|Reason|ExitCode)=(\S+)', told))
+    return dict(re.findall(r'(?:^|\s)(JobState|Reason|ExitCode|BatchHost)=(\S+)', told))
+
+
+def _job_epitaph(job: int, name: str, printed: str = '') -> str:
+    """Why a job of SLURM ended without a result, as far as SLURM still knows."""
+    found = _job_record(job)
     state = found.get('JobState') or next(
         iter(_output('sacct', '-n', '-X', '-P', '-o', 'State', '-j', str(job)).split('\n')), ''
     )
     text = f'{name}: SLURM job {job} ended without a result: {state or "state unknown"}'
     if found.get('Reason', 'None') != 'None':
         text += f' ({found["Reason"]})'
+    if found.get('BatchHost'):
+        text += f' on {found["BatchHost"]}'
     if found.get('ExitCode', '0:0') != '0:0':
         text += f', exit status and signal {found["ExitCode"]}'
-    if 'OUT_OF_ME' in told + state or found.get('ExitCode', '').endswith(':9'):
+    killed = state.startswith('OUT_OF_ME') or found.get('ExitCode', '').endswith(':9')
+    if killed or re.search(r'oom.kill|memory limit', printed, re.IGNORECASE):
         text += '; it may have had too little memory: give more with --mem in sbatch_args'
     return text
+
+
+@contextmanager
+def _environment_of(variables: Mapping[str, str] | None) -> Iterator[None]:
+    """Have these variables and no others for a while."""
+    before = dict(os.environ)
+    if variables is not None:
+        os.environ.clear()
+        os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _output(*command: str) -> str:

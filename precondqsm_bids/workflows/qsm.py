@@ -22,6 +22,7 @@ from precondqsm_bids.interfaces import (
 INPUTS = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
     'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
+    'contrasts',
 )  # fmt: skip
 MAPS = (
     'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
@@ -33,6 +34,8 @@ OF_MANY_ECHOES = ('r2star', 't2star', 's0', 'r2prime', 'misfit')
 """Outputs that a run of a single echo does not have."""
 MANY_PARCELS = ('contrast', 'tissue')
 """Priors that can describe what is inside."""
+LONGER = 3
+"""Factor on the iterations of PDF after such a prior."""
 
 
 def init_precondqsm_wf(
@@ -44,6 +47,7 @@ def init_precondqsm_wf(
     phase_sign: int | None = None,
     prior: str | Sequence[str] = 'contrast',
     prior_fit: str = 'auto',
+    contrasts: Sequence[str] = (),
     r2: float | str = 'median',
     shape: bool = True,
     mask_erosion: float = 0.0,
@@ -77,6 +81,8 @@ def init_precondqsm_wf(
     prior_fit : str
         ``none``, ``global`` or ``clusters`` for ``r2prime`` and ``map:FILE``; ``auto`` is
         ``none`` for ``r2prime`` and ``shape`` alone and ``global`` otherwise.
+    contrasts : sequence of str
+        What the files of the input contrasts are, such as ``T1w``, for the methods text.
     r2 : float or str
         Transverse relaxation rate, 1/s; or ``median`` (of R2* over the region), ``map`` (the
         input r2_map) or ``literature`` (by the class of the input tissue).
@@ -87,7 +93,8 @@ def init_precondqsm_wf(
     conventional : bool
         Whether the conventional arm is computed too.
     pdf_iterations : int
-        Conjugate-gradient iterations of the background removal.
+        Conjugate-gradient iterations of the background removal; three times as many after a
+        prior of many parcels (``contrast`` and the tissue priors).
     reg_weight : float, optional
         Lambda of the inversion, mm, in both arms; each arm's by ``reg_rule`` if omitted.
     reg_rule : str
@@ -103,7 +110,8 @@ def init_precondqsm_wf(
         field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file),
         label_names (dict) and mask (file), which restricts the region of interest; without it,
         that is the object; tissue (file: classes, or 4D shares) and tissue_names (list); r2_map
-        (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s).
+        (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts (list of files),
+        images on the same grid whose cells ``contrast`` has too.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), prior_labels (int32; only of a fitted prior), both L-curves, and
         ``record``, what each stage measured and chose.
@@ -122,8 +130,8 @@ def init_precondqsm_wf(
     rich = any(name in MANY_PARCELS for name in prior)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
-        one_echo, prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule,
-        reference,
+        one_echo, prior, fit, contrasts, r2, shape, conventional, pdf_iterations, reg_weight,
+        reg_rule, reference,
     )  # fmt: skip
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
@@ -185,15 +193,17 @@ def init_precondqsm_wf(
         # fmt: on
         if fit:
             workflow.connect(estimate, 'prior_labels', outputnode, 'prior_labels')
+        if 'contrast' in prior:
+            workflow.connect(inputnode, 'contrasts', estimate, 'further_contrasts')
         if 'contrast' in prior and one_echo:
             workflow.connect(inputnode, ('magnitude', _first), estimate, 'contrasts')
         elif 'contrast' in prior:
-            contrasts = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
+            merged = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
             # fmt: off
             workflow.connect([
-                (echo_fit, contrasts, [('r2star', 'in1')]),
-                (inputnode, contrasts, [(('magnitude', _first), 'in2')]),
-                (contrasts, estimate, [('out', 'contrasts')]),
+                (echo_fit, merged, [('r2star', 'in1')]),
+                (inputnode, merged, [(('magnitude', _first), 'in2')]),
+                (merged, estimate, [('out', 'contrasts')]),
             ])
             # fmt: on
         if any(name.startswith('r2prime') for name in prior):
@@ -211,7 +221,7 @@ def init_precondqsm_wf(
 
     for arm in ('', 'conventional_') if conventional else ('',):
         background_removal = stage(
-            BackgroundRemoval(iterations=pdf_iterations),
+            BackgroundRemoval(iterations=_arm_iterations(pdf_iterations, () if arm else prior)),
             f'{arm}background_removal', 3, omp_nthreads,
         )  # fmt: skip
         # A prior with few coefficients is corrected by the residual, which must stay whole.
@@ -235,6 +245,8 @@ def init_precondqsm_wf(
             (background_removal, outputnode, [('local_field', f'{arm}local_field')]),
             (dipole_inversion, outputnode, [('l_curve', f'{arm}l_curve')]),
         ])
+        if rich and not arm:
+            workflow.connect(estimate, 'expected_size', background_removal, 'floor')
         if arm:
             workflow.connect([
                 (echo_fit, background_removal, [('total_field', 'field')]),
@@ -280,6 +292,15 @@ def _arm_rule(reg_rule: str, arm: str) -> str:
     return ('l-curve' if arm else 'risk') if reg_rule == 'auto' else reg_rule
 
 
+def _arm_iterations(pdf_iterations: int, prior: Sequence[str]) -> int:
+    """Iterations of PDF of an arm, by its prior.
+
+    What a prior of many parcels leaves is so weak that late iterations take the rest of the
+    background, not sources inside.
+    """
+    return pdf_iterations * (LONGER if set(prior) & set(MANY_PARCELS) else 1)
+
+
 def _first(values):
     return values[0]
 
@@ -289,9 +310,20 @@ def _gather(**records):
 
 
 def describe(
-    one_echo, prior, fit, r2, shape, conventional, pdf_iterations, reg_weight, reg_rule, reference
+    one_echo,
+    prior,
+    fit,
+    contrasts,
+    r2,
+    shape,
+    conventional,
+    pdf_iterations,
+    reg_weight,
+    reg_rule,
+    reference,
 ) -> str:
     """Methods sentences for these settings."""
+    own_iterations = _arm_iterations(pdf_iterations, prior)
     rule = {
         'l-curve': 'the corner of the L-curve as regularisation weight',
         'risk': 'the regularisation weight of least expected error',
@@ -307,7 +339,7 @@ def describe(
         else 'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
         'smooth phase offset.',
-        _estimate_sentence(one_echo, prior, fit, r2),
+        _estimate_sentence(one_echo, prior, fit, contrasts, r2),
         'The field of this estimate'
         + (
             ' and (where the region reaches its surface) of the shape of the object in air'
@@ -316,7 +348,7 @@ def describe(
         )
         + ', computed by convolution with the voxel-integrated dipole [@marques2005; '
         '@jenkinson2004], was subtracted from the total field.',
-        f'From the flattened field the background was removed by {pdf_iterations} iterations of '
+        f'From the flattened field the background was removed by {own_iterations} iterations of '
         'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
         f'with l2 gradient regularisation [@bilgic2014], with {rule}; and the estimate was '
         'added back.',
@@ -325,6 +357,7 @@ def describe(
         sentences.append(
             'The same background removal and inversion of the field that was not flattened '
             'gave the conventional map for comparison'
+            + (f', with {pdf_iterations} iterations' if own_iterations != pdf_iterations else '')
             + (
                 ', with the corner of the L-curve as regularisation weight.'
                 if reg_rule == 'auto' and reg_weight is None
@@ -340,8 +373,8 @@ def describe(
     return '\n'.join(sentences) + '\n'
 
 
-def _estimate_sentence(one_echo, prior, fit, r2) -> str:
-    terms = [_term(name, fit, r2, one_echo) for name in prior]
+def _estimate_sentence(one_echo, prior, fit, contrasts, r2) -> str:
+    terms = [_term(name, fit, contrasts, r2, one_echo) for name in prior]
     if fit is None:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
     return (
@@ -350,15 +383,16 @@ def _estimate_sentence(one_echo, prior, fit, r2) -> str:
     )
 
 
-def _term(name, fit, r2, one_echo) -> str:
+def _term(name, fit, contrasts, r2, one_echo) -> str:
     """What one prior is, in words."""
     if name == 'contrast':
-        histogram = 'histogram of the magnitude'
+        first, histogram = 'magnitude', 'histogram of the magnitude'
         if not one_echo:
-            histogram = 'joint histogram of R2* and magnitude'
+            first, histogram = 'R2*', 'joint histogram of R2* and magnitude'
         return (
-            f'one constant for each cell of the {histogram}, over the '
-            'whole region and in blocks of 60, 30 and 15 mm'
+            f'one constant for each cell of the {histogram}'
+            + ''.join(f' and of that of {first} and {name}' for name in contrasts)
+            + ', over the whole region and in blocks of 60, 30 and 15 mm'
         )
     if name == 'shape':
         return 'zero inside the object'

@@ -89,6 +89,7 @@ def test_defaults(parse, tmp_path):
         ('--r2 map', 'r2', 'map'),
         ('--prior contrast tissue', 'prior', ('contrast', 'tissue')),
         ('--write-prior-labels', 'write_prior_labels', True),
+        ('--contrasts T1w R1map', 'contrasts', ('T1w', 'R1map')),
         ('--phase-sign auto', 'phase_sign', None),
         ('--phase-sign +1', 'phase_sign', 1),
         ('--phase-sign 1', 'phase_sign', 1),
@@ -104,6 +105,16 @@ def test_defaults(parse, tmp_path):
 )
 def test_options(parse, options, name, value):
     assert getattr(parse(*options.split()), name) == value
+
+
+def test_further_contrasts_are_for_the_contrast_prior(parse, capsys):
+    for options, told in (
+        (('--contrasts', 'T1w', '--prior', 'tissue'), 'add contrast'),
+        (('--contrasts', 'T1w.nii'), 'no suffix'),
+    ):
+        with pytest.raises(SystemExit):
+            parse(*options)
+        assert told in capsys.readouterr().err
 
 
 def test_mask_file_may_be_relative(parse, tmp_path):

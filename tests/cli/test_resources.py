@@ -66,8 +66,23 @@ def host(tmp_path, monkeypatch):
             {},
             (16, 'affinity mask'),
         ),
-        ({}, {'SLURM_CPUS_PER_TASK': '5'}, (5, 'SLURM_CPUS_PER_TASK')),
-        ({}, {'SLURM_CPUS_PER_TASK': ''}, (16, 'affinity mask')),
+        ({}, {'SLURM_JOB_ID': '1', 'SLURM_CPUS_PER_TASK': '5'}, (5, 'SLURM_CPUS_PER_TASK')),
+        ({}, {'SLURM_JOB_ID': '1', 'SLURM_CPUS_PER_TASK': ''}, (16, 'affinity mask')),
+        # of sbatch --ntasks=2 --cpus-per-task=4, and of --ntasks=3 alone
+        (
+            {},
+            {'SLURM_JOB_ID': '1', 'SLURM_CPUS_PER_TASK': '4', 'SLURM_CPUS_ON_NODE': '8'},
+            (4, 'SLURM_CPUS_PER_TASK'),
+        ),
+        ({}, {'SLURM_JOB_ID': '1', 'SLURM_CPUS_ON_NODE': '3'}, (3, 'SLURM_CPUS_ON_NODE')),
+        ({}, {'PBS_JOBID': '1.server', 'NCPUS': '6'}, (6, 'NCPUS')),
+        ({}, {'PBS_JOBID': '1.server', 'PBS_NP': '7'}, (7, 'PBS_NP')),
+        ({}, {'JOB_ID': '1', 'NSLOTS': '8'}, (8, 'NSLOTS')),
+        ({}, {'LSB_JOBID': '1', 'LSB_DJOB_NUMPROC': '9'}, (9, 'LSB_DJOB_NUMPROC')),
+        ({}, {'LSB_JOBID': '1', 'LSB_MAX_NUM_PROCESSORS': '10'}, (10, 'LSB_MAX_NUM_PROCESSORS')),
+        # outside a job the same names may be anybody's
+        ({}, {'NCPUS': '1', 'NSLOTS': '1', 'SLURM_CPUS_ON_NODE': '1'}, (16, 'affinity mask')),
+        ({}, {'JOB_ID': '1', 'NSLOTS': '64'}, (16, 'affinity mask')),
     ],
 )
 def test_cpus(host, files, environ, cpus):
@@ -106,6 +121,11 @@ def test_cpus(host, files, environ, cpus):
             {},
             {'SLURM_MEM_PER_CPU': '1024', 'SLURM_CPUS_PER_TASK': '4'},
             (4, 'SLURM_MEM_PER_CPU'),
+        ),
+        (
+            {},
+            {'SLURM_MEM_PER_CPU': '1024', 'SLURM_CPUS_ON_NODE': '6'},
+            (6, 'SLURM_MEM_PER_CPU'),
         ),
     ],
 )

@@ -66,7 +66,7 @@ def scripts(folder):
 
 def head(script):
     lines = [line for line in script.read_text().splitlines() if line.startswith('#SBATCH')]
-    return dict(line.removeprefix('#SBATCH --').split('=', 1) for line in lines)
+    return dict(line.removeprefix('#SBATCH --').partition('=')[::2] for line in lines)
 
 
 def commands(script, tmp_path, **environment):
@@ -121,7 +121,83 @@ def test_without_limit_and_time(dataset, submit, folder, slurm):
     assert submit()[0] == 0
     options = head(scripts(folder)[0])
     assert options['array'] == '0-0'
-    assert 'time' not in options
+    assert options['time'] == str(module.LEAST_MINUTES + 1), 'for next to no voxels'
+    assert 'time' not in head(scripts(folder)[1])
+
+
+def test_job_of_a_lost_host_begins_again(dataset, submit, folder, slurm):
+    dataset.add_run()
+    submit()
+    for script in scripts(folder):
+        assert '\n#SBATCH --requeue\n#SBATCH --open-mode=append\n' in script.read_text()
+
+
+def test_time_is_that_of_the_largest_participant(dataset, folder):
+    from precondqsm_bids.bids import find_runs
+
+    dataset.add_run('sub-01')
+    dataset.add_run('sub-02')
+    runs, _ = find_runs(dataset.root)
+    words = [str(dataset.root), str(folder / 'out'), 'participant']
+    settings = parse_args(words)
+    # 3 echoes of 10 million voxels at 10 us: 5 minutes, and ten times as long is allowed.
+    large = [runs[0], replace(runs[1], matrix=(250, 200, 200))]
+    assert module.estimated_minutes(settings, large) == 30 + 50
+    two_runs = [*large, replace(large[1])]
+    assert module.estimated_minutes(settings, two_runs) == 30 + 100
+    longer = parse_args([*words, '--pdf-iterations', '60'])
+    assert module.estimated_minutes(longer, large) == 30 + 100
+    assert module.estimated_minutes(settings, []) == 30
+
+
+@pytest.fixture
+def five(dataset, slurm):
+    """Five participants, and a cluster that takes two in an array."""
+    for label in '12345':
+        dataset.add_run(f'sub-{label}')
+    program = slurm.with_name('scontrol')
+    program.write_text('#!/bin/bash\n[ "$*" = "show config" ] && echo "MaxArraySize  = 2"\n')
+    program.chmod(0o755)
+    return slurm
+
+
+def test_more_participants_than_an_array_takes(five, submit, folder, tmp_path):
+    status, output, error = submit('-w', 'work')
+    assert (status, error) == (0, '')
+    (logs,) = (folder / 'out' / 'logs').iterdir()
+    parts = [logs / f'participants-{i}.sh' for i in (1, 2, 3)]
+    assert sorted(logs.glob('participants*')) == parts
+    assert five.read_text().splitlines() == [
+        *(f'--parsable {part}' for part in parts),
+        f'--parsable --dependency=afterany:41:42:43 {logs / "group.sh"}',
+    ]
+    assert '5 participants: 3 arrays of at most 2 (MaxArraySize)' in output
+    assert [head(part)['array'] for part in parts] == ['0-1', '0-1', '0-0']
+    done = [
+        commands(part, tmp_path, SLURM_ARRAY_TASK_ID=str(task))[-2]
+        for part, tasks in zip(parts, (2, 2, 1), strict=True)
+        for task in range(tasks)
+    ]
+    assert done == list('12345')
+
+
+def test_arrays_with_a_limit_wait_for_each_other(five, submit, folder):
+    assert submit('--submit-limit', 2)[0] == 0
+    assert [line.split()[1] for line in five.read_text().splitlines()][1:] == [
+        '--dependency=afterany:41',
+        '--dependency=afterany:42',
+        '--dependency=afterany:41:42:43',
+    ]
+
+
+def test_a_later_array_that_is_not_taken(five, submit, folder, monkeypatch):
+    monkeypatch.setenv('FAILING_CALL', '2')
+    status, _, error = submit()
+    (logs,) = (folder / 'out' / 'logs').iterdir()
+    assert status == 1
+    assert 'array job 41 is submitted and goes on' in error
+    rest = [logs / name for name in ('participants-2.sh', 'participants-3.sh', 'group.sh')]
+    assert f'submit {" and then ".join(map(str, rest))} when it is done' in error
 
 
 def test_dry_run_only_writes(dataset, submit, folder, slurm):

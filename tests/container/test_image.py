@@ -8,115 +8,51 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
 import pytest
+from containers import (
+    BLAS_VARIABLES,
+    IMAGE,
+    LIST_PACKAGES,
+    OPTIONS,
+    assert_same_results,
+    bind,
+    docker,
+    problem_with_image,
+    python_inside,
+)
 
 from precondqsm_bids import __version__
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
-
-NAME = os.environ.get('PRECONDQSM_IMAGE', 'precondqsm_bids')
-IMAGE = NAME if ':' in NAME else f'{NAME}:{__version__}'
 
 ROOT = Path(__file__).parents[2]
 
 STRANGER = ('--user', '12345', '--network', 'none', '--read-only', '--tmpfs', '/tmp')
 """A user without a passwd entry, no network, nothing writable but /tmp."""
 
-# On this small phantom the field of the shape does not decide the sign of the phase.
-OPTIONS = ('--nprocs', '2', '--omp-nthreads', '1', '--phase-sign', '+1')
-
 TRUTH = ('-d', 'truth=/data/derivatives/truth')
 
-# Which kernels BLAS takes decides the last bits; the container should take those of the host.
-HOST_BLAS = [
-    option
-    for name in ('OPENBLAS_CORETYPE', 'OPENBLAS_L2_SIZE', 'NPY_DISABLE_CPU_FEATURES')
-    if name in os.environ
-    for option in ('--env', name)
-]
+HOST_BLAS = [word for name in BLAS_VARIABLES for word in ('--env', name)]
 
 MEMORY = ('--memory', '600m', '--memory-swap', '600m')
 
 VERSION = 'import sys; print("%d.%d" % sys.version_info[:2])'
-LIST_PACKAGES = (
-    'import json; from importlib.metadata import distributions; '
-    "print(json.dumps({d.metadata['Name']: d.version for d in distributions()}))"
-)
-HASH_SOURCE = (
-    'import json, precondqsm_bids; from hashlib import sha256; from pathlib import Path; '
-    'top = Path(precondqsm_bids.__file__).parent; '
-    'print(json.dumps({str(p.relative_to(top)): sha256(p.read_bytes()).hexdigest() '
-    "for p in top.rglob('*') if p.is_file() and p.suffix != '.pyc'}))"
-)
-
-
-def docker(*arguments):
-    """Run a docker command; its completed process with the output as text."""
-    return subprocess.run(
-        ['docker', *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-
-
-def python_inside(*options, code):
-    """What a line of Python prints inside the image."""
-    done = docker('run', '--rm', *options, '--entrypoint', 'python', IMAGE, '-c', code)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def bind(source, target, *options):
-    """The option that mounts a folder; unlike -v it does not make one that is missing."""
-    return '--mount', ','.join(['type=bind', f'source={source}', f'target={target}', *options])
-
-
-def python_outside(code):
-    """What the same line prints here."""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def image():
     """What ``docker image inspect`` says, or the reason why there is nothing to test."""
-    if shutil.which('docker') is None:
-        problem = 'there is no docker command'
-    elif (engine := docker('version')).returncode:
-        problem = f'no Docker Engine answers: {engine.stderr.strip()}'
-    elif (inspected := docker('image', 'inspect', IMAGE)).returncode:
-        problem = f'there is no image {IMAGE}: make image'
-    elif changed := changed_source():
-        problem = f'{IMAGE} is of another source ({", ".join(changed)}): make image'
-    else:
-        return json.loads(inspected.stdout)[0]
+    problem = problem_with_image()
+    if not problem:
+        return json.loads(docker('image', 'inspect', IMAGE).stdout)[0]
     if 'PRECONDQSM_IMAGE' in os.environ:
         pytest.fail(problem)
     pytest.skip(problem)
-
-
-def changed_source():
-    """Files of the package that differ between the image and here."""
-    here, there = (
-        json.loads(python_outside(HASH_SOURCE)),
-        json.loads(python_inside(code=HASH_SOURCE)),
-    )
-    return sorted(name for name in here.keys() | there if here.get(name) != there.get(name))
-
-
-@pytest.fixture(scope='module')
-def raw(tmp_path_factory):
-    """A small phantom."""
-    folder = tmp_path_factory.mktemp('dataset') / 'raw'
-    phantom = [sys.executable, '-m', 'precondqsm_bids.phantom', folder, '--kind', 'tubes']
-    size = ['--matrix', '40', '40', '32', '--voxel-size', '3', '3', '3']
-    subprocess.run([*map(str, phantom), *size], check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture
@@ -185,43 +121,6 @@ def test_every_module_has_byte_code():
     assert python_inside(code=code) == ''
 
 
-@pytest.fixture(scope='module')
-def outside(raw, tmp_path_factory):
-    """What the source computes outside: the folder of its outputs."""
-    folder = tmp_path_factory.mktemp('outside')
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'precondqsm_bids', raw, folder / 'out', 'participant'),
-            *(*OPTIONS, '-d', f'truth={raw / "derivatives" / "truth"}', '-w', folder / 'work'),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / 'out'
-
-
-def assert_same_results(out_dir, outside):
-    """The same files as outside; maps of the same bits, tables of the same text."""
-    patterns = ('sub-*/*/*.nii.gz', 'sub-*/*/*.tsv', 'sub-*.html')
-    files = {
-        folder: sorted(p.relative_to(folder) for pattern in patterns for p in folder.glob(pattern))
-        for folder in (outside, out_dir)
-    }
-    assert files[outside] == files[out_dir]
-    assert Path('sub-01/anat/sub-01_desc-precond_Chimap.nii.gz') in files[outside]
-    other = differing_packages()
-    for name in files[outside]:
-        if name.name.endswith('.nii.gz'):
-            expected, inside = nb.load(outside / name), nb.load(out_dir / name)
-            np.testing.assert_array_equal(inside.affine, expected.affine, err_msg=str(name))
-            np.testing.assert_array_equal(
-                inside.get_fdata(), expected.get_fdata(), err_msg=f'{name}\n{other}'
-            )
-        elif name.suffix == '.tsv':
-            assert (out_dir / name).read_text() == (outside / name).read_text(), other
-
-
 def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, outside):
     done = run_app(
         *(raw, out_dir, *OPTIONS, *TRUTH, '-w', '/tmp/work'), options=(*STRANGER, *HOST_BLAS)
@@ -231,18 +130,6 @@ def test_maps_are_bit_identical_to_those_computed_outside(raw, out_dir, outside)
     description = json.loads((out_dir / 'dataset_description.json').read_text())
     tag = f'precondqsm_bids:{__version__}'
     assert description['GeneratedBy'][0]['Container'] == {'Type': 'docker', 'Tag': tag}
-
-
-def differing_packages():
-    """Packages whose versions differ between here and the image: a cause of other bits."""
-    here = json.loads(python_outside(LIST_PACKAGES))
-    there = json.loads(python_inside(code=LIST_PACKAGES))
-    differing = [
-        f'{name} {here[name]} outside, {there[name]} in the image'
-        for name in sorted(here.keys() & there.keys())
-        if here[name] != there[name]
-    ]
-    return 'other versions: ' + ('; '.join(differing) or 'none')
 
 
 @pytest.mark.parametrize('home', ['/', '/home/app', '/does-not-exist', ''])

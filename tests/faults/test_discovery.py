@@ -633,6 +633,19 @@ REFUSED = [
         options=('--r2', 'map'),
     ),
     case(
+        'contrast-missing',
+        plain,
+        '--contrasts T1w: no _T1w image on its grid',
+        options=('--contrasts', 'T1w'),
+    ),
+    case(
+        'contrast-on-another-grid',
+        both(plain, image(f'{ANAT}/sub-01_T1w.nii.gz', shape=(5, 5, 5))),
+        'sub-01_T1w.nii.gz: shape (5, 5, 5) differs from (4, 5, 6)',
+        'Resample one to the grid of the run',
+        options=('--contrasts', 'T1w'),
+    ),
+    case(
         'prior-map-on-another-grid',
         both(plain, image('code/chi.nii.gz', shape=(5, 5, 5))),
         'code/chi.nii.gz: --prior map:FILE: shape (5, 5, 5) differs from (4, 5, 6)',

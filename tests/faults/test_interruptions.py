@@ -1,6 +1,5 @@
 """Killed, out of disk space, two at once: whole files, and the same bytes in the end."""
 
-import hashlib
 import os
 import shutil
 import signal
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from outputs import checksums
 
 import precondqsm_bids
 from precondqsm_bids.interfaces import bids as sink
@@ -49,15 +49,6 @@ def finish(process, status=0):
     return output, error
 
 
-def results(out):
-    """Checksum of every file of the participants that is not a log or a report of this run."""
-    return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(out.glob('sub-*/**/*'))
-        if path.is_file() and 'log' not in path.parts and 'desc-about' not in path.name
-    }
-
-
 @pytest.fixture(scope='module')
 def reference(phantom, tmp_path_factory):
     """What a run that nothing happens to writes."""
@@ -68,7 +59,7 @@ def reference(phantom, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(reference):
-    both = results(reference)
+    both = checksums(reference)
     assert len([name for name in both if name.endswith('_Chimap.nii.gz')]) == 8
     return both
 
@@ -116,12 +107,11 @@ def test_started_again_gives_the_same_bytes(phantom, first, tmp_path, end, stage
     end(process)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    for name, checksum in results(out).items():
-        if not Path(name).name.startswith('.'):
-            assert first[name] == checksum, f'{name} is not whole'
+    for name, checksum in checksums(out, hidden=False).items():
+        assert first[name] == checksum, f'{name} is not whole'
     output, _ = finish(start(words))
     assert 'taken from the work folder' in output
-    assert {k: v for k, v in results(out).items() if '/.' not in k} == first
+    assert checksums(out, hidden=False) == first
 
 
 def test_rerun_gives_the_same_bytes(phantom, reference, expected, tmp_path):
@@ -130,7 +120,7 @@ def test_rerun_gives_the_same_bytes(phantom, reference, expected, tmp_path):
     old = (out / 'sub-01/anat/sub-01_desc-precond_Chimap.nii.gz').stat().st_mtime_ns
     finish(start(command(phantom, out, tmp_path / 'work', '--participant-label', '01')))
     assert (out / 'sub-01/anat/sub-01_desc-precond_Chimap.nii.gz').stat().st_mtime_ns != old
-    assert results(out) == expected
+    assert checksums(out) == expected
 
 
 def test_two_processes_on_one_output_folder(phantom, expected, tmp_path):
@@ -142,7 +132,7 @@ def test_two_processes_on_one_output_folder(phantom, expected, tmp_path):
     ]
     for process in processes:
         finish(process)
-    assert results(out) == expected
+    assert checksums(out) == expected
     assert not remains(out)
     assert (out / 'dataset_description.json').is_file()
 
@@ -170,12 +160,12 @@ def test_disk_full(phantom, first, tmp_path):
     assert process.returncode in (1, 2), output + error
     assert 'No space left on device' in error
     assert 'Traceback' not in error
-    for name, checksum in results(kept).items():
-        if not Path(name).name.startswith('.') and name.endswith(('.nii.gz', '.json')):
+    for name, checksum in checksums(kept, hidden=False).items():
+        if name.endswith(('.nii.gz', '.json')):
             assert first[name] == checksum, f'{name} is not whole'
     assert not remains(kept)
     finish(start(words))
-    assert results(out) == first
+    assert checksums(out) == first
 
 
 def test_outputs_get_their_names_when_they_are_whole(tmp_path, monkeypatch):

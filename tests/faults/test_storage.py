@@ -24,6 +24,12 @@ pytestmark = pytest.mark.slow
 
 SIZE = ('--matrix', '16', '16', '16', '--voxel-size', '8', '8', '8')
 
+STORAGES = {
+    'reversed': [[0, -1], [1, -1], [2, -1]],
+    'permuted': [[1, 1], [2, -1], [0, 1]],
+}
+"""Storages of the same object: for each axis of the plain one, which axis it is, and its sign."""
+
 
 def read(path):
     return nib.load(path).get_fdata(dtype=np.float32)
@@ -83,6 +89,22 @@ def echo_axis(root, echoes):
     (folder / 'sub-axis_MEGRE.json').write_text(json.dumps(metadata))
 
 
+def reoriented(root, label, storage):
+    """The plain participant with axes permuted and reversed, the affine with them."""
+    folder = root / f'sub-{label}' / 'anat'
+    folder.mkdir(parents=True)
+    for path in sorted((root / 'sub-plain' / 'anat').iterdir()):
+        target = folder / path.name.replace('sub-plain', f'sub-{label}')
+        if path.name.endswith('.nii.gz'):
+            image = nib.load(path)  # the numbers as they are: phase would be quantized anew
+            codes = nib.Nifti1Image(image.dataobj.get_unscaled(), image.affine, image.header)
+            codes = codes.as_reoriented(storage)
+            codes.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
+            nib.save(codes, target)
+        else:
+            shutil.copy(path, target)
+
+
 def app(root, out, *options):
     package = Path(precondqsm_bids.__file__).parents[1]
     # The sign of an axial slab across tubes along B0 cannot be told from its field.
@@ -110,6 +132,8 @@ def maps(tmp_path_factory):
         path.rename(path.with_name(path.name.replace('sub-01', 'sub-plain')))
     numbers = range(1, 1 + len(list((root / 'sub-plain/anat').glob('*part-mag*.nii.gz'))))
     echoes = [Echo(root / 'sub-plain' / 'anat', number) for number in numbers]
+    for label, storage in STORAGES.items():
+        reoriented(root, label, storage)
     cartesian(root, echoes)
     echo_axis(root, echoes)
     write(root, 'two', echoes[:2])
@@ -136,6 +160,17 @@ def maps(tmp_path_factory):
 
 def data(image):
     return image.get_fdata(dtype=np.float32)
+
+
+@pytest.mark.parametrize('label', STORAGES)
+@pytest.mark.parametrize('desc', ['precond', 'prior', 'residual'])
+def test_permuted_and_reversed_axes_give_the_same_map(maps, label, desc):
+    plain, other = maps('plain', desc)[0], maps(label, desc)[0]
+    np.testing.assert_allclose(
+        other.affine, plain.as_reoriented(STORAGES[label]).affine, atol=1e-4
+    )
+    back = nib.as_closest_canonical(other), nib.as_closest_canonical(plain)
+    np.testing.assert_array_equal(*map(data, back))
 
 
 def test_echo_axis_gives_the_same_map(maps):

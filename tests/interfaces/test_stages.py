@@ -4,7 +4,10 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import nibabel as nb
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from nipype.interfaces.base import SimpleInterface, isdefined
 from scipy import ndimage
 
 from precondqsm_bids import interfaces
-from precondqsm_bids.interfaces.volumes import load, load_echoes, save
+from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import noise_weights, pdf
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
@@ -35,16 +38,18 @@ STAGES = [getattr(interfaces, name) for name in interfaces.__all__]
 
 
 def oblique_affine():
-    """A permuted, flipped and oblique grid: nothing here may assume (0, 0, 1)."""
+    """An oblique grid: nothing here may assume (0, 0, 1)."""
     c, s = np.cos(0.3), np.sin(0.3)
-    rotation = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     affine = np.eye(4)
-    affine[:3, :3] = rotation @ np.diag([1, -1, 1])[:, [2, 0, 1]] * VOXEL_SIZE
+    affine[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.diag(VOXEL_SIZE)
     affine[:3, 3] = (-20, 30, 5)
     return affine
 
 
 AFFINE = oblique_affine()
+STORAGE = [[1, -1], [2, 1], [0, 1]]
+"""Files have the axes of the arrays permuted and one of them reversed."""
+STORED = nb.Nifti1Image(np.empty(SHAPE, np.uint8), AFFINE).as_reoriented(STORAGE)
 B0_DIR = b0_direction(AFFINE)
 
 
@@ -73,8 +78,8 @@ class Data:
         path = self.folder / f'{name}.nii.gz'
         array = getattr(self, name) if array is None else array
         array = array.astype(np.uint8) if array.dtype == bool else array
-        image = nb.Nifti1Image(array, AFFINE)
-        image.set_sform(AFFINE, 1)
+        image = nb.Nifti1Image(array, AFFINE).as_reoriented(STORAGE)
+        image.set_sform(image.affine, 1)
         nb.save(image, path)
         return str(path)
 
@@ -98,10 +103,10 @@ def run(interface, tmp_path, **inputs):
         if isinstance(value, str) and value.endswith('.nii.gz'):
             image = nb.load(value)
             assert value.startswith(str(folder))
-            assert image.shape == SHAPE
-            np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+            assert image.shape == STORED.shape
+            np.testing.assert_allclose(image.affine, STORED.affine, atol=1e-5)
             assert image.header.get_xyzt_units()[0] == 'mm'
-            value = np.asanyarray(image.dataobj)
+            value = np.asanyarray(nb.as_closest_canonical(image).dataobj)
         result[name] = value
     assert json.loads(json.dumps(result['record'])) == result['record']
     return result
@@ -494,6 +499,36 @@ def test_prior_fit(data, tmp_path, priors, fit):
         assert found['WM'] - found['GM'] == pytest.approx(difference, abs=0.01 * float(scale))
 
 
+def test_further_contrasts_have_cells_of_their_own(data, tmp_path):
+    first, other = data.magnitude[..., 0], np.roll(data.magnitude[..., 1], 3, axis=0)
+    inputs = {
+        'total_field': data.file('field'),
+        'field_sd': data.file('sd'),
+        'mask': data.file('mask'),
+        'contrasts': [data.file('r2star'), data.file('first', first)],
+        'field_strength': 3.0,
+        'iterations': 6,
+    }
+    path = data.file('T1w', other)
+    result = run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
+    bases = contrast_cells([data.r2star, first], data.mask, VOXEL_SIZE)
+    bases += contrast_cells([data.r2star, other], data.mask, VOXEL_SIZE)
+    expected = fit_prior(data.field, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=6)
+    scale = float(np.abs(expected.prior_chi).max())
+    np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
+    prior = result['record']['priors']['contrast']
+    assert prior['parcels'] == sum(basis.parcels for basis in bases)
+    assert result['record']['further_contrasts'] == [Path(path).name]
+    for wrong, told in (
+        (np.where(data.mask, 1, other), 'is 1 in the whole region'),
+        (other[1:], 'differ in matrix size'),
+        (np.where(data.mask, np.nan, other), 'not finite'),
+    ):
+        path = data.file('wrong', wrong.astype(np.float32))
+        with pytest.raises(ValueError, match=told):
+            run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
+
+
 def test_a_map_that_is_taken_as_it_is(data, tmp_path):
     path = data.file('other', data.chi)
     shape_chi = data.file('shape_chi', data.object.astype(np.float32))
@@ -663,8 +698,36 @@ def test_load_and_save_keep_values_and_grid(data, tmp_path):
     np.testing.assert_array_equal(load(path), data.field)
     assert load(path).flags.c_contiguous
     image = nb.load(path)
-    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-6)
+    np.testing.assert_allclose(image.affine, STORED.affine, atol=1e-6)
     assert image.header['sform_code'] == 1
+
+
+AXES = st.permutations(range(3))
+SIGNS = st.tuples(*[st.sampled_from([1, -1])] * 3)
+ANGLES = st.tuples(*[st.floats(-0.6, 0.6)] * 2)
+
+
+@hypothesis.given(axes=AXES, signs=SIGNS, angles=ANGLES)
+@hypothesis.settings(
+    max_examples=40, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+def test_storage_of_an_object_does_not_matter(tmp_path, axes, signs, angles):
+    """Whatever way an object is stored, the stages see the same array and direction of B0."""
+    turn = nb.eulerangles.euler2mat(0, *angles)
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(VOXEL_SIZE)
+    image = nb.Nifti1Image(np.random.default_rng(1).random(SHAPE, np.float32), affine)
+    nb.save(image, tmp_path / 'plain.nii')
+    other = image.as_reoriented(list(zip(axes, signs, strict=True)))
+    nb.save(other, tmp_path / 'stored.nii')
+    plain, stored = (str(tmp_path / f'{name}.nii') for name in ('plain', 'stored'))
+    np.testing.assert_array_equal(load(stored), load(plain))
+    assert load(stored).flags.c_contiguous
+    for found, expected in zip(geometry(stored), geometry(plain), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    result = nb.load(save(load(plain), stored, str(tmp_path), 'result'))
+    np.testing.assert_array_equal(result.dataobj, other.dataobj)
+    np.testing.assert_allclose(result.affine, other.affine, atol=1e-5)
 
 
 def test_damaged_file_is_named(tmp_path, data):

@@ -9,6 +9,7 @@ from scipy import fft
 from precondqsm_bids.numerics.background_removal import noise_weights, pdf
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.numerics.prior_fit import (
+    FLOOR,
     Basis,
     Scale,
     bin_edges,
@@ -387,8 +388,8 @@ def test_shares_of_a_voxel_sum_to_one(contrasts):
         total = spread(basis, np.ones(basis.parcels))
         np.testing.assert_allclose(total[MASK], 1, atol=1e-6)
         assert not total[~MASK].any()
-        # some voxels, and not most, lie beside an edge
-        assert 0.05 < np.mean(basis.weight[MASK] < 1) < 0.5
+        # a voxel in the middle of a bin has that bin alone
+        assert 0.3 < np.mean(basis.weight[MASK] < 1) < 0.95
 
 
 def test_prior_is_continuous_in_the_contrasts():
@@ -471,3 +472,33 @@ def test_parcel_without_a_field_has_no_finite_error():
     errors = coefficient_errors(field, empty, result, MASK, VOXEL_SIZE, B0_DIR)
     assert np.isfinite(errors[0])
     assert np.isinf(errors[1])
+
+
+def test_standard_errors_are_those_of_the_jackknife_over_blocks():
+    # Least squares again without each block, the fields being projected as a whole
+    field, sd, edge = measured(noise=0.02), np.full(MASK.shape, 0.02), 4.0
+    basis = Basis(LABELS, WEIGHT, 1.0)
+    result = fit(field, [basis], field_sd=sd, iterations=10, rounds=1, inner_size=0.1)
+    weights = noise_weights(sd, MASK, FLOOR * 0.1)
+
+    def project(f):
+        local = pdf(f, MASK, VOXEL_SIZE, B0_DIR, weights).local_field
+        return (local * weights)[MASK].astype(float)
+
+    columns = [project(solver_field(np.where(j == LABELS, WEIGHT, 0))) for j in range(6)]
+    u, y = np.stack(columns, axis=1), project(field)
+    best = np.linalg.lstsq(u, y, rcond=None)[0]
+    index = np.stack(np.nonzero(MASK), axis=1) * VOXEL_SIZE // edge
+    variance = np.zeros(6)
+    for block in np.unique(index, axis=0):
+        left = np.any(index != block, axis=1)
+        variance += (np.linalg.lstsq(u[left], y[left], rcond=None)[0] - best) ** 2
+
+    def errors(coefficients):
+        found = result._replace(coefficients=(coefficients,))
+        return coefficient_errors(field, basis, found, MASK, VOXEL_SIZE, B0_DIR, sd, edge)
+
+    np.testing.assert_allclose(errors(best), np.sqrt(variance), rtol=0.01)
+    # a fit that stopped before it was there is at least as far off as that
+    off = np.add(best, [0.3, 0, 0, 0, 0, 0])
+    assert errors(off)[0] > 0.3

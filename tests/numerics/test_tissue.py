@@ -2,8 +2,21 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from precondqsm_bids.numerics.tissue import R2_LITERATURE, literature_r2, tissue_class
+from precondqsm_bids.numerics.prior_basis import tissue_parcels
+from precondqsm_bids.numerics.prior_fit import fit_prior
+from precondqsm_bids.numerics.tissue import (
+    CHI_ORDER,
+    R2_LITERATURE,
+    class_means,
+    contradictions,
+    literature_r2,
+    tissue_class,
+)
+from precondqsm_bids.phantom.head import simulate_head
+from precondqsm_bids.phantom.head_spec import HeadSpec
+from precondqsm_bids.phantom.tissues import INDEX, TISSUES
 
 NAMES = {
     # FreeSurfer's table: aseg, aparc+aseg, wmparc (sMRIPrep, FastSurfer)
@@ -93,3 +106,67 @@ def test_r2_of_shares_is_their_mean():
 def test_literature_is_for_3_tesla(field_strength):
     with pytest.raises(ValueError, match='that of 3 T, and the field strength'):
         literature_r2(np.ones((1, 1, 1), int), ['GM'], np.ones((1, 1, 1), bool), field_strength)
+
+
+def test_class_means_take_only_voxels_that_are_mostly_of_a_class():
+    mask = np.ones((3, 3, 8), bool)
+    shares = np.zeros((*mask.shape, 3), np.float32)
+    shares[..., :3, 0] = 1  # 27 voxels
+    shares[..., 3:7, 1] = 0.6
+    shares[..., 3:7, 0] = 0.4
+    shares[..., 7, 2] = 1  # 9 voxels, too few
+    chi = shares @ np.float32([-0.03, 0.1, 1.0])
+    means = class_means(chi, tissue_parcels(shares, 3, mask), ['WM', 'pallidum', 'dentate'])
+    mean = float(chi.mean(dtype=float))
+    assert means == pytest.approx({'WM': -0.03 - mean, 'pallidum': 0.048 - mean}, abs=1e-6)
+
+
+def test_the_tissues_of_the_phantom_have_the_order_of_the_literature():
+    means = {tissue.name: tissue.chi for tissue in TISSUES}
+    assert not contradictions(means)
+    for low, high, _ in CHI_ORDER:
+        swapped = {**means, low: TISSUES[INDEX[high]].chi, high: TISSUES[INDEX[low]].chi}
+        assert any(f'{low} (' in text and f'{high} (' in text for text in contradictions(swapped))
+
+
+def test_classes_that_are_not_there_contradict_nothing():
+    assert not contradictions({})
+    assert not contradictions({'GM': -1.0, 'CSF': 1.0, 'tumour': 3.0})
+
+
+@pytest.fixture(scope='module')
+def head():
+    """A head of 4 mm without noise."""
+    return simulate_head(HeadSpec(voxel_size=(4.0, 4.0, 4.0), snr=np.inf))
+
+
+def shifted(shares):
+    """By 2 mm, half a voxel."""
+    return ndimage.shift(shares, (0.5, 0, 0, 0), order=1)
+
+
+def eroded(shares):
+    """Nothing is left of a class in the voxels that have a neighbour of another one."""
+    finest = shares.argmax(-1)
+    whole = ndimage.minimum_filter(finest, 3) == ndimage.maximum_filter(finest, 3)
+    return shares * whole[..., None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('spoil', 'wrong'),
+    [
+        (lambda shares: shares, False),
+        (shifted, False),
+        (eroded, False),
+        (lambda shares: shares[..., [1, 0, 2]], True),
+    ],
+    ids=['right', 'shifted', 'eroded', 'swapped'],
+)
+def test_only_swapped_classes_contradict_the_literature(head, spoil, wrong):
+    names = ['GM', 'WM', 'CSF']
+    shares = spoil(np.stack([head.probsegs[name] for name in names], axis=-1))
+    basis = tissue_parcels(shares, 3, head.brain_mask)
+    b0_dir, size = head.spec.b0_dir, head.spec.voxel_size
+    fit = fit_prior(head.field, [basis], head.brain_mask, size, b0_dir, iterations=30, rounds=1)
+    assert bool(contradictions(class_means(fit.prior_chi, basis, names))) == wrong

@@ -150,8 +150,9 @@ def test_method_settings_change_the_graph(build):
         'reference': 'none',
     }
     method = {field.name for field in fields(Settings) if field.metadata}
-    # find_runs has all but the last, which needs --prior r2prime
-    assert method - set(changed) == {'field_strength', 'b0_dir', 'mask', 'prior_fit'}
+    # find_runs has all but prior_fit, which needs --prior r2prime
+    others = {'field_strength', 'b0_dir', 'mask', 'contrasts', 'prior_fit'}
+    assert method - set(changed) == others
 
     def stages(**values):
         workflow = build(**values)

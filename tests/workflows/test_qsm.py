@@ -122,7 +122,8 @@ def test_graph_of_every_setting(settings):
         for _, _, data in workflow._graph.out_edges(node, data=True)
         for connection in data['connect']
     }
-    assert read == set(INPUTS)
+    unread = set() if 'contrast' in _tuple(settings['prior']) else {'contrasts'}
+    assert read == set(INPUTS) - unread
     # no stage without its mandatory inputs
     for name in workflow.list_node_names():
         stage = workflow.get_node(name)
@@ -219,6 +220,13 @@ def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, ri
     assert ('shape_sd' in wired(workflow, 'prior_fit')) == rich
     assert workflow.get_node('dipole_inversion').inputs.hold_down == rich
     assert not workflow.get_node('conventional_dipole_inversion').inputs.hold_down
+
+
+def test_further_contrasts_reach_the_fit_and_the_methods():
+    workflow = init_precondqsm_wf(contrasts=('T1w',))
+    assert 'further_contrasts' in wired(workflow, 'prior_fit')
+    assert 'R2* and magnitude and of that of R2* and T1w' in workflow.__desc__
+    assert 'T1w' not in init_precondqsm_wf().__desc__
 
 
 @pytest.mark.parametrize('r2', ['median', 'map', 'literature', 0.0, 12.5])

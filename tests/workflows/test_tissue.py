@@ -1,6 +1,7 @@
 """A small head from raw data to maps, with tissue as prior: truth from the phantom's own field."""
 
 import json
+import shutil
 
 import nibabel as nb
 import numpy as np
@@ -80,6 +81,7 @@ def test_tissue(reconstruct, truth):
     for name in ('GM', *NUCLEI):  # 0.01 ppm: a tenth of the pallidum's
         assert values[name] - values['WM'] == pytest.approx(means[name] - means['WM'], abs=0.015)
     assert fit['priors']['tissue']['supported']
+    assert not fit['warnings']
     assert fit['priors']['tissue']['explained'] == pytest.approx(fit['explained'], abs=1e-4)
     assert 'bids:truth:sub-01/anat/sub-01_desc-tissues_dseg.nii.gz' in sidecar['Sources']
     reference = sidecar['Reference']
@@ -145,3 +147,24 @@ def test_a_conventional_map_as_prior(reconstruct, head, tmp_path):
     (scale,) = sidecar['Parameters']['prior_fit']['coefficients'][name]
     assert scale == pytest.approx(1.0, abs=0.15)
     assert (tmp_path / 'given.nii.gz').as_uri() in sidecar['Sources']
+
+
+def test_swapped_classes_are_told_in_sidecar_and_report(reconstruct, head, tmp_path):
+    truth = head / 'derivatives' / 'truth' / 'sub-01' / 'anat'
+    folder = tmp_path / 'swapped' / 'sub-01' / 'anat'
+    folder.mkdir(parents=True)
+    for name, other in (('GM', 'WM'), ('WM', 'GM'), ('CSF', 'CSF')):
+        source = truth / f'sub-01_label-{other}_probseg.nii.gz'
+        shutil.copy(source, folder / f'sub-01_desc-swapped_label-{name}_probseg.nii.gz')
+    choice = {'tissue': {'description': 'swapped'}}
+    (tmp_path / 'filter.json').write_text(json.dumps(choice))
+    _, _, sidecar = reconstruct(
+        *('--prior', 'tissue', '--bids-filter-file', 'filter.json'),
+        *('-d', f'truth={head / "derivatives" / "truth"}', 'swapped'),
+    )
+    fit = sidecar['Parameters']['prior_fit']
+    assert fit['priors']['tissue']['supported']
+    assert fit['tissue_means']['WM'] > fit['tissue_means']['GM']
+    assert 'WM (' in fit['warnings'][0]
+    report = (tmp_path / 'out' / 'sub-01.html').read_text()
+    assert 'another order of susceptibility' in report

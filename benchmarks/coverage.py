@@ -1,0 +1,69 @@
+"""How often the standard errors of the prior's coefficients cover the truth, over noise seeds."""
+
+import numpy as np
+from reconstruction import WORKERS, first_stages
+
+from precondqsm_bids.numerics import (
+    b0_direction,
+    clusters,
+    coefficient_errors,
+    fit_echoes,
+    fit_prior,
+    forward_field,
+    susceptibility_map,
+)
+from precondqsm_bids.phantom.head import simulate_head
+from precondqsm_bids.phantom.tubes import simulate_tubes
+
+SEEDS = 100
+"""How many; the noise of seed n is that of `remeasure(n)`."""
+
+
+def tubes(spec, seeds):
+    """Coefficients of the clusters of the R2' prior, one row a seed: found, error, expected.
+
+    The coefficient that is expected is that of the projection of the true map; only the clusters
+    of tubes have one, the rest being noise.
+    """
+    phantom = simulate_tubes(spec, seed=0)
+    for seed in seeds:
+        measured = phantom.remeasure(seed)
+        stages = first_stages(measured)
+        voxel_size, b0_dir, roi = stages.voxel_size, stages.b0_dir, stages.roi
+        shape = forward_field(stages.shape.shape_chi, voxel_size, b0_dir, roi, WORKERS)
+        field, field_sd = stages.fit.total_field - shape, stages.fit.field_sd
+        basis = clusters(stages.theory, roi)
+        fit = fit_prior(field, [basis], *stages.geometry, field_sd, workers=WORKERS)
+        errors = coefficient_errors(field, basis, fit, *stages.geometry, field_sd, workers=WORKERS)
+        row = []
+        for j in range(basis.parcels):
+            inside = basis.labels == j
+            chi = basis.weight[inside].astype(float)
+            expected = float(np.vdot(chi, phantom.chi[inside]) / np.vdot(chi, chi))
+            if np.isin(phantom.labels[inside], list(phantom.label_dchi)[:-1]).mean() > 0.25:
+                row.append((float(fit.coefficients[0][j]), float(errors[j]), expected))
+        yield row
+
+
+def head(spec, seeds):
+    """The coefficient of the true map of a head as prior, 1; rows as in :func:`tubes`."""
+    phantom = simulate_head(spec, seed=0)
+    mask, size = phantom.brain_mask, spec.voxel_size
+    b0_dir = b0_direction(phantom.affine)
+    basis = susceptibility_map(phantom.chi * mask, mask, 'global')
+    for seed in seeds:
+        measured = phantom.remeasure(seed)
+        echoes = fit_echoes(
+            measured.magnitude,
+            measured.phase,
+            measured.echo_times,
+            spec.field_strength,
+            mask,
+            workers=WORKERS,
+        )
+        given = echoes.total_field, [basis], mask, size, b0_dir
+        fit = fit_prior(*given, echoes.field_sd, workers=WORKERS)
+        errors = coefficient_errors(
+            echoes.total_field, basis, fit, mask, size, b0_dir, echoes.field_sd, workers=WORKERS
+        )
+        yield [(float(fit.coefficients[0][0]), float(errors[0]), 1.0)]
