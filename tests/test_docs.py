@@ -189,7 +189,7 @@ def test_methods_state_the_defaults_of_the_code():
         f'less than {100 * WHOLE:g} % filled',
         f'The {default(prior_fit.fit_prior, "iterations")} iterations are split into '
         f'{default(prior_fit.fit_prior, "rounds")} rounds',
-        f'{prior_fit.FLOOR} times the expected size',
+        f'{prior_fit.FLOOR} times the root mean square',
         f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
         *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
         f'if it has {phase.LEAST_CODES} steps or more',

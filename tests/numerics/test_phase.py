@@ -271,7 +271,9 @@ def test_sign_of_the_phantom(name, sign):
     result = data.repaired(sign * data.phase)
     assert result.sign == result.sign_test.sign == sign
     assert result.sign_test.decisive
-    assert 0.8 < sign * result.sign_test.coefficient < 1.25
+    # The phase offset is part of the field of a single echo.
+    most = 1.25 if len(data.te) > 1 else 2
+    assert 0.8 < sign * result.sign_test.coefficient < most
     assert sign * result.sign_test.correlation > 0.75
     np.testing.assert_array_equal(result.phase, data.phase)
     assert any('negated' in note for note in result.notes) == (sign < 0)
