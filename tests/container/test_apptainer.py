@@ -267,7 +267,7 @@ def test_arguments_arrive_as_they_were_given(cluster, sif, out_dir):
     [
         pytest.param((), '1 processes (of 1 CPUs: SLURM_CPUS_PER_TASK)', id='plain'),
         pytest.param(
-            (*CONTAINED, '--env', 'SLURM_CPUS_PER_TASK=1'),
+            (*CONTAINED, '--env', 'SLURM_JOB_ID=1', '--env', 'SLURM_CPUS_PER_TASK=1'),
             '1 processes (of 1 CPUs: SLURM_CPUS_PER_TASK)',
             id='cleanenv-and-env',
         ),
@@ -280,7 +280,7 @@ def test_what_slurm_allows_is_seen_unless_the_environment_is_cleaned(
     done = run_app(
         *(cluster, sif, out_dir, '--boilerplate-only', '-w', '/out/work'),
         options=options,
-        env=['SLURM_CPUS_PER_TASK=1'],
+        env=['SLURM_JOB_ID=1', 'SLURM_CPUS_PER_TASK=1'],
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert told in done.stdout

@@ -376,7 +376,7 @@ def test_node_job_that_takes_too_much_memory(cluster, raw, plugin):
     options = ('--participant-label', '01', *OPTIONS, *plugin('--mem=60M'))
     done = cluster.app('out-memory', *options)
     pattern = (
-        r'shape_mask: SLURM job \d+ ended without a result: [A-Z_]+ .*on c\d.*; '
+        r'\w+: SLURM job \d+ ended without a result: [A-Z_]+ .*on c\d.*; '
         'it may have had too little memory: give more with --mem in sbatch_args'
     )
     assert_told(cluster, done.stdout + done.stderr, done.returncode, pattern)
