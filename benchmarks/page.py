@@ -34,6 +34,7 @@ VARIANTS = {
     'fit-no-floor': 'noise weights without a floor, in the fit and in PDF',
     'pdf-no-floor': 'noise weights without a floor, in PDF',
     'hold-theory': 'residual held down after the theory prior',
+    'no-own-sources': 'no sources of their own after the contrast prior',
     'hold-nothing': 'residual not held down after the contrast prior',
     'size-tenth': "a tenth of the local field's size expected of the prior",
     'size-tenfold': "ten times the local field's size expected of the prior",

@@ -60,6 +60,8 @@ class Variant(NamedTuple):
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
     """Factor on the expected size of the fitted susceptibility, which must be given."""
+    own_sources: bool = True
+    """Whether what the contrast prior leaves gives it sources of their own."""
     hold_down: bool | None = None
     """Whether the residual is held down where it is no more than noise; None: after contrast."""
 
@@ -165,6 +167,7 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
             stages.fit.field_sd,
             stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
             inner_size=inner_size,
+            own_sources=name == 'contrast' and variant.own_sources,
             workers=WORKERS,
         )
     return fit, bases, field

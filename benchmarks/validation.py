@@ -99,6 +99,7 @@ CASES = (
 )
 VARIANTS = {
     'fit-no-floor': ('contrast', Variant(pdf_floor=0.0, fit_floor=0.0)),
+    'no-own-sources': ('contrast', Variant(own_sources=False)),
     'hold-nothing': ('contrast', Variant(hold_down=False)),
     'pdf-no-floor': ('none', Variant(pdf_floor=0.0)),
     'hold-theory': ('none', Variant(hold_down=True)),
@@ -106,7 +107,10 @@ VARIANTS = {
     'size-tenfold': ('contrast', Variant(size_factor=10.0)),
 }
 """Departures from the workflow that were tried, and the arm that they belong to."""
-VARIED = {'default': tuple(VARIANTS), 'hard': ('fit-no-floor', 'hold-nothing', 'hold-theory')}
+VARIED = {
+    'default': tuple(VARIANTS),
+    'hard': ('fit-no-floor', 'no-own-sources', 'hold-nothing', 'hold-theory'),
+}
 """On which phantoms."""
 
 

@@ -66,6 +66,9 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     further_contrasts = InputMultiPath(
         File(exists=True), desc='maps whose joint histogram with the first contrast makes cells'
     )
+    own_sources = traits.Bool(
+        False, usedefault=True, desc='whether what the fit leaves gives the prior own sources'
+    )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
     iterations = traits.Range(1, 10000, value=150, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
@@ -107,6 +110,7 @@ class PriorFit(SimpleInterface):
             field_sd := load(self.inputs.field_sd),
             load(self.inputs.shape_sd) if self.inputs.shape_sd else None,
             self.inputs.iterations,
+            own_sources=self.inputs.own_sources,
             workers=threads,
         )
         self._results['prior_chi'] = save(fit.prior_chi, source, runtime.cwd, 'prior_chi')
@@ -143,6 +147,11 @@ class PriorFit(SimpleInterface):
                 if not prior['supported']
             ],
         }
+        if self.inputs.own_sources:
+            record['own_sources'] = {
+                'voxels': int(np.count_nonzero(fit.own_chi)),
+                'explained': fit.shares[-1],
+            }
         if isdefined(self.inputs.further_contrasts):
             record['further_contrasts'] = [
                 Path(path).name for path in self.inputs.further_contrasts

@@ -15,6 +15,7 @@ from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.background_removal import DipoleSystem, noise_weights, pdf
 from precondqsm_bids.numerics.dipole import DipoleGrid
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 
 F32 = npt.NDArray[np.float32]
 OUTER_SIZE = 9.0
@@ -23,6 +24,13 @@ SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
 FLOOR = 0.35
 """What no prior can describe of the field, relative to the size of the local field."""
+
+OWN_LEAST = 4.0
+"""Standard deviations that a source must exceed to become one of its own."""
+OWN_GAIN = 3.0
+"""Expected size of such a source, relative to what the inversion shows of it."""
+OWN_ROUNDS = 2
+"""Rounds of the fit with them, the last ones."""
 
 LEAST_BLOCKS = 32
 """Blocks of the region over which standard errors are counted, at least."""
@@ -71,6 +79,8 @@ class PriorFit(NamedTuple):
     """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
+    own_chi: F32
+    """What of the prior are sources of their own, which no basis describes, ppm, (X, Y, Z)."""
     surface_chi: F32
     """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
     inner_size: float
@@ -78,7 +88,8 @@ class PriorFit(NamedTuple):
     explained: float
     """Share of the local field's energy that the fitted prior explains, at most 1."""
     shares: tuple[float, ...]
-    """Share of each basis in ``explained``; they add up to it."""
+    """Share of each basis in ``explained``, and last of sources of their own, if they were asked
+    for; they add up to it."""
     down_weighted: float
     """Share of the voxels that the robust weights hold at less than half."""
 
@@ -316,6 +327,34 @@ def _soft_parcels(
     return Basis(labels, weight, 0.0, overlaps)
 
 
+def own_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
+    """Expected size of the sources that a prior lacks, from what the inversion shows of them.
+
+    ``3 sqrt(chi^2 - (4 sd)^2)`` with ``chi`` the susceptibility of the residual field, relative to
+    its median, and ``sd`` its robust standard deviation; zero below four of them. Regularised
+    inversion shows about half of a small source, but shows where it is.
+
+    Parameters
+    ----------
+    residual_chi : (X, Y, Z) ndarray
+        Susceptibility from the field that a fitted prior leaves, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+
+    Examples
+    --------
+    >>> chi = np.random.default_rng(0).normal(0, 0.01, (20, 20, 20)); chi[5, 5, 5] = 0.1
+    >>> sizes = own_sizes(chi, np.ones(chi.shape, bool))
+    >>> print(np.count_nonzero(sizes), sizes[5, 5, 5].round(1))
+    1 0.3
+    """
+    values = residual_chi[mask] - np.median(residual_chi[mask])
+    least = OWN_LEAST * 1.4826 * np.median(np.abs(values))
+    sizes = np.zeros(mask.shape, np.float32)
+    sizes[mask] = OWN_GAIN * np.sqrt(np.maximum(values**2 - least**2, 0))
+    return sizes
+
+
 def fit_prior(
     field: npt.NDArray,
     bases: Sequence[Basis],
@@ -327,6 +366,7 @@ def fit_prior(
     iterations: int = 150,
     rounds: int = 5,
     inner_size: float | None = None,
+    own_sources: bool = False,
     workers: int = 1,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
@@ -338,11 +378,17 @@ def fit_prior(
     but the first, voxels whose residual exceeds four robust standard deviations lose weight
     (Huber), which keeps wrapped voxels out of the fit.
 
+    With ``own_sources``, what the fit leaves is inverted before the last two rounds
+    (:func:`~precondqsm_bids.numerics.l2_inversion`, rule ``risk``), and where that shows a source
+    (:func:`own_sizes`) each voxel becomes an unknown of its own: lesions that no contrast shows,
+    parts of a nucleus that its cells do not follow.
+
     Memory: 48 bytes per voxel of the mask's box with its margin, and 12 per voxel of the mask and
     parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale), twice
     that while it starts;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
-    iterations before, unless ``inner_size`` is given.
+    iterations before, unless ``inner_size`` is given. Sources of their own take one inversion,
+    whose memory comes on top.
 
     Parameters
     ----------
@@ -371,6 +417,9 @@ def fit_prior(
     inner_size : float, optional
         Expected size of the susceptibility inside, ppm; the root mean square of the local field
         that a PDF of 30 iterations leaves if omitted.
+    own_sources : bool
+        Whether what the fit leaves gives the prior sources of their own. Only for a prior that
+        describes most of what is inside: what a prior of few coefficients leaves is its error.
     workers : int
         Threads of the Fourier transforms.
 
@@ -427,17 +476,35 @@ def fit_prior(
     residual = grid.embed(field * mask) - system.convolve(sources)
     robust = np.ones(np.count_nonzero(mask), np.float32)
     w_robust = w_squared
+    own_squared = np.zeros_like(sources)
     for i in range(rounds):
         if i:
             robust = _huber(residual[inside], w_squared[inside])
             w_robust = w_squared.copy()
             w_robust[inside] *= robust
+        if own_sources and i == max(rounds - OWN_ROUNDS, 1) and residual[inside].any():
+            shown = l2_inversion(
+                grid.extract(residual, mask.shape),
+                mask,
+                voxel_size,
+                b0_dir,
+                field_sd=field_sd,
+                workers=workers,
+                rule='risk',
+            )
+            own_squared = grid.embed(own_sizes(shown.chi, mask)) ** 2
+            expected_squared += own_squared
         steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
         system.descend(sources, residual, w_robust, expected_squared, steps, parcels)
 
     prior = np.zeros(grid.shape, np.float32)
     parcels.add_prior(prior)
     surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
+    # Where a voxel of the surface is a source of its own too, each has its part by its variance.
+    own = np.zeros_like(surface)
+    np.divide(surface * own_squared, expected_squared, out=own, where=own_squared > 0)
+    surface -= own
+    prior += own
     constant = np.float32(0)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
@@ -445,27 +512,39 @@ def fit_prior(
         prior[inside] -= constant
     total = float(np.sum((w_robust * (residual + system.convolve(prior)) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
+    parts = _centred(parcels.parts(), constant)
+    if own_sources:
+        parts.append(own[inside])
     return PriorFit(
         grid.extract(prior, mask.shape),
         tuple(parcels.coefficients()),
+        grid.extract(own, mask.shape),
         grid.extract(surface, mask.shape),
         inner_size,
         1 - left / total if total > 0 else 0.0,
-        _shares(system, parcels, constant, inside, residual, w_robust, total),
+        _shares(system, parts, inside, residual, w_robust, total),
         float(np.mean(robust < 0.5)),
     )
 
 
+def _centred(parts: list[F32], constant: np.float32) -> list[F32]:
+    """The parts of a sum that ``constant`` was taken off: each its median, and the rest evenly."""
+    if not constant:
+        return parts
+    medians = [np.median(part) for part in parts]
+    rest = (constant - sum(medians)) / len(parts)
+    return [part - (median + rest) for part, median in zip(parts, medians, strict=True)]
+
+
 def _shares(
     system: DipoleSystem,
-    parcels: '_Coefficients',
-    constant: np.float32,
+    parts: list[F32],
     inside: npt.NDArray[np.bool_],
     residual: F32,
     w_squared: F32,
     total: float,
 ) -> tuple[float, ...]:
-    """What each basis explains of the local field's energy.
+    """What each part of the prior explains of the local field's energy.
 
     With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of the
     prior, the energy explained is ``<g, W^2 g> - <r, W^2 r> = sum_j <p_j, W^2 (g + r)>``: each
@@ -476,12 +555,6 @@ def _shares(
     ----------
     Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
     """
-    parts = parcels.parts()
-    if constant:
-        # What was taken off their sum is taken off each: its own median, and the rest evenly.
-        medians = [np.median(part) for part in parts]
-        rest = (constant - sum(medians)) / len(parts)
-        parts = [part - (median + rest) for part, median in zip(parts, medians, strict=True)]
     field = np.zeros(inside.shape, np.float32)
 
     def field_of(part: F32) -> F32:

@@ -180,7 +180,10 @@ def init_precondqsm_wf(
         # fmt: on
     if not by_theory:
         estimate = stage(
-            PriorFit(priors=list(prior), fit=fit or 'none'), 'prior_fit', 5, omp_nthreads
+            PriorFit(priors=list(prior), fit=fit or 'none', own_sources=rich),
+            'prior_fit',
+            5,
+            omp_nthreads,
         )
         recorded.insert(-1, estimate)
         # fmt: off

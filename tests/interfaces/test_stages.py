@@ -439,6 +439,7 @@ def test_r2_that_cannot_be(data, tmp_path, inputs, message):
     ids=lambda value: value if isinstance(value, str) else '+'.join(value),
 )
 def test_prior_fit(data, tmp_path, priors, fit):
+    own_sources = priors == ['contrast']
     first = data.magnitude[..., 0]
     shape_chi = -9.41 * data.object.astype(np.float32)
     tissue, other = tissue_of(data), np.roll(data.chi, 1, axis=0) - 0.01
@@ -458,6 +459,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
         tissue_names=TISSUE,
         field_strength=3.0,
         iterations=12,
+        own_sources=own_sources,
     )
     parcels = tissue_parcels(tissue, 3, data.mask)
     whole = sum(name in ('r2prime', 'map') for name in priors)
@@ -473,7 +475,8 @@ def test_prior_fit(data, tmp_path, priors, fit):
     ]
     bases = [basis for group in groups for basis in group]
     flat = data.field - forward_field(shape_chi, VOXEL_SIZE, B0_DIR, data.mask)
-    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=12)
+    keywords = {'iterations': 12, 'own_sources': own_sources}
+    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, **keywords)
     scale = np.abs(expected.prior_chi).max()
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
     record = result['record']
@@ -482,6 +485,10 @@ def test_prior_fit(data, tmp_path, priors, fit):
         assert prior['parcels'] == sum(basis.parcels for basis in group)
         assert prior['supported'] == (prior['explained'] >= 0.01)
     shares = sum(prior['explained'] for prior in record['priors'].values())
+    assert ('own_sources' in record) == own_sources
+    if own_sources:
+        assert record['own_sources']['voxels'] == np.count_nonzero(expected.own_chi)
+        shares += record['own_sources']['explained']
     assert shares == pytest.approx(record['explained'], abs=1e-3)
     assert len(record['warnings']) == sum(not p['supported'] for p in record['priors'].values())
     finest = max(bases, key=lambda basis: basis.parcels)

@@ -424,6 +424,47 @@ def test_fit_minimises_what_it_says_it_does(contrasts):
     np.testing.assert_allclose(left, left.mean(), atol=0.02)
 
 
+# --- sources of their own -------------------------------------------------------------------
+
+
+def hidden_lesions():
+    """Two lesions that no cell shows, the field with a background and noise, and the cells."""
+    chi = np.zeros(MASK.shape)
+    chi[12:14, 8:10, 9:11], chi[5:7, 10:12, 12:14] = 0.4, -0.3
+    noise = 0.002 * np.random.default_rng(2).normal(size=chi.shape) * MASK
+    field = solver_field(chi, background) + noise
+    return chi, field, constant_parcels(np.floor(POINTS / 5).astype(int) @ [1, 100, 10000], MASK)
+
+
+def test_what_no_parcel_describes_becomes_a_source_of_its_own():
+    chi, field, cells = hidden_lesions()
+    keywords = {'field_sd': np.full(MASK.shape, 0.002, np.float32), 'inner_size': 0.05}
+    without = fit(field, [cells], **keywords)
+    result = fit(field, [cells], own_sources=True, **keywords)
+    assert not without.own_chi.any()
+    assert len(without.shares) == 1
+    for lesion in (chi > 0, chi < 0):
+        true = chi[lesion].mean()
+        assert without.prior_chi[lesion].mean() / true < 0.5
+        assert result.prior_chi[lesion].mean() == pytest.approx(true, rel=0.15)
+    assert np.mean(result.own_chi[MASK] != 0) < 0.05
+    assert result.explained > without.explained
+    assert sum(result.shares) == pytest.approx(result.explained, rel=1e-4)
+    assert result.shares[1] > 0.5
+
+
+def test_noise_alone_has_no_source_of_its_own():
+    noise = 0.002 * np.random.default_rng(3).normal(size=MASK.shape) * MASK
+    cells = hidden_lesions()[2]
+    result = fit(noise, [cells], own_sources=True, inner_size=0.05)
+    assert np.abs(result.own_chi).max() < 1e-3
+
+
+def test_a_field_that_is_explained_whole_leaves_no_source():
+    result = fit(np.zeros(MASK.shape), [hidden_lesions()[2]], own_sources=True, inner_size=0.05)
+    assert not result.own_chi.any()
+
+
 # --- the surface ----------------------------------------------------------------------------
 
 
