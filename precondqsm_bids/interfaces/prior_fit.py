@@ -63,6 +63,13 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='class of each voxel (3D) or shares of the classes (4D)')
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
+    combined_magnitude = File(
+        exists=True,
+        desc='root sum of squares over the echoes: the second contrast of an inner region',
+    )
+    inner = traits.Bool(
+        False, usedefault=True, desc='whether the border of the region is no surface of the object'
+    )
     further_contrasts = InputMultiPath(
         File(exists=True), desc='maps whose joint histogram with the first contrast makes cells'
     )
@@ -147,6 +154,8 @@ class PriorFit(SimpleInterface):
                 if not prior['supported']
             ],
         }
+        if 'contrast' in priors:
+            record['combined_magnitude'] = self._combined()
         if self.inputs.own_sources:
             record['own_sources'] = {
                 'voxels': int(np.count_nonzero(fit.own_chi)),
@@ -207,7 +216,10 @@ class PriorFit(SimpleInterface):
         fit = 'global' if inputs.fit == 'none' else inputs.fit
         for name in inputs.priors:
             if name == 'contrast':
-                contrasts = [load(path) for path in inputs.contrasts]
+                paths = list(inputs.contrasts)
+                if self._combined():
+                    paths[1] = inputs.combined_magnitude
+                contrasts = [load(path) for path in paths]
                 bases[name] = contrast_cells(contrasts, mask, voxel_size)
                 if isdefined(inputs.further_contrasts):
                     further = [self._contrast(path, mask) for path in inputs.further_contrasts]
@@ -224,6 +236,14 @@ class PriorFit(SimpleInterface):
                 chi = self._map(name.removeprefix('map:'), mask)
                 bases[name] = [susceptibility_map(chi, mask, fit, whole)]
         return bases
+
+    def _combined(self):
+        """Whether the magnitude of all echoes is the second contrast.
+
+        It has less noise than that of the first, but beside air the field's gradient takes the
+        late echoes away, and the cells would describe what is wrong with the field there.
+        """
+        return self.inputs.inner and isdefined(self.inputs.combined_magnitude)
 
     def _tissue(self, mask):
         """Parcels of the tissue classes."""

@@ -54,6 +54,7 @@ class ShapeMaskOutputSpec(TraitedSpec):
         desc='susceptibility of the shape relative to air, ppm; zero if the mask lies inside it',
     )
     shape_sd = File(exists=True, desc='expected error of shape_chi at the surface, ppm')
+    inner = traits.Bool(desc='whether the mask lies inside the object, its border off the surface')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -104,6 +105,7 @@ class ShapeMask(SimpleInterface):
             ('shape_sd', used * shape.shape_sd),
         ):
             self._results[name] = save(data, source, runtime.cwd, name)
+        self._results['inner'] = not used
         self._results['record'] = {
             'threshold': shape.threshold,
             'step': self.inputs.step,

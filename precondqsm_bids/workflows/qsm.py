@@ -207,6 +207,8 @@ def init_precondqsm_wf(
                 (echo_fit, merged, [('r2star', 'in1')]),
                 (inputnode, merged, [(('magnitude', _first), 'in2')]),
                 (merged, estimate, [('out', 'contrasts')]),
+                (echo_fit, estimate, [('magnitude', 'combined_magnitude')]),
+                (shape_mask, estimate, [('inner', 'inner')]),
             ])
             # fmt: on
         if any(name.startswith('r2prime') for name in prior):

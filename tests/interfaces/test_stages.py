@@ -439,8 +439,9 @@ def test_r2_that_cannot_be(data, tmp_path, inputs, message):
     ids=lambda value: value if isinstance(value, str) else '+'.join(value),
 )
 def test_prior_fit(data, tmp_path, priors, fit):
-    own_sources = priors == ['contrast']
+    own_sources = inner = priors == ['contrast']
     first = data.magnitude[..., 0]
+    second = np.sqrt(np.sum(data.magnitude**2, axis=-1)) if inner else first
     shape_chi = -9.41 * data.object.astype(np.float32)
     tissue, other = tissue_of(data), np.roll(data.chi, 1, axis=0) - 0.01
     path = data.file('other', other.astype(np.float32))
@@ -460,12 +461,14 @@ def test_prior_fit(data, tmp_path, priors, fit):
         field_strength=3.0,
         iterations=12,
         own_sources=own_sources,
+        combined_magnitude=data.file('combined', np.sqrt(np.sum(data.magnitude**2, axis=-1))),
+        inner=inner,
     )
     parcels = tissue_parcels(tissue, 3, data.mask)
     whole = sum(name in ('r2prime', 'map') for name in priors)
     groups = [
         {
-            'contrast': lambda: contrast_cells([data.r2star, first], data.mask, VOXEL_SIZE),
+            'contrast': lambda: contrast_cells([data.r2star, second], data.mask, VOXEL_SIZE),
             'tissue': lambda: [parcels],
             'r2prime-by-tissue': lambda: [map_by_tissue(parcels, data.chi, data.mask)],
             'r2prime': lambda: [susceptibility_map(data.chi, data.mask, fit, whole)],
@@ -486,6 +489,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
         assert prior['supported'] == (prior['explained'] >= 0.01)
     shares = sum(prior['explained'] for prior in record['priors'].values())
     assert ('own_sources' in record) == own_sources
+    assert record.get('combined_magnitude', False) == inner
     if own_sources:
         assert record['own_sources']['voxels'] == np.count_nonzero(expected.own_chi)
         shares += record['own_sources']['explained']
