@@ -153,6 +153,7 @@ def test_shape_is_left_out_where_the_mask_lies_inside_the_object(data, tmp_path)
     assert not result['shape_chi'].any()
     assert not result['shape_sd'].any()
     assert result['record']['shape_used'] is False
+    assert result['inner'] is True
     assert result['record']['surface_share'] < 0.5
     assert result['shape_mask'].any()
 
