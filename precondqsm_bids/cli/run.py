@@ -165,6 +165,9 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         contrasts=settings.contrasts,
         ignore=[settings.output_dir],
     )
+    if not settings.submit and plugin_file.get('plugin', 'MultiProc') == 'MultiProc':
+        runs, too_large = without_too_large(settings, runs)
+        problems = [*problems, *too_large]
     fatal = [problem for problem in problems if problem.fatal]
     if settings.dry_run and not settings.submit:
         print(describe_runs(settings, runs, problems))
@@ -186,6 +189,41 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
     if settings.dry_run:
         return FAILED if fatal else DONE
     return process(settings, runs, problems, plugin_file, command, inherited)
+
+
+def without_too_large(
+    settings: Settings, runs: Sequence['Run']
+) -> tuple[list['Run'], list['Problem']]:
+    """The runs whose echoes fit into the memory, and what is wrong with the others.
+
+    The echo fit holds them all at a time, as float32, so that the others cannot end well. What may
+    fit is tried, with a warning (:func:`execute`).
+
+    Parameters
+    ----------
+    settings : Settings
+        What the command line says.
+    runs : sequence of Run
+        What was found in the dataset.
+    """
+    from precondqsm_bids.bids import Problem
+    from precondqsm_bids.workflows.base import series_gb
+
+    limit = memory_limit()
+    room = max(settings.mem_gb, limit.value)
+    kept, problems = [], []
+    for run in runs:
+        if series_gb(run) <= room:
+            kept.append(run)
+            continue
+        matrix = ' x '.join(map(str, run.matrix))
+        message = (
+            f'the matrix {matrix} with {len(run.echo_times)} echoes takes '
+            f'{series_gb(run):.4g} GB of memory for the images alone, and there are {room:.4g} GB '
+            f'({limit.source}): take a machine with several times that, or larger voxels'
+        )
+        problems.append(Problem(run.subject, run.sources[0], message))
+    return kept, problems
 
 
 def process(

@@ -6,6 +6,7 @@ anything is computed, and leaves no map. ``docs/inputs.md`` names every case.
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -237,6 +238,15 @@ def plain(dataset):
 
 def uncompressed(dataset):
     dataset.add_run(extension='.nii')
+
+
+def larger_than_memory(dataset):
+    """Files as large as their headers say, without a byte on the disk."""
+    for path in dataset.add_run(extension='.nii').glob('*.nii'):
+        head = nib.Nifti1Header(path.read_bytes()[:348])
+        head.set_data_shape((9000, 9000, 9000))
+        path.write_bytes(head.binaryblock + bytes(4))
+        os.truncate(path, 352 + 9000**3 * head['bitpix'].item() // 8)
 
 
 def link_to_nowhere(dataset):
@@ -500,6 +510,12 @@ REFUSED = [
         'single-slice',
         both(plain, images(shape=(64, 64, 1))),
         'has the matrix 64 x 64 x 1; 4 voxels are the least',
+    ),
+    case(
+        'matrix-larger-than-memory',
+        larger_than_memory,
+        'the matrix 9000 x 9000 x 9000 with 3 echoes takes 1.629e+04 GB of memory',
+        'take a machine with several times that, or larger voxels',
     ),
     # Numbers and files
     case(
