@@ -15,6 +15,8 @@ from precondqsm_bids.interfaces import bids as sink
 from precondqsm_bids.phantom.cli import main as write_phantom
 
 pytestmark = pytest.mark.slow
+ROUNDS = int(os.environ.get('PRECONDQSM_ROUNDS', '1'))
+"""How often two processes work into one output folder."""
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +125,8 @@ def test_rerun_gives_the_same_bytes(phantom, reference, expected, tmp_path):
     assert checksums(out) == expected
 
 
-def test_two_processes_on_one_output_folder(phantom, expected, tmp_path):
+@pytest.mark.parametrize('number', range(1, ROUNDS + 1))
+def test_two_processes_on_one_output_folder(number, phantom, expected, tmp_path):
     """A participant each, at the same time, as a batch system runs them."""
     out = tmp_path / 'out'
     processes = [

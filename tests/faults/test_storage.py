@@ -137,6 +137,7 @@ def maps(tmp_path_factory):
     cartesian(root, echoes)
     echo_axis(root, echoes)
     write(root, 'two', echoes[:2])
+    write(root, 'apart', echoes[::5])
     write(root, 'slab', echoes, change=lambda data: data[:, :, 5:11])
     write(root, 'coronal', echoes, change=lambda data: data[:, 6:11])
     out = app(root, root.parent / 'out', '--no-conventional')
@@ -200,6 +201,16 @@ def test_two_echoes_run(maps):
     assert sidecar['NumberOfEchoes'] == 2
     assert np.isfinite(data(image)).all()
     assert data(image).any()
+
+
+def test_echoes_too_far_apart_are_warned_of(maps):
+    """Half a turn of 14 ms is 0.28 ppm at 3 T: less than the tubes differ by from the agar."""
+    told, plain = (
+        ' '.join(maps(label)[1]['Parameters']['echo_fit']['warnings'])
+        for label in ('apart', 'plain')
+    )
+    assert 'the shortest echo spacing of 14 ms is too long to unwrap it' in told
+    assert 'too long' not in plain
 
 
 @pytest.mark.parametrize('label, cut', [('slab', np.s_[:, :, 5:11]), ('coronal', np.s_[:, 6:11])])

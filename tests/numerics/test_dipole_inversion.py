@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from kernels import full_kernel
 from scipy import fft
 from scipy.sparse.linalg import LinearOperator, cg
 
@@ -21,23 +22,6 @@ VOXEL_SIZE = np.array([1.0, 1.2, 2.0])
 RNG = np.random.default_rng(0)
 MASK = RNG.random((7, 6, 5)) > 0.2
 FIELD = RNG.normal(size=MASK.shape)
-
-
-def full_kernel(shape, voxel_size, b0_dir):
-    """Dipole kernel on the full spectrum, by its formula; the mean of both signs at Nyquist."""
-    kernel = np.zeros(shape)
-    for signs in np.ndindex(2, 2, 2):
-        k = [fft.fftfreq(n, d) for n, d in zip(shape, voxel_size, strict=True)]
-        for axis, sign in enumerate(signs):
-            n = shape[axis]
-            if n % 2 == 0 and sign:
-                k[axis][n // 2] *= -1
-        k = np.stack(np.meshgrid(*k, indexing='ij'), axis=-1)
-        k2 = np.sum(k**2, axis=-1)
-        k2[0, 0, 0] = 1
-        kernel += (1 / 3 - (k @ b0_dir) ** 2 / k2) / 8
-    kernel[0, 0, 0] = 0
-    return kernel
 
 
 def gradient(chi, voxel_size):
