@@ -82,13 +82,15 @@ def test_tissue(reconstruct, truth):
         assert values[name] - values['WM'] == pytest.approx(means[name] - means['WM'], abs=0.015)
     assert fit['priors']['tissue']['supported']
     assert not fit['warnings']
-    assert fit['priors']['tissue']['explained'] == pytest.approx(fit['explained'], abs=1e-4)
+    explained = fit['priors']['tissue']['explained'] + fit['own_sources']['explained']
+    assert explained == pytest.approx(fit['explained'], abs=1e-4)
     assert 'bids:truth:sub-01/anat/sub-01_desc-tissues_dseg.nii.gz' in sidecar['Sources']
     reference = sidecar['Reference']
     assert reference['Region'] == 'roi-mean'
     assert reference['WholeRegionReferencedMean'] == pytest.approx(0, abs=1e-6)
     prior = json.loads((anat / 'sub-01_desc-prior_Chimap.json').read_text())
     assert prior['EstimationAlgorithm'].startswith('tissue (')
+    assert 'sources of their own (' in prior['EstimationAlgorithm']
     assert prior['EstimationReference'].startswith('Liu T et al., NMR Biomed 2011;24:1129')
     assert not list(anat.glob('*desc-prior_dseg*'))
 
@@ -106,7 +108,9 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
     priors = record['prior_fit']['priors']
     assert sorted(priors) == ['contrast', 'r2prime-by-tissue', 'tissue']
     assert priors['contrast']['parcels'] > 1000 > priors['tissue']['parcels'] == 4
+    assert record['prior_fit']['combined_magnitude']
     total = sum(prior['explained'] for prior in priors.values())
+    total += record['prior_fit']['own_sources']['explained']
     assert total == pytest.approx(record['prior_fit']['explained'], abs=1e-3)
     assert record['r2prime_prior']['r2_source'].startswith('literature')
     assert sum('probseg' in source for source in sidecar['Sources']) == 3
