@@ -183,6 +183,11 @@ class Run:
         return len(self.echo_times) == 1
 
     @property
+    def series_gb(self) -> float:
+        """Size of all magnitude and phase images as float32, GiB."""
+        return math.prod(self.matrix) * 4 * 2 * len(self.echo_times) / 1024**3
+
+    @property
     def as_needed(self) -> bool:
         """Whether the files are what the stages read: 3D magnitude and phase with an affine."""
         return not (self.real or self.echoes_in_one_file or self.b0_dir)

@@ -207,19 +207,18 @@ def without_too_large(
         What was found in the dataset.
     """
     from precondqsm_bids.bids import Problem
-    from precondqsm_bids.workflows.base import series_gb
 
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
     kept, problems = [], []
     for run in runs:
-        if series_gb(run) <= room:
+        if run.series_gb <= room:
             kept.append(run)
             continue
         matrix = ' x '.join(map(str, run.matrix))
         message = (
             f'the matrix {matrix} with {len(run.echo_times)} echoes takes '
-            f'{series_gb(run):.4g} GB of memory for the images alone, and there are {room:.4g} GB '
+            f'{run.series_gb:.4g} GB of memory for the images alone, and there are {room:.4g} GB '
             f'({limit.source}): take a machine with several times that, or larger voxels'
         )
         problems.append(Problem(run.subject, run.sources[0], message))

@@ -251,11 +251,11 @@ def sbatch(environment: Mapping[str, str], *words: str) -> str:
 
 def largest_node_gb(settings: Settings, runs: Sequence['Run']) -> float:
     """GiB of the node that may take most, of the largest run: all nodes grow with its size."""
-    from precondqsm_bids.workflows.base import init_run_wf, series_gb
+    from precondqsm_bids.workflows.base import init_run_wf
 
     if not runs:
         return 0.0
-    workflow = init_run_wf(settings, max(runs, key=series_gb))
+    workflow = init_run_wf(settings, max(runs, key=lambda run: run.series_gb))
     return max(node.mem_gb for node in workflow._get_all_nodes())
 
 

@@ -1,6 +1,5 @@
 """From the runs of a dataset to one workflow, with one below per participant and run."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -69,7 +68,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     workflow.__desc__ = _region_sentence(bool(run.mask), settings.mask_erosion)
     precondqsm_wf = init_precondqsm_wf(
         omp_nthreads=settings.omp_nthreads,
-        mem_gb=series_gb(run),
+        mem_gb=run.series_gb,
         one_echo=run.one_echo,
         phase_sign=settings.phase_sign,
         prior=settings.prior,
@@ -124,7 +123,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
                 grid=run.sources[0],
             ),
             name='tissue_maps',
-            mem_gb=series_gb(run),
+            mem_gb=run.series_gb,
         )
         if run.tissue.label_classes is not None:
             tissue_maps.inputs.label_classes = run.tissue.label_classes
@@ -144,7 +143,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         parts = {'real': list(run.real), 'imaginary': list(run.imaginary)}
         parts = {port: value for port, value in parts.items() if value}
         standard_echoes = pe.Node(
-            StandardEchoes(**files, **parts), name='standard_echoes', mem_gb=series_gb(run)
+            StandardEchoes(**files, **parts), name='standard_echoes', mem_gb=run.series_gb
         )
         if run.b0_dir:
             standard_echoes.inputs.b0_dir = list(run.b0_dir)
@@ -201,11 +200,6 @@ def node_name(label: str) -> str:
     ('sub_01_ses_a__b_wf', 'sub_01_ses_aplusb_wf')
     """
     return re.sub(r'[^0-9a-zA-Z]', '_', label.replace('+', '__')) + '_wf'
-
-
-def series_gb(run: Run) -> float:
-    """Size of all magnitude and phase images of a run as float32, GiB."""
-    return math.prod(run.matrix) * 4 * 2 * len(run.echo_times) / 1024**3
 
 
 def crash_folder(output_dir: Path, subject: str, log_name: str) -> Path:

@@ -9,7 +9,7 @@ from nipype.interfaces.utility import IdentityInterface
 
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
-from precondqsm_bids.workflows.base import crash_folder, init_base_wf, node_name, series_gb
+from precondqsm_bids.workflows.base import crash_folder, init_base_wf, node_name
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_memory_of_a_run(dataset):
     dataset.add_run()
     (run,), _ = find_runs(dataset.root)
     # 4 x 5 x 6 voxels, 3 echoes, magnitude and phase, 4 bytes
-    assert series_gb(run) == 4 * 5 * 6 * 3 * 2 * 4 / 1024**3
+    assert run.series_gb == 4 * 5 * 6 * 3 * 2 * 4 / 1024**3
 
 
 def test_node_names_are_identifiers():
