@@ -355,11 +355,11 @@ def summary(records):
     ]
     if lesions:
         lines.append(
-            '- What no contrast shows comes from the residual alone: microbleeds and '
-            f'calcifications that the magnitude hides have {percent(min(lesions), 0)} to '
-            f'{percent(max(lesions), 0)} % of their true value. Their sign is '
-            f'{"right" if min(lesions) > 0 else "not always right"}. Where lesions are the '
-            'question, compare with an inversion that keeps edges and take its values.'
+            '- What no contrast shows comes from the residual, as sources of their own: '
+            'microbleeds and calcifications that the magnitude hides have '
+            f'{percent(min(lesions), 0)} to {percent(max(lesions), 0)} % of their true value. '
+            f'Their sign is {"right" if min(lesions) > 0 else "not always right"}. '
+            'Weaker ones do not stand out of it, and are underestimated.'
         )
     lines.append(
         '- In these heads, contrast goes with susceptibility by construction (R2\\* from the same '

@@ -84,7 +84,7 @@ def assert_close(found, expected, tolerance):
 
 
 def test_background_removal():
-    """What is left is a thousandth of what is taken off: there it is that digits are lost."""
+    """What is left is less than a hundredth of what is taken off: there digits could be lost."""
     weights = embed(noise_weights(SD, MASK))
     _, local = descend(
         lambda y: field_of(volume_of(y, ~INSIDE)),
