@@ -19,6 +19,7 @@ from precondqsm_bids.numerics import (
     ShapeMask,
     b0_direction,
     background_removal,
+    bias_field,
     clusters,
     coefficient_errors,
     compare,
@@ -62,6 +63,8 @@ class Variant(NamedTuple):
     """Factor on the expected size of the fitted susceptibility, which must be given."""
     own_sources: bool = True
     """Whether what the contrast prior leaves gives it sources of their own."""
+    bias_field: bool = True
+    """Whether the magnitude's bias field is removed before it makes cells."""
     hold_down: bool | None = None
     """Whether the residual is held down where it is no more than noise; None: after contrast."""
 
@@ -153,8 +156,10 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
             shape_chi, stages.voxel_size, stages.b0_dir, stages.roi, WORKERS
         )
     if name == 'contrast':
-        contrasts = [stages.fit.r2star, stages.first]
-        bases = contrast_cells(contrasts, stages.roi, stages.voxel_size)
+        r2star, first = stages.fit.r2star, stages.first
+        if variant.bias_field:
+            first = first / bias_field(first, r2star, stages.roi)
+        bases = contrast_cells([r2star, first], stages.roi, stages.voxel_size)
     elif name == 'clusters':
         bases = [clusters(stages.theory, stages.roi)]
     else:

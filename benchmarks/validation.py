@@ -99,6 +99,7 @@ CASES = (
 )
 VARIANTS = {
     'fit-no-floor': ('contrast', Variant(pdf_floor=0.0, fit_floor=0.0)),
+    'shaded': ('contrast', Variant(bias_field=False)),
     'no-own-sources': ('contrast', Variant(own_sources=False)),
     'hold-nothing': ('contrast', Variant(hold_down=False)),
     'pdf-no-floor': ('none', Variant(pdf_floor=0.0)),
@@ -109,7 +110,7 @@ VARIANTS = {
 """Departures from the workflow that were tried, and the arm that they belong to."""
 VARIED = {
     'default': tuple(VARIANTS),
-    'hard': ('fit-no-floor', 'no-own-sources', 'hold-nothing', 'hold-theory'),
+    'hard': ('fit-no-floor', 'shaded', 'no-own-sources', 'hold-nothing', 'hold-theory'),
 }
 """On which phantoms."""
 

@@ -14,6 +14,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, save
+from precondqsm_bids.numerics.bias_field import bias_field
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.prior_basis import (
     further_cells,
@@ -156,6 +157,7 @@ class PriorFit(SimpleInterface):
         }
         if 'contrast' in priors:
             record['combined_magnitude'] = self._combined()
+            record['bias_field'] = self._shading
         if self.inputs.own_sources:
             record['own_sources'] = {
                 'voxels': int(np.count_nonzero(fit.own_chi)),
@@ -216,14 +218,7 @@ class PriorFit(SimpleInterface):
         fit = 'global' if inputs.fit == 'none' else inputs.fit
         for name in inputs.priors:
             if name == 'contrast':
-                paths = list(inputs.contrasts)
-                if self._combined():
-                    paths[1] = inputs.combined_magnitude
-                contrasts = [load(path) for path in paths]
-                bases[name] = contrast_cells(contrasts, mask, voxel_size)
-                if isdefined(inputs.further_contrasts):
-                    further = [self._contrast(path, mask) for path in inputs.further_contrasts]
-                    bases[name] += further_cells(contrasts[0], further, mask, voxel_size)
+                bases[name] = self._cells(mask, voxel_size)
             elif name == 'tissue':
                 bases[name] = [self._tissue(mask)]
             elif name == 'r2prime-by-tissue':
@@ -236,6 +231,27 @@ class PriorFit(SimpleInterface):
                 chi = self._map(name.removeprefix('map:'), mask)
                 bases[name] = [susceptibility_map(chi, mask, fit, whole)]
         return bases
+
+    def _cells(self, mask, voxel_size):
+        """Contrast cells; images are freed of their shading, for which R2* must be known."""
+        self._shading = {}
+        paths = list(self.inputs.contrasts)
+        if self._combined():
+            paths[1] = self.inputs.combined_magnitude
+        first, *others = [load(path) for path in paths]
+        further = []
+        if isdefined(self.inputs.further_contrasts):
+            further = [self._contrast(path, mask) for path in self.inputs.further_contrasts]
+            paths += self.inputs.further_contrasts
+        if others:
+            for path, image in zip(paths[1:], others + further, strict=True):
+                if Path(path).name.split('.')[0].endswith('map'):  # in a unit, without shading
+                    continue
+                bias = bias_field(image, first, mask)
+                image /= bias
+                self._shading[Path(path).name] = np.percentile(bias[mask], (1, 99)).tolist()
+        cells = contrast_cells([first, *others], mask, voxel_size)
+        return cells + further_cells(first, further, mask, voxel_size)
 
     def _combined(self):
         """Whether the magnitude of all echoes is the second contrast.

@@ -16,6 +16,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 """
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, noise_weights, pdf
+from precondqsm_bids.numerics.bias_field import bias_field
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
@@ -100,6 +101,7 @@ __all__ = [
     'alternating_axes',
     'ambiguous_fraction',
     'b0_direction',
+    'bias_field',
     'class_means',
     'clusters',
     'coefficient_errors',

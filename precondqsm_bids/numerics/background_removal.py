@@ -1,16 +1,19 @@
 """Background removal: projection onto dipole fields (PDF)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
+from scipy import fft, sparse
 
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 
 F32 = npt.NDArray[np.float32]
+Result = TypeVar('Result')
+Columns = tuple[sparse.csr_array | None, sparse.sparray | None]
 PART_VOXELS = 1 << 16
 """Voxels handled at a time between the convolutions."""
 FLOOR = 0.05
@@ -136,20 +139,20 @@ def pdf(
     return BackgroundRemoval(local, background, ratio)
 
 
-class Parcels(Protocol):
-    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once.
+class Unknowns(NamedTuple):
+    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once."""
 
-    In units of their expected sizes ``s`` they are ``y``, and in space ``E s y``.
-    """
+    columns: sparse.csr_array
+    """``E s``: what each unknown, in units of its expected size, adds to each voxel of the
+    solver's grid, ppm, (voxels, unknowns) of float32."""
+    values: npt.NDArray[np.float64]
+    """``y``, in units of the expected sizes: the start, and then the solution."""
+    parts: list[Columns]
+    """The columns as :meth:`DipoleSystem.split` has them."""
 
-    def pull(self, gradient: F32) -> float:
-        """Take ``(E s)' gradient``; its squared norm."""
-
-    def turn(self, direction: F32, beta: float) -> None:
-        """Turn the direction, of which ``direction`` holds ``beta`` times the last one."""
-
-    def advance(self, step: float) -> None:
-        """Go ``step`` along the direction."""
+    def chi(self, values: npt.NDArray) -> F32:
+        """``E s y``, ppm, one value per voxel of the solver's grid."""
+        return self.columns @ values.astype(np.float32)
 
 
 class DipoleSystem:
@@ -198,7 +201,7 @@ class DipoleSystem:
         w_squared: F32,
         expected_squared: F32,
         iterations: int,
-        parcels: Parcels | None = None,
+        unknowns: Unknowns | None = None,
     ) -> float:
         """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
 
@@ -217,8 +220,8 @@ class DipoleSystem:
             Square of the expected size of a voxel's source of its own; zero where there is none.
         iterations : int
             Conjugate-gradient iterations.
-        parcels : Parcels, optional
-            Further unknowns.
+        unknowns : Unknowns, optional
+            Further unknowns, whose values are updated in place too.
 
         Returns
         -------
@@ -229,48 +232,86 @@ class DipoleSystem:
         direction = np.zeros_like(gradient)
         image = weighted = change = gradient
         beta = step = 0.0
+        columns = unknowns.parts if unknowns else [(None, None)] * len(self._parts)
+        values = unknowns.values if unknowns else np.zeros(0)
+        pulled, towards = np.zeros_like(values), np.zeros_like(values)
+        single = pulled.astype(np.float32)
 
-        def energy_of(part: slice) -> float:
+        def pull(i: int) -> tuple[float, F32 | float]:
+            part, (_, transposed) = self._parts[i], columns[i]
             g = gradient[part]
-            return float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
+            energy = float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
+            return energy, 0.0 if transposed is None else transposed @ g.reshape(-1)
 
-        def turn(part: slice) -> float:
+        def turn(i: int) -> None:
+            part, (rows, _) = self._parts[i], columns[i]
             d = direction[part]
             d *= np.float32(beta)
             d += expected_squared[part] * gradient[part]
-            return 0.0
+            if rows is not None:
+                d += (rows @ single).reshape(d.shape)
 
-        def weigh(part: slice) -> float:
+        def weigh(i: int) -> float:
+            part = self._parts[i]
             np.multiply(image[part], w_squared[part], out=weighted[part])
             return float(np.sum(image[part] * weighted[part], dtype=np.float64))
 
-        def advance(part: slice) -> float:
+        def advance(i: int) -> tuple[float, F32 | float]:
+            part = self._parts[i]
             sources[part] += np.float32(step) * direction[part]
             residual[part] -= np.float32(step) * image[part]
             gradient[part] -= np.float32(step) * change[part]
-            return energy_of(part)
+            return pull(i)
 
         with ThreadPoolExecutor(self.workers) as pool:
+            count = len(self._parts)
+            shares = [
+                range(k * count // self.workers, (k + 1) * count // self.workers)
+                for k in range(self.workers)
+            ]
 
-            def total(function: Callable[[slice], float]) -> float:
-                return sum(pool.map(function, self._parts))
+            def each(function: Callable[[int], Result]) -> Iterator[Result]:
+                # In the order of the parts: no sum depends on the number of threads.
+                return chain(*pool.map(lambda share: [function(i) for i in share], shares))
 
-            energy = total(energy_of) + (parcels.pull(gradient) if parcels else 0.0)
-            first = energy
+            def total(function: Callable[[int], tuple[float, F32 | float]]) -> float:
+                pulled[:] = energy = 0.0
+                for own, further in each(function):
+                    energy += own
+                    pulled[:] += further
+                return energy + float(np.sum(pulled**2))
+
+            energy = first = total(pull)
             for _ in range(iterations):
                 if energy <= 1e-10 * first or energy == 0:
                     break
-                total(turn)
-                if parcels:
-                    parcels.turn(direction, beta)
+                single = pulled.astype(np.float32)
+                towards *= beta
+                towards += pulled
+                list(each(turn))
                 image = self.convolve(direction)
                 weighted = np.empty_like(image)
-                step = energy / total(weigh)
+                step = energy / sum(each(weigh))
                 change = self.convolve(weighted)
-                previous = energy
-                energy = total(advance)
-                if parcels:
-                    parcels.advance(step)
-                    energy += parcels.pull(gradient)
+                values += step * towards
+                previous, energy = energy, total(advance)
                 beta = energy / previous
         return float(np.sqrt(energy / first)) if first > 0 else 0.0
+
+    def split(self, columns: sparse.csr_array) -> list[Columns]:
+        """The rows of each part and their transpose: views, or None where they are empty."""
+        out: list[Columns] = []
+        plane = self.grid.shape[1] * self.grid.shape[2]
+        for part in self._parts:
+            out.append((None, None))
+            start = columns.indptr[part.start * plane : part.stop * plane + 1]
+            if start[0] < start[-1]:
+                entries = slice(start[0], start[-1])
+                rows = sparse.csr_array(
+                    (columns.data[entries], columns.indices[entries], start - start[0]),
+                    shape=(start.size - 1, columns.shape[1]),
+                )
+                # One entry in a voxel: a copy by columns is small, and sums in a register.
+                few = rows.nnz <= rows.shape[0]
+                out[-1] = rows, rows.T.tocsr() if few else rows.T
+        return out

@@ -13,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 
-from precondqsm_bids.numerics.background_removal import DipoleSystem, noise_weights, pdf
+from precondqsm_bids.numerics.background_removal import (
+    DipoleSystem,
+    Unknowns,
+    noise_weights,
+    pdf,
+)
 from precondqsm_bids.numerics.dipole import DipoleGrid
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 
@@ -383,9 +388,9 @@ def fit_prior(
     (:func:`own_sizes`) each voxel becomes an unknown of its own: lesions that no contrast shows,
     parts of a nucleus that its cells do not follow.
 
-    Memory: 48 bytes per voxel of the mask's box with its margin, and 12 per voxel of the mask and
-    parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale), twice
-    that while it starts;
+    Memory: 52 bytes per voxel of the mask's box with its margin, and 8 per voxel of the mask and
+    parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale; 16 if
+    that is one), 20 while it starts;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
     iterations before, unless ``inner_size`` is given. Sources of their own take one inversion,
     whose memory comes on top.
@@ -466,22 +471,26 @@ def fit_prior(
     grid = system.grid
     inside = np.zeros(grid.shape, bool)
     inside[grid.inner] = mask[grid.box]
-    parcels = _Coefficients(bases, mask, grid, inner_size)
+    rows = np.flatnonzero(inside)
+    size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
+    start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
+    columns = _columns(bases, mask, grid, size)
+    unknowns = Unknowns(columns, start / size, system.split(columns))
     expected_squared = np.where(inside, 0, np.float32(OUTER_SIZE**2))
     if shape_sd is not None:
         expected_squared += grid.embed(shape_sd * mask) ** 2
     w_squared = grid.embed(weights) ** 2
-    sources = np.zeros(grid.shape, np.float32)
-    parcels.add_prior(sources)
-    residual = grid.embed(field * mask) - system.convolve(sources)
+    sources = unknowns.chi(unknowns.values).reshape(grid.shape)
+    residual = grid.embed(field * mask)
+    if sources.any():
+        residual -= system.convolve(sources)
     robust = np.ones(np.count_nonzero(mask), np.float32)
-    w_robust = w_squared
+    w_robust = w_squared.copy()
     own_squared = np.zeros_like(sources)
     for i in range(rounds):
         if i:
-            robust = _huber(residual[inside], w_squared[inside])
-            w_robust = w_squared.copy()
-            w_robust[inside] *= robust
+            robust = _huber(residual.reshape(-1)[rows], w_squared.reshape(-1)[rows])
+            w_robust.reshape(-1)[rows] = w_squared.reshape(-1)[rows] * robust
         if own_sources and i == max(rounds - OWN_ROUNDS, 1) and residual[inside].any():
             shown = l2_inversion(
                 grid.extract(residual, mask.shape),
@@ -495,10 +504,9 @@ def fit_prior(
             own_squared = grid.embed(own_sizes(shown.chi, mask)) ** 2
             expected_squared += own_squared
         steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
-        system.descend(sources, residual, w_robust, expected_squared, steps, parcels)
+        system.descend(sources, residual, w_robust, expected_squared, steps, unknowns)
 
-    prior = np.zeros(grid.shape, np.float32)
-    parcels.add_prior(prior)
+    prior = unknowns.chi(unknowns.values).reshape(grid.shape)
     surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
     # Where a voxel of the surface is a source of its own too, each has its part by its variance.
     own = np.zeros_like(surface)
@@ -510,19 +518,23 @@ def fit_prior(
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
         constant = np.median(prior[inside])
         prior[inside] -= constant
-    total = float(np.sum((w_robust * (residual + system.convolve(prior)) ** 2), dtype=float))
+    field_of_prior = system.convolve(prior)
+    total = float(np.sum((w_robust * (residual + field_of_prior) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
-    parts = _centred(parcels.parts(), constant)
+    last = np.cumsum([basis.parcels for basis in bases])
+    number = np.searchsorted(last, np.arange(size.size), side='right')
+    alone = [np.where(number == i, unknowns.values, 0) for i in range(last.size)]
+    parts = _centred([unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
     if own_sources:
         parts.append(own[inside])
     return PriorFit(
         grid.extract(prior, mask.shape),
-        tuple(parcels.coefficients()),
+        tuple(np.split(size * unknowns.values, last[:-1])),
         grid.extract(own, mask.shape),
         grid.extract(surface, mask.shape),
         inner_size,
         1 - left / total if total > 0 else 0.0,
-        _shares(system, parts, inside, residual, w_robust, total),
+        _shares(system, parts, inside, field_of_prior, residual, w_robust, total),
         float(np.mean(robust < 0.5)),
     )
 
@@ -540,6 +552,7 @@ def _shares(
     system: DipoleSystem,
     parts: list[F32],
     inside: npt.NDArray[np.bool_],
+    field_of_prior: F32,
     residual: F32,
     w_squared: F32,
     total: float,
@@ -555,15 +568,15 @@ def _shares(
     ----------
     Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
     """
-    field = np.zeros(inside.shape, np.float32)
+    both = w_squared * (field_of_prior + 2 * residual)
+    source = np.zeros(inside.shape, np.float32)
 
-    def field_of(part: F32) -> F32:
-        field[inside] = part
-        return system.convolve(field)
+    def gain(part: F32) -> float:
+        source[inside] = part
+        field = field_of_prior if len(parts) == 1 else system.convolve(source)
+        return float(np.sum(field * both, dtype=float))
 
-    both = w_squared * (field_of(np.sum(parts, axis=0)) + 2 * residual)
-    gains = [float(np.sum(field_of(part) * both, dtype=float)) for part in parts]
-    return tuple(gain / total if total > 0 else 0.0 for gain in gains)
+    return tuple(gain(part) / total if total > 0 else 0.0 for part in parts)
 
 
 def coefficient_errors(
@@ -681,95 +694,38 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
     return np.minimum(limit / np.maximum(scaled, limit * 1e-6), 1).astype(np.float32)
 
 
-class _Coefficients:
-    """Coefficients of all bases, each in units of its expected size (:class:`Parcels`).
-
-    ``E s`` is one sparse matrix, a row per voxel of the region and a column per coefficient.
-    """
-
-    def __init__(
-        self,
-        bases: Sequence[Basis],
-        mask: npt.NDArray[np.bool_],
-        grid: DipoleGrid,
-        inner_size: float,
-    ):
-        box_mask = mask[grid.box]
-        self.inner, self.inside = grid.inner, np.flatnonzero(box_mask)
-        counts = [basis.parcels for basis in bases]
-        self.size = np.concatenate(
-            [np.broadcast_to(_expected_size(b, inner_size), b.parcels) for b in bases]
-        ).astype(np.float64)
-        self.last = np.cumsum(counts)
-        expected = np.concatenate([np.full(b.parcels, b.expected) for b in bases])
-        self.values = expected / self.size
-        self.matrix = _matrix(bases, mask, self.size)
-        self.transposed = self.matrix.T
-        self.direction, self.pulled = np.zeros_like(self.values), np.zeros_like(self.values)
-
-    def pull(self, gradient: F32) -> float:
-        g = gradient[self.inner].ravel()[self.inside].astype(np.float64)
-        self.pulled = self.transposed @ g
-        return float(np.sum(self.pulled**2))
-
-    def turn(self, direction: F32, beta: float) -> None:
-        self._add(direction, self.pulled)
-        self.direction *= beta
-        self.direction += self.pulled
-
-    def advance(self, step: float) -> None:
-        self.values += step * self.direction
-
-    def _add(self, volume: F32, values: npt.NDArray[np.float64]) -> None:
-        """Add ``E s y`` to a volume on the solver's grid."""
-        box = np.ascontiguousarray(volume[self.inner])
-        box.reshape(-1)[self.inside] += (self.matrix @ values).astype(np.float32)
-        volume[self.inner] = box
-
-    def add_prior(self, volume: F32) -> None:
-        """Add the prior (ppm) to a volume on the solver's grid."""
-        self._add(volume, self.values)
-
-    def parts(self) -> list[F32]:
-        """The part of each basis in the prior, ppm, in the voxels of the region."""
-        number = np.searchsorted(self.last, np.arange(self.values.size), side='right')
-        return [
-            (self.matrix @ np.where(number == i, self.values, 0)).astype(np.float32)
-            for i in range(self.last.size)
-        ]
-
-    def coefficients(self) -> list[npt.NDArray[np.float64]]:
-        """Coefficients as the bases count them, one array per basis."""
-        return np.split(self.size * self.values, self.last[:-1])
-
-
-def _matrix(
-    bases: Sequence[Basis], mask: npt.NDArray[np.bool_], size: npt.NDArray[np.float64]
+def _columns(
+    bases: Sequence[Basis],
+    mask: npt.NDArray[np.bool_],
+    grid: DipoleGrid,
+    size: npt.NDArray[np.float64],
 ) -> sparse.csr_array:
-    """``E s``: what each coefficient, in units of its size, adds to each voxel of the mask."""
+    """``E s`` of :class:`~precondqsm_bids.numerics.background_removal.Unknowns`."""
+    solver_rows = np.arange(np.prod(grid.shape), dtype=np.int32).reshape(grid.shape)
+    row_of = np.zeros(mask.shape, np.int32)
+    row_of[grid.box] = solver_rows[grid.inner]
     voxels = np.flatnonzero(mask)
-    row_of = np.zeros(mask.size, np.int32)
-    row_of[voxels] = np.arange(voxels.size, dtype=np.int32)
     rows, columns, values, first = [], [], [], 0
     parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
     for basis in bases:
         labels = basis.labels[mask]
-        used = np.flatnonzero(labels >= 0).astype(np.int32)
-        parts = [(used, labels[used], basis.weight[mask][used])]
-        parts += [(row_of[o.voxels], o.labels, o.weight) for o in basis.overlaps]
-        for row, label, weight in parts:
+        used = np.flatnonzero(labels >= 0)
+        parts = [(voxels[used], labels[used], basis.weight[mask][used])]
+        parts += [(o.voxels, o.labels, o.weight) for o in basis.overlaps]
+        for voxel, label, weight in parts:
             column = label.astype(np.int32) + first
-            rows.append(row)
+            rows.append(row_of.reshape(-1)[voxel])
             columns.append(column)
-            values.append(weight * size[column])
+            values.append(weight * size[column].astype(np.float32))
         first += basis.parcels
     entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_array(entries, shape=(voxels.size, first))
+    return sparse.csr_array(entries, shape=(int(np.prod(grid.shape)), first))
 
 
-def _expected_size(basis: Basis, inner_size: float) -> float | npt.NDArray[np.float64]:
+def _expected_size(basis: Basis, inner_size: float) -> npt.NDArray[np.float64]:
     """Expected size of the coefficients: ppm of a constant, else relative to the map."""
     if basis.expected == 0:
-        return SIZE * inner_size * (1.0 if basis.gain is None else basis.gain)
+        gain = np.ones(basis.parcels) if basis.gain is None else basis.gain
+        return SIZE * inner_size * gain
     rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
-    return max(inner_size / max(rms, 1e-6), 0.5)
+    return np.full(basis.parcels, max(inner_size / max(rms, 1e-6), 0.5))

@@ -398,6 +398,12 @@ def _term(name, fit, contrasts, r2, one_echo) -> str:
             f'one constant for each cell of the {histogram}'
             + ''.join(f' and of that of {first} and {name}' for name in contrasts)
             + ', over the whole region and in blocks of 60, 30 and 15 mm'
+            + (
+                ''
+                if one_echo
+                else '; images were freed of their shading by a polynomial of degree 4 beside any '
+                'function of R2* [@vanleemput1999]'
+            )
         )
     if name == 'shape':
         return 'zero inside the object'

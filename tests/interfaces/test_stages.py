@@ -17,6 +17,7 @@ from scipy import ndimage
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.bias_field import bias_field
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
@@ -443,6 +444,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
     own_sources = inner = priors == ['contrast']
     first = data.magnitude[..., 0]
     second = np.sqrt(np.sum(data.magnitude**2, axis=-1)) if inner else first
+    unshaded = second / bias_field(second, data.r2star, data.mask)
     shape_chi = -9.41 * data.object.astype(np.float32)
     tissue, other = tissue_of(data), np.roll(data.chi, 1, axis=0) - 0.01
     path = data.file('other', other.astype(np.float32))
@@ -469,7 +471,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
     whole = sum(name in ('r2prime', 'map') for name in priors)
     groups = [
         {
-            'contrast': lambda: contrast_cells([data.r2star, second], data.mask, VOXEL_SIZE),
+            'contrast': lambda: contrast_cells([data.r2star, unshaded], data.mask, VOXEL_SIZE),
             'tissue': lambda: [parcels],
             'r2prime-by-tissue': lambda: [map_by_tissue(parcels, data.chi, data.mask)],
             'r2prime': lambda: [susceptibility_map(data.chi, data.mask, fit, whole)],
@@ -511,7 +513,8 @@ def test_prior_fit(data, tmp_path, priors, fit):
         assert found['WM'] - found['GM'] == pytest.approx(difference, abs=0.01 * float(scale))
 
 
-def test_further_contrasts_have_cells_of_their_own(data, tmp_path):
+@pytest.mark.parametrize('name', ['T1w', 'R1map'])
+def test_further_contrasts_have_cells_of_their_own(data, tmp_path, name):
     first, other = data.magnitude[..., 0], np.roll(data.magnitude[..., 1], 3, axis=0)
     inputs = {
         'total_field': data.file('field'),
@@ -521,16 +524,23 @@ def test_further_contrasts_have_cells_of_their_own(data, tmp_path):
         'field_strength': 3.0,
         'iterations': 6,
     }
-    path = data.file('T1w', other)
+    path = data.file(name, other)
     result = run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
-    bases = contrast_cells([data.r2star, first], data.mask, VOXEL_SIZE)
-    bases += contrast_cells([data.r2star, other], data.mask, VOXEL_SIZE)
+    images = {'first': first} | ({'T1w': other} if name == 'T1w' else {})  # a map has no shading
+    bias = {what: bias_field(image, data.r2star, data.mask) for what, image in images.items()}
+    bases = contrast_cells([data.r2star, first / bias['first']], data.mask, VOXEL_SIZE)
+    bases += contrast_cells([data.r2star, other / bias.get(name, 1)], data.mask, VOXEL_SIZE)
     expected = fit_prior(data.field, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=6)
     scale = float(np.abs(expected.prior_chi).max())
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
     prior = result['record']['priors']['contrast']
     assert prior['parcels'] == sum(basis.parcels for basis in bases)
     assert result['record']['further_contrasts'] == [Path(path).name]
+    for (low, high), values in zip(
+        result['record']['bias_field'].values(), bias.values(), strict=True
+    ):
+        expected = np.percentile(values[data.mask], (1, 99))
+        np.testing.assert_allclose((low, high), expected, rtol=0.01)
     for wrong, told in (
         (np.where(data.mask, 1, other), 'is 1 in the whole region'),
         (other[1:], 'differ in matrix size'),

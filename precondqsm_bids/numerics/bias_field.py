@@ -1,0 +1,144 @@
+"""Bias field: the shading that the receive coil leaves in a magnitude image."""
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+F32 = npt.NDArray[np.float32]
+ORDER = 4
+"""Degree of the polynomial."""
+GROUPS = 64
+"""Groups of equal R2* and, nearly, equal volume."""
+ROUNDS = 4
+"""Rounds of reweighting."""
+CHUNK_VOXELS = 1 << 13
+"""Voxels whose terms are held at a time."""
+
+
+def bias_field(
+    image: npt.NDArray, r2star: npt.NDArray, mask: npt.NDArray[np.bool_], order: int = ORDER
+) -> F32:
+    """Smooth factor of an image that has nothing to do with what is imaged.
+
+    Least squares of ``log image = g(R2*) + p(position)``: ``g`` is any function of R2*, constant
+    within each of 64 groups of voxels, and ``p`` a polynomial of a total degree of ``order``. R2*
+    comes from the ratio of echoes, which the coil's sensitivity does not enter, so that tissues
+    keep their contrast. Tissue boundaries, vessels and lesions lose weight (Cauchy, beyond two
+    robust standard deviations).
+
+    A prior that reads susceptibility from the image needs this: where the image is shaded, its
+    cells have a place in space, and can describe a susceptibility that varies slowly over the
+    region. The field hardly tells such a susceptibility from sources outside.
+
+    Parameters
+    ----------
+    image : (X, Y, Z) ndarray
+        Magnitude, any unit, not negative.
+    r2star : (X, Y, Z) ndarray
+        R2*, 1/s.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    order : int
+        Degree of the polynomial.
+
+    Returns
+    -------
+    (X, Y, Z) ndarray of float32
+        What to divide the image by: its geometric mean over the mask is 1, and 1 outside.
+
+    Raises
+    ------
+    ValueError
+        The mask is empty, shapes differ, or the image is zero in the whole mask.
+
+    References
+    ----------
+    Polynomials per tissue class: Van Leemput et al., IEEE Trans Med Imaging 1999;18:885.
+
+    Examples
+    --------
+    >>> x = np.indices((16, 16, 16))[0] / 16
+    >>> r2star = np.random.default_rng(0).integers(0, 5, x.shape)
+    >>> bias = bias_field((1 + r2star) * np.exp(0.3 * x), r2star, np.ones(x.shape, bool))
+    >>> print((bias[15] / bias[0]).round(3).mean(), round(float(np.exp(0.3 * 15 / 16)), 3))
+    1.325 1.325
+    """
+    if not image.shape == r2star.shape == mask.shape:
+        raise ValueError(f'image {image.shape}, r2star {r2star.shape} or mask {mask.shape} differ')
+    if not mask.any():
+        raise ValueError('the mask is empty: there is no image to find a bias field in')
+    values = image[mask].astype(np.float64)
+    if not np.any(values > 0):
+        raise ValueError('the image is zero in the whole mask: it has no bias field')
+    log_image = np.log(np.maximum(values, 1e-3 * np.median(values[values > 0])))
+    r2 = r2star[mask]
+    edges = np.unique(np.quantile(r2, np.linspace(0, 1, GROUPS + 1)[1:-1]))
+    group = np.digitize(r2, edges)
+    polynomial = _Polynomial(mask, order)
+    weight = np.ones(values.size)
+    for i in range(ROUNDS):
+        fitted = polynomial.fit(log_image, weight, group)
+        if i + 1 < ROUNDS:
+            left = log_image - fitted
+            left -= _means(left, weight, group)[group]
+            scale = 1.4826 * float(np.median(np.abs(left)))
+            weight = 1 / (1 + (left / (2 * scale + 1e-9)) ** 2)
+    out = np.ones(mask.shape, np.float32)
+    out[mask] = np.exp(fitted - fitted.mean())
+    return out
+
+
+def _means(values: npt.NDArray, weight: npt.NDArray, group: npt.NDArray) -> npt.NDArray:
+    """Weighted mean of each group."""
+    return np.bincount(group, weight * values) / np.maximum(np.bincount(group, weight), 1e-9)
+
+
+class _Polynomial:
+    """Polynomials of the position, without the constant, over the voxels of a mask."""
+
+    def __init__(self, mask: npt.NDArray[np.bool_], order: int):
+        degrees = itertools.product(range(order + 1), repeat=3)
+        self.degrees = np.array([d for d in degrees if 0 < sum(d) <= order])
+        self.indices = np.nonzero(mask)
+        self.powers = []
+        for index, length in zip(self.indices, mask.shape, strict=True):
+            position = np.arange(length) - index.mean()
+            position /= max(np.abs(position[index.min()]), np.abs(position[index.max()]), 1.0)
+            self.powers.append(position[:, None] ** np.arange(order + 1))
+
+    def rows(self, part: slice) -> npt.NDArray[np.float64]:
+        """Every term in some of the voxels, (voxels, terms)."""
+        first, *others = (
+            power[:, degree][index[part]]
+            for power, degree, index in zip(self.powers, self.degrees.T, self.indices, strict=True)
+        )
+        for other in others:
+            first *= other
+        return first
+
+    def fit(
+        self, values: npt.NDArray, weight: npt.NDArray, group: npt.NDArray
+    ) -> npt.NDArray[np.float64]:
+        """The polynomial that fits the values best, each group having a constant of its own.
+
+        The constants are eliminated: with ``X`` the terms, ``W`` the weights and ``P`` the mean
+        over a voxel's group, ``X' W (1 - P) X c = X' W (1 - P) values``.
+        """
+        count, terms = values.size, len(self.degrees)
+        total = np.maximum(np.bincount(group, weight), 1e-9)
+        groups = total.size
+        normal, sums = np.zeros((terms, terms)), np.zeros((groups, terms))
+        right = np.zeros(terms)
+        parts = [slice(i, min(i + CHUNK_VOXELS, count)) for i in range(0, count, CHUNK_VOXELS)]
+        for part in parts:
+            x, w = self.rows(part), weight[part]
+            here = np.arange(w.size)
+            sums += sparse.csr_array((w, (group[part], here)), shape=(groups, w.size)) @ x
+            right += (w * values[part]) @ x
+            normal += x.T @ (w[:, None] * x)
+        normal -= sums.T @ (sums / total[:, None])
+        right -= sums.T @ _means(values, weight, group)
+        coefficients = np.linalg.lstsq(normal, right, rcond=1e-10)[0]
+        return np.concatenate([self.rows(part) @ coefficients for part in parts])
