@@ -209,11 +209,11 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     >>> bin_edges(np.arange(101.0), 4).round(1)
     array([33.4, 50. , 66.6])
     """
-    low, high = np.percentile(values, (0.1, 99.9))
     by_value = (bins - 1) // 2 + (bins - 1) % 2
     by_volume = bins - 1 - by_value
+    shares = np.linspace(0, 100, by_volume + 2)[1:-1]
+    low, high, *quantiles = np.percentile(values, [0.1, 99.9, *shares])
     equal = np.linspace(low, high, by_value + 2)[1:-1]
-    quantiles = np.percentile(values, np.linspace(0, 100, by_volume + 2)[1:-1])
     edges = np.unique(np.concatenate([equal, quantiles]))
     return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
 
@@ -272,7 +272,8 @@ def contrast_cells(
                 # that the cells do not depend on the direction in which an axis is stored.
                 number = coordinate / (scale.block * 0.9987)
                 number = np.round(number) if scale.centred else _outwards(number)
-                block = block * 64 + (number.astype(np.int64) + 32) % 64
+                number = (number - number.min()).astype(np.int64)
+                block = block * (number.max() + 1) + number
         places = [
             _soft_bin(value, bin_edges(value, bins))
             for value, bins in zip(values, scale.bins, strict=False)
@@ -290,6 +291,7 @@ def _soft_bin(
     that moves across an edge moves from one bin to the other by and by. Without this the rounding
     of a float decides which cell a voxel belongs to, and by how much its prior jumps.
     """
+    edges, values = edges.astype(np.float32), values.astype(np.float32, copy=False)
     bins = np.digitize(values, edges)
     if edges.size == 0:
         return bins, bins, np.zeros(values.size, np.float32)
@@ -301,8 +303,8 @@ def _soft_bin(
     from_above = np.abs(values - edges[above]) / reach[above]
     from_below[bins == 0] = from_above[bins == edges.size] = np.inf
     other = np.where(from_below < from_above, bins - 1, bins + 1)
-    share = 0.5 * np.clip(1 - np.minimum(from_below, from_above), 0, None)
-    return bins, other, share.astype(np.float32)
+    share = np.float32(0.5) * np.clip(1 - np.minimum(from_below, from_above), 0, None)
+    return bins, other, share
 
 
 def _soft_parcels(
@@ -321,9 +323,11 @@ def _soft_parcels(
             weight = weight * (share if second else 1 - share)
         used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
         entries.append((key[used], weight[used], voxels[used]))
-    lengths = np.cumsum([len(key) for key, _, _ in entries])
-    parcels = np.unique(np.concatenate([key for key, _, _ in entries]), return_inverse=True)[1]
-    own, *others = np.split(parcels.astype(np.int32), lengths[:-1])
+    used = np.zeros((int(block.max()) + 1) * int(np.prod(bins[: len(places)])), bool)
+    for key, _, _ in entries:
+        used[key] = True
+    parcel_of = np.cumsum(used, dtype=np.int32) - 1
+    own, *others = (parcel_of[key] for key, _, _ in entries)
     labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
     labels[mask], weight[mask] = own, entries[0][1]
     overlaps = tuple(
