@@ -143,7 +143,7 @@ def long_way(spec):
     }
 
 
-def cost(spec, repeats=5, iterations=90):
+def cost(spec, repeats=5, iterations=150):
     """Seconds of the prior's fit and of a PDF of as many iterations, the best of ``repeats``."""
     stages = first_stages(simulate_tubes(spec, seed=SEED))
     field_sd, geometry = stages.fit.field_sd, stages.geometry
