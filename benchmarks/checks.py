@@ -144,7 +144,11 @@ def long_way(spec):
 
 
 def cost(spec, repeats=5, iterations=150):
-    """Seconds of the prior's fit and of a PDF of as many iterations, the best of ``repeats``."""
+    """Seconds of the prior's fit and of a PDF of as many iterations, medians of ``repeats``.
+
+    The speed of a shared machine wanders by more than what is to be measured. Each fit is
+    therefore timed between two PDFs and compared with their mean.
+    """
     stages = first_stages(simulate_tubes(spec, seed=SEED))
     field_sd, geometry = stages.fit.field_sd, stages.geometry
     weights = noise_weights(field_sd, stages.roi)
@@ -159,25 +163,31 @@ def cost(spec, repeats=5, iterations=150):
         f'blocks of {BLOCK:g} mm': [constant_parcels(blocks, stages.roi)],
         'contrast': contrast_cells(contrasts, stages.roi, stages.voxel_size),
     }
-    seconds = {name: [] for name in ('pdf', *bases)}
-    for _ in range(repeats):
+    field = stages.fit.total_field
+
+    def timed(function, *arguments, **options):
         start = time.perf_counter()
-        pdf(stages.fit.total_field, *geometry, weights, iterations, WORKERS)
-        seconds['pdf'].append(time.perf_counter() - start)
+        function(field, *arguments, workers=WORKERS, iterations=iterations, **options)
+        return time.perf_counter() - start
+
+    def pdf_seconds():
+        return timed(pdf, *geometry, weights)
+
+    seconds, ratios = ({name: [] for name in ('pdf', *bases)} for _ in range(2))
+    pdf_seconds()
+    for _ in range(repeats):
+        before = pdf_seconds()
         for name, basis in bases.items():
-            start = time.perf_counter()
-            fit_prior(
-                stages.fit.total_field,
-                basis,
-                *geometry,
-                field_sd,
-                iterations=iterations,
-                inner_size=0.1,
-                workers=WORKERS,
-            )
-            seconds[name].append(time.perf_counter() - start)
+            own = timed(fit_prior, basis, *geometry, field_sd, inner_size=0.1)
+            after = pdf_seconds()
+            seconds['pdf'].append(after)
+            seconds[name].append(own)
+            ratios[name].append(2 * own / (before + after))
+            before = after
     return {
         'iterations': iterations,
-        'seconds': {name: min(values) for name, values in seconds.items()},
+        'repeats': repeats,
+        'seconds': {name: float(np.median(values)) for name, values in seconds.items()},
+        'ratios': {name: sorted(values) for name, values in ratios.items() if values},
         'parcels': {name: sum(b.parcels for b in basis) for name, basis in bases.items()},
     }

@@ -359,7 +359,7 @@ def targets(records):
         for name, count in result['parcels'].items():
             if name == 'contrast':  # sixteen parcels a voxel: in the table, without a target
                 continue
-            cost = result['seconds'][name] / result['seconds']['pdf']
+            cost = np.median(result['ratios'][name])
             row(
                 f'cost of the fit of {count} parcels over PDF of as many iterations',
                 'at most 1.2',
@@ -605,20 +605,22 @@ is noise of R2', whose coefficient the field does not tell.
 {table(head, rows)}""")
     if 'cost' in records:
         result = records['cost']['result']
-        base = result['seconds']['pdf']
-        rows = [('PDF', '', f'{base:.1f}', '1')]
-        rows += [
-            (
-                f'fit, {name}',
-                count,
-                f'{result["seconds"][name]:.1f}',
-                f'{result["seconds"][name] / base:.2f}',
+        rows = [('PDF', '', f'{result["seconds"]["pdf"]:.1f}', '1', '')]
+        for name, count in result['parcels'].items():
+            ratios = result['ratios'][name]
+            rows.append(
+                (
+                    f'fit, {name}',
+                    count,
+                    f'{result["seconds"][name]:.1f}',
+                    f'{np.median(ratios):.2f}',
+                    f'{min(ratios):.2f} to {max(ratios):.2f}',
+                )
             )
-            for name, count in result['parcels'].items()
-        ]
-        parts.append(f"""**Cost** of {result['iterations']} iterations, the best of five:
+        parts.append(f"""**Cost** of {result['iterations']} iterations, medians of
+{result['repeats']} runs; each fit is timed between two PDFs and compared with their mean:
 
-{table(('', 'parcels', 'seconds', 'over PDF'), rows)}
+{table(('', 'parcels', 'seconds', 'over PDF', 'from, to'), rows)}
 
 A voxel belongs to one cluster or block, and to up to sixteen cells of the contrast prior.""")
     return '\n\n'.join(parts)

@@ -16,6 +16,8 @@ Result = TypeVar('Result')
 Columns = tuple[sparse.csr_array | None, sparse.sparray | None]
 PART_VOXELS = 1 << 16
 """Voxels handled at a time between the convolutions."""
+RUNS = 4
+"""Runs of parts for each thread, between the convolutions."""
 FLOOR = 0.05
 """What the model does not know of the field, ppm: it keeps strong sources, whose signal decays
 fast, from losing their say to the noise alone."""
@@ -143,15 +145,15 @@ class Unknowns(NamedTuple):
     """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once."""
 
     columns: sparse.csr_array
-    """``E s``: what each unknown, in units of its expected size, adds to each voxel of the
-    solver's grid, ppm, (voxels, unknowns) of float32."""
+    """``E s``: what each unknown, in units of its expected size, adds to each voxel of the mask's
+    box, ppm, (voxels, unknowns) of float32."""
     values: npt.NDArray[np.float64]
     """``y``, in units of the expected sizes: the start, and then the solution."""
     parts: list[Columns]
     """The columns as :meth:`DipoleSystem.split` has them."""
 
     def chi(self, values: npt.NDArray) -> F32:
-        """``E s y``, ppm, one value per voxel of the solver's grid."""
+        """``E s y``, ppm, one value per voxel of the mask's box."""
         return self.columns @ values.astype(np.float32)
 
 
@@ -187,6 +189,9 @@ class DipoleSystem:
         n0, n1, n2 = self.grid.shape
         planes = max(1, PART_VOXELS // (n1 * n2))
         self._parts = [slice(i, min(i + planes, n0)) for i in range(0, n0, planes)]
+        first, *across = self.grid.inner
+        # What of each part lies in the mask's box: of some nothing does.
+        self._boxes = [(_overlap(part, first), *across) for part in self._parts]
 
     def convolve(self, chi: F32) -> F32:
         """Field (ppm) of ``chi`` (ppm), a new array."""
@@ -241,7 +246,9 @@ class DipoleSystem:
             part, (_, transposed) = self._parts[i], columns[i]
             g = gradient[part]
             energy = float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
-            return energy, 0.0 if transposed is None else transposed @ g.reshape(-1)
+            if transposed is None:
+                return energy, 0.0
+            return energy, transposed @ gradient[self._boxes[i]].reshape(-1)
 
         def turn(i: int) -> None:
             part, (rows, _) = self._parts[i], columns[i]
@@ -249,6 +256,7 @@ class DipoleSystem:
             d *= np.float32(beta)
             d += expected_squared[part] * gradient[part]
             if rows is not None:
+                d = direction[self._boxes[i]]
                 d += (rows @ single).reshape(d.shape)
 
         def weigh(i: int) -> float:
@@ -264,11 +272,9 @@ class DipoleSystem:
             return pull(i)
 
         with ThreadPoolExecutor(self.workers) as pool:
-            count = len(self._parts)
-            shares = [
-                range(k * count // self.workers, (k + 1) * count // self.workers)
-                for k in range(self.workers)
-            ]
+            # A few runs of parts for each thread: a thread that is held up delays no other.
+            count, runs = len(self._parts), RUNS * self.workers
+            shares = [range(k * count // runs, (k + 1) * count // runs) for k in range(runs)]
 
             def each(function: Callable[[int], Result]) -> Iterator[Result]:
                 # In the order of the parts: no sum depends on the number of threads.
@@ -299,19 +305,27 @@ class DipoleSystem:
         return float(np.sqrt(energy / first)) if first > 0 else 0.0
 
     def split(self, columns: sparse.csr_array) -> list[Columns]:
-        """The rows of each part and their transpose: views, or None where they are empty."""
+        """The rows of each part of the box and their transpose, or None where they are empty."""
         out: list[Columns] = []
-        plane = self.grid.shape[1] * self.grid.shape[2]
-        for part in self._parts:
+        done = 0
+        for box in self._boxes:
             out.append((None, None))
-            start = columns.indptr[part.start * plane : part.stop * plane + 1]
+            count = int(np.prod([s.stop - s.start for s in box]))
+            start = columns.indptr[done : done + count + 1]
+            done += count
             if start[0] < start[-1]:
                 entries = slice(start[0], start[-1])
                 rows = sparse.csr_array(
                     (columns.data[entries], columns.indices[entries], start - start[0]),
-                    shape=(start.size - 1, columns.shape[1]),
+                    shape=(count, columns.shape[1]),
                 )
                 # One entry in a voxel: a copy by columns is small, and sums in a register.
                 few = rows.nnz <= rows.shape[0]
                 out[-1] = rows, rows.T.tocsr() if few else rows.T
         return out
+
+
+def _overlap(one: slice, other: slice) -> slice:
+    """What two slices have in common, empty if that is nothing."""
+    start = max(one.start, other.start)
+    return slice(start, max(start, min(one.stop, other.stop)))

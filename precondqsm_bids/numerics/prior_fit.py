@@ -484,7 +484,13 @@ def fit_prior(
     if shape_sd is not None:
         expected_squared += grid.embed(shape_sd * mask) ** 2
     w_squared = grid.embed(weights) ** 2
-    sources = unknowns.chi(unknowns.values).reshape(grid.shape)
+
+    def fitted() -> F32:
+        chi = np.zeros(grid.shape, np.float32)
+        chi[grid.inner] = unknowns.chi(unknowns.values).reshape(chi[grid.inner].shape)
+        return chi
+
+    sources = fitted()
     residual = grid.embed(field * mask)
     if sources.any():
         residual -= system.convolve(sources)
@@ -510,7 +516,7 @@ def fit_prior(
         steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
         system.descend(sources, residual, w_robust, expected_squared, steps, unknowns)
 
-    prior = unknowns.chi(unknowns.values).reshape(grid.shape)
+    prior = fitted()
     surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
     # Where a voxel of the surface is a source of its own too, each has its part by its variance.
     own = np.zeros_like(surface)
@@ -528,7 +534,7 @@ def fit_prior(
     last = np.cumsum([basis.parcels for basis in bases])
     number = np.searchsorted(last, np.arange(size.size), side='right')
     alone = [np.where(number == i, unknowns.values, 0) for i in range(last.size)]
-    parts = _centred([unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
+    parts = _centred([unknowns.chi(v)[inside[grid.inner].reshape(-1)] for v in alone], constant)
     if own_sources:
         parts.append(own[inside])
     return PriorFit(
@@ -705,9 +711,9 @@ def _columns(
     size: npt.NDArray[np.float64],
 ) -> sparse.csr_array:
     """``E s`` of :class:`~precondqsm_bids.numerics.background_removal.Unknowns`."""
-    solver_rows = np.arange(np.prod(grid.shape), dtype=np.int32).reshape(grid.shape)
     row_of = np.zeros(mask.shape, np.int32)
-    row_of[grid.box] = solver_rows[grid.inner]
+    of_box = row_of[grid.box]
+    of_box[:] = np.arange(of_box.size).reshape(of_box.shape)
     voxels = np.flatnonzero(mask)
     rows, columns, values, first = [], [], [], 0
     parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
@@ -723,7 +729,7 @@ def _columns(
             values.append(weight * size[column].astype(np.float32))
         first += basis.parcels
     entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_array(entries, shape=(int(np.prod(grid.shape)), first))
+    return sparse.csr_array(entries, shape=(of_box.size, first))
 
 
 def _expected_size(basis: Basis, inner_size: float) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ node, by name, with a crash file; the others go on; and its memory goes back to 
 """
 
 import ctypes
+import gc
 import logging
 import math
 import multiprocessing
@@ -71,9 +72,14 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph; however it ends, no worker outlives it."""
+        # Nipype collects garbage in each of its rounds. What is there by now will stay, and is
+        # neither gone through again nor, in the workers, copied for it.
+        gc.collect()
+        gc.freeze()
         try:
             super().run(graph, config, updatehash=updatehash)
         finally:
+            gc.unfreeze()
             self._end_workers()
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
