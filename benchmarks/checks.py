@@ -143,7 +143,7 @@ def long_way(spec):
     }
 
 
-def cost(spec, repeats=5, iterations=150):
+def cost(spec, repeats=9, iterations=150):
     """Seconds of the prior's fit and of a PDF of as many iterations, medians of ``repeats``.
 
     The speed of a shared machine wanders by more than what is to be measured. Each fit is

@@ -517,31 +517,41 @@ def fit_prior(
         system.descend(sources, residual, w_robust, expected_squared, steps, unknowns)
 
     prior = fitted()
-    surface = np.where(inside & (expected_squared > 0), sources - prior, 0).astype(np.float32)
+    box, inside = grid.inner, mask[grid.box]
+    expected_squared, own_squared = expected_squared[box], own_squared[box]
+    surface = np.zeros(inside.shape, np.float32)
+    np.subtract(sources[box], prior[box], out=surface, where=inside & (expected_squared > 0))
     # Where a voxel of the surface is a source of its own too, each has its part by its variance.
     own = np.zeros_like(surface)
     np.divide(surface * own_squared, expected_squared, out=own, where=own_squared > 0)
     surface -= own
-    prior += own
+    prior[box] += own
     constant = np.float32(0)
     if all(basis.expected == 0 for basis in bases):
         # A constant over the region is the field of its surroundings: the fit cannot tell it.
-        constant = np.median(prior[inside])
-        prior[inside] -= constant
-    field_of_prior = system.convolve(prior)
+        constant = np.median(prior[box][inside])
+        prior[box][inside] -= constant
+    field_of_prior = system.convolve(prior)[box]
+    residual, w_robust = residual[box], w_robust[box]
     total = float(np.sum((w_robust * (residual + field_of_prior) ** 2), dtype=float))
     left = float(np.sum(w_robust * residual**2, dtype=float))
     last = np.cumsum([basis.parcels for basis in bases])
     number = np.searchsorted(last, np.arange(size.size), side='right')
     alone = [np.where(number == i, unknowns.values, 0) for i in range(last.size)]
-    parts = _centred([unknowns.chi(v)[inside[grid.inner].reshape(-1)] for v in alone], constant)
+    parts = _centred([unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
     if own_sources:
         parts.append(own[inside])
+
+    def in_volume(of_box: F32) -> F32:
+        out = np.zeros(mask.shape, np.float32)
+        out[grid.box] = of_box
+        return out
+
     return PriorFit(
         grid.extract(prior, mask.shape),
         tuple(np.split(size * unknowns.values, last[:-1])),
-        grid.extract(own, mask.shape),
-        grid.extract(surface, mask.shape),
+        in_volume(own),
+        in_volume(surface),
         inner_size,
         1 - left / total if total > 0 else 0.0,
         _shares(system, parts, inside, field_of_prior, residual, w_robust, total),
@@ -567,7 +577,7 @@ def _shares(
     w_squared: F32,
     total: float,
 ) -> tuple[float, ...]:
-    """What each part of the prior explains of the local field's energy.
+    """What each part of the prior explains of the local field's energy; all in the mask's box.
 
     With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of the
     prior, the energy explained is ``<g, W^2 g> - <r, W^2 r> = sum_j <p_j, W^2 (g + r)>``: each
@@ -579,11 +589,13 @@ def _shares(
     Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
     """
     both = w_squared * (field_of_prior + 2 * residual)
-    source = np.zeros(inside.shape, np.float32)
+    source = np.zeros(system.grid.shape, np.float32)
 
     def gain(part: F32) -> float:
-        source[inside] = part
-        field = field_of_prior if len(parts) == 1 else system.convolve(source)
+        field = field_of_prior
+        if len(parts) > 1:
+            source[system.grid.inner][inside] = part
+            field = system.convolve(source)[system.grid.inner]
         return float(np.sum(field * both, dtype=float))
 
     return tuple(gain(part) / total if total > 0 else 0.0 for part in parts)
