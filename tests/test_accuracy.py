@@ -28,17 +28,21 @@ HALF = TubesSpec(object_scale=0.5, matrix=(32, 32, 28), voxel_size=(2.0, 2.0, 2.
 class Reconstruction:
     """The stages in the order of the workflow; each arm asked for is computed once."""
 
-    def __init__(self, magnitude, phase, echo_times, affine, field_strength=3.0):
+    def __init__(self, magnitude, phase, echo_times, affine, field_strength=3.0, workers=1):
+        self.threads = {'workers': workers}
         self.voxel_size = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
         self.b0_dir = b0_direction(affine)
         self.first = magnitude[..., 0]
         self.shape = shape_mask(self.first)
         self.roi = self.shape.roi_mask
         solid = -9.41 * self.shape.shape_mask.astype(np.float32)
-        predicted = forward_field(solid, self.voxel_size, self.b0_dir, self.roi)
-        self.fit = fit_echoes(
-            magnitude, phase, echo_times, field_strength, self.roi, predicted_field=predicted
+        predicted = forward_field(
+            solid, self.voxel_size, self.b0_dir, self.roi, **self.threads
         )
+        self.fit = fit_echoes(
+            magnitude, phase, echo_times, field_strength, self.roi,
+            predicted_field=predicted, **self.threads,
+        )  # fmt: skip
         self.weights = noise_weights(self.fit.field_sd, self.roi)
         self.theory = r2prime_prior(
             self.fit.r2star, self.roi, field_strength, reliable=self.fit.reliable
@@ -48,8 +52,10 @@ class Reconstruction:
         return self.roi, self.voxel_size, self.b0_dir
 
     def invert(self, field, prior, field_sd=None, rule='risk'):
-        local = pdf(field, *self.geometry(), self.weights).local_field
-        inversion = l2_inversion(local, *self.geometry(), field_sd=field_sd, rule=rule)
+        local = pdf(field, *self.geometry(), self.weights, **self.threads).local_field
+        inversion = l2_inversion(
+            local, *self.geometry(), field_sd=field_sd, rule=rule, **self.threads
+        )
         self.reg_weight = inversion.reg_weight
         return recombine(inversion.chi, prior, self.roi, self.roi).chi
 
@@ -63,23 +69,26 @@ class Reconstruction:
     def contrast(self):
         """The prior fitted to the field, one constant per cell of the contrasts."""
         field = self.fit.total_field - forward_field(
-            self.shape.shape_chi, self.voxel_size, self.b0_dir, self.roi
+            self.shape.shape_chi, self.voxel_size, self.b0_dir, self.roi, **self.threads
         )
         cells = contrast_cells([self.fit.r2star, self.first], self.roi, self.voxel_size)
-        fit = fit_prior(field, cells, *self.geometry(), self.fit.field_sd, self.shape.shape_sd)
+        fit = fit_prior(
+            field, cells, *self.geometry(), self.fit.field_sd, self.shape.shape_sd, **self.threads
+        )
         return self.flattened(fit.prior_chi, self.fit.field_sd, fit.surface_chi)
 
     def flattened(self, prior, field_sd=None, surface_chi=0):
         flat = flatten_field(
-            self.fit.total_field, prior, *self.geometry(), self.shape.shape_chi + surface_chi
+            self.fit.total_field, prior, *self.geometry(), self.shape.shape_chi + surface_chi,
+            **self.threads,
         ).flattened_field
         return self.invert(flat, prior, field_sd)
 
 
-def reconstruct(phantom):
+def reconstruct(phantom, workers=1):
     return Reconstruction(
         phantom.magnitude, phantom.phase, phantom.echo_times, phantom.affine,
-        phantom.spec.field_strength,
+        phantom.spec.field_strength, workers,
     )  # fmt: skip
 
 
@@ -291,7 +300,7 @@ def test_empty_margins_do_not_matter():
 def test_the_published_phantom():
     # 128 x 128 x 106 at 1 mm; R2' 12 % above theory, SNR 80
     phantom = simulate_tubes(TubesSpec(), seed=0)
-    run = reconstruct(phantom)
+    run = reconstruct(phantom, workers=2)
     conventional, preconditioned, fitted = run.conventional(), run.preconditioned(), run.contrast()
     low, true, noise = tube_values(phantom, conventional, run.roi)
     assert np.count_nonzero(low[1:] < 0.9 * true[1:]) >= 3

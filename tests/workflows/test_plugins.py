@@ -12,6 +12,7 @@ import time
 import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
+from nipype.utils.filemanip import loadpkl
 
 from precondqsm_bids.workflows.plugins import SupervisedMultiProcPlugin
 
@@ -128,6 +129,21 @@ def test_a_graph_that_succeeds(build, tmp_path):
         'good',
     ]
     assert not (tmp_path / 'crash').exists()
+
+
+def _frozen(x):
+    import gc
+
+    return gc.get_freeze_count()
+
+
+def test_what_is_there_before_the_workers_is_frozen_for_their_time(build, tmp_path):
+    """Else each round of the main process goes through all of it, and so does each worker."""
+    workflow = build(_frozen)
+    run(workflow)
+    result = loadpkl(tmp_path / 'wf' / 'bad' / 'result_bad.pklz')
+    assert result.outputs.out > 0.5 * len(gc.get_objects())
+    assert gc.get_freeze_count() == 0
 
 
 def test_no_worker_outlives_an_interrupt(build):
