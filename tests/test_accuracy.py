@@ -36,9 +36,7 @@ class Reconstruction:
         self.shape = shape_mask(self.first)
         self.roi = self.shape.roi_mask
         solid = -9.41 * self.shape.shape_mask.astype(np.float32)
-        predicted = forward_field(
-            solid, self.voxel_size, self.b0_dir, self.roi, **self.threads
-        )
+        predicted = forward_field(solid, self.voxel_size, self.b0_dir, self.roi, **self.threads)
         self.fit = fit_echoes(
             magnitude, phase, echo_times, field_strength, self.roi,
             predicted_field=predicted, **self.threads,
@@ -79,7 +77,10 @@ class Reconstruction:
 
     def flattened(self, prior, field_sd=None, surface_chi=0):
         flat = flatten_field(
-            self.fit.total_field, prior, *self.geometry(), self.shape.shape_chi + surface_chi,
+            self.fit.total_field,
+            prior,
+            *self.geometry(),
+            self.shape.shape_chi + surface_chi,
             **self.threads,
         ).flattened_field
         return self.invert(flat, prior, field_sd)
