@@ -211,8 +211,8 @@ class MapFigures(SimpleInterface):
         labels = _load(inputs.labels)[0].astype(int) if isdefined(inputs.labels) else None
         view = _View(shape | mask, zooms, choose_slices(chi, mask, labels))
 
-        def masked(name: str, region: np.ndarray = mask) -> np.ndarray:
-            return np.where(region, _load(getattr(inputs, name))[0], np.nan)
+        def masked(name: str) -> np.ndarray:
+            return np.where(mask, _load(getattr(inputs, name))[0], np.nan)
 
         chi_limit = _symmetric(masked('precond_chi'))
         precond = _Panel('preconditioned', masked('precond_chi'), chi_limit, 'ppm')
@@ -237,7 +237,7 @@ class MapFigures(SimpleInterface):
 
         with mpl.rc_context(STYLE):
             save('comparison', view.draw(panels))
-            prior = masked('prior_chi', shape | mask)
+            prior = masked('prior_chi')
             save(
                 'prior',
                 view.draw(
