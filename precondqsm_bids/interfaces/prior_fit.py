@@ -101,7 +101,7 @@ class PriorFit(SimpleInterface):
         affine, voxel_size = geometry(source)
         b0_dir = b0_direction(affine)
         mask = load(self.inputs.mask, bool)
-        bases = self._bases(mask, voxel_size)
+        bases, shading = self._bases(mask, voxel_size)
         if self.inputs.fit == 'none':
             return self._as_it_is(bases, runtime)
         field = load(source)
@@ -157,7 +157,7 @@ class PriorFit(SimpleInterface):
         }
         if 'contrast' in priors:
             record['combined_magnitude'] = self._combined()
-            record['bias_field'] = self._shading
+            record['bias_field'] = shading
         if self.inputs.own_sources:
             record['own_sources'] = {
                 'voxels': int(np.count_nonzero(fit.own_chi)),
@@ -212,13 +212,13 @@ class PriorFit(SimpleInterface):
         return runtime
 
     def _bases(self, mask, voxel_size):
-        """The bases of each prior, by the prior's name."""
-        inputs, bases = self.inputs, {}
+        """The bases of each prior, by the prior's name, and the shading of their images."""
+        inputs, bases, shading = self.inputs, {}, {}
         whole = sum(name == 'r2prime' or name.startswith('map:') for name in inputs.priors)
         fit = 'global' if inputs.fit == 'none' else inputs.fit
         for name in inputs.priors:
             if name == 'contrast':
-                bases[name] = self._cells(mask, voxel_size)
+                bases[name], shading = self._cells(mask, voxel_size)
             elif name == 'tissue':
                 bases[name] = [self._tissue(mask)]
             elif name == 'r2prime-by-tissue':
@@ -230,11 +230,14 @@ class PriorFit(SimpleInterface):
             else:
                 chi = self._map(name.removeprefix('map:'), mask)
                 bases[name] = [susceptibility_map(chi, mask, fit, whole)]
-        return bases
+        return bases, shading
 
     def _cells(self, mask, voxel_size):
-        """Contrast cells; images are freed of their shading, for which R2* must be known."""
-        self._shading = {}
+        """Contrast cells, and the range of the shading that each image is freed of.
+
+        For that R2* must be known.
+        """
+        shading = {}
         paths = list(self.inputs.contrasts)
         if self._combined():
             paths[1] = self.inputs.combined_magnitude
@@ -249,9 +252,10 @@ class PriorFit(SimpleInterface):
                     continue
                 bias = bias_field(image, first, mask)
                 image /= bias
-                self._shading[Path(path).name] = np.percentile(bias[mask], (1, 99)).tolist()
+                shading[Path(path).name] = np.percentile(bias[mask], (1, 99)).tolist()
         cells = contrast_cells([first, *others], mask, voxel_size)
-        return cells + further_cells(first, further, mask, voxel_size)
+        cells += further_cells(first, further, mask, voxel_size)
+        return cells, shading
 
     def _combined(self):
         """Whether the magnitude of all echoes is the second contrast.
