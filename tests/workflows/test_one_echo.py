@@ -31,7 +31,7 @@ def reconstruct(phantom, tmp_path, monkeypatch, capsys):
 
     def call(*options):
         command = [str(phantom), 'out', 'participant', '-w', 'work', '-d', f'truth={truth}']
-        assert main([*command, '--nprocs', '1', '--skip-bids-validation', *options]) == 0
+        assert main([*command, '--nprocs', '2', '--skip-bids-validation', *options]) == 0
         return tmp_path / 'out', capsys.readouterr().out
 
     return call

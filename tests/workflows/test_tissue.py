@@ -29,7 +29,7 @@ def reconstruct(head, tmp_path, monkeypatch):
 
     def call(*options):
         command = [str(head), 'out', 'participant', '-w', 'work', '-d', f'truth={truth}']
-        command += ['--mask', 'derivatives', '--phase-sign', '+1', '--nprocs', '1']
+        command += ['--mask', 'derivatives', '--phase-sign', '+1', '--nprocs', '2']
         assert main([*command, '--no-conventional', *options]) == 0
         anat = tmp_path / 'out' / 'sub-01' / 'anat'
         chi = {
