@@ -195,10 +195,10 @@ def test_methods_state_the_defaults_of_the_code():
         f'{prior_fit.FLOOR} times the root mean square',
         f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
         *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
-        f'if it has {phase.LEAST_CODES} steps or more',
-        f'From {phase.LEAST_DIFFERENCE} rad (root mean square) on',
-        f'the correlation is at least {phase.LEAST_CORRELATION} and the coefficient between '
-        f'{phase.COEFFICIENTS[0]} and {phase.COEFFICIENTS[1]} in size',
+        f'if it has {phase.scale.LEAST_CODES} steps or more',
+        f'From {phase.readout.LEAST_DIFFERENCE} rad (root mean square) on',
+        f'the correlation is at least {phase.sign.LEAST_CORRELATION} and the coefficient between '
+        f'{phase.sign.COEFFICIENTS[0]} and {phase.sign.COEFFICIENTS[1]} in size',
         rf'({default(phase.phase_sign, "floor")}\ \mathrm{{ppm}})^2',
     ):
         assert statement in text, statement

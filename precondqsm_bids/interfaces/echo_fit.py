@@ -19,12 +19,9 @@ from precondqsm_bids.interfaces.volumes import (
     stored_axes,
 )
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.echo_fit import (
-    ambiguous_fraction,
-    field_of_one_echo,
-    fit_echoes,
-)
+from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
 from precondqsm_bids.numerics.phase import apply_scale, phase_scale, repair_phase, shape_field
+from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 MOST_AMBIGUOUS = 1e-3
 """Share of neighbours half a turn apart above which unwrapping is not to be trusted: 0 in tubes of

@@ -30,12 +30,11 @@ from precondqsm_bids.numerics.dipole_inversion import (
 from precondqsm_bids.numerics.echo_fit import (
     EchoFit,
     OneEcho,
-    ambiguous_fraction,
     field_of_one_echo,
     fit_echoes,
-    noise_inside,
 )
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.phase import (
     PhaseRepair,
     PhaseScale,
@@ -78,6 +77,7 @@ from precondqsm_bids.numerics.tissue import (
     literature_r2,
     tissue_class,
 )
+from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 __all__ = [
     'BackgroundRemoval',

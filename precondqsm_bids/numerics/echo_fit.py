@@ -20,6 +20,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.noise import noise_from_residual, noise_inside, noise_level
+from precondqsm_bids.numerics.unwrapping import count_jumps, phase_advance, unwrap
 
 F32 = npt.NDArray[np.float32]
 TWO_PI = np.float32(2 * np.pi)
@@ -99,63 +101,6 @@ def check_echoes(
     if te[-1] > 1:
         raise ValueError(f'echo times are in seconds, these look like milliseconds: {te.tolist()}')
     return te
-
-
-def noise_level(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float | None:
-    """Noise of one channel from the air around the object, None where there is no air.
-
-    In air the magnitude is Rayleigh distributed, of median ``sigma sqrt(2 ln 2)``. The last echo
-    is used: it holds the least ghosting and ringing.
-
-    Parameters
-    ----------
-    magnitude : (X, Y, Z, E) ndarray
-        Measured magnitude.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> noise = np.hypot(*rng.normal(0, 3, (2, 20, 20, 20, 1)))
-    >>> print(round(noise_level(noise, np.zeros((20, 20, 20), bool)), 1))
-    3.0
-    """
-    air = ~ndimage.binary_dilation(mask, iterations=3)
-    values = magnitude[..., -1][air]
-    values = values[values > 0]  # scanners may blank the air
-    if values.size < 1000:
-        return None
-    return float(np.median(values) / np.sqrt(2 * np.log(2)))
-
-
-def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
-    """Noise of one channel from the object itself, for images without air around it.
-
-    The second difference along an axis takes off what is smooth and leaves noise of ``sqrt(6)``
-    times the standard deviation; the median of its size is not moved by edges.
-
-    Parameters
-    ----------
-    magnitude : (X, Y, Z) ndarray
-        Measured magnitude of one echo, well above the noise in most of the mask.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-
-    Examples
-    --------
-    >>> noise = np.random.default_rng(0).normal(100, 3, (24, 24, 24))
-    >>> print(round(noise_inside(noise, np.ones(noise.shape, bool)), 1))
-    3.0
-    """
-    differences = []
-    for axis in range(3):
-        values, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
-        whole = inside[:-2] & inside[1:-1] & inside[2:]
-        second = values[:-2] - 2 * values[1:-1] + values[2:]
-        differences.append(np.abs(second[whole]))
-    found = np.concatenate(differences)
-    return float(1.4826 * np.median(found) / np.sqrt(6)) if found.size else 0.0
 
 
 def field_of_one_echo(
@@ -336,7 +281,7 @@ def fit_echoes(
     offset = np.zeros_like(field)
     sd = _fit_phase(signal, to_rad, field, offset, True, workers)
     if noise_sd is None:
-        noise_sd = _noise_from_residual(signal, to_rad, field, offset)
+        noise_sd = noise_from_residual(signal, to_rad, field, offset)
     noise_sd = max(noise_sd, float(np.abs(signal).max()) * 1e-7)
 
     smooth, misfit, model = _smooth_offset(offset, sd * noise_sd, mask)
@@ -394,81 +339,11 @@ def fit_echoes(
     )
 
 
-def ambiguous_fraction(
-    total_field: npt.NDArray,
-    field_sd: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: npt.NDArray[np.bool_],
-) -> float:
-    """Share of neighbours whose fields differ by more than half a turn of the shortest spacing.
-
-    Unwrapping takes neighbours to be less than half a turn apart. Where the echoes are so far
-    apart that they are not, it may be wrong by whole turns. Only voxels whose field is known to a
-    tenth of a turn count, so that noise is not taken for it.
-
-    Parameters
-    ----------
-    total_field, field_sd : (X, Y, Z) ndarray
-        Fitted field and its standard deviation, ppm.
-    echo_times : (E,) array_like
-        Echo times, s. Of a single echo, 0 and its time: its spacing is that from the excitation.
-    field_strength : float
-        B0, T.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels that were fitted.
-
-    Examples
-    --------
-    >>> field = np.zeros((4, 1, 1)); field[2:] = 0.4  # a turn of 20 ms at 3 T is 0.39 ppm
-    >>> known, mask = np.full(field.shape, 0.01), np.ones(field.shape, bool)
-    >>> print(round(ambiguous_fraction(field, known, [0.005, 0.025], 3.0, mask), 2))
-    0.33
-    >>> print(ambiguous_fraction(field, known, [0.005, 0.009], 3.0, mask))
-    0.0
-    """
-    turn = 1 / (hz_per_ppm(field_strength) * float(np.diff(echo_times).min()))
-    known = mask & (field_sd < 0.1 * turn)
-    jumps, pairs = _jumps(total_field, known.astype(np.float32), turn / 2)
-    return jumps / max(pairs, 1)
-
-
-def _jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, float]:
-    """Weight of the neighbours that differ by more than ``limit``, and of all neighbours.
-
-    The weight of a pair is the lesser of its voxels'.
-    """
-    jumps = pairs = 0.0
-    for axis in range(3):
-        step = np.moveaxis(np.abs(np.diff(volume, axis=axis)), axis, 0)
-        along = np.moveaxis(weight, axis, 0)
-        pair = np.minimum(along[1:], along[:-1])
-        jumps += float(np.sum(pair[step > limit], dtype=float))
-        pairs += float(np.sum(pair, dtype=float))
-    return jumps, pairs
-
-
 def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
     """Multiply ``signal`` (V, E) by ``exp(-i field to_rad)``, in place."""
     for start in range(0, len(signal), _CHUNK):
         part = slice(start, start + _CHUNK)
         signal[part] *= np.exp(-1j * field[part, None] * to_rad)
-
-
-def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
-    """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s).
-
-    Of one echo it is the advance since the excitation, ``s |s|`` over the echo time, with the
-    phase offset in it.
-    """
-    if te.size == 1:
-        return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
-    spacing = np.diff(te)
-    pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
-    advance = np.zeros(len(signal), np.complex64)
-    for j in pairs:
-        advance += signal[:, j + 1] * signal[:, j].conj()
-    return advance, float(spacing[pairs].mean())
 
 
 def _field_from_advance(
@@ -486,7 +361,7 @@ def _field_from_advance(
     """
     advance, spacing = phase_advance(signal, te)
     step = TWO_PI * np.float32(hz_per_ppm(field_strength) * spacing)
-    unwrapped = _unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
+    unwrapped = unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
     if not prediction.any():
         return unwrapped / step
     amplitude = np.zeros(mask.shape, np.float32)
@@ -495,29 +370,13 @@ def _field_from_advance(
     def jumps(phase: F32) -> float:
         volume = np.zeros(mask.shape, np.float32)
         volume[mask] = phase
-        return _jumps(volume, amplitude, np.pi)[0]
+        return count_jumps(volume, amplitude, np.pi)[0]
 
     if left := jumps(unwrapped):
-        plain = _unwrap(np.angle(advance), mask)
+        plain = unwrap(np.angle(advance), mask)
         if jumps(plain) < left:
             unwrapped = plain - step * prediction
     return unwrapped / step
-
-
-def _unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
-    """Spatially unwrapped phase (rad) of the masked voxels, its median within half a turn of 0."""
-    wrapped = wrapped.astype(np.float32)
-    if np.ptp(wrapped) < np.pi:  # nothing can be wrapped
-        return wrapped
-    from skimage.restoration import unwrap_phase  # here: importing the nodes must stay quick
-
-    volume = np.ma.masked_array(np.zeros(mask.shape, np.float32), mask=~mask)
-    volume.data[mask] = wrapped
-    # Reliability sorting is deterministic only with a fixed seed (ties are broken at random).
-    turns = np.asarray(unwrap_phase(volume, rng=0))[mask]
-    turns = np.round((turns - wrapped) / TWO_PI)
-    unwrapped = wrapped + TWO_PI * turns.astype(np.float32)
-    return unwrapped - TWO_PI * np.float32(np.round(np.median(unwrapped) / TWO_PI))
 
 
 def _in_chunks(function: Callable[[slice], None], length: int, workers: int) -> None:
@@ -585,21 +444,6 @@ def _fit_phase(
     return offset_sd
 
 
-def _noise_from_residual(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> float:
-    """Noise of one channel, from the quadrature component that the phase fit leaves.
-
-    Each voxel spends two of its E degrees of freedom on the fit. The median over voxels keeps
-    out those that the model does not describe.
-    """
-    echoes = signal.shape[1]
-    quadrature = (signal * np.exp(-1j * (offset[:, None] + field[:, None] * to_rad))).imag
-    if echoes < 3:
-        return float(np.abs(signal).max()) * 1e-2
-    variance = (quadrature**2).sum(1) / (echoes - 2)
-    # Median of a chi-square over its mean, Wilson & Hilferty.
-    return float(np.sqrt(np.median(variance) / (1 - 2 / (9 * (echoes - 2))) ** 3))
-
-
 def _polynomial(mask: npt.NDArray[np.bool_], order: int) -> F32:
     """Monomials up to ``order`` at the masked voxels, coordinates scaled to -1..1, (V, terms)."""
     coordinates = []
@@ -637,7 +481,7 @@ def _smooth_offset(
     start = np.angle(np.exp(1j * offset[used]).mean())
     residual = np.angle(np.exp(1j * (offset[used] - start)))
     if np.mean(np.abs(residual) > 0.75 * np.pi) > 0.01:
-        unwrapped = _unwrap(np.angle(np.exp(1j * (offset - start))), mask)
+        unwrapped = unwrap(np.angle(np.exp(1j * (offset - start))), mask)
         residual = unwrapped[used]
     coefficients = np.zeros(a.shape[1])
     coefficients[0] = start

@@ -5,11 +5,11 @@ import pytest
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import (
-    ambiguous_fraction,
     field_of_one_echo,
     fit_echoes,
-    noise_level,
 )
+from precondqsm_bids.numerics.noise import noise_level
+from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
 SHORT = 1e-3 * 1.2 * np.arange(1, 9)

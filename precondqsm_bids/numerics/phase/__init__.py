@@ -1,0 +1,44 @@
+"""Phase as scanners and converters store it: its scale, its sign, and what readouts do to it.
+
+Everything here happens before the echo fit, in this order: stored values become radians by one
+scale for all echoes of a run (:func:`phase_to_radians`); then :func:`repair_phase` undoes a sign
+that alternates from slice to slice, takes the difference between odd and even echoes of bipolar
+readouts away, and turns the phase round if its sign is the opposite of the convention
+
+    S(TE) = S0 exp(-R2* TE) exp(i (phi0 + 2 pi gammabar B0 field TE)).
+
+A constant added to all echoes alike is part of ``phi0`` and without meaning, so that the zero of
+stored codes does not matter.
+"""
+
+from precondqsm_bids.numerics.phase.readout import (
+    ReadoutDifference,
+    alternating_axes,
+    readout_difference,
+)
+from precondqsm_bids.numerics.phase.repair import PhaseRepair, first_field, repair_phase
+from precondqsm_bids.numerics.phase.scale import (
+    PhaseScale,
+    apply_scale,
+    phase_scale,
+    phase_to_radians,
+)
+from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
+from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
+
+__all__ = [
+    'PhaseRepair',
+    'PhaseScale',
+    'PhaseSign',
+    'ReadoutDifference',
+    'ShapeField',
+    'alternating_axes',
+    'apply_scale',
+    'first_field',
+    'phase_scale',
+    'phase_sign',
+    'phase_to_radians',
+    'readout_difference',
+    'repair_phase',
+    'shape_field',
+]

@@ -1,0 +1,202 @@
+"""Phase of the convention: slices, readouts and sign repaired, in this order."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.echo_fit import check_echoes
+from precondqsm_bids.numerics.noise import noise_level
+from precondqsm_bids.numerics.phase.readout import (
+    ReadoutDifference,
+    _alternating_axes,
+    _readout_difference,
+    _signal,
+)
+from precondqsm_bids.numerics.phase.shape_field import ShapeField
+from precondqsm_bids.numerics.phase.sign import PhaseSign, _sign_of, phase_sign
+from precondqsm_bids.numerics.unwrapping import phase_advance, unwrap
+
+F32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+TWO_PI = 2 * np.pi
+
+
+class PhaseRepair(NamedTuple):
+    """What :func:`repair_phase` did."""
+
+    phase: F32
+    """Phase of the convention, rad, (X, Y, Z, E)."""
+    alternating_axes: tuple[int, ...]
+    """Array axes along which the sign of the signal alternated from slice to slice."""
+    readout: ReadoutDifference | None
+    """Difference between odd and even echoes; None if the echo times do not tell it."""
+    sign: int
+    """Sign that the phase had: +1, or -1 if it was turned round."""
+    sign_test: PhaseSign | None
+    """The field against that of the shape; None if no shape was given."""
+    notes: tuple[str, ...]
+    """What was repaired or is doubtful, in sentences."""
+
+
+def first_field(
+    magnitude: npt.NDArray,
+    phase: npt.NDArray,
+    echo_times: npt.ArrayLike,
+    field_strength: float,
+    mask: Bools,
+) -> tuple[F32, F32]:
+    """Cheap field and its standard deviation, ppm, from the phase advance between echoes.
+
+    ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. No prediction
+    enters, so that its sign is that of the phase; the phase offset enters where there is one echo.
+
+    Parameters
+    ----------
+    magnitude, phase : (X, Y, Z, E) ndarray
+        Echoes; phase in rad.
+    echo_times : (E,) array_like
+        Echo times, s.
+    field_strength : float
+        B0, T.
+    mask : (X, Y, Z) ndarray of bool
+        Where the field is wanted; zero elsewhere.
+
+    Examples
+    --------
+    >>> te = np.array([0.004, 0.008])
+    >>> phase = np.full((4, 4, 4, 1), 0.1) + 2 * np.pi * 127.729 * 0.05 * te
+    >>> field, _ = first_field(np.ones(phase.shape), phase, te, 3.0, np.ones((4, 4, 4), bool))
+    >>> print(field[0, 0, 0].round(4))
+    0.05
+    """
+    te = check_echoes(magnitude, phase, echo_times, least=1)
+    signal = _signal(magnitude, phase, mask)
+    return _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
+
+
+def _first_field(
+    signal: npt.NDArray,
+    te: npt.NDArray,
+    field_strength: float,
+    mask: Bools,
+    noise_sd: float | None,
+) -> tuple[F32, F32]:
+    advance, spacing = phase_advance(signal, te)
+    to_rad = np.float32(TWO_PI * hz_per_ppm(field_strength) * spacing)
+    amplitude = np.sqrt(np.abs(advance))
+    if noise_sd is None:  # no air: a plain guess, since only the weights of voxels depend on it
+        noise_sd = 0.02 * float(np.median(amplitude))
+    ratio = np.sqrt(2) * noise_sd / np.maximum(amplitude, 1e-3 * noise_sd + 1e-30)
+    field, sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
+    field[mask] = unwrap(np.angle(advance), mask) / to_rad
+    sd[mask] = np.minimum(ratio, np.pi) / to_rad
+    return field, sd
+
+
+def repair_phase(
+    magnitude: npt.NDArray,
+    phase: npt.NDArray,
+    echo_times: npt.ArrayLike,
+    field_strength: float,
+    mask: Bools,
+    *,
+    shape: ShapeField | None = None,
+    sign: int | None = None,
+) -> PhaseRepair:
+    """Phase of the convention: slices of one sign, odd and even echoes alike, the right sign.
+
+    Slices are repaired first (:func:`alternating_axes`), since nothing can be unwrapped before;
+    then the difference between odd and even echoes is taken off (:func:`readout_difference`);
+    then the sign is looked at (:func:`phase_sign`) with the :func:`first_field` of what is left,
+    the mask eroded by a voxel where that leaves any: the shape's field is least certain in the
+    border.
+
+    Parameters
+    ----------
+    magnitude, phase : (X, Y, Z, E) ndarray
+        Echoes; phase in rad.
+    echo_times : (E,) array_like
+        Echo times, s.
+    field_strength : float
+        B0, T.
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+    shape : ShapeField, optional
+        Field of the object's shape in air (:func:`shape_field`). Without it the sign is taken as
+        it is.
+    sign : {1, -1}, optional
+        Sign that the phase has; found from the field if omitted.
+
+    Returns
+    -------
+    PhaseRepair
+        Its ``phase`` is the very array that was given if nothing had to be repaired.
+
+    Raises
+    ------
+    ValueError
+        The sign cannot be told from the field; the message has coefficient, correlation and the
+        option that states it. See also :func:`~precondqsm_bids.numerics.echo_fit.check_echoes`.
+
+    Examples
+    --------
+    >>> te = np.array([2, 4, 6]) * 1e-3
+    >>> phase = 0.2 + 100 * te + np.zeros((12, 12, 12, 3))
+    >>> phase[..., 1] += 0.5
+    >>> mask = np.ones((12, 12, 12), bool)
+    >>> repaired = repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, sign=1)
+    >>> print(repaired.notes[0])
+    odd and even echoes differ by 0.50 rad (bipolar readouts): corrected
+    """
+    te = check_echoes(magnitude, phase, echo_times, least=1)
+    if sign not in (None, 1, -1):
+        raise ValueError(f'the sign of the phase is 1 or -1, not {sign!r}')
+    if not mask.any():
+        raise ValueError('the mask is empty: there is no phase to look at')
+    notes = []
+    signal = _signal(magnitude, phase, mask)
+    repaired = phase
+
+    axes = _alternating_axes(signal, te, mask)
+    for axis in axes:
+        odd = [slice(None)] * 4
+        odd[axis] = slice(1, None, 2)
+        repaired = repaired.copy() if repaired is phase else repaired
+        repaired[tuple(odd)] += np.float32(np.pi)
+        signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
+        notes.append(
+            'the sign of the signal alternates from slice to slice: every second slice was turned '
+            'by half a turn'
+        )
+
+    readout = _readout_difference(signal, te, mask)
+    if readout is not None and readout.bipolar:
+        repaired = repaired.copy() if repaired is phase else repaired
+        repaired[..., 1::2] -= readout.difference[..., None]
+        signal[:, 1::2] *= np.exp(-1j * readout.difference[mask])[:, None]
+        notes.append(
+            f'odd and even echoes differ by {readout.size:.2f} rad (bipolar readouts): corrected'
+        )
+
+    test = None
+    if shape is not None:
+        field, sd = _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
+        # The edge of the field of view is no border of the object.
+        inner = ndimage.binary_erosion(mask, border_value=1)
+        test = phase_sign(
+            field, shape.field, inner if inner.any() else mask, sd, beyond=shape.beyond
+        )
+    found = sign or _sign_of(test)
+    if sign and test is not None and test.decisive and test.sign != sign:
+        notes.append(
+            f'the sign of the phase was given as {sign:+d}, but the field of the shape says '
+            f'{test.sign:+d} (coefficient {test.coefficient:.2f}, partial correlation '
+            f'{test.correlation:.2f})'
+        )
+    if found < 0:
+        repaired = np.negative(repaired, out=None if repaired is phase else repaired)
+        notes.append('the sign of the phase is reversed: it was negated')
+    return PhaseRepair(repaired, axes, readout, found, test, tuple(notes))

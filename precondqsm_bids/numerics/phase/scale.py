@@ -1,0 +1,285 @@
+"""Scale of stored phase: radians, degrees or codes, by one rule for all echoes of a run."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+TWO_PI = 2 * np.pi
+UNITS = ('rad', 'arbitrary')
+"""What BIDS allows as ``Units`` of a phase image."""
+LEAST_CODES = 250
+"""Least number of steps of a turn: fewer would be a rounding of the phase to 1.4 degrees."""
+MOST_CODES = 1 << 17
+"""Most steps of a turn that are looked for: scanners store 12 to 16 bits."""
+
+
+class PhaseScale(NamedTuple):
+    """How stored phase becomes radians: ``(stored - middle) 2 pi / turn``."""
+
+    turn: float
+    """Stored units of a full turn."""
+    middle: float
+    """Stored value of 0 rad."""
+    convention: str
+    """``radians``, ``milliradians``, ``degrees``, ``codes`` (a power of two of steps) or
+    ``range`` (the range that noise fills)."""
+
+
+def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
+    """Scale of stored phase, from its values in all echoes of a run together.
+
+    Wrapped phase fills a whole turn wherever there is noise, in air above all, or where the field
+    wraps; so the range of all values is the turn. Stated as rules, the first that holds counts:
+
+    1. ``units='rad'``: radians, whatever their range; but not if all values are whole numbers
+       or span more than 100, which no phase in radians does.
+    2. The range is that of radians (2 pi), milliradians (2000 pi) or degrees (360), to 0.2 %.
+    3. The values are whole multiples of a step and span a power of two of such steps (256 or
+       more, to 0.5 %), from 0, around 0, or from anywhere if the range is filled (rule 6):
+       0..4095, -2048..2047, -4096..4094, 0..8190, all these times any slope.
+    4. Whole numbers that lie in 0..4095, -2048..2047 or -4096..4095 and span 90 % of it.
+    5. As 2, to 2 %.
+    6. The range is *filled*: outside the most common value (blanked air) both outermost 32nds of
+       the range hold at least a quarter of an even share, and at least 5 % of the neighbouring
+       voxels differ by more than half of it. Then it is the turn, provided that it has at least
+       250 steps.
+    7. No ``units``, the range below a turn and within -3 pi..3 pi, no whole numbers: radians,
+       unless the range is that of turns or normalised values (0..1, -1..1, -0.5..0.5).
+
+    Nothing here looks at one echo alone, so that an echo whose extremes are not reached is scaled
+    as the others.
+
+    Parameters
+    ----------
+    phase : (X, Y, Z, E) or other ndarray
+        Stored phase, all echoes.
+    units : {'rad', 'arbitrary'}, optional
+        ``Units`` of the metadata.
+
+    Returns
+    -------
+    PhaseScale
+
+    Raises
+    ------
+    ValueError
+        The phase is not finite or constant, an echo's range is not that of the others, ``units``
+        contradict the values, or no rule holds. The message has the range.
+
+    References
+    ----------
+    Brain Imaging Data Structure, entity ``part`` (phase in ``rad`` or ``arbitrary`` units).
+
+    Examples
+    --------
+    >>> codes = np.random.default_rng(0).integers(0, 4096, (12, 12, 12, 3))
+    >>> phase_scale(codes)
+    PhaseScale(turn=4096.0, middle=2048.0, convention='codes')
+    >>> phase_scale(codes * 1.5348 - 3142).convention
+    'milliradians'
+    """
+    if units not in (None, '', *UNITS):
+        raise ValueError(f'phase units are "rad" or "arbitrary", not {units!r}: correct Units')
+    echoes = phase if phase.ndim == 4 else phase[..., None]
+    ranges = [(float(e.min()), float(e.max())) for e in np.moveaxis(echoes, -1, 0)]
+    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+    if not np.isfinite(low + high):
+        count = np.count_nonzero(~np.isfinite(phase))
+        raise ValueError(
+            f'the phase has values that are not finite: {count} of {phase.size}; '
+            'store 0 where there is none'
+        )
+    span = high - low
+    if span == 0:
+        raise ValueError(f'the phase is {low:g} in every voxel and echo: it holds no phase')
+    values = _sample(echoes)
+    step = _step(values)
+    if units == 'rad':
+        return _declared(low, high, step)
+    filled = _is_filled(echoes, values, low, high)
+    scale = _recognised(low, high, step, filled)
+    if scale is None and filled:
+        steps = span / step if step else np.inf
+        if steps >= LEAST_CODES:
+            turn = span + (step or 0)
+            scale = PhaseScale(turn, low + turn / 2, 'range')
+    if scale is None and not units and _may_be_radians(low, high, step):
+        scale = PhaseScale(TWO_PI, 0.0, 'radians')
+    if scale is None:
+        raise ValueError(
+            f'the phase runs from {low:g} to {high:g}'
+            + (f' in steps of {step:g}' if step else '')
+            + ', which is neither radians nor a known range of codes, nor a range that noise '
+            'fills from end to end; store it in radians and write "Units": "rad" into its sidecar'
+        )
+    if scale.convention != 'radians':
+        for i, (least, most) in enumerate(ranges):
+            if most - least < 0.02 * scale.turn:
+                raise ValueError(
+                    f'the phase of echo {i + 1} runs from {least:g} to {most:g}, that of all '
+                    f'echoes from {low:g} to {high:g}: the echoes are not scaled alike; store '
+                    'all of them in radians'
+                )
+    return scale
+
+
+def _sample(echoes: npt.NDArray, most: int = 1 << 20) -> npt.NDArray:
+    """Up to ``most`` of the values, evenly over voxels and echoes, float64."""
+    flat = echoes.reshape(-1, echoes.shape[-1])
+    rows = flat[:: max(1, flat.size // most) | 1]  # odd: rarely in step with the matrix
+    return np.asarray(rows, np.float64).ravel()
+
+
+def _step(values: npt.NDArray) -> float | None:
+    """Distance of which all differences of ``values`` are multiples, None if there is none."""
+    unique = np.unique(values)
+    if unique.size < 3:
+        return None
+    span = float(unique[-1] - unique[0])
+    rounding = 4 * float(np.finfo(np.float32).eps) * float(np.abs(unique[[0, -1]]).max())
+    gaps = np.diff(unique)
+    gaps = gaps[gaps > rounding]
+    if gaps.size == 0:
+        return None
+    # The smallest gap is known to the rounding of its ends only; its multiples refine it.
+    step = float(gaps.min())
+    for limit in (8, 64, 1024, MOST_CODES):
+        near = gaps[gaps < limit * step]
+        step = float(near.sum() / np.rint(near / step).sum())
+    if not 1 <= round(span / step) <= MOST_CODES:
+        return None
+    step = span / round(span / step)
+    off = (unique - unique[0]) / step
+    tolerance = max(0.05, 2 * rounding / step)
+    if tolerance > 0.2 or float(np.abs(off - np.rint(off)).max()) > tolerance:
+        return None
+    return step
+
+
+def _declared(low: float, high: float, step: float | None) -> PhaseScale:
+    """Scale of what the metadata call radians."""
+    if (step is not None and _is_whole(low) and _is_whole(step)) or high - low > 100:
+        raise ValueError(
+            f'the phase runs from {low:g} to {high:g}'
+            + (f' in steps of {step:g}' if step else '')
+            + ', which are no radians, though its Units are "rad"; write "Units": "arbitrary" '
+            'into the sidecar if these are codes of a full turn, else store radians'
+        )
+    return PhaseScale(TWO_PI, 0.0, 'radians')
+
+
+def _recognised(low: float, high: float, step: float | None, filled: bool) -> PhaseScale | None:
+    """Scale of a known range, None if the range is none."""
+    known = ((TWO_PI, 'radians'), (1000 * TWO_PI, 'milliradians'), (360.0, 'degrees'))
+    for tolerance in (0.002, 0.02):
+        for turn, convention in known:
+            # 0..359 and -180..180 are both a turn.
+            if min(abs(high - low + s - turn) for s in (0, step or 0)) < tolerance * turn:
+                middle = 0.0 if convention == 'radians' else _middle(low, high, turn)
+                return PhaseScale(turn, middle, convention)
+        if turn := _turn_of_codes(low, high, step, filled):
+            return PhaseScale(turn, _middle(low, high, turn), 'codes')
+    return None
+
+
+def _turn_of_codes(low: float, high: float, step: float | None, filled: bool) -> float:
+    """Turn of codes, in stored units; 0 if they are none."""
+    if step is None:
+        return 0.0
+    codes = (high - low) / step + 1
+    power = float(2 ** np.round(np.log2(codes)))
+    turn = power * step
+    anchored = min(abs(low), abs(low + turn / 2)) < 0.01 * turn
+    if power >= 256 and abs(codes - power) <= 0.005 * power and (filled or anchored):
+        return turn
+    if _is_whole(low) and _is_whole(step):
+        for first, turn in ((0, 4096.0), (-2048, 4096.0), (-4096, 8192.0)):
+            if first <= low and high < first + turn and high - low > 0.9 * turn:
+                return turn
+    return 0.0
+
+
+def _is_whole(value: float) -> bool:
+    return value == 0 or (round(value) != 0 and abs(value - round(value)) < 1e-6)
+
+
+def _may_be_radians(low: float, high: float, step: float | None) -> bool:
+    """Whether a range that nothing fills can only be that of radians."""
+    normalised = any(
+        abs(low - a) < 0.01 and abs(high - b) < 0.01 for a, b in ((0, 1), (-1, 1), (-0.5, 0.5))
+    )
+    whole = step is not None and _is_whole(low) and _is_whole(step)
+    within = -3.01 * np.pi <= low and high <= 3.01 * np.pi and high - low < TWO_PI
+    return within and not normalised and not whole
+
+
+def _middle(low: float, high: float, turn: float) -> float:
+    """Middle of a turn that begins at 0 or lies around it, else of the range."""
+    slack = 1e-3 * turn
+    if -turn / 2 - slack <= low and high <= turn / 2 + slack:
+        return 0.0
+    if -slack <= low and high <= turn + slack:
+        return turn / 2
+    return (low + high) / 2
+
+
+def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float) -> bool:
+    """Whether the values fill the range to both ends and jump across it."""
+    span = high - low
+    common, count = np.unique(values, return_counts=True)
+    blank = common[np.argmax(count)] if count.max() > 0.05 * values.size else None
+    if blank is not None:
+        values = values[values != blank]
+    if values.size < 1000:
+        return False
+    share = np.histogram(values, 32, (low, high))[0] / values.size
+    if min(share[0], share[-1]) < 0.25 / 32:
+        return False
+    jumps, pairs = 0, 0
+    for axis in range(min(echoes.ndim - 1, 3)):
+        first, second = (np.moveaxis(echoes, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
+        stride = max(1, first.size >> 22)
+        one, two = first[::stride], second[::stride]
+        both = np.ones(one.shape, bool) if blank is None else (one != blank) & (two != blank)
+        jumps += int(np.count_nonzero(both & (np.abs(two - one) > span / 2)))
+        pairs += int(np.count_nonzero(both))
+    return jumps > 0.05 * max(pairs, 1)
+
+
+def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
+    """Stored phase in radians, by the one scale of :func:`phase_scale` for all echoes.
+
+    ``(stored - middle) 2 pi / turn``, computed in double precision and stored in single; radians
+    are returned as they are.
+
+    Parameters
+    ----------
+    phase : (X, Y, Z, E) or other ndarray
+        Stored phase, all echoes of a run.
+    units : {'rad', 'arbitrary'}, optional
+        ``Units`` of the metadata.
+
+    Raises
+    ------
+    ValueError
+        See :func:`phase_scale`.
+
+    Examples
+    --------
+    >>> codes = np.array([-4096, 0, 4094])
+    >>> phase_to_radians(codes, 'arbitrary').round(3)
+    array([-3.142,  0.   ,  3.14 ], dtype=float32)
+    """
+    return apply_scale(phase, phase_scale(phase, units))
+
+
+def apply_scale(phase: npt.NDArray, scale: PhaseScale) -> F32:
+    """Stored phase in radians by a scale that is known; see :func:`phase_to_radians`."""
+    if scale.convention == 'radians':
+        return np.asarray(phase, np.float32)
+    out = np.empty(phase.shape, np.float32)
+    for i in range(len(phase)):  # in double precision, a part at a time
+        out[i] = (np.asarray(phase[i], np.float64) - scale.middle) * (TWO_PI / scale.turn)
+    return out
