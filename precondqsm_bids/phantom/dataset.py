@@ -314,6 +314,7 @@ def _generated_by(spec):
 
 def _protocol(spec):
     """Metadata that all echoes share."""
+    readouts = 'alternating (bipolar)' if spec.scanner.bipolar else 'unipolar'
     return {
         'Manufacturer': 'Simulated',
         'ManufacturersModelName': 'precondqsm_phantom',
@@ -328,7 +329,7 @@ def _protocol(spec):
         'CoilCombinationMethod': 'none (one simulated channel)',
         'NonlinearGradientCorrection': False,
         'SequenceName': 'MEGRE',
-        'PulseSequenceDetails': f'Simulated; unipolar readouts, {_kind(spec).t1}',
+        'PulseSequenceDetails': f'Simulated; {readouts} readouts, {_kind(spec).t1}',
         'SoftwareVersions': __version__,
         'MagneticFieldStrength': spec.field_strength,
         'PulseSequenceType': '3D spoiled multi-echo gradient echo',

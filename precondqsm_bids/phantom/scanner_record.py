@@ -32,10 +32,6 @@ def protocol(spec):
         found['CoilCombinationMethod'] = (
             f'Phase: {_phase_sum(spec)}; noise of one simulated channel'
         )
-    readouts = 'alternating (bipolar)' if settings.bipolar else 'unipolar'
-    found['PulseSequenceDetails'] = (
-        f'Simulated; {readouts} readouts, {"T1 left out" if _tubes(spec) else "steady state"}'
-    )
     return found
 
 

@@ -389,7 +389,7 @@ def test_noise_in_the_object(names):
     bias = (2 * n_coils - 1) / 100**2 / 2 / np.abs(signal)
     assert np.mean(excess - bias) == pytest.approx(0, abs=5 * 0.01 / np.sqrt(signal.size))
     assert np.std(excess - bias) == pytest.approx(0.01, rel=0.05)
-    size = np.abs(effects._array(spec).combination())[inside]
+    size = np.abs(effects.receive_array(spec).combination())[inside]
     turned = np.angle(np.exp(1j * phantom.phase[inside, 0]) * signal.conj())
     assert np.std(turned * np.abs(signal) * size) == pytest.approx(0.01, rel=0.05)
 
@@ -397,7 +397,7 @@ def test_noise_in_the_object(names):
 def test_phase_is_noisier_near_a_pole():
     spec = replace(TUBES, snr=30.0, scanner=scanner('receive-poles'))
     phantom = simulate_tubes(spec, seed=1)
-    size = np.abs(effects._array(spec).combination())
+    size = np.abs(effects.receive_array(spec).combination())
     inside = phantom.labels == 4
     error = np.angle(np.exp(1j * phantom.phase[..., 0]) * phantom.signal[..., 0].conj())
     near, far = inside & (size < 0.15), inside & (size > 0.6)
