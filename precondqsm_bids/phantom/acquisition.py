@@ -27,6 +27,8 @@ def scanner_affine(spec):
     affine = np.eye(4)
     affine[:3, :3] = rotation * np.asarray(spec.voxel_size, float)
     affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(spec.matrix) - 1) / 2)
+    if spec.slab.start:
+        affine[:3, 3] += affine[:3, 2] * spec.slab.start
     return affine
 
 
@@ -106,8 +108,8 @@ def echo_planes(on, amplitude, offset, field, r2star, echo_times, field_strength
     on : (X, Y) ndarray of bool
         Where there is signal.
     amplitude, offset, field, r2star : (N,) ndarray
-        At the points that are on: signal at TE = 0, phase there (radians), relative field (ppm)
-        and R2* (1/s).
+        At the points that are on: signal at TE = 0, phase there (radians; an (E, N) ndarray has
+        one of each echo), relative field (ppm) and R2* (1/s).
     echo_times : tuple of float
         Echo times, s.
     field_strength : float
@@ -118,7 +120,8 @@ def echo_planes(on, amplitude, offset, field, r2star, echo_times, field_strength
     (X, Y) ndarray of complex64
     """
     omega = 2 * np.pi * hz_per_ppm(field_strength) * field
-    for time in echo_times:
+    offsets = np.broadcast_to(offset, (len(echo_times), *np.shape(field)))
+    for time, offset in zip(echo_times, offsets, strict=True):
         plane = np.zeros(on.shape, np.complex64)
         # the angle in double precision, its sine and cosine in single: they take the time
         angle = np.remainder(offset + omega * time, 2 * np.pi).astype(np.float32)

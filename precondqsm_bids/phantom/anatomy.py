@@ -67,6 +67,10 @@ class Ellipsoid(NamedTuple):
             x, y = cos * x + sin * y, cos * y - sin * x
         return sum((a / s) ** 2 for a, s in zip((x, y, z), self.semi, strict=True)) <= 1
 
+    def shrunk(self, depth):
+        """The same with every semi-axis less by ``depth`` (mm)."""
+        return self._replace(semi=tuple(length - depth for length in self.semi))
+
     def mirrored(self):
         """The same on the other side of the head."""
         x, y, z = self.centre
@@ -102,6 +106,10 @@ class Capsule(NamedTuple):
         along = np.clip(along, 0, 1)
         distance = sum((a - along * b) ** 2 for a, b in zip((x, y, z), line, strict=True))
         return distance <= self.radius**2
+
+    def shrunk(self, depth):
+        """The same with a radius less by ``depth`` (mm)."""
+        return self._replace(radius=self.radius - depth)
 
     def mirrored(self):
         """The same on the other side of the head."""
@@ -194,6 +202,21 @@ LARGE_VEINS = (
     *_polyline(1.8, (0, -42, 8), (0, -58, 4), (0, -78, -6)),
 )
 """Internal cerebral, basal and cortical veins; great vein and straight sinus."""
+
+SAGITTAL_SINUS = _polyline(
+    3.5, (0, 74, 10), (0, 62, 38), (0, 42, 58), (0, 20, 71), (0, -3, 78), (0, -28, 82),
+    (0, -53, 77), (0, -77, 62), (0, -93, 38), (0, -106, 10),
+)  # fmt: skip
+"""Superior sagittal sinus, where the head has flow: from front to back under the skull."""
+
+WIDEST = 3.5
+"""Radius of the vein in which the blood is fastest, mm."""
+
+SKIN, FAT_DEPTH = 1.5, 5.0
+"""Depths between which soft tissue is fat, where the head has fat, mm."""
+
+BOTTLE = ((72.0, 84.0), 14.0, (-25.0, 55.0))
+"""Axis (x, y), radius and extent along z of the bottle beside the head, mm: 10 mm off the face."""
 
 MICROBLEEDS = (
     Ellipsoid((38, -8, 26), (2.5, 2.5, 2.5)),
@@ -432,10 +455,15 @@ class Anatomy:
         Coordinates of the points of the planes, mm.
     hard : bool
         Whether veins, microbleeds and calcifications are there.
+    fat, flow, bottle : bool
+        Whether there is fat under the skin, large veins (with the sagittal sinus), and a bottle
+        beside the head.
     """
 
-    def __init__(self, x, y, hard=False):
+    def __init__(self, x, y, hard=False, *, fat=False, flow=False, bottle=False):
         self.x, self.y = x, y
+        self._fat, self._bottle = fat, bottle
+        self._flowing = (*SAGITTAL_SINUS, *LARGE_VEINS) if flow else ()
         atlas = load_atlas()
         self._maps = {
             # far from the head where distances are not known: the grid may reach further
@@ -443,7 +471,7 @@ class Anatomy:
             for name, source in atlas._asdict().items()
         }
         self._cells = Planes(texture(5, 2.0), x, y)
-        self._veins = (*LARGE_VEINS, *medullary_veins()) if hard else ()
+        self._veins = (*LARGE_VEINS, *medullary_veins()) if hard else self._flowing
         self._bleeds, self._calcified = (MICROBLEEDS, CALCIFICATIONS) if hard else ((), ())
 
     def plane(self, z):
@@ -466,7 +494,37 @@ class Anatomy:
         tissue = self._around(z, maps['from_brain'], maps['from_hull'])
         self._fill_brain(tissue, brain, maps['gm'], maps['wm'], z)
         self._add_hidden(tissue, brain, z)
+        if self._fat:
+            layer = self._within(maps['from_hull'], SKIN, z)
+            layer &= ~self._within(maps['from_hull'], FAT_DEPTH, z)
+            tissue[layer & (tissue == INDEX['soft-tissue'])] = INDEX['fat']
+        (x, y), radius, (low, high) = BOTTLE
+        if self._bottle and low <= z <= high:
+            inside = np.hypot(self.x[:, None] - x, self.y[None] - y) <= radius
+            tissue[inside] = INDEX['bottle']
         return tissue, brain
+
+    def _within(self, hull, depth, z):
+        """Where a plane lies deeper than ``depth`` (mm) under the surface of the head."""
+        inside = hull < SCALP_DEPTH - depth
+        self.mark(inside, [shape.shrunk(depth) for shape in (*FACE, *NECK)], z)
+        return inside
+
+    def velocity(self, tissue, z):
+        """Velocity of the blood in a plane, (3, X, Y) ndarray, relative to the fastest.
+
+        In proportion to the radius of the vein, and along it.
+        """
+        velocity = np.zeros((3, *tissue.shape), np.float32)
+        for vein in self._flowing:
+            if abs(z - vein.centre[2]) > vein.reach[2]:
+                continue
+            inside = np.zeros(tissue.shape, bool)
+            self.mark(inside, (vein,), z)
+            line = np.subtract(vein.end, vein.start)
+            along = line / np.linalg.norm(line) * vein.radius / WIDEST
+            velocity[:, inside & (tissue == INDEX['vein'])] = along[:, None]
+        return velocity
 
     def _around(self, z, near, hull):
         """Head without brain: scalp, face, neck, bone, air, CSF."""
@@ -487,6 +545,8 @@ class Anatomy:
         fluid = near <= CSF_THICKNESS
         self.mark(fluid, (SPINAL_CANAL,), z)
         tissue[fluid] = INDEX['CSF']
+        if self._flowing:
+            self.mark(tissue, SAGITTAL_SINUS, z, INDEX['vein'])
         self.mark(tissue, (SPINAL_CORD,), z, INDEX['WM'])
         return tissue
 

@@ -6,10 +6,20 @@ from pathlib import Path
 
 from precondqsm_bids import __version__
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
+from precondqsm_bids.phantom.scanner_spec import ALL, FIELDS, SWITCHES, scanner
 from precondqsm_bids.phantom.spec import SAMPLINGS, TubesSpec
 
 KINDS = {'tubes': TubesSpec, 'head': HeadSpec}
 """Kind of phantom -> the class of its spec."""
+
+
+class _Lines(argparse.HelpFormatter):
+    """Keeps the lines of a text that has some."""
+
+    def _fill_text(self, text, width, indent):
+        if '\n' not in text:
+            return super()._fill_text(text, width, indent)
+        return '\n'.join(indent + line for line in text.splitlines())
 
 
 def build_parser():
@@ -18,6 +28,7 @@ def build_parser():
         prog='precondqsm_phantom',
         description='Write a digital phantom of known susceptibility as a raw BIDS dataset, with '
         'its truth under derivatives/truth.',
+        formatter_class=_Lines,
         epilog='Options that only one kind has are refused for the other.',
         # only what was given: the default depends on the kind, and on --hard
         argument_default=argparse.SUPPRESS,
@@ -90,6 +101,15 @@ def build_parser():
         help='measurements of the phantom (default: 1)',
     )
     add('--seed', type=int, default=0, help='of the noise (default: 0)')
+
+    add(
+        '--slices',
+        type=int,
+        metavar='N',
+        help='keep the N central slices of the field of view; the object and its field stay whole '
+        '(default: all)',
+    )
+    _add_scanner(parser)
 
     body = parser.add_argument_group('tubes')
     add = body.add_argument
@@ -169,6 +189,36 @@ def build_parser():
     return parser
 
 
+def _add_scanner(parser):
+    """Add the options of what is not ideal."""
+    names = ''.join(f'  {name:24}{switch.help}\n' for name, switch in SWITCHES.items())
+    group = parser.add_argument_group(
+        'scanner',
+        f'Names of --scanner:\n{names}  {"all":24}{", ".join(ALL)}\n'
+        'Readout along the first axis, phase encoding along the second.',
+    )
+    add = group.add_argument
+    add(
+        '--scanner',
+        nargs='+',
+        choices=[*SWITCHES, 'all'],
+        metavar='NAME',
+        help='what scanner and body do to the ideal signal; each alone or several together '
+        '(default: nothing)',
+    )
+    for name, what in (
+        ('eddy-currents', 'size of the constants and gradients of phase of the echoes'),
+        ('bipolar', 'phase between odd and even echoes of alternating readouts'),
+        ('first-echo', 'phase error of the first echo at the centre'),
+    ):
+        add(
+            f'--{name}',
+            type=float,
+            metavar='RAD',
+            help=f'{what}; switches it on (default: {SWITCHES[name].value:g} if {name} is on)',
+        )
+
+
 def _defaults(name):
     """What the help says of the default of an option in each kind that has it."""
     values = {}
@@ -207,6 +257,8 @@ def spec_of(options):
         option = '--' + name.replace('_', '-')
         raise ValueError(f'{option} is an option of --kind {other}, not of --kind {kind}')
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    changes = {name: options[name] for name in FIELDS if name in options and name not in every}
+    values['scanner'] = scanner(*values.get('scanner', ()), **changes)
     if values.get('hard'):
         return hard_head(**values)
     if 'lesion_relaxivity' in values:
@@ -232,5 +284,7 @@ def main(argv=None):
         )
     except (FileExistsError, FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    if not spec.scanner.ideal:
+        print(f'scanner: {", ".join(spec.scanner.switched_on())}')
     print(f'{out_dir}: {len(written)} files, truth in {out_dir / "derivatives" / "truth"}')
     return 0

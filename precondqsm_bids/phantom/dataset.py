@@ -10,17 +10,18 @@ import numpy as np
 
 from precondqsm_bids import __version__
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.phantom import scanner_record
 from precondqsm_bids.phantom.head_spec import HeadSpec
+from precondqsm_bids.phantom.scanner import MAGNITUDE_LEVELS, phase_codes
+from precondqsm_bids.phantom.scanner_spec import PIXEL_BANDWIDTH
 from precondqsm_bids.phantom.spec import TubesSpec
 
 MAGNITUDE_SCALE = 10000
-"""Stored magnitude of the medium (agar, white matter) at TE -> 0."""
+"""Stored magnitude of the medium (agar, white matter) at TE -> 0, unless the scanner stores small
+integers."""
 
 PHASE_SLOPE = np.nextafter(np.float32(np.pi / 32768), np.float32(0))
 """Radians per stored unit of phase: 16 bits span [-pi, pi), never a rounding error more."""
-
-PIXEL_BANDWIDTH = 1102
-"""Receiver bandwidth of the protocol, Hz per pixel; it has no effect on the simulation."""
 
 BIDS_VERSION = '1.10.0'
 
@@ -145,7 +146,8 @@ def _write_root(writer, out_dir, spec, labels, seed):
             'HEDVersion': [],
         },
     )
-    writer.text(out_dir / 'README', _kind(spec).readme(spec, labels, seed))
+    readme = _kind(spec).readme(spec, labels, seed) + scanner_record.readme(spec)
+    writer.text(out_dir / 'README', readme)
     writer.table(out_dir / 'participants.tsv', _participants(labels))
     writer.json(out_dir / 'participants.json', _PARTICIPANTS_JSON)
 
@@ -168,8 +170,17 @@ def _write_truth_root(writer, truth_dir, spec):
     writer.text(
         truth_dir / 'README',
         'What is true of the phantom in the dataset two folders up: voxel means, without noise,\n'
-        f'of susceptibility (ppm), R2* (1/s) and total field (Hz), and {_kind(spec).segments}.\n',
+        f'of susceptibility (ppm), R2* (1/s) and total field (Hz), and {_kind(spec).segments}.\n'
+        + ('' if spec.scanner.ideal else _RECORD_README),
     )
+    if not spec.scanner.ideal:
+        writer.text(truth_dir / '.bidsignore', '*_desc-truth_scanner.json\n')
+
+
+_RECORD_README = (
+    '\n*_desc-truth_scanner.json says what the scanner did, with the constants and gradients of\n'
+    'phase of each echo. None of it is in the true field.\n'
+)
 
 
 def _write_echoes(writer, out_dir, phantom, label):
@@ -179,16 +190,26 @@ def _write_echoes(writer, out_dir, phantom, label):
         stem = f'sub-{label}_echo-{echo + 1}'
         sidecar = {'EchoTime': time, 'EchoNumber': echo + 1, **shared}
 
-        magnitude = np.rint(phantom.magnitude[..., echo] * MAGNITUDE_SCALE)
+        magnitude = np.rint(phantom.magnitude[..., echo] * stored_magnitude(phantom.spec))
         path = anat / f'{stem}_part-mag_MEGRE.nii.gz'
         writer.image(path, np.minimum(magnitude, 32767).astype(np.int16), phantom.affine)
         writer.json(_sidecar(path), {**sidecar, 'Units': 'arbitrary'})
 
+        path = anat / f'{stem}_part-phase_MEGRE.nii.gz'
+        if phantom.spec.scanner.integers:
+            phase = phase_codes(phantom.phase[..., echo])
+            writer.image(path, phase.astype(np.int16), phantom.affine)
+            writer.json(_sidecar(path), {**sidecar, 'Units': 'arbitrary'})
+            continue
         phase = np.rint(phantom.phase[..., echo] / PHASE_SLOPE).astype(np.int32)
         phase = (phase + 32768) % 65536 - 32768  # pi is -pi
-        path = anat / f'{stem}_part-phase_MEGRE.nii.gz'
         writer.image(path, phase.astype(np.int16), phantom.affine, slope=PHASE_SLOPE)
         writer.json(_sidecar(path), {**sidecar, 'Units': 'rad'})
+
+
+def stored_magnitude(spec):
+    """Stored magnitude of the medium (agar, white matter) at TE -> 0."""
+    return MAGNITUDE_LEVELS if spec.scanner.integers else MAGNITUDE_SCALE
 
 
 def _write_truth(writer, truth_dir, phantom, label):
@@ -249,7 +270,8 @@ def _write_truth(writer, truth_dir, phantom, label):
         'desc-truth_fieldmap',
         hz.astype(np.float32),
         {
-            'Description': f'True total field, voxel mean: {kind.total_field}.',
+            'Description': f'True total field, voxel mean: {kind.total_field}.'
+            + scanner_record.not_in_the_field(phantom.spec),
             'Units': 'Hz',
             'MagneticFieldStrength': phantom.spec.field_strength,
             'B0FieldIdentifier': 'truth',
@@ -257,6 +279,9 @@ def _write_truth(writer, truth_dir, phantom, label):
     )
     sidecar = {'Description': 'Share of each voxel that gives signal'}
     write('fmap', 'desc-truth_magnitude', phantom.density, sidecar)
+    if not phantom.spec.scanner.ideal:
+        path = subject / 'anat' / f'sub-{label}_desc-truth_scanner.json'
+        writer.json(path, scanner_record.truth(phantom.spec))
 
 
 def _write_tissues(write, phantom):
@@ -289,6 +314,7 @@ def _generated_by(spec):
 
 def _protocol(spec):
     """Metadata that all echoes share."""
+    readouts = 'alternating (bipolar)' if spec.scanner.bipolar else 'unipolar'
     return {
         'Manufacturer': 'Simulated',
         'ManufacturersModelName': 'precondqsm_phantom',
@@ -303,7 +329,7 @@ def _protocol(spec):
         'CoilCombinationMethod': 'none (one simulated channel)',
         'NonlinearGradientCorrection': False,
         'SequenceName': 'MEGRE',
-        'PulseSequenceDetails': f'Simulated; unipolar readouts, {_kind(spec).t1}',
+        'PulseSequenceDetails': f'Simulated; {readouts} readouts, {_kind(spec).t1}',
         'SoftwareVersions': __version__,
         'MagneticFieldStrength': spec.field_strength,
         'PulseSequenceType': '3D spoiled multi-echo gradient echo',
@@ -318,6 +344,7 @@ def _protocol(spec):
         'FlipAngle': 20,
         'PixelBandwidth': PIXEL_BANDWIDTH,
         'DwellTime': round(1 / (PIXEL_BANDWIDTH * spec.matrix[0]), 12),
+        **scanner_record.protocol(spec),
     }
 
 
@@ -356,12 +383,12 @@ Protocol
 : echo times {times} ms
 : TR {1000 * spec.repetition_time:g} ms, flip angle 20 degrees: without effect, T1 is left out
 : SNR {spec.snr:g}: the agar's signal at TE -> 0 over the noise in each of the real and
-  imaginary parts; {MAGNITUDE_SCALE} stored units of magnitude are that signal
+  imaginary parts; {stored_magnitude(spec)} stored units of magnitude are that signal
 
 Simulation
 : field in closed form (finite cylinders, sphere), less the solid harmonics up to second order
   that a shim would cancel
-: {spec.supersampling} points per voxel and axis, made into voxels by: {spec.sampling}
+: {spec.supersampling} points per voxel and axis, made into voxels by: {_sampling(spec)}
 : {len(labels)} participant(s): the same phantom with noise of its own, seed {seed}
 """
 
@@ -391,7 +418,7 @@ Object
   of their para- and diamagnetic parts
 : R2' = {spec.relaxivity:g} Hz/ppm (at 3 T, in proportion to B0) of the sum of both parts' sizes
 : hidden from the magnitude: {hidden}
-: left out: chemical shift of fat, flow, motion, anisotropy of white matter, teeth, shoulders
+: left out: {_left_out(spec)}
 
 Protocol
 : {spec.field_strength:g} T, head and slab at {spec.b0_tilt:g} degrees to B0
@@ -399,10 +426,10 @@ Protocol
 : echo times {times} ms
 : TR {1000 * spec.repetition_time:g} ms, flip angle 20 degrees, T1 of each tissue
 : SNR {spec.snr:g}: the signal of white matter at TE -> 0 over the noise in each of the real and
-  imaginary parts; {MAGNITUDE_SCALE} stored units of magnitude are that signal
+  imaginary parts; {stored_magnitude(spec)} stored units of magnitude are that signal
 
 Simulation
-: tissues, field and signal on points of {fine} mm, made into voxels by: {spec.sampling}
+: tissues, field and signal on points of {fine} mm, made into voxels by: {_sampling(spec)}
 : field by finite differences on those points, of the whole head and neck in air, less the solid
   harmonics up to second order that a shim on the brain would cancel
 : {len(labels)} participant(s): the same head with noise of its own, seed {seed}
@@ -414,6 +441,23 @@ Template
   copyright notice appear in all copies. It is provided "as is" without express or implied
   warranty.
 """
+
+
+def _sampling(spec):
+    return spec.scanner.sampling(spec.sampling)
+
+
+def _left_out(spec):
+    scanner = spec.scanner
+    absent = {
+        'chemical shift of fat': not scanner.fat,
+        'flow': not scanner.flow,
+        'motion': True,
+        'anisotropy of white matter': True,
+        'teeth': True,
+        'shoulders': True,
+    }
+    return ', '.join(name for name, out in absent.items() if out)
 
 
 class _Kind(NamedTuple):

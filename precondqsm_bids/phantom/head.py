@@ -8,10 +8,8 @@ import numpy as np
 from precondqsm_bids.phantom.acquisition import (
     Readout,
     coil_magnitude,
-    echo_planes,
     fit_shim,
     mean_of,
-    measure,
     phase_offset,
     points_of_voxels,
     scanner_affine,
@@ -19,7 +17,14 @@ from precondqsm_bids.phantom.acquisition import (
 )
 from precondqsm_bids.phantom.anatomy import ONLY_CHI, ONLY_R2, Anatomy, Planes, texture
 from precondqsm_bids.phantom.fine_field import alias_factor, good_length, object_field
-from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HeadSpec
+from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HEIGHT, RADIUS, HeadSpec
+from precondqsm_bids.phantom.scanner import (
+    Extras,
+    acquire,
+    measure_with,
+    plane_signal,
+    relaxivity_factor,
+)
 from precondqsm_bids.phantom.tissues import (
     AIR_STEP,
     GREY,
@@ -30,9 +35,6 @@ from precondqsm_bids.phantom.tissues import (
     of_tissues,
     spoiled_signal,
 )
-
-RADIUS, HEIGHT = 90.0, 200.0
-"""Size of the head for the coil's shading, the phase offset and the shim, mm."""
 
 TEXTURE = 0.15
 """Standard deviation of the visible texture, relative to each part of the susceptibility."""
@@ -103,7 +105,7 @@ class HeadPhantom:
 
     def remeasure(self, seed):
         """Return the same head with noise of another seed."""
-        magnitude, phase = measure(self.signal, self.spec.snr, seed)
+        magnitude, phase = measure_with(self.spec, self.signal, seed)
         return replace(self, magnitude=magnitude, phase=phase)
 
 
@@ -185,7 +187,15 @@ class _Head:
                 grid, self.view, self.spacing, FIELD_CENTRE, strict=True
             )
         )
-        self._anatomy = Anatomy(self.x, self.y, spec.hard)
+        scanner = spec.scanner
+        self._anatomy = Anatomy(
+            self.x,
+            self.y,
+            spec.hard,
+            fat=bool(scanner.fat),
+            flow=bool(scanner.flow),
+            bottle=scanner.two_bodies,
+        )
         self._texture = {
             number: Planes(texture(number, size), self.x, self.y)
             for number, size in ((IRON, 2.5), (MYELIN, 4.0), (DENSITY, 3.0), (HIDDEN, 2.0))
@@ -231,9 +241,30 @@ class _Head:
             chi += HIDDEN_TEXTURE * textured * self._texture[HIDDEN].at(z)
             chi += textured * self._patches(ONLY_CHI, z)
             r2 = r2 + textured * self._patches(ONLY_R2, z)
+        if spec.scanner.relaxivity:
+            centred = (
+                a - c for a, c in zip((self.x[:, None], self.y, z), FIELD_CENTRE, strict=True)
+            )
+            rate = rate * relaxivity_factor(spec, *centred)
         on = amplitude > 0
         r2star = np.where(on, r2 + rate, 0)
         return _Material(tissue, brain, chi, r2star, amplitude)
+
+    def extras(self, tissue, z):
+        """What the spins of a plane of tissues do beside, `Extras` in the field of view."""
+        scanner = self.spec.scanner
+        in_x, in_y, _ = self.view
+        here = tissue[in_x, in_y]
+        white = velocity = None
+        if scanner.white_matter_shift:
+            white = np.where(here == INDEX['WM'], np.float32(scanner.white_matter_shift), 0)
+        if scanner.flow:
+            velocity = scanner.flow * self._anatomy.velocity(tissue, z)[:, in_x, in_y]
+        return Extras(
+            frequency=white,
+            fat=here == INDEX['fat'] if scanner.fat else None,
+            velocity=velocity,
+        )
 
     def _patches(self, patches, z):
         plane = np.zeros((len(self.x), len(self.y)), np.float32)
@@ -277,7 +308,7 @@ def simulate_head(spec=None, *, seed=0):
     the voxel or cut off in k-space, so that voxels beside the air lose signal as they do in a
     scanner. The field is that of the whole head down to below the neck, convolved on the fine
     grid, less the solid harmonics up to second order which a shim on the brain would cancel.
-    Left out are the chemical shift of fat, flow, motion and the anisotropy of white matter.
+    Fat, flow and what else a living head and its scanner do come with ``spec.scanner``.
 
     Parameters
     ----------
@@ -304,7 +335,8 @@ def simulate_head(spec=None, *, seed=0):
     in_x, in_y, in_z = head.view
     x, y = head.x[in_x, None], head.y[None, in_y]
     coil = coil_magnitude(x, y, RADIUS, spec.coil_shading)
-    readout = Readout(spec.matrix, factor, len(spec.echo_times), spec.sampling)
+    sampling = spec.scanner.sampling(spec.sampling)
+    readout = Readout(spec.matrix, factor, len(spec.echo_times), sampling)
     slices = []
     for k in range(0, in_z.stop - in_z.start, factor):
         planes = []
@@ -315,25 +347,23 @@ def simulate_head(spec=None, *, seed=0):
             material = _Material(*(values[in_x, in_y] for values in material))
             planes.append((*material, field[i]))
             on = material.amplitude > 0
-            amplitude = (coil * material.amplitude)[on]
-            offset = np.broadcast_to(phase_offset(x, y, z, RADIUS, HEIGHT), on.shape)[on]
-            echoes = echo_planes(
+            echoes = plane_signal(
+                spec,
                 on,
-                amplitude,
-                offset,
-                field[i][on],
-                material.r2star[on],
-                spec.echo_times,
-                spec.field_strength,
+                coil * material.amplitude,
+                np.broadcast_to(phase_offset(x, y, z, RADIUS, HEIGHT), on.shape),
+                field[i],
+                material.r2star,
+                head.extras(tissue[whole], z),
             )
             readout.add(i, echoes)
         slices.append(_reduce(planes, factor))
     del tissue, brain, field
-    signal = readout.voxels()
+    signal = acquire(readout.voxels()[:, :, spec.slab], spec)
     del readout
-    truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices, strict=True)))
-    magnitude, phase = measure(signal, spec.snr, seed)
-    hidden = () if spec.hard else ('vein', *LESIONS)
+    truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices[spec.slab], strict=True)))
+    magnitude, phase = measure_with(spec, signal, seed)
+    hidden = _absent(spec)
     names = {i: t.name for i, t in enumerate(TISSUES) if i > 0 and t.name not in hidden}
     maps = truth._asdict()
     return HeadPhantom(
@@ -348,6 +378,18 @@ def simulate_head(spec=None, *, seed=0):
         label_names=names,
         label_dchi={i: round(TISSUES[i].chi, 6) for i in names},
     )
+
+
+def _absent(spec):
+    """Names of the tissues that this head does not have."""
+    scanner = spec.scanner
+    there = {
+        'vein': spec.hard or scanner.flow,
+        **dict.fromkeys(LESIONS, spec.hard),
+        'fat': scanner.fat,
+        'bottle': scanner.two_bodies,
+    }
+    return {name for name, here in there.items() if not here}
 
 
 def _reduce(planes, factor):

@@ -3,16 +3,22 @@
 Standard library only, so that the command line can read its defaults without loading numpy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, cos, prod, radians, sin
 
+from precondqsm_bids.phantom.scanner_spec import Scanner
 from precondqsm_bids.phantom.spec import (
     SAMPLINGS,
+    central,
     check_echo_times,
     check_number,
+    check_slices,
     check_voxel_size,
     protocol_tr,
 )
+
+RADIUS, HEIGHT = 90.0, 200.0
+"""Size of the head for all that is smooth in space: shading, phase offset, shim, coils; mm."""
 
 FIELD_OF_VIEW = (184.0, 232.0, 196.0)
 """Field of view, mm: from ear to ear, from nose to nape, from the crown to the upper neck."""
@@ -69,6 +75,12 @@ class HeadSpec:
     sampling : {'box', 'kspace'}
         'box' averages the fine complex signal over each voxel; 'kspace' keeps the central matrix
         of its Fourier transform.
+    slices : int, optional
+        How many of the central slices the field of view keeps; the head and its field stay whole.
+        All of them unless given.
+    scanner : Scanner
+        What the scanner and a living body do to the signal; ideal unless given. See
+        `precondqsm_bids.phantom.scanner_spec.scanner`.
 
     Raises
     ------
@@ -92,6 +104,8 @@ class HeadSpec:
     coil_shading: float = 0.2
     supersampling: int = 2
     sampling: str = 'box'
+    slices: int | None = None
+    scanner: Scanner = field(default_factory=Scanner)
 
     def __post_init__(self):
         """Refuse what cannot be simulated, with the numbers that are at odds."""
@@ -113,6 +127,7 @@ class HeadSpec:
         if self.sampling not in SAMPLINGS:
             raise ValueError(f'sampling must be one of {SAMPLINGS}, not {self.sampling!r}')
         check_echo_times(self.echo_times)
+        check_slices(self.slices, self.matrix)
         if not 1 <= self.supersampling <= 8:
             raise ValueError(f'supersampling must lie between 1 and 8, not {self.supersampling}')
         points = prod(n + sum(self.margin(axis)) for axis, n in enumerate(self.matrix))
@@ -131,6 +146,16 @@ class HeadSpec:
             ceil(fov / size - 1e-6)
             for fov, size in zip(FIELD_OF_VIEW, self.voxel_size, strict=True)
         )
+
+    @property
+    def object_radius(self):
+        """Radius of the head, the length of all that is smooth in space, mm."""
+        return RADIUS
+
+    @property
+    def slab(self):
+        """The slices that the field of view keeps, as a slice of the third axis."""
+        return central(self.matrix[2], self.slices)
 
     def margin(self, axis):
         """Voxels that are simulated before and after the field of view along an axis."""

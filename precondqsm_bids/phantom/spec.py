@@ -3,8 +3,10 @@
 Standard library only, so that the command line can read its defaults without loading numpy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, inf, isfinite, pi, radians, sin
+
+from precondqsm_bids.phantom.scanner_spec import Scanner
 
 CONTAINER_RADIUS = 52.0
 CONTAINER_HEIGHT = 95.0
@@ -15,6 +17,21 @@ RING_RADIUS = 30.0
 
 BUBBLE_CLEARANCE = 2.0
 """Least distance between the air bubble and the container's lid or the tubes' ends, mm."""
+
+BOTTLE_RADIUS, BOTTLE_HEIGHT, BOTTLE_GAP = 12.0, 70.0, 8.0
+"""Radius and height of the bottle beside the container, and the air between them, mm."""
+
+BOTTLE_DCHI, BOTTLE_R2 = 0.1, 5.0
+"""Susceptibility of the bottle's water relative to the agar, ppm, and its R2, 1/s."""
+
+FLOW_RADIUS = 4.0
+"""Radius of the flow tube along the axis of the container, mm."""
+
+OIL_THICKNESS = 6.0
+"""Thickness of the layer of oil under the lid, mm."""
+
+OIL_R2 = 15.0
+"""R2 of the oil, 1/s."""
 
 SAMPLINGS = ('box', 'kspace')
 """How the fine signal becomes voxels: mean over each voxel, or truncation in k-space."""
@@ -60,6 +77,12 @@ class TubesSpec:
     sampling : {'box', 'kspace'}
         'box' averages the fine complex signal over each voxel; 'kspace' keeps the central
         ``matrix`` of its Fourier transform, which is what a scanner does.
+    slices : int, optional
+        How many of the central slices the field of view keeps; the object and its field stay
+        whole. All of them unless given.
+    scanner : Scanner
+        What the scanner and a body do to the signal; ideal unless given. See
+        `precondqsm_bids.phantom.scanner_spec.scanner`.
 
     Raises
     ------
@@ -83,6 +106,8 @@ class TubesSpec:
     coil_shading: float = 0.1
     supersampling: int = 2
     sampling: str = 'box'
+    slices: int | None = None
+    scanner: Scanner = field(default_factory=Scanner)
 
     def __post_init__(self):
         """Refuse what cannot be simulated, with the numbers that are at odds."""
@@ -105,6 +130,7 @@ class TubesSpec:
         for value in self.tubes_dchi:
             check_number('tubes_dchi', value)
         check_echo_times(self.echo_times)
+        check_slices(self.slices, self.matrix)
         self._check_fit()
 
     def _check_fit(self):
@@ -122,6 +148,14 @@ class TubesSpec:
                 f'an air bubble of radius {self.air_bubble:g} mm does not fit between the '
                 f'tubes and the lid: its radius can be {max(room, 0) / 2:g} mm at most'
             )
+        if self.scanner.two_bodies:
+            reach = 2 * (max(self.bottle_centre) + self.bottle_radius)
+            extent = [reach, reach, self.bottle_height]
+            if any(e > f for e, f in zip(extent, fov, strict=True)):
+                raise ValueError(
+                    f'the bottle beside the container reaches beyond the field of view '
+                    f'({_mm(fov)} mm): it needs {_mm(extent)} mm'
+                )
 
     @property
     def container_radius(self):
@@ -157,6 +191,32 @@ class TubesSpec:
         return (self.container_radius / 2, 0.0, z)
 
     @property
+    def bottle_radius(self):
+        """Radius of the bottle beside the container, mm."""
+        return BOTTLE_RADIUS * self.object_scale
+
+    @property
+    def bottle_height(self):
+        """Height of the bottle beside the container, mm."""
+        return BOTTLE_HEIGHT * self.object_scale
+
+    @property
+    def bottle_centre(self):
+        """Centre (x, y, z) of the bottle relative to the container's, mm: in a corner."""
+        away = self.container_radius + self.bottle_radius + BOTTLE_GAP * self.object_scale
+        return (away * cos(pi / 4), away * sin(pi / 4), 0.0)
+
+    @property
+    def object_radius(self):
+        """Radius of the object, the length of all that is smooth in space, mm."""
+        return self.container_radius
+
+    @property
+    def slab(self):
+        """The slices that the field of view keeps, as a slice of the third axis."""
+        return central(self.matrix[2], self.slices)
+
+    @property
     def b0_dir(self):
         """Unit vector of B0 in voxel axes."""
         return (0.0, sin(radians(self.b0_tilt)), cos(radians(self.b0_tilt)))
@@ -174,6 +234,23 @@ def protocol_tr(echo_times):
     0.032
     """
     return max(0.025, round(echo_times[-1] + 0.004, 6))
+
+
+def central(number, kept):
+    """The ``kept`` central of ``number`` slices, all of them for None.
+
+    >>> central(9, 4)
+    slice(2, 6, None)
+    """
+    kept = number if kept is None else kept
+    first = (number - kept) // 2
+    return slice(first, first + kept)
+
+
+def check_slices(slices, matrix):
+    """Raise ValueError unless there are as many slices to keep."""
+    if slices is not None and not 1 <= slices <= matrix[2]:
+        raise ValueError(f'slices must lie between 1 and the {matrix[2]} there are, not {slices}')
 
 
 def _mm(lengths):

@@ -70,13 +70,17 @@ TISSUES = (
     Tissue('vein', 0.30, 0.0, 25.0, 0.80, 1.60),
     Tissue('microbleed', 0.30, 0.0, 13.0, 0.70, 0.83, True),
     Tissue('calcification', 0.0, -0.30, 13.0, 0.70, 0.83, True),
+    Tissue('fat', 0.0, 0.0, 15.0, 0.90, 0.37),
+    Tissue('bottle', 0.10, 0.0, 5.0, 1.00, 0.50),
 )
 """The place in the tuple is the index in the label image; 0 is the air outside.
 
 Veins: about the shift that mapping finds in the larger ones; R2' is none, blood being one bulk
 susceptibility. Microbleeds and calcifications have the relaxation and density of white matter;
 their susceptibilities, assumed, are of the order of those reported (Chen et al., Radiology
-2014;270:496). Bone: T2* of about 1.5 ms stands as its R2.
+2014;270:496). Bone: T2* of about 1.5 ms stands as its R2. Fat (of the scanner's switch `fat`):
+T1 at 3 T after Rakow-Penner et al., JMRI 2006;23:87; its susceptibility is left at that of water,
+so that the chemical shift is all that the switch adds. The bottle is doped water.
 """
 
 INDEX = {tissue.name: i for i, tissue in enumerate(TISSUES)}

@@ -10,10 +10,8 @@ from precondqsm_bids.numerics.constants import AIR_CHI, GAMMA, WATER_CHI
 from precondqsm_bids.phantom.acquisition import (
     Readout,
     coil_magnitude,
-    echo_planes,
     fit_shim,
     mean_of,
-    measure,
     phase_offset,
     points_of_voxels,
     scanner_affine,
@@ -25,7 +23,21 @@ from precondqsm_bids.phantom.fields import (
     cylinder_field,
     sphere_field,
 )
-from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.scanner import (
+    Extras,
+    acquire,
+    measure_with,
+    plane_signal,
+    relaxivity_factor,
+)
+from precondqsm_bids.phantom.spec import (
+    BOTTLE_DCHI,
+    BOTTLE_R2,
+    FLOW_RADIUS,
+    OIL_R2,
+    OIL_THICKNESS,
+    TubesSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +67,11 @@ class TubesPhantom:
     density : (X, Y, Z) ndarray of float32
         Share of each voxel that gives signal.
     labels : (X, Y, Z) ndarray of int16
-        1 ... n for the tubes, n + 1 for the agar, in voxels that lie in it with all their
+        1 ... n for the tubes, n + 1 for the agar, n + 2 for the bottle, n + 3 for the flow tube
+        and n + 4 for the oil of the scanner's switches, in voxels that lie in it with all their
         points; 0 elsewhere, in voxels on an edge too.
     label_names : dict of int to str
-        'tube1' ... and 'agar'.
+        'tube1' ..., 'agar' and what the scanner's switches add.
     label_dchi : dict of int to float
         True susceptibility of each label relative to the agar, ppm.
     """
@@ -79,7 +92,7 @@ class TubesPhantom:
 
     def remeasure(self, seed):
         """Return the same phantom with noise of another seed."""
-        magnitude, phase = measure(self.signal, self.spec.snr, seed)
+        magnitude, phase = measure_with(self.spec, self.signal, seed)
         return replace(self, magnitude=magnitude, phase=phase)
 
 
@@ -148,6 +161,10 @@ def total_field(points, spec):
         field += dchi * cylinder_field(
             points - centre, spec.tube_radius, spec.tube_height, spec.b0_dir
         )
+    if spec.scanner.two_bodies:
+        field += (BOTTLE_DCHI + WATER_CHI - AIR_CHI) * cylinder_field(
+            points - spec.bottle_centre, spec.bottle_radius, spec.bottle_height, spec.b0_dir
+        )
     return field + _bubble_field(points, spec)
 
 
@@ -199,6 +216,11 @@ class _Object:
             CylinderOnGrid(table, self.x - cx, self.y - cy, spec.b0_dir)
             for cx, cy, _ in spec.tube_centres
         ]
+        self._bottle = None
+        if spec.scanner.two_bodies:
+            table = CylinderTable(self.z, spec.bottle_radius, spec.bottle_height, extent)
+            cx, cy, _ = spec.bottle_centre
+            self._bottle = CylinderOnGrid(table, self.x - cx, self.y - cy, spec.b0_dir)
         self._shim = shim(spec)
         self._coil = coil_magnitude(
             self.x[:, None], self.y[None], spec.container_radius, spec.coil_shading
@@ -206,15 +228,23 @@ class _Object:
         self._r2prime = r2prime(spec.tubes_dchi, spec.field_strength, spec.relaxivity_scale)
 
     def plane(self, k):
-        """Materials (-1 air outside, 0 agar, 1 ... tubes, n + 1 bubble), chi, field and R2*."""
+        """Materials, chi, field and R2*.
+
+        Materials: -1 air outside, 0 agar, 1 ... n tubes, n + 1 bubble, n + 2 bottle, n + 3 flow
+        tube, n + 4 oil.
+        """
         spec = self.spec
         n_tubes = len(self.tubes)
         material = np.where(self.container.inside(k), 0, -1).astype(np.int16)
+        self._add_flow_and_oil(material, k)
         field = (WATER_CHI - AIR_CHI) * self.container.field(k)
         for i, (tube, dchi) in enumerate(zip(self.tubes, spec.tubes_dchi, strict=True), start=1):
             material[tube.inside(k)] = i
             if dchi:
                 field += dchi * tube.field(k)
+        if self._bottle:
+            material[self._bottle.inside(k)] = n_tubes + 2
+            field += (BOTTLE_DCHI + WATER_CHI - AIR_CHI) * self._bottle.field(k)
         terms = solid_harmonics(self.x[:, None], self.y[None], self.z[k], spec.container_radius)
         for coefficient, term in zip(self._shim, terms, strict=True):
             field -= coefficient * term
@@ -224,9 +254,41 @@ class _Object:
             distance = np.linalg.norm(points - np.asarray(spec.bubble_centre), axis=-1)
             material[distance <= spec.air_bubble] = n_tubes + 1
         # the last entry of each table serves material -1, the air outside
-        chi = np.array([0.0, *spec.tubes_dchi, AIR_CHI - WATER_CHI, 0.0])[material]
-        r2star = np.array([spec.r2, *(spec.r2 + self._r2prime), 0.0, 0.0])[material]
+        added = BOTTLE_DCHI, 0.0, 0.0
+        chi = np.array([0.0, *spec.tubes_dchi, AIR_CHI - WATER_CHI, *added, 0.0])[material]
+        added = BOTTLE_R2, spec.r2, OIL_R2
+        r2star = np.array([spec.r2, *(spec.r2 + self._r2prime), 0.0, *added, 0.0])[material]
+        if spec.scanner.relaxivity:
+            here = material > 0
+            here &= material <= n_tubes
+            factor = relaxivity_factor(spec, self.x[:, None], self.y, self.z[k])
+            r2star[here] += ((factor - 1) * (r2star - spec.r2))[here]
         return material, chi, field, r2star
+
+    def _add_flow_and_oil(self, material, k):
+        """A tube of flowing water along the axis, and a layer of oil under the lid."""
+        spec, z = self.spec, self.z[k]
+        scale, first = spec.object_scale, len(self.tubes) + 3
+        if spec.scanner.flow and abs(z) <= spec.tube_height / 2:
+            inside = np.hypot(self.x[:, None], self.y) <= FLOW_RADIUS * scale
+            material[inside] = first
+        lid = spec.container_height / 2
+        if spec.scanner.fat and lid - OIL_THICKNESS * scale <= z <= lid:
+            material[material == 0] = first + 1
+
+    def extras(self, material):
+        """What the spins of a plane do beside, `Extras`."""
+        spec, n_tubes = self.spec, len(self.tubes)
+        scanner = spec.scanner
+        frequency = velocity = None
+        if scanner.white_matter_shift:
+            weakest = 1 + int(np.argmin(np.abs(spec.tubes_dchi)))
+            frequency = np.where(material == weakest, scanner.white_matter_shift, 0)
+        if scanner.flow:
+            velocity = np.zeros((3, *material.shape))
+            velocity[2] = np.where(material == n_tubes + 3, scanner.flow, 0)
+        fat = material == n_tubes + 4 if scanner.fat else None
+        return Extras(frequency, fat, velocity)
 
     def points(self, k):
         """Coordinates of plane ``k``, (X, Y, 3), mm."""
@@ -236,18 +298,11 @@ class _Object:
     def signal(self, k, material, field, r2star):
         """Complex signal of plane ``k`` at each echo, (X, Y) complex64 each."""
         spec = self.spec
-        on = (material >= 0) & (material <= len(self.tubes))
+        on = gives_signal(material, len(self.tubes))
         size = spec.container_radius, spec.container_height
         offset = phase_offset(self.x[:, None], self.y[None], self.z[k], *size)
-        return echo_planes(
-            on,
-            self._coil[on],
-            offset[on],
-            field[on],
-            r2star[on],
-            spec.echo_times,
-            spec.field_strength,
-        )
+        extras = self.extras(material)
+        return plane_signal(spec, on, self._coil, offset, field, r2star, extras)
 
 
 def simulate_tubes(spec=None, *, seed=0):
@@ -277,7 +332,8 @@ def simulate_tubes(spec=None, *, seed=0):
     body = _Object(spec)
     factor = spec.supersampling
     n_tubes = len(spec.tubes_dchi)
-    readout = Readout(spec.matrix, factor, len(spec.echo_times), spec.sampling)
+    sampling = spec.scanner.sampling(spec.sampling)
+    readout = Readout(spec.matrix, factor, len(spec.echo_times), sampling)
     slices = []
     for k in range(spec.matrix[2]):
         fine = [body.plane(i) for i in range(k * factor, (k + 1) * factor)]
@@ -285,11 +341,14 @@ def simulate_tubes(spec=None, *, seed=0):
         for i, (material, _, field, r2star) in enumerate(fine, start=k * factor):
             if (material >= 0).any():
                 readout.add(i, body.signal(i, material, field, r2star))
-    signal = readout.voxels()
-    truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices, strict=True)))
-    magnitude, phase = measure(signal, spec.snr, seed)
+    signal = acquire(readout.voxels()[:, :, spec.slab], spec)
+    truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices[spec.slab], strict=True)))
+    magnitude, phase = measure_with(spec, signal, seed)
     names = {i: f'tube{i}' for i in range(1, n_tubes + 1)} | {n_tubes + 1: 'agar'}
     dchi = dict(enumerate((*spec.tubes_dchi, 0.0), start=1))
+    for i, (name, value, there) in enumerate(_added(spec), start=n_tubes + 2):
+        if there:
+            names[i], dchi[i] = name, value
     return TubesPhantom(
         spec=spec,
         magnitude=magnitude,
@@ -303,18 +362,33 @@ def simulate_tubes(spec=None, *, seed=0):
     )
 
 
+def _added(spec):
+    """Name, susceptibility (ppm) and presence of what follows the agar in the labels."""
+    scanner = spec.scanner
+    return (
+        ('bottle', BOTTLE_DCHI, scanner.two_bodies),
+        ('flow', 0.0, scanner.flow),
+        ('oil', 0.0, scanner.fat),
+    )
+
+
+def gives_signal(material, n_tubes):
+    """Whether a material is neither the air outside nor the bubble."""
+    return (material >= 0) & (material != n_tubes + 1)
+
+
 def _reduce(planes, factor, n_tubes):
     """Voxel means, and labels of the voxels of one material, from the fine planes of a slice."""
     material, chi, field, r2star = (
         points_of_voxels(stack, factor) for stack in zip(*planes, strict=True)
     )
     lowest, highest = reduce(np.minimum, material), reduce(np.maximum, material)
-    pure = (lowest == highest) & (lowest >= 0) & (lowest <= n_tubes)
+    pure = (lowest == highest) & gives_signal(lowest, n_tubes)
     label = np.where(lowest == 0, n_tubes + 1, lowest)
     return _Truth(
         chi=mean_of(chi),
         field=mean_of(field),
         r2star=mean_of(r2star),
-        density=mean_of([(m >= 0) & (m <= n_tubes) for m in material]),
+        density=mean_of([gives_signal(m, n_tubes) for m in material]),
         labels=np.where(pure, label, 0).astype(np.int16),
     )

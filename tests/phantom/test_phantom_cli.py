@@ -9,6 +9,7 @@ import pytest
 
 from precondqsm_bids.phantom.cli import build_parser, main, spec_of
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
+from precondqsm_bids.phantom.scanner_spec import Scanner
 from precondqsm_bids.phantom.spec import TubesSpec
 
 SMALL = ['--object-scale', '0.5', '--matrix', '28', '28', '26', '--voxel-size', '2', '2', '2']
@@ -34,7 +35,9 @@ def test_every_option_is_read_and_every_field_has_one():
     # an option that is neither part of a spec nor of writing would be read by nothing
     options = {action.dest for action in build_parser()._actions} - {'help', 'version'}
     known = set(TubesSpec.__dataclass_fields__) | set(HeadSpec.__dataclass_fields__)
-    assert options - known == {'out_dir', 'kind', 'participants', 'seed'}
+    sizes = {'eddy_currents', 'bipolar', 'first_echo'}
+    assert sizes < set(Scanner.__dataclass_fields__)
+    assert options - known - sizes == {'out_dir', 'kind', 'participants', 'seed'}
     assert known <= options
 
 
