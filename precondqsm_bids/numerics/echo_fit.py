@@ -11,8 +11,6 @@ signal, and for the field again. The demodulated signal has zero-mean noise, so 
 hold only noise do not bias R2* as they would bias a fit of magnitudes.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +18,17 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.noise import noise_from_residual, noise_inside, noise_level
+from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
+from precondqsm_bids.numerics.noise import (
+    Air,
+    air_around,
+    local_level,
+    noise_from_residual,
+    noise_inside,
+    without_floor,
+)
+from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, phase_line
+from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import count_jumps, phase_advance, unwrap
 
 F32 = npt.NDArray[np.float32]
@@ -28,6 +36,8 @@ TWO_PI = np.float32(2 * np.pi)
 MIXED = 3.0
 """Mean squared residual, over the noise variance, above which one field and one rate do not
 describe a voxel."""
+LEAST_SNR = 8.0
+"""Length of the signal of all echoes over the noise below which the phase may be turns off."""
 DEEPEST = np.float32(5.0)
 """Largest ``R2* TE1``: a first echo below exp(-5) of S0 cannot be measured."""
 _CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
@@ -51,13 +61,26 @@ class EchoFit(NamedTuple):
     reliable: npt.NDArray[np.bool_]
     """Voxels whose R2* has at least two usable echoes, their own or pooled with neighbours'."""
     misfit: F32
-    """Root mean square of the residual over the noise: 1 where the model describes the voxel."""
+    """Root mean square of the residual over ``noise_sd``: 1 where the model describes the voxel
+    and the noise is that of the median voxel."""
     noise_sd: float
     """Noise of one channel (real or imaginary), in the unit of the magnitude."""
+    noise_source: str
+    """``given``, ``phase`` (what the phase fit leaves) or ``magnitude`` (its second
+    differences)."""
+    air: Air | None
+    """Noise of the air around the object and its channels, where it is air."""
     offset_model: str
-    """``quartic`` (smooth phase offset) or ``voxelwise``."""
+    """``quartic`` or ``spline`` (smooth phase offset), or ``voxelwise``."""
     offset_misfit: float
-    """Root mean square of what the quartic leaves of the phase offset, rad."""
+    """Root mean square of what the smooth offset leaves in blocks of voxels, rad."""
+    own_offset: npt.NDArray[np.bool_]
+    """Voxels whose offset is free: all with ``voxelwise``, those at a pole with ``spline``."""
+    echo_phase: EchoPhase | None
+    """Constant and gradient of the phase of each echo that were taken off; None for two."""
+    body_turns: tuple[int, ...]
+    """Turns that each body but the largest was moved by, so that its phase offset continues that
+    of the largest; empty for one body."""
 
 
 class OneEcho(NamedTuple):
@@ -110,6 +133,7 @@ def field_of_one_echo(
     field_strength: float,
     mask: npt.NDArray[np.bool_],
     *,
+    object_mask: npt.NDArray[np.bool_] | None = None,
     predicted_field: npt.NDArray | None = None,
     noise_sd: float | None = None,
 ) -> OneEcho:
@@ -134,11 +158,14 @@ def field_of_one_echo(
         B0, T.
     mask : (X, Y, Z) ndarray of bool
         Voxels whose field is wanted.
+    object_mask : (X, Y, Z) ndarray of bool, optional
+        The whole object, around which air may be; ``mask`` if omitted.
     predicted_field : (X, Y, Z) ndarray, optional
         As for :func:`fit_echoes`: it may help unwrapping and enters nothing else.
     noise_sd : float, optional
-        Noise of one channel; from the air (:func:`noise_level`), or from the object itself where
-        there is none (:func:`noise_inside`).
+        Noise of one channel; from the air (:func:`~precondqsm_bids.numerics.noise.air_around`), or
+        from the object itself where there is none
+        (:func:`~precondqsm_bids.numerics.noise.noise_inside`).
 
     Returns
     -------
@@ -169,10 +196,9 @@ def field_of_one_echo(
     if bad := np.count_nonzero(~np.isfinite(signal)):
         raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
     if noise_sd is None:
-        noise_sd = noise_level(magnitude[..., None], mask)
-    if noise_sd is None:
-        noise_sd = noise_inside(magnitude, mask)
-    noise_sd = max(noise_sd, float(np.abs(signal).max()) * 1e-7)
+        air = air_around(magnitude[..., None], mask if object_mask is None else object_mask)
+        noise_sd = air.noise_sd if air else noise_inside(magnitude, mask)
+    noise_sd = max(noise_sd, float(np.median(np.abs(signal))) * 1e-6, 1e-30)
 
     prediction = np.zeros(len(signal), np.float32)
     if predicted_field is not None:
@@ -194,26 +220,37 @@ def fit_echoes(
     field_strength: float,
     mask: npt.NDArray[np.bool_],
     *,
+    object_mask: npt.NDArray[np.bool_] | None = None,
+    voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
     predicted_field: npt.NDArray | None = None,
     noise_sd: float | None = None,
     workers: int = 1,
 ) -> EchoFit:
     """Fit the complex multi-echo model in every voxel of ``mask``.
 
-    1. The phase advance between neighbouring echoes (all pairs of the shortest spacing, each
-       weighted by its magnitudes) is unwrapped in space and gives a first field.
-    2. Gauss-Newton on the complex residual refines field and phase offset together.
-    3. The offset is smooth over the object: a polynomial of fourth order is fitted to it where
-       it is reliable, wraps between echoes that it exposes are repaired, and the field is fitted
-       again with the offset fixed, which is where the precision in fast-decaying voxels comes
-       from. Where a quartic does not describe the offset it stays free in each voxel.
-    4. R2* and S0 by least squares of the demodulated signal, with the dephasing by the field's
+    1. The phase advance between neighbouring echoes (all pairs of the shortest spacing that
+       agree, each weighted by its magnitudes) is unwrapped in space and gives a first field.
+    2. The magnitude is freed of the floor that a root sum of squares of channels has, where the
+       air tells it (:func:`~precondqsm_bids.numerics.noise.air_around`). Of three echoes or more,
+       the constant and gradient of the phase of each echo that are not
+       linear in TE are taken off: :func:`~precondqsm_bids.numerics.echo_phase.echo_phase`.
+    3. Gauss-Newton on the complex residual refines field and phase offset together. What it
+       leaves is the noise. Bodies that are not connected are unwrapped each for itself: each is
+       moved by the whole turns that let its offset continue that of the largest body.
+    4. The offset is smooth over the object
+       (:func:`~precondqsm_bids.numerics.phase_offset.smooth_offset`): wraps between echoes that
+       it exposes are repaired, and the field is fitted again with the offset fixed, which is
+       where the precision in fast-decaying voxels comes from. Where nothing smooth describes it,
+       as at a pole of the receive phase, it stays free in the voxel.
+    5. R2* and S0 by least squares of the demodulated signal, with the dephasing by the field's
        own gradient in the model; then the field once more, every echo weighted by its modelled
        signal instead of its measured magnitude, which in late echoes is mostly noise.
-    5. Where only one echo is usable, R2* is that of the mean demodulated signal of such
+    6. Where only one echo is usable, R2* is that of the mean demodulated signal of such
        voxels among the 27 around: a T2* below the echo spacing shows in many voxels together.
-    6. Where the signal is not that of one field and one rate (the wall of a strong source), the
-       field is the initial slope of the phase, which is that of the voxel's mean field.
+       The standard deviation of such a voxel's field holds the turn that it may be off.
+    7. Where the signal is not that of one field and one rate (the wall of a strong source), the
+       field is the initial slope of the phase, which is that of the voxel's mean field. Only a
+       local departure counts: what the phase does in the whole neighbourhood is no wall.
 
     Memory: 8 E + 60 bytes per voxel of the mask beside the input; no Fourier transform.
 
@@ -229,12 +266,17 @@ def fit_echoes(
         B0, T.
     mask : (X, Y, Z) ndarray of bool
         Voxels to fit.
+    object_mask : (X, Y, Z) ndarray of bool, optional
+        The whole object, around which air may be; ``mask`` if omitted.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
     predicted_field : (X, Y, Z) ndarray, optional
         A prediction of the field, ppm, removed from the signal and added again at the end. It
         needs not be accurate: the phase is unwrapped without it if that leaves fewer jumps.
     noise_sd : float, optional
-        Noise of one channel; estimated from the air (:func:`noise_level`), or from the
-        residuals where there is none.
+        Noise of one channel. If omitted, from what the phase fit leaves, of two echoes from the
+        magnitude inside the object
+        (:func:`~precondqsm_bids.numerics.noise.noise_inside`).
     workers : int
         Threads.
 
@@ -264,12 +306,12 @@ def fit_echoes(
     te = check_echoes(magnitude, phase, echo_times)
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel to fit')
-    signal = (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)  # (V, E)
+    air = air_around(magnitude, mask if object_mask is None else object_mask)
+    amplitude = without_floor(magnitude[mask], air)
+    signal = (amplitude * np.exp(1j * phase[mask])).astype(np.complex64)  # (V, E)
     if not np.all(np.isfinite(signal)):
         bad = np.count_nonzero(~np.isfinite(signal).all(axis=1))
         raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
-    if noise_sd is None:
-        noise_sd = noise_level(magnitude, mask)
 
     to_rad = TWO_PI * np.float32(hz_per_ppm(field_strength)) * te.astype(np.float32)  # rad/ppm
     prediction = np.zeros(len(signal), np.float32)
@@ -278,18 +320,31 @@ def fit_echoes(
     field = _field_from_advance(signal, te, field_strength, mask, prediction)
     if predicted_field is not None:
         _demodulate(signal, prediction, to_rad)
+    own_phase = None
+    if te.size > 2:
+        own_phase = echo_phase(signal, to_rad, field, mask, voxel_size, workers)
+        field += take_off(signal, own_phase, mask, voxel_size, workers)
     offset = np.zeros_like(field)
-    sd = _fit_phase(signal, to_rad, field, offset, True, workers)
+    sd = fit_phase(signal, to_rad, field, offset, True, workers)
+    noise_source, noise = 'given', np.full_like(field, noise_sd or 0)
     if noise_sd is None:
-        noise_sd = noise_from_residual(signal, to_rad, field, offset)
-    noise_sd = max(noise_sd, float(np.abs(signal).max()) * 1e-7)
+        noise_source = 'phase' if te.size > 2 else 'magnitude'
+        if te.size > 2:
+            noise_sd, noise = noise_from_residual(signal, to_rad, field, offset, mask)
+        else:
+            noise_sd = noise_inside(magnitude[..., 0], mask)
+    noise_sd = max(noise_sd, float(np.median(np.abs(signal[:, 0]))) * 1e-6, 1e-30)
+    noise = np.maximum(noise, np.float32(noise_sd / 100))
+    turns = _join_bodies(signal, to_rad, field, offset, mask, workers)
 
-    smooth, misfit, model = _smooth_offset(offset, sd * noise_sd, mask)
-    free = model == 'voxelwise'
-    if not free:
-        offset = smooth
-        _repair_wraps(signal, to_rad, field, offset)
-        _fit_phase(signal, to_rad, field, offset, False, workers)
+    smooth = smooth_offset(offset, sd * noise, mask, voxel_size)
+    free: npt.NDArray[np.bool_] | bool = smooth.own
+    if smooth.model != 'voxelwise':
+        if smooth.model == 'quartic':
+            free = False
+        offset = smooth.offset
+        _repair_wraps(signal, to_rad, field, offset, smooth.own)
+        fit_phase(signal, to_rad, field, offset, free, workers)
     fit = _fit_signal(
         signal,
         to_rad,
@@ -297,27 +352,27 @@ def fit_echoes(
         field,
         offset,
         _voxel_gradient(field + prediction, mask),
-        noise_sd,
+        noise,
         free,
         workers,
     )
-    field_sd, r2star, s0, usable, misfit_ratio = fit
+    field_sd, r2star, s0, usable, misfit_ratio, snr = fit
     # A residual beyond noise: several fields or rates in one voxel, flow, a ghost, ringing.
     mixed = np.flatnonzero(misfit_ratio > MIXED)
     field_sd[mixed] *= np.sqrt(misfit_ratio[mixed])
-    if not free:
-        # An error of the offset turns the field by what a line through the origin makes of it.
-        field_sd[...] = np.hypot(field_sd, misfit / to_rad[len(te) // 2])
-        change, early_sd = _initial_slope(signal[mixed], to_rad, field[mixed], offset[mixed])
-        early_sd *= noise_sd
-        bent = np.abs(change) > 3 * early_sd
-        field[mixed[bent]] += change[bent]
-        field_sd[mixed[bent]] = np.hypot(early_sd, 0.2 * change)[bent]
+    # An error of the offset turns the field by what a line through the origin makes of it.
+    error = np.where(smooth.own, 0, np.hypot(smooth.error, smooth.misfit))
+    field_sd[...] = np.hypot(field_sd, error / to_rad[len(te) // 2])
+    _follow_initial_slope(signal, to_rad, field, offset, field_sd, mixed, smooth, noise, mask)
+    turn = np.float32(1 / (hz_per_ppm(field_strength) * te[0]))
+    # The phase of one echo, or of echoes that hold little but noise, is known but for turns.
+    lone = (usable < 2) | (snr < LEAST_SNR)
+    field_sd[lone] = np.hypot(field_sd[lone], turn / np.sqrt(np.float32(12)))
     pooled = _pool_decay(signal, to_rad, te.astype(np.float32), field, offset, r2star, s0,
-                         usable, noise_sd, mask)  # fmt: skip
+                         usable, noise, mask)  # fmt: skip
     # A decay of which one echo or none is seen could be any: no number is better than noise.
     r2star[pooled < 2] = s0[pooled < 2] = 0
-    np.minimum(field_sd, np.float32(1 / (hz_per_ppm(field_strength) * te[0])), out=field_sd)
+    np.minimum(field_sd, turn, out=field_sd)
 
     def volume(values: npt.NDArray) -> npt.NDArray:
         out = np.zeros(mask.shape, values.dtype)
@@ -325,17 +380,22 @@ def fit_echoes(
         return out
 
     return EchoFit(
-        volume(field + prediction),
-        volume(field_sd),
-        volume(r2star),
-        volume(s0),
-        volume(np.angle(np.exp(1j * offset)).astype(np.float32)),
-        volume(usable),
-        volume(pooled >= 2),
-        volume(np.sqrt(misfit_ratio)),
-        float(noise_sd),
-        model,
-        float(misfit),
+        total_field=volume(field + prediction),
+        field_sd=volume(field_sd),
+        r2star=volume(r2star),
+        s0=volume(s0),
+        phase_offset=volume(np.angle(np.exp(1j * offset)).astype(np.float32)),
+        usable_echoes=volume(usable),
+        reliable=volume(pooled >= 2),
+        misfit=volume(np.sqrt(misfit_ratio) * noise / np.float32(noise_sd)),
+        noise_sd=float(noise_sd),
+        noise_source=noise_source,
+        air=air,
+        offset_model=smooth.model,
+        offset_misfit=float(smooth.misfit),
+        own_offset=volume(smooth.own),
+        echo_phase=own_phase,
+        body_turns=turns,
     )
 
 
@@ -379,138 +439,9 @@ def _field_from_advance(
     return unwrapped / step
 
 
-def _in_chunks(function: Callable[[slice], None], length: int, workers: int) -> None:
-    """Call ``function`` with slices that cover ``length``, on ``workers`` threads."""
-    parts = [slice(start, start + _CHUNK) for start in range(0, length, _CHUNK)]
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(function, parts))
-
-
-def _line(
-    weight: F32, score: F32, to_rad: F32, free: bool
-) -> tuple[F32 | np.float32, F32, F32, F32]:
-    """Weighted straight line through a residual phase: intercept, slope, and their variances.
-
-    ``weight`` (V, E) is the squared amplitude, ``score`` the weight times the residual; without
-    ``free`` the intercept is zero. Variances are per unit of squared noise.
-    """
-    tiny = np.finfo(np.float32).tiny
-    w2 = np.maximum(weight @ to_rad**2, tiny)
-    r1 = score @ to_rad
-    if not free:
-        return np.float32(0), r1 / w2, 0 * w2, 1 / w2
-    w0, w1, r0 = np.maximum(weight.sum(1), tiny), weight @ to_rad, score.sum(1)
-    determinant = np.maximum(w0 * w2 - w1**2, 1e-6 * w0 * w2 + tiny)
-    return (
-        (w2 * r0 - w1 * r1) / determinant,
-        (w0 * r1 - w1 * r0) / determinant,
-        w2 / determinant,
-        w0 / determinant,
-    )
-
-
-def _fit_phase(
-    signal: npt.NDArray,
-    to_rad: F32,
-    field: F32,
-    offset: F32,
-    free: bool,
-    workers: int,
-    iterations: int = 3,
-) -> F32:
-    """Refine the field, and the offset if ``free``, in place; the offset's sd per unit noise.
-
-    Gauss-Newton with the measured magnitudes as amplitudes: each step is a straight-line fit of
-    the residual phase, weights magnitude squared. A free offset starts from the phase that the
-    first field leaves.
-    """
-    offset_sd = np.empty_like(field)
-
-    def refine(part: slice) -> None:
-        s = signal[part]
-        weight = s.real**2 + s.imag**2
-        rotated = s * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
-        if free:
-            offset[part] = np.angle((rotated * np.abs(s)).sum(1))
-            rotated *= np.exp(-1j * offset[part, None])
-        for _ in range(iterations):
-            turn, slope, variance, _ = _line(weight, weight * np.angle(rotated), to_rad, free)
-            offset[part] += turn
-            field[part] += slope
-            rotated *= np.exp(-1j * (np.reshape(turn, (-1, 1)) + slope[:, None] * to_rad))
-        offset_sd[part] = np.sqrt(variance)
-
-    _in_chunks(refine, len(signal), workers)
-    return offset_sd
-
-
-def _polynomial(mask: npt.NDArray[np.bool_], order: int) -> F32:
-    """Monomials up to ``order`` at the masked voxels, coordinates scaled to -1..1, (V, terms)."""
-    coordinates = []
-    for axis, index in enumerate(np.nonzero(mask)):
-        half = max((mask.shape[axis] - 1) / 2, 1)
-        coordinates.append((index / half - 1).astype(np.float32))
-    x, y, z = coordinates
-    return np.stack(
-        [
-            x**i * y**j * z**k
-            for total in range(order + 1)
-            for i in range(total, -1, -1)
-            for j in range(total - i, -1, -1)
-            for k in [total - i - j]
-        ],
-        axis=1,
-    )
-
-
-def _smooth_offset(
-    offset: F32, offset_sd: F32, mask: npt.NDArray[np.bool_], order: int = 4
-) -> tuple[F32, float, str]:
-    """Quartic fit of the phase offset, what it leaves (rad), and whether to use it.
-
-    Fitted on the circle (only ``exp(i offset)`` enters) where the offset is known to 0.3 rad.
-    The polynomial serves if the block medians of what it leaves stay below 0.1 rad.
-    """
-    good = np.flatnonzero(offset_sd < 0.3)
-    if good.size < 1000:
-        return offset, 0.0, 'voxelwise'
-    used = good[:: max(1, good.size // 200_000)]
-    monomials = _polynomial(mask, order)
-    a = monomials[used].astype(np.float64)
-    weight = np.minimum(1 / np.maximum(offset_sd[used], 1e-6), 100.0)[:, None]
-    start = np.angle(np.exp(1j * offset[used]).mean())
-    residual = np.angle(np.exp(1j * (offset[used] - start)))
-    if np.mean(np.abs(residual) > 0.75 * np.pi) > 0.01:
-        unwrapped = unwrap(np.angle(np.exp(1j * (offset - start))), mask)
-        residual = unwrapped[used]
-    coefficients = np.zeros(a.shape[1])
-    coefficients[0] = start
-    fitted = np.full(len(used), start)
-    for _ in range(6):
-        step = np.linalg.lstsq(a * weight, residual * weight[:, 0], rcond=None)[0]
-        coefficients += step
-        fitted = a @ coefficients
-        residual = np.angle(np.exp(1j * (offset[used] - fitted)))
-        # Outliers (wraps between echoes, strong sources) lose their weight.
-        scale = 1.4826 * np.median(np.abs(residual)) + 1e-6
-        weight = np.minimum(1 / np.maximum(offset_sd[used], 1e-6), 100.0)[:, None]
-        weight = weight * np.where(np.abs(residual) < 4 * scale, 1, 1e-3)[:, None]
-    smooth = (monomials @ coefficients.astype(np.float32)).astype(np.float32)
-
-    left = np.angle(np.exp(1j * (offset[good] - smooth[good])))
-    blocks = np.ravel_multi_index(
-        [index[good] // 8 for index in np.nonzero(mask)], [n // 8 + 1 for n in mask.shape]
-    )
-    # Medians, so that a rim of voxels a turn off does not speak for its block.
-    order_by_block = np.lexsort((left, blocks))
-    count = np.bincount(blocks)
-    first = np.cumsum(count) - count
-    median = left[order_by_block][(first + count // 2)[count > 64]]
-    misfit = float(np.sqrt(np.mean(median**2))) if median.size else 0.0
-    return smooth, misfit, 'quartic' if misfit < 0.1 else 'voxelwise'
-
-
-def _repair_wraps(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> None:
+def _repair_wraps(
+    signal: npt.NDArray, to_rad: F32, field: F32, offset: F32, own: npt.NDArray[np.bool_]
+) -> None:
     """Move the field by whole turns of the echo spacing where the known offset asks for it.
 
     A voxel unwrapped one turn off is ``1 / dTE`` off in frequency, which turns the first echo by
@@ -535,6 +466,7 @@ def _repair_wraps(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> 
         best = np.argmax(score, axis=0)
         # Only a clear win moves a voxel: half of what full coherence would give.
         clear = score.max(0) - score[0] > 0.5 * (np.abs(signal[part]) ** 2).sum(1)
+        clear &= ~own[part]  # an offset of the voxel's own holds the turn
         field[part] += np.where(clear, candidates[best] * step, 0)
 
 
@@ -554,6 +486,120 @@ def _initial_slope(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) ->
     amplitude = np.maximum(np.abs(signal[:, :2]), np.finfo(np.float32).tiny)
     sd = np.hypot(a / amplitude[:, 0], b / amplitude[:, 1])
     return (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32), sd
+
+
+def _follow_initial_slope(
+    signal: npt.NDArray,
+    to_rad: F32,
+    field: F32,
+    offset: F32,
+    field_sd: F32,
+    mixed: npt.NDArray[np.intp],
+    smooth: Offset,
+    noise: F32,
+    mask: npt.NDArray[np.bool_],
+) -> None:
+    """Move mixed voxels to the initial slope of their phase, field and its sd in place.
+
+    Only by what the departure has beyond that of the 7 x 7 x 7 voxels around: an error of the
+    phase that is smooth in space bends it everywhere, and is no wall of a source. An error of the
+    offset turns the slope by ``error (1 / t1 + 1 / t2)``.
+    """
+    mixed = mixed[~smooth.own[mixed]]  # an own offset has taken the first echo's departure
+    if mixed.size == 0:
+        return
+    change, early_sd = _initial_slope(signal, to_rad, field, offset)
+    early_sd = np.hypot(early_sd * noise, smooth.error * (1 / to_rad[0] + 1 / to_rad[1]))
+    around = local_level(change, early_sd, mask)[mixed]
+    change, early_sd = change[mixed] - around, early_sd[mixed]
+    bent = np.abs(change) > 3 * early_sd
+    field[mixed[bent]] += change[bent]
+    field_sd[mixed[bent]] = np.hypot(early_sd, 0.2 * change)[bent]
+
+
+def _join_bodies(
+    signal: npt.NDArray,
+    to_rad: F32,
+    field: F32,
+    offset: F32,
+    mask: npt.NDArray[np.bool_],
+    workers: int,
+) -> tuple[int, ...]:
+    """Move each body but the largest by whole turns, field and offset in place; the turns.
+
+    A body that is unwrapped alone may be any number of turns of the echo spacing off. Each turn
+    moves its offset by ``2 pi TE1 / dTE``. Taken is the number that brings offset and field,
+    both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
+    offset to half a radian, the field (a prediction taken off) to 1.5 ppm.
+    """
+    labels = bodies(mask)
+    if labels.max() < 2:
+        return ()
+    turn = float(TWO_PI / np.diff(to_rad).min())
+    points = np.stack(np.nonzero(mask), axis=1).astype(np.float32)
+    of = labels[mask]
+    main = np.flatnonzero(of == 1)
+    out = []
+    for number in range(2, labels.max() + 1):
+        own = np.flatnonzero(of == number)
+        near_main = main[_nearest(points[main], points[own].mean(0))]
+        near_own = own[_nearest(points[own], points[near_main].mean(0))]
+        apart = float(np.median(field[near_own]) - np.median(field[near_main]))
+        change = np.angle(
+            np.exp(1j * offset[near_own]).mean() * np.exp(-1j * offset[near_main]).mean()
+        )
+        counts = np.arange(-8, 9)
+        moved = np.angle(np.exp(1j * (change - counts * turn * float(to_rad[0]))))
+        cost = (moved / 0.5) ** 2 + ((apart + counts * turn) / 1.5) ** 2
+        best = int(counts[np.argmin(cost)])
+        out.append(best)
+        if best:
+            here, there = field[own] + np.float32(best * turn), offset[own]
+            fit_phase(signal[own], to_rad, here, there, True, workers)
+            field[own], offset[own] = here, there
+    return tuple(out)
+
+
+def _nearest(points: F32, to: F32, most: int = 2000) -> npt.NDArray[np.intp]:
+    """Indices of the ``most`` points nearest to a position."""
+    distance = ((points - to) ** 2).sum(1)
+    return (
+        np.argpartition(distance, most - 1)[:most]
+        if distance.size > most
+        else np.arange(distance.size)
+    )
+
+
+def bodies(mask: npt.NDArray[np.bool_], least: float = 0.01) -> npt.NDArray[np.int32]:
+    """Connected bodies of a mask, numbered from the largest, 1; smaller pieces belong to it.
+
+    What is not connected shares neither turns of the phase nor a reference: values between bodies
+    are undetermined. A piece of less than ``least`` of the mask, or of less than 200 voxels, is no
+    body of its own.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    least : float
+        Fraction of the mask.
+
+    Examples
+    --------
+    >>> mask = np.zeros((30, 10, 10), bool); mask[:12, 1:9, 1:9] = mask[20:, 2:8, 2:8] = True
+    >>> np.unique(bodies(mask), return_counts=True)[1].tolist()
+    [1872, 768, 360]
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    order = np.argsort(-sizes, kind='stable')[:count]
+    numbers = np.ones(count + 1, np.int32)
+    numbers[0] = 0
+    for number, label in enumerate(order, start=1):
+        if sizes[label] >= max(least * mask.sum(), 200):
+            numbers[label] = number
+    return numbers[labels]
 
 
 def _voxel_gradient(field: F32, mask: npt.NDArray[np.bool_]) -> F32:
@@ -586,52 +632,56 @@ def _fit_signal(
     field: F32,
     offset: F32,
     spread: F32,
-    noise_sd: float,
-    free: bool,
+    noise: F32,
+    free: npt.NDArray[np.bool_] | bool,
     workers: int,
-) -> tuple[F32, F32, F32, npt.NDArray[np.uint8], F32]:
+) -> tuple[F32, F32, F32, npt.NDArray[np.uint8], F32, F32]:
     """Maximum likelihood of decay and phase in turn; ``field`` and ``offset`` are refined.
 
-    Returns the field's sd (ppm), R2* (1/s), S0, the usable echoes and the mean squared residual
-    over the noise variance. The dephasing by a linear field across the voxel, a product of
-    ``sinc`` over the axes, is part of the model, so that R2* is not inflated by background
-    gradients (Fernandez-Seara & Wehrli, Magn Reson Med 2000;44:358).
+    Returns the field's sd (ppm), R2* (1/s), S0, the usable echoes, the mean squared residual over
+    the noise variance, and the length of the signal of all echoes over the noise. The dephasing
+    by a linear field across the voxel, a product of ``sinc`` over the axes, is part of the model,
+    so that R2* is not inflated by background gradients (Fernandez-Seara & Wehrli, Magn Reson Med
+    2000;44:358).
     """
-    field_sd, r2star, s0, misfit = (np.empty_like(field) for _ in range(4))
+    field_sd, r2star, s0, misfit, snr = (np.empty_like(field) for _ in range(5))
     usable = np.empty(len(field), np.uint8)
 
     def refine(part: slice) -> None:
+        own = free if isinstance(free, bool) else free[part]
+        sigma = noise[part]
         rotated = signal[part] * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
         loss = np.ones(rotated.shape, np.float32)
         for axis in range(3):
             loss *= np.sinc(spread[part, axis, None] * to_rad / TWO_PI)
         loss[loss < 0.2] = 0  # at and beyond the first zero an echo tells nothing
-        rate, log_s0 = _first_decay(rotated, loss, te, noise_sd)
+        rate, log_s0 = _first_decay(rotated, loss, te, sigma)
         rate, amplitude = _refine_decay(rotated.real, loss, te, rate, log_s0, 5)
         for _ in range(2):
             model = amplitude[:, None] * loss * np.exp(-rate[:, None] * te)
-            turn, slope, _, variance = _line(model**2, model * rotated.imag, to_rad, free)
+            turn, slope, _, variance = phase_line(model**2, model * rotated.imag, to_rad, own)
             # A step beyond a radian at the first echo is one that the data do not support.
             slope = np.clip(slope, -1 / to_rad[0], 1 / to_rad[0])
             offset[part] += turn
             field[part] += slope
-            rotated *= np.exp(-1j * (np.reshape(turn, (-1, 1)) + slope[:, None] * to_rad))
-        log_s0 = np.log(np.maximum(amplitude, np.float32(1e-6 * noise_sd)))
+            rotated *= np.exp(-1j * (turn[:, None] + slope[:, None] * to_rad))
+        log_s0 = np.log(np.maximum(amplitude, np.float32(1e-6) * sigma))
         rate, amplitude = _refine_decay(rotated.real, loss, te, rate, log_s0, 3)
         model = amplitude[:, None] * loss * np.exp(-rate[:, None] * te)
         # What a wrong offset leaves is a straight line too, and none of this residual.
         weight = model**2
-        turn, slope, _, _ = _line(weight, model * rotated.imag, to_rad, True)
-        line = model * (np.reshape(turn, (-1, 1)) + slope[:, None] * to_rad)
+        turn, slope, _, _ = phase_line(weight, model * rotated.imag, to_rad, True)
+        line = model * (turn[:, None] + slope[:, None] * to_rad)
         left = ((rotated.real - model) ** 2 + (rotated.imag - line) ** 2) * (loss > 0)
         freedom = np.maximum(2 * np.count_nonzero(loss, axis=1) - 4, 1)
-        misfit[part] = left.sum(1) / (freedom * np.float32(noise_sd**2))
+        misfit[part] = left.sum(1) / (freedom * sigma**2)
         r2star[part], s0[part] = rate, amplitude
-        field_sd[part] = noise_sd * np.sqrt(variance)
-        usable[part] = np.count_nonzero(model > 2 * noise_sd, axis=1)
+        field_sd[part] = sigma * np.sqrt(variance)
+        usable[part] = np.count_nonzero(model > 2 * sigma[:, None], axis=1)
+        snr[part] = np.sqrt((model**2).sum(1)) / sigma
 
-    _in_chunks(refine, len(signal), workers)
-    return field_sd, r2star, s0, usable, misfit
+    in_chunks(refine, len(signal), workers)
+    return field_sd, r2star, s0, usable, misfit, snr
 
 
 def _pool_decay(
@@ -643,7 +693,7 @@ def _pool_decay(
     r2star: F32,
     s0: F32,
     usable: npt.NDArray[np.uint8],
-    noise_sd: float,
+    noise: F32,
     mask: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.uint8]:
     """R2* and S0 where only one echo is usable, from such voxels together, in place.
@@ -668,21 +718,22 @@ def _pool_decay(
 
     count = np.maximum(np.round(pool(np.ones(short.size))), 1)
     real = (np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]).astype(np.float32)
-    noise = np.float32(noise_sd) / np.sqrt(count)
+    own_noise = noise[short]
+    pooled_noise = own_noise / np.sqrt(count)
     loss = np.ones_like(real)
-    rate, log_s0 = _first_decay(real + 0j, loss, te, noise_sd)
+    rate, log_s0 = _first_decay(real + 0j, loss, te, own_noise)
     rate, amplitude = _refine_decay(real, loss, te, rate, log_s0, 8)
     model = amplitude[:, None] * np.exp(-rate[:, None] * te)
     many = count >= 9
     r2star[short[many]], s0[short[many]] = rate[many], amplitude[many]
-    usable[short[many]] = np.count_nonzero(model > 2 * noise[:, None], axis=1)[many]
+    usable[short[many]] = np.count_nonzero(model > 2 * pooled_noise[:, None], axis=1)[many]
     return usable
 
 
-def _first_decay(rotated: npt.NDArray, loss: F32, te: F32, noise_sd: float) -> tuple[F32, F32]:
+def _first_decay(rotated: npt.NDArray, loss: F32, te: F32, noise: F32) -> tuple[F32, F32]:
     """R2* and ln S0 by the log-linear fit, weights squared magnitude less the noise floor."""
-    weight = rotated.real**2 + rotated.imag**2 - np.float32(2 * noise_sd**2)
-    np.maximum(weight, np.float32(1e-3 * noise_sd**2), out=weight)
+    weight = rotated.real**2 + rotated.imag**2 - 2 * noise[:, None] ** 2
+    np.maximum(weight, 1e-3 * noise[:, None] ** 2, out=weight)
     log_s = 0.5 * np.log(weight) - np.log(np.where(loss > 0, loss, 1))
     weight *= loss > 0
     w0, w1, w2 = weight.sum(1) + np.finfo(np.float32).tiny, weight @ te, weight @ te**2

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.noise import air_around, without_floor
 
 WHOLE = 0.9
 """Least share of object in a voxel of the region of interest. A voxel that is half air measures
@@ -204,19 +205,51 @@ def shape_mask(
     if not np.all(np.isfinite(magnitude)):
         bad = np.count_nonzero(~np.isfinite(magnitude))
         raise ValueError(f'the magnitude has {bad} voxels that are not finite')
+    if threshold is None and magnitude.max() <= magnitude.min():
+        raise ValueError(
+            f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
+        )
     given = threshold is not None
-    if threshold is None:
-        if magnitude.max() <= magnitude.min():
-            raise ValueError(
-                f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
-            )
-        from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
+    size = np.asarray(voxel_size, dtype=np.float64)
+    level = threshold if threshold is not None else _threshold(magnitude)
+    mask, thin = _object(magnitude, level, size)
+    # A root sum of squares has a floor in air, which hides dark sources and fills the border.
+    air = air_around(magnitude[..., None], mask)
+    if air is not None and air.floor:
+        magnitude = without_floor(magnitude, air)
+        if not given:
+            # What is left of the floor is as wide as the fourth root of the channels.
+            level = max(_threshold(magnitude, 0.0), 4 * air.noise_sd * air.channels**0.25)
+        mask, thin = _object(magnitude, level, size)
+    if not given:
+        mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
+    fraction = filled_fraction(magnitude, mask)
+    return ShapeMask(
+        mask,
+        mask & ~thin & (fraction >= WHOLE),
+        np.float32(step) * fraction,
+        np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
+        float(level),
+    )
 
-        otsu = float(threshold_otsu(magnitude))
-        half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
+
+def _threshold(magnitude: npt.NDArray, noise: float | None = None) -> float:
+    """A quarter of the object's median signal, at most half of Otsu's threshold, and four
+    deviations of the noise, that of the background if it is not given."""
+    from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
+
+    otsu = float(threshold_otsu(magnitude))
+    half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
+    if noise is None:
         background = magnitude[magnitude < min(otsu, half)]
         noise = float(np.median(background)) / np.sqrt(2 * np.log(2)) if background.size else 0.0
-        threshold = max(min(otsu, half) / 2, 4 * noise)
+    return max(min(otsu, half) / 2, 4 * noise)
+
+
+def _object(
+    magnitude: npt.NDArray, threshold: float, voxel_size: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The object above the threshold, holes filled, and its part that is thin."""
     labels, count = ndimage.label(magnitude > threshold)
     if count == 0:
         raise ValueError(
@@ -227,18 +260,7 @@ def shape_mask(
     sizes[0] = 0
     # A skull may part brain and scalp.
     large = np.isin(labels, np.flatnonzero(sizes >= LARGE * sizes.max()))
-    size = np.asarray(voxel_size, dtype=np.float64)
-    mask, thin = _fill_holes(large, magnitude, threshold / 2, size)
-    if not given:
-        mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
-    fraction = filled_fraction(magnitude, mask)
-    return ShapeMask(
-        mask,
-        mask & ~thin & (fraction >= WHOLE),
-        np.float32(step) * fraction,
-        np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
-        float(threshold),
-    )
+    return _fill_holes(large, magnitude, threshold / 2, voxel_size)
 
 
 def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:

@@ -12,17 +12,25 @@ TWO_PI = np.float32(2 * np.pi)
 def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
     """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s).
 
-    Of one echo it is the advance since the excitation, ``s |s|`` over the echo time, with the
-    phase offset in it.
+    Pairs whose advance is not that of the first one (eddy currents, readouts that alternate) are
+    left out: the mean cosine of the difference, weighted by magnitude, must exceed 0.8. Of one
+    echo it is the advance since the excitation, ``s |s|`` over the echo time, with the phase
+    offset in it.
     """
     if te.size == 1:
         return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
     spacing = np.diff(te)
     pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
-    advance = np.zeros(len(signal), np.complex64)
-    for j in pairs:
-        advance += signal[:, j + 1] * signal[:, j].conj()
-    return advance, float(spacing[pairs].mean())
+    first, *others = pairs
+    advance = signal[:, first + 1] * signal[:, first].conj()
+    reference, kept = advance.copy(), [first]
+    for j in others:
+        step = signal[:, j + 1] * signal[:, j].conj()
+        along = step * reference.conj()
+        if np.sum(along.real, dtype=float) > 0.8 * np.sum(np.abs(along), dtype=float):
+            advance += step
+            kept.append(j)
+    return advance, float(spacing[kept].mean())
 
 
 def unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
@@ -93,3 +101,14 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
         jumps += float(np.sum(pair[step > limit], dtype=float))
         pairs += float(np.sum(pair, dtype=float))
     return jumps, pairs
+
+
+def neighbours(
+    mask: npt.NDArray[np.bool_], axis: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Indices among the masked voxels of all pairs of neighbours along ``axis``."""
+    index = np.full(mask.shape, -1, np.intp)
+    index[mask] = np.arange(np.count_nonzero(mask))
+    index = np.moveaxis(index, axis, 0)
+    both = (index[:-1] >= 0) & (index[1:] >= 0)
+    return index[:-1][both], index[1:][both]

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import check_echoes
-from precondqsm_bids.numerics.noise import noise_level
+from precondqsm_bids.numerics.noise import air_around
 from precondqsm_bids.numerics.phase.readout import (
     ReadoutDifference,
     _alternating_axes,
@@ -74,7 +74,7 @@ def first_field(
     """
     te = check_echoes(magnitude, phase, echo_times, least=1)
     signal = _signal(magnitude, phase, mask)
-    return _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
+    return _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
 
 
 def _first_field(
@@ -183,7 +183,7 @@ def repair_phase(
 
     test = None
     if shape is not None:
-        field, sd = _first_field(signal, te, field_strength, mask, noise_level(magnitude, mask))
+        field, sd = _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         test = phase_sign(
@@ -200,3 +200,9 @@ def repair_phase(
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
         notes.append('the sign of the phase is reversed: it was negated')
     return PhaseRepair(repaired, axes, readout, found, test, tuple(notes))
+
+
+def _noise(magnitude: npt.NDArray, mask: Bools) -> float | None:
+    """Noise of one channel from the air, None where there is none."""
+    air = air_around(magnitude, mask)
+    return air.noise_sd if air else None

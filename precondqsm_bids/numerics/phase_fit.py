@@ -1,0 +1,82 @@
+"""Straight lines through the phase of the echoes: the step that field and offset fits share."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
+
+
+def in_chunks(function: Callable[[slice], None], length: int, workers: int) -> None:
+    """Call ``function`` with slices that cover ``length``, on ``workers`` threads."""
+    parts = [slice(start, start + _CHUNK) for start in range(0, length, _CHUNK)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(function, parts))
+
+
+def phase_line(
+    weight: F32, score: F32, to_rad: F32, free: npt.NDArray[np.bool_] | bool
+) -> tuple[F32, F32, F32, F32]:
+    """Weighted straight line through a residual phase: intercept, slope, and their variances.
+
+    ``weight`` (V, E) is the squared amplitude, ``score`` the weight times the residual; where
+    ``free`` is false the intercept is zero. Variances are per unit of squared noise.
+    """
+    tiny = np.finfo(np.float32).tiny
+    w2 = np.maximum(weight @ to_rad**2, tiny)
+    r1 = score @ to_rad
+    if free is False or (not np.isscalar(free) and not np.any(free)):
+        return np.zeros_like(r1), r1 / w2, np.zeros_like(r1), 1 / w2
+    w0, w1, r0 = np.maximum(weight.sum(1), tiny), weight @ to_rad, score.sum(1)
+    determinant = np.maximum(w0 * w2 - w1**2, 1e-6 * w0 * w2 + tiny)
+    intercept = (w2 * r0 - w1 * r1) / determinant
+    slope = (w0 * r1 - w1 * r0) / determinant
+    variances = w2 / determinant, w0 / determinant
+    if free is True or np.all(free):
+        return intercept, slope, *variances
+    zero = np.float32(0)
+    return (
+        np.where(free, intercept, zero),
+        np.where(free, slope, r1 / w2),
+        np.where(free, variances[0], zero),
+        np.where(free, variances[1], 1 / w2),
+    )
+
+
+def fit_phase(
+    signal: npt.NDArray,
+    to_rad: F32,
+    field: F32,
+    offset: F32,
+    free: npt.NDArray[np.bool_] | bool,
+    workers: int,
+    iterations: int = 3,
+) -> F32:
+    """Refine the field, and the offset where ``free``, in place; the offset's sd per unit noise.
+
+    Gauss-Newton with the measured magnitudes as amplitudes: each step is a straight-line fit of
+    the residual phase, weights magnitude squared. With ``free=True`` the offset starts from the
+    phase that the first field leaves.
+    """
+    offset_sd = np.empty_like(field)
+
+    def refine(part: slice) -> None:
+        s = signal[part]
+        here = free if isinstance(free, bool) else free[part]
+        weight = s.real**2 + s.imag**2
+        rotated = s * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
+        if free is True:
+            offset[part] = np.angle((rotated * np.abs(s)).sum(1))
+            rotated *= np.exp(-1j * offset[part, None])
+        for _ in range(iterations):
+            turn, slope, variance, _ = phase_line(weight, weight * np.angle(rotated), to_rad, here)
+            offset[part] += turn
+            field[part] += slope
+            rotated *= np.exp(-1j * (turn[:, None] + slope[:, None] * to_rad))
+        offset_sd[part] = np.sqrt(variance)
+
+    in_chunks(refine, len(signal), workers)
+    return offset_sd
