@@ -8,10 +8,9 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
 from precondqsm_bids.numerics.background_removal import noise_weights
 from precondqsm_bids.numerics.comparison import compare
-from precondqsm_bids.numerics.dipole import b0_direction
 
 _FIELDS = ('local_field', 'conventional_local_field', 'chi', 'conventional_chi')
 
@@ -37,13 +36,13 @@ class Comparison(SimpleInterface):
     output_spec = ComparisonOutputSpec
 
     def _run_interface(self, runtime):
-        affine, voxel_size = geometry(self.inputs.chi)
+        _, voxel_size = geometry(self.inputs.chi)
         mask = load(self.inputs.mask, bool)
         result = compare(
             *(load(getattr(self.inputs, name)) for name in _FIELDS),
             mask,
             voxel_size,
-            b0_direction(affine),
+            b0_along(self.inputs.chi),
             noise_weights(load(self.inputs.field_sd), mask),
             self.inputs.num_threads,
         )

@@ -37,6 +37,7 @@ from precondqsm_bids import __version__
 from precondqsm_bids.interfaces.bids import describe_prior, json_ready, run_prefix
 from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
+from precondqsm_bids.interfaces.volumes import b0_along
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
@@ -436,7 +437,7 @@ class RunSummary(SimpleInterface):
             'matrix': sidecar['MatrixSize'],
             'voxel_size': sidecar['VoxelSize'],
             'orientation': ''.join(nb.aff2axcodes(image.affine)),
-            'b0_tilt': _b0_tilt(image.affine),
+            'b0_tilt': _b0_tilt(b0_along(inputs.precond_chi)),
             'sources': sidecar['Sources'],
             'scanner': {
                 key: inputs.metadata[key]
@@ -720,10 +721,9 @@ def _ppm(value: float | None) -> str:
     return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
 
 
-def _b0_tilt(affine: np.ndarray) -> float:
-    """Angle between B0 (the scanner's z) and the nearest of the stored axes, degrees."""
-    rotation = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return round(float(np.degrees(np.arccos(min(1.0, np.abs(rotation[2]).max())))), 2)
+def _b0_tilt(b0_dir: np.ndarray) -> float:
+    """Angle between B0 and the nearest of the stored axes, degrees."""
+    return round(float(np.degrees(np.arccos(min(1.0, np.abs(b0_dir).max())))), 2)
 
 
 class _Panel(NamedTuple):
