@@ -533,6 +533,20 @@ def write_report(
     return write_atomic(output_dir / f'sub-{subject}.html', page)
 
 
+def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
+    """Warnings that the stages of a run left, from the numbers beside its figures.
+
+    Parameters
+    ----------
+    output_dir : path_like
+        The derivatives.
+    subject, name : str
+        Label of the participant, and of the run.
+    """
+    path = Path(output_dir) / f'sub-{subject}' / 'figures' / f'{name}_desc-summary_report.json'
+    return _warnings(_read_json(path))
+
+
 def _methods(boilerplate: str) -> tuple[list[str], list[str]]:
     """Paragraphs with ``[@key; @key]`` written out, and the references that they cite."""
     text = resources.files('precondqsm_bids.data').joinpath('boilerplate.bib').read_text('utf-8')
