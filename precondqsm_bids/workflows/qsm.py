@@ -277,6 +277,9 @@ def init_precondqsm_wf(
                 workflow.connect(node, port, comparison, f'{arm}{port}')
         workflow.connect(echo_fit, 'field_sd', comparison, 'field_sd')
         workflow.connect(shape_mask, 'roi_mask', comparison, 'mask')
+        workflow.connect(echo_fit, 'record', comparison, 'echo_fit')
+        if not one_echo:
+            workflow.connect(echo_fit, 'r2star', comparison, 'r2star')
         recorded.append(comparison)
 
     gather = pe.Node(

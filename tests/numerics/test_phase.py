@@ -486,7 +486,7 @@ def test_coarse_continuation_is_that_of_the_fine_grid(b0_dir, edges):
 def test_monopolar_phase_is_untouched(echoes, changes):
     data = Scan(simulated(**changes))
     magnitude, phase, te = data.magnitude[..., :echoes], data.phase[..., :echoes], data.te[:echoes]
-    result = repair_phase(magnitude, phase, te, 3.0, data.mask, shape=data.outline, sign=1)
+    result = repair_phase(magnitude, phase, te, 3.0, data.mask, body=data.body, sign=1)
     assert result.phase is phase
     assert result.notes == ()
     if echoes == 2:
@@ -566,7 +566,7 @@ def test_unit_of_the_magnitude_does_not_matter(unit):
     phase = -data.phase
     phase[..., 1::2] += np.float32(0.7)
     results = [
-        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, shape=data.outline)
+        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, body=data.body)
         for u in (1, unit)
     ]
     for result in results:

@@ -14,7 +14,7 @@ from precondqsm_bids.numerics.phase.outline import (
     closed_outline,
     cut_share,
 )
-from precondqsm_bids.numerics.phase.shape_field import shape_field
+from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -33,7 +33,7 @@ MOST_CUT = 0.25
 """Share of the object's surface on the edge of the field of view up to which axes are compared."""
 BETTER = 1.3
 """Factor on the unexplained variance that makes another axis of B0 worth a warning."""
-CERTAIN = (0.9, 3.0)
+CERTAIN = (0.85, 3.0)
 """Partial correlation of the other axis, and factor, from which the header's must be wrong."""
 FAR = 45.0
 """Angle to the header's direction, degrees, from which a voxel axis is another direction."""
@@ -246,24 +246,27 @@ def shape_evidence(
     """
     if np.count_nonzero(coarse.mask) < LEAST_VOXELS or not coarse.shape.any():
         return None
-    found: list[PhaseSign] = []
+    found = []
     for radius in OUTLINES:
         body = closed_outline(coarse.shape, coarse.voxel_size, radius)
-        if body.all():
-            continue
-        predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask, workers)
-        found.append(
-            phase_sign(
-                coarse.field,
-                predicted.field,
-                coarse.mask,
-                coarse.sd,
-                beyond=predicted.beyond,
-                depth=ndimage.distance_transform_edt(body, sampling=coarse.voxel_size),
-                radius=radius,
-            )
-        )
+        if not body.all():
+            predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask, workers)
+            found.append(_test(coarse, body, predicted, radius))
     return max(found, key=lambda test: (test.decisive, abs(test.correlation)), default=None)
+
+
+def _test(coarse: CoarseField, body: Bools, predicted: ShapeField, radius: float) -> PhaseSign:
+    """The measured field against that of an outline, in layers below its surface."""
+    depth = ndimage.distance_transform_edt(body, sampling=coarse.voxel_size)
+    return phase_sign(
+        coarse.field,
+        predicted.field,
+        coarse.mask,
+        coarse.sd,
+        beyond=predicted.beyond,
+        depth=depth,
+        radius=radius,
+    )
 
 
 def compare_axes(
@@ -273,7 +276,8 @@ def compare_axes(
 
     The fields of one shape for B0 along three perpendicular directions add up to zero inside it,
     so that along a wrong axis the correlation is negative and may be large (-0.80 where the true
-    axis has 0.97). What counts is the variance that each leaves unexplained.
+    axis has 0.97), and the third field follows from two. What counts is the variance that each
+    leaves unexplained, for the outline that fits the header's direction.
 
     Parameters
     ----------
@@ -293,15 +297,20 @@ def compare_axes(
     """
     if header is None or cut_share(coarse.shape, coarse.voxel_size) > MOST_CUT:
         return None
-    tests = [shape_evidence(coarse, axis, workers) for axis in np.eye(3)]
-    correlations = [test.correlation if test else 0.0 for test in tests]
+    body = closed_outline(coarse.shape, coarse.voxel_size, header.radius)
+    one, two = (
+        shape_field(body, coarse.voxel_size, axis, coarse.mask, workers) for axis in np.eye(3)[:2]
+    )
+    beyond = tuple(-(u + v) for u, v in zip(one.beyond, two.beyond, strict=True))
+    three = ShapeField(-(one.field + two.field), beyond)
+    tests = [_test(coarse, body, field, header.radius) for field in (one, two, three)]
+    correlations = [test.correlation for test in tests]
     b = np.abs(np.asarray(b0_dir, np.float64)) / np.linalg.norm(b0_dir)
     others = np.flatnonzero(np.degrees(np.arccos(np.minimum(b, 1))) >= FAR)
     best = int(max(others, key=lambda axis: abs(correlations[axis])))
     left = max(1 - correlations[best] ** 2, 1e-6)
     factor = (1 - header.correlation**2) / left
-    test = tests[best]
-    better = bool(test is not None and test.decisive and factor >= BETTER)
+    better = bool(tests[best].decisive and factor >= BETTER)
     certain = better and abs(correlations[best]) >= CERTAIN[0] and factor >= CERTAIN[1]
     x, y, z = correlations
     return AxisTest((x, y, z), best, factor, better, certain)
