@@ -62,6 +62,8 @@ INDEX_FILE = 'layout_index.sqlite'
 """What pybids calls its index within the folder of --bids-database-dir."""
 GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between elements of two affines that are called equal."""
+SAME_RATIO = 0.01
+"""Relative difference between ratios of voxel sizes that are called equal."""
 SAME_DIRECTION = 1.0
 """Degrees; directions of B0 that differ by less give the same maps."""
 SCANNER_SPACES = ('orig', 'scanner', 'anat', 'T1w', 'T2w')
@@ -132,7 +134,7 @@ class Run:
     matrix : tuple of int
         Voxels along each axis.
     b0_dir : tuple of float or None
-        Direction of B0 along the voxel axes, where the images do not say it themselves.
+        Direction of B0 along the voxel axes, where it is stated; else that of the affine holds.
     labels : str or None
         Label image on the grid of the echoes.
     label_names : dict
@@ -359,7 +361,7 @@ def find_runs(
     field_strength : float, optional
         T, for runs whose metadata lack ``MagneticFieldStrength`` or have an absurd one.
     b0_dir : sequence of float, optional
-        Direction of B0 along the voxel axes, for images with neither qform nor sform.
+        Direction of B0 along the voxel axes; comes before that of the affine.
     mask : str
         ``auto`` (the object), ``derivatives`` or a file: the region of interest.
     reference : str
@@ -747,11 +749,7 @@ def _make_run(
             _phase_units([other[echo] for echo in order], metadata) if kind == 'polar' else 'rad'
         ),
         matrix=(grid.shape[0], grid.shape[1], grid.shape[2]),
-        b0_dir=(
-            (float(b0_dir[0]), float(b0_dir[1]), float(b0_dir[2]))
-            if b0_dir and not grid.oriented
-            else None
-        ),
+        b0_dir=(float(b0_dir[0]), float(b0_dir[1]), float(b0_dir[2])) if b0_dir else None,
         missing=tuple(missing),
     )
     return run, notes
@@ -1096,6 +1094,7 @@ def _orientation(path: Path, header: Any) -> tuple[bool, str]:
             f'voxel size {numbers} mm is not between {low} and {high} mm: correct the header '
             '(another unit?)',
         )
+    _check_ratios(path, header)
     if qcode == 0 or scode == 0:
         return bool(qcode or scode), ''
     try:
@@ -1123,6 +1122,29 @@ def _orientation(path: Path, header: Any) -> tuple[bool, str]:
             'the sform is used'
         )
     return True, ''
+
+
+def _check_ratios(path: Path, header: Any) -> None:
+    """Raise if sform and pixdim, which is the qform's too, disagree in the ratio of voxel sizes.
+
+    A common factor is another unit or a rescaled atlas and changes no map; a ratio is a voxel of
+    another shape, whose field is another one.
+    """
+    pixdim = np.asarray(header.get_zooms()[:3], dtype=np.float64)
+    if int(header['sform_code']) == 0 or not np.all(pixdim > 0):
+        return
+    sizes = nib.affines.voxel_sizes(header.get_sform())
+    if not np.all(np.isfinite(sizes)) or not np.all(sizes > 0):
+        return
+    ratio = sizes / pixdim
+    if ratio.max() > (1 + SAME_RATIO) * ratio.min():
+        raise _RunError(
+            path,
+            f'voxels are {" x ".join(f"{v:.4g}" for v in sizes)} mm by the sform and '
+            f'{" x ".join(f"{v:.4g}" for v in pixdim)} mm by pixdim'
+            f'{" and the qform" if int(header["qform_code"]) else ""}, of other ratios: which '
+            'shape they have is not known; correct the header, or convert the image again',
+        )
 
 
 def _b0_along(affine: np.ndarray) -> np.ndarray:
@@ -1186,14 +1208,18 @@ def _check_grids(
             'known: convert it again, or give --b0-dir X Y Z along the voxel axes',
         )
     if first.oriented and b0_dir is not None:
-        along = _b0_along(first.affine).round(3).tolist()
-        notes.append(
-            (
-                paths[0],
-                f'the affine says that B0 is along {along} of the voxel axes; --b0-dir is not '
-                'used, which is for images with neither qform nor sform',
+        along, stated = _b0_along(first.affine), np.asarray(b0_dir, dtype=np.float64)
+        stated = stated / np.linalg.norm(stated)
+        angle = math.degrees(math.acos(min(1.0, abs(float(along @ stated)))))
+        if angle > SAME_DIRECTION:
+            notes.append(
+                (
+                    paths[0],
+                    f'B0 is along {stated.round(3).tolist()} of the voxel axes by --b0-dir, which '
+                    f'is used, and along {along.round(3).tolist()} by the affine, {angle:.1f} '
+                    'degrees apart; the maps keep the affine',
+                )
             )
-        )
     return first, notes
 
 

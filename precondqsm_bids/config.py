@@ -47,7 +47,7 @@ class Settings:
     field_strength : float or None
         T; used only where the metadata have no ``MagneticFieldStrength`` or an absurd one.
     b0_dir : tuple of float or None
-        Direction of B0 along the voxel axes; used only for images with neither qform nor sform.
+        Direction of B0 along the voxel axes; None takes that of the header.
     mask : str
         Region of interest: ``auto`` (the object), ``derivatives`` or a file.
     mask_erosion : float
@@ -67,7 +67,8 @@ class Settings:
         1/s; or ``median`` (the median R2* of the region itself), ``map`` (an R2map or T2map of
         the run) or ``literature`` (by tissue class).
     phase_sign : int or None
-        Sign of the stored phase, 1 or -1; None tells it by the field of the object's shape.
+        Sign of the stored phase, 1 or -1; None tells it by the field of the object's shape, and
+        assumes what is usual where that does not decide.
     reg_weight : float or None
         mm; None leaves it to ``reg_rule``.
     reg_rule : str

@@ -655,11 +655,15 @@ def test_neither_qform_nor_sform(dataset):
     assert run.missing == ('affine (--b0-dir given)',)
 
 
-def test_b0_dir_is_for_images_without_a_direction(dataset):
+def test_b0_dir_comes_before_the_header(dataset):
     dataset.add_run()
-    (run,), (note,) = find_runs(dataset.root, b0_dir=(0, 1, 0))
-    assert (run.b0_dir, run.as_needed) == (None, True)
-    assert 'B0 is along [0.0, 0.0, 1.0] of the voxel axes; --b0-dir is not used' in note.message
+    (run,), (note,) = find_runs(dataset.root, b0_dir=(0, 2, 0))
+    assert (run.b0_dir, run.as_needed) == ((0.0, 2.0, 0.0), False)
+    assert not note.fatal
+    assert 'along [0.0, 1.0, 0.0] of the voxel axes by --b0-dir, which is used' in note.message
+    assert 'along [0.0, 0.0, 1.0] by the affine, 90.0 degrees apart' in note.message
+    _, notes = find_runs(dataset.root, b0_dir=(0, 0, -1))  # the same field
+    assert notes == []
 
 
 @pytest.mark.parametrize(

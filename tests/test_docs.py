@@ -197,8 +197,13 @@ def test_methods_state_the_defaults_of_the_code():
         *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
         f'if it has {phase.scale.LEAST_CODES} steps or more',
         f'From {phase.readout.LEAST_DIFFERENCE} rad (root mean square) on',
-        f'the correlation is at least {phase.sign.LEAST_CORRELATION} and the coefficient between '
-        f'{phase.sign.COEFFICIENTS[0]} and {phase.sign.COEFFICIENTS[1]} in size',
+        f'the sign is decided from {phase.sign.LEAST_CORRELATION} on, if the outermost layer',
+        f'from a correlation of {phase.sign.CONTRADICTION} on the run is refused',
+        f'balls of {phase.outline.OUTLINES[0]:g} and of {phase.outline.OUTLINES[1]:g} mm radius',
+        f'no axis has more than {phase.outline.MOST_VOXELS} voxels',
+        f'at least {phase.sign.FAR:g} degrees from',
+        f'leaves {phase.sign.BETTER} times less variance',
+        f'and has {phase.sign.CERTAIN[0]} or more',
         rf'({default(phase.phase_sign, "floor")}\ \mathrm{{ppm}})^2',
     ):
         assert statement in text, statement

@@ -156,7 +156,8 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         nargs=3,
         type=_number('a component of a direction', -1e6, 1e6),
         metavar=('X', 'Y', 'Z'),
-        help='direction of B0 along the voxel axes, for images with neither qform nor sform',
+        help='direction of B0 along the voxel axes; comes before that of the header, and is '
+        'needed for images with neither qform nor sform',
     )
     group.add_argument(
         '--mask',
@@ -177,7 +178,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         metavar='{auto,+1,-1}',
         help='sign of the stored phase: +1 if it grows with echo time where the field is '
         'stronger, -1 if it falls; auto (default) tells it by the field of the shape of the '
-        'object, and asks for this option where that does not decide',
+        'object, and assumes what is usual, with a warning, where that does not decide',
     )
     group.add_argument(
         '--prior',

@@ -482,7 +482,7 @@ def report(
     log_name: str,
 ) -> list[Failure]:
     """Assemble the participants' reports, those of the failed ones too; what failed in this."""
-    from precondqsm_bids.interfaces.reports import write_report
+    from precondqsm_bids.interfaces.reports import run_warnings, write_report
 
     failed = []
     subjects = {run.subject for run in runs} | {failure.subject for failure in failures}
@@ -497,6 +497,12 @@ def report(
                 crash_files=[f.crash_file for f in failures if f.subject == subject],
             )
             say(f'sub-{subject} | report {page}')
+            if any(failure.subject == subject for failure in failures):
+                continue  # what is there may be of an earlier call
+            for run in runs:
+                if run.subject == subject:
+                    for text in run_warnings(settings.output_dir, subject, run.label):
+                        say(f'{run.label} | warning: {text}')
         except Exception as error:
             folder = settings.output_dir / f'sub-{subject}' / 'log' / log_name
             crash = write_crash(folder, 'report', traceback.format_exc())
@@ -583,6 +589,8 @@ def group(settings: Settings, command: str) -> int:
             file=sys.stderr,
         )
         return NOTHING_TO_DO
+    for words in result.mixed:
+        say(f'warning: {words}: look at their maps, and state --phase-sign')
     for path in result.files:
         say(str(path))
     counts = ', '.join(f'{n} {status}' for status, n in sorted(result.runs.items()))
@@ -644,7 +652,7 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
-        lines += ['', run.label]
+        lines += ['', run.label, f'  sign of the phase: {_sign_words(settings, run)}']
         more = [
             *(run.tissue.files if run.tissue else ()),
             run.r2_map,
@@ -658,6 +666,21 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
         if told:
             lines += ['', title, *told]
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def _sign_words(settings: Settings, run: 'Run') -> str:
+    """How the sign of the phase will be found."""
+    from precondqsm_bids.numerics.phase import vendor_sign
+
+    if settings.phase_sign:
+        return f'{settings.phase_sign:+d}, stated; refused if the field contradicts it'
+    manufacturer = run.metadata.get('Manufacturer')
+    usual = vendor_sign(str(manufacturer)) if manufacturer else None
+    by = f'usual of {manufacturer}' if usual else 'usual convention'
+    return (
+        "by the field of the object's shape; where that does not tell (an ellipsoid, a thin slab, "
+        f'no air), {usual or 1:+d} is assumed, the {by}'
+    )
 
 
 def _times_words(run: 'Run') -> str:

@@ -94,7 +94,7 @@ def write_group(
         if not summary.usable:
             return summary
         gathered = {
-            name: name_outliers(first[name], second[name], values[name], KEYS[name])
+            name: name_outliers(first[name], second[name], values[name], KEYS[name], summary.signs)
             for name in files
         }
         page = compose_report(

@@ -49,6 +49,11 @@ MEASURES = (
     ),
     Measure('phase_sign', 'echo_fit', 'phase_sign', 'Sign of the stored phase; -1 was negated'),
     Measure(
+        'phase_sign_source', 'echo_fit', 'phase_sign_source',
+        'Where the sign is from: given, field of the shape, or assumed (vendor, convention)',
+        kind='text',
+    ),
+    Measure(
         'phase_sign_correlation', 'echo_fit', 'phase_sign_correlation',
         "Partial correlation of the measured field and that of the object's shape",
     ),
@@ -139,6 +144,9 @@ MEASURES = (
 )  # fmt: skip
 """In the order of the columns of ``group_quality.tsv``."""
 
+SCANNER = ('Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName')
+"""What tells one scanner from another, in the sidecars."""
+
 COUNTED: dict[str, Callable[[list[float]], float]] = {'echo_times': len}
 """Keys whose value is a list, and the number that is made of it."""
 
@@ -197,6 +205,16 @@ def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
             return count(value), ''
         return None, f'{name} is no list of numbers'
     return (value, '') if is_number(value) else (None, f'{name} is no number')
+
+
+def scanner_of(sidecar: Mapping[str, Any]) -> str | None:
+    """The scanner of a sidecar in words, None where it does not say.
+
+    >>> scanner_of({'Manufacturer': 'GE', 'StationName': 'MR1', 'FlipAngle': 20})
+    'GE MR1'
+    """
+    words = [str(sidecar[key]) for key in SCANNER if sidecar.get(key) not in (None, '')]
+    return ' '.join(words) or None
 
 
 def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:

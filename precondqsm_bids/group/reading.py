@@ -10,7 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.group.measures import MEASURES, take, take_coefficients, warnings_of
+from precondqsm_bids.group.measures import (
+    MEASURES,
+    scanner_of,
+    take,
+    take_coefficients,
+    warnings_of,
+)
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
@@ -188,6 +194,8 @@ def _read_run(
     for measure in MEASURES if parameters else ():
         quality[measure.column], wrong = take(parameters, measure)
         notes += [wrong] if wrong else []
+    if parameters:
+        quality['scanner'] = scanner_of(sidecar)
     coefficients, wrong = take_coefficients(parameters)
     notes += [wrong] if wrong else []
     columns, regions, wrong = _read_regions(folder, name)

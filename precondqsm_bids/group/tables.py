@@ -30,8 +30,8 @@ from precondqsm_bids.group.reading import (
 )
 
 QUALITY = (
-    *IDENTITY, 'status', *(measure.column for measure in MEASURES), 'n_warnings', 'warnings',
-    'note', 'outliers',
+    *IDENTITY, 'status', *(measure.column for measure in MEASURES), 'scanner', 'sign_differs',
+    'n_warnings', 'warnings', 'note', 'outliers',
 )  # fmt: skip
 COEFFICIENT = (*IDENTITY, 'index', *COEFFICIENTS, 'outliers')
 COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
@@ -94,6 +94,17 @@ class GroupResult(NamedTuple):
     outliers: int
     files: tuple[Path, ...]
     """What was written: nothing if no run is usable."""
+    signs: Mapping[str, Counter[int]] = {}
+    """Scanner -> runs by the sign of their stored phase."""
+
+    @property
+    def mixed(self) -> list[str]:
+        """Scanners whose runs have phase of either sign, in words."""
+        return [
+            f'{scanner}: {signs[1]} runs with the phase sign +1 and {signs[-1]} with -1'
+            for scanner, signs in sorted(self.signs.items())
+            if signs[1] and signs[-1]
+        ]
 
 
 def region_columns(
@@ -159,6 +170,7 @@ def write_rows(
     values: dict[str, dict[tuple[str, ...], array[float]]] = {name: {} for name in paths}
     statuses: Counter[str] = Counter()
     listed: list[Listed] = []
+    signs: dict[str, Counter[int]] = {}
     usable = to_list = 0
     previous, participants = '', 0
     with ExitStack() as stack:
@@ -181,6 +193,8 @@ def write_rows(
                     status='incomplete', regions=[], note=f'{wrong}: run the group level again'
                 )
             statuses[run.status] += 1
+            if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
+                signs.setdefault(_cell(scanner), Counter())[run.quality['phase_sign']] += 1
             if run.note:
                 to_list += 1
                 if len(listed) < LISTED:
@@ -191,7 +205,7 @@ def write_rows(
                     writers[name].writerow(cells)
                     for key, value in KEYS[name](dict(zip(headers[name], cells, strict=True))):
                         values[name].setdefault(key, array('d')).append(value)
-    summary = GroupResult(participants, statuses, usable, listed, to_list, 0, ())
+    summary = GroupResult(participants, statuses, usable, listed, to_list, 0, (), signs)
     return summary, values
 
 
@@ -218,6 +232,7 @@ def name_outliers(
     target: Path,
     values: dict[tuple[str, ...], array[float]],
     keys: Callable[[Mapping[str, str]], Iterator[tuple[tuple[str, ...], float]]],
+    signs: Mapping[str, Counter[int]] | None = None,
 ) -> Gathered:
     """Second pass: the same rows, with the columns whose value lies outside in the last one.
 
@@ -229,6 +244,8 @@ def name_outliers(
         Every value of each measure.
     keys : callable
         Measures of a row and their values, one of ``KEYS``.
+    signs : mapping, optional
+        Scanner to its runs by sign of the phase, for the column ``sign_differs``.
     """
     scales = {measure.column: measure.kind == 'log' for measure in MEASURES}
     known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
@@ -257,6 +274,8 @@ def name_outliers(
                 push = heapq.heappush if len(largest) < LISTED else heapq.heappushpop
                 push(largest, outlier)
             found.sort(reverse=True)
+            if 'sign_differs' in row and len((signs or {}).get(row['scanner'], ())) > 1:
+                row['sign_differs'] = 'yes'
             writer.writerow(row | {'outliers': ', '.join(o.key[-1] for o in found) or 'n/a'})
     return Gathered(known, values, sorted(largest, reverse=True), counts)
 
@@ -304,6 +323,11 @@ def quality_dictionary() -> dict[str, Any]:
         columns[measure.column] = {'Description': measure.description}
         if measure.units:
             columns[measure.column]['Units'] = measure.units
+    columns['scanner'] = {'Description': 'Manufacturer, model, serial number and station'}
+    columns['sign_differs'] = {
+        'Description': 'yes: runs of this scanner have phase of either sign, of which one must be '
+        'wrong unless the phase was exported in two ways; n/a otherwise'
+    }
     columns['n_warnings'] = {'Description': 'Number of warnings that the stages left'}
     columns['warnings'] = {'Description': 'Those warnings, each after the name of its stage'}
     columns['note'] = {'Description': 'What is missing of the run or cannot be read'}

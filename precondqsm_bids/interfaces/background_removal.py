@@ -8,9 +8,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load, save
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
 from precondqsm_bids.numerics.background_removal import FLOOR, noise_weights, pdf
-from precondqsm_bids.numerics.dipole import b0_direction
 
 
 class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
@@ -41,7 +40,7 @@ class BackgroundRemoval(SimpleInterface):
     output_spec = BackgroundRemovalOutputSpec
 
     def _run_interface(self, runtime):
-        affine, voxel_size = geometry(self.inputs.field)
+        _, voxel_size = geometry(self.inputs.field)
         mask = load(self.inputs.mask, bool)
         weights = None
         if self.inputs.field_sd:
@@ -50,7 +49,7 @@ class BackgroundRemoval(SimpleInterface):
             load(self.inputs.field),
             mask,
             voxel_size,
-            b0_direction(affine),
+            b0_along(self.inputs.field),
             weights,
             self.inputs.iterations,
             self.inputs.num_threads,

@@ -177,6 +177,8 @@ OUTPUTS = {
 ACQUISITION_KEYS = (
     'Manufacturer',
     'ManufacturersModelName',
+    'DeviceSerialNumber',
+    'StationName',
     'MagneticFieldStrength',
     'PulseSequenceType',
     'PulseSequenceDetails',

@@ -9,8 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load, save
-from precondqsm_bids.numerics.dipole import b0_direction
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
 from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
 
 
@@ -40,13 +39,13 @@ class DipoleInversion(SimpleInterface):
     output_spec = DipoleInversionOutputSpec
 
     def _run_interface(self, runtime):
-        affine, voxel_size = geometry(self.inputs.local_field)
+        _, voxel_size = geometry(self.inputs.local_field)
         given = self.inputs.reg_weight if isdefined(self.inputs.reg_weight) else None
         result = l2_inversion(
             load(self.inputs.local_field),
             load(self.inputs.mask, bool),
             voxel_size,
-            b0_direction(affine),
+            b0_along(self.inputs.local_field),
             given,
             load(self.inputs.field_sd) if self.inputs.field_sd else None,
             self.inputs.num_threads,

@@ -12,15 +12,23 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import (
+    b0_along,
     geometry,
     load,
     load_echoes,
     save,
+    stated_b0,
     stored_axes,
 )
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
-from precondqsm_bids.numerics.phase import apply_scale, phase_scale, repair_phase, shape_field
+from precondqsm_bids.numerics.phase import (
+    ObjectInAir,
+    apply_scale,
+    phase_scale,
+    repair_phase,
+    shape_field,
+)
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 MOST_AMBIGUOUS = 1e-3
@@ -55,6 +63,7 @@ class EchoFitInputSpec(BaseInterfaceInputSpec):
         desc='sign of the stored phase, 1 if it grows with time where the field is positive; '
         '"auto" compares the field with that of the shape',
     )
+    manufacturer = traits.Str(desc='of the scanner: its usual sign, where the field tells none')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
@@ -101,8 +110,10 @@ class EchoFit(SimpleInterface):
                 files.echo_times,
                 files.field_strength,
                 mask,
-                shape=shape,
+                body=self._object_in_air() if files.shape_mask else None,
                 sign=None if files.phase_sign == 'auto' else files.phase_sign,
+                manufacturer=files.manufacturer or None,
+                workers=files.num_threads,
             )
         except ValueError as error:
             raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
@@ -150,6 +161,7 @@ class EchoFit(SimpleInterface):
         maps['magnitude'] = np.sqrt(np.sum(magnitude**2, axis=-1))
         for name, data in maps.items():
             self._results[name] = save(data, files.magnitude[0], runtime.cwd, name)
+        test = repair.sign_test
         self._results['record'] = {
             'echo_times': list(files.echo_times),
             'field_strength': files.field_strength,
@@ -166,9 +178,13 @@ class EchoFit(SimpleInterface):
             'readout_difference': repair.readout.size if repair.readout else None,
             'readout_corrected': repair.readout is not None and repair.readout.bipolar,
             'phase_sign': repair.sign,
-            'phase_sign_source': self._sign_source(repair),
-            'phase_sign_coefficient': repair.sign_test.coefficient if repair.sign_test else None,
-            'phase_sign_correlation': repair.sign_test.correlation if repair.sign_test else None,
+            'phase_sign_source': repair.sign_source,
+            'phase_sign_coefficient': test.coefficient if test else None,
+            'phase_sign_correlation': test.correlation if test else None,
+            'phase_sign_by_depth': list(test.shells) if test else None,
+            'phase_sign_outline': test.radius if test else None,
+            'b0_dir': stored_b0(files.magnitude[0]),
+            'b0_dir_source': 'given' if self._stated_b0() else 'header',
             'ambiguous_fraction': ambiguous,
             'warnings': warnings,
         }
@@ -184,12 +200,27 @@ class EchoFit(SimpleInterface):
             predicted_field=predicted,
         )
 
-    def _sign_source(self, repair):
-        if self.inputs.phase_sign != 'auto':
-            return 'given'
-        return 'field of the shape' if repair.sign_test else 'not tested'
-
     def _shape_field(self, mask):
-        affine, voxel_size = geometry(self.inputs.shape_mask)
-        shape = load(self.inputs.shape_mask, bool)
-        return shape_field(shape, voxel_size, b0_direction(affine), mask, self.inputs.num_threads)
+        body = self._object_in_air()
+        return shape_field(body.mask, body.voxel_size, body.b0_dir, mask, self.inputs.num_threads)
+
+    def _object_in_air(self):
+        path = self.inputs.shape_mask
+        return ObjectInAir(
+            load(path, bool),
+            geometry(path)[1],
+            b0_along(path),
+            self._stated_b0(),
+            tuple(stored_axes(nb.load(path).affine, range(3))),
+        )
+
+    def _stated_b0(self):
+        return stated_b0(nb.load(self.inputs.magnitude[0]).header) is not None
+
+
+def stored_b0(path):
+    """Direction of B0 along the stored axes of a file."""
+    image = nb.load(path)
+    stated = stated_b0(image.header)
+    direction = b0_direction(image.affine) if stated is None else stated
+    return [round(float(v), 6) for v in direction]

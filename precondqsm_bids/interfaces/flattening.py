@@ -9,8 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import geometry, load, save
-from precondqsm_bids.numerics.dipole import b0_direction
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
 from precondqsm_bids.numerics.flattening import flatten_field
 
 
@@ -35,7 +34,7 @@ class FlattenField(SimpleInterface):
     output_spec = FlattenFieldOutputSpec
 
     def _run_interface(self, runtime):
-        affine, voxel_size = geometry(self.inputs.total_field)
+        _, voxel_size = geometry(self.inputs.total_field)
         total_field = load(self.inputs.total_field)
         mask = load(self.inputs.mask, bool)
         shape_chi = load(self.inputs.shape_chi) if self.inputs.shape_chi else None
@@ -44,7 +43,7 @@ class FlattenField(SimpleInterface):
             load(self.inputs.prior_chi),
             mask,
             voxel_size,
-            b0_direction(affine),
+            b0_along(self.inputs.total_field),
             shape_chi,
             self.inputs.num_threads,
         )

@@ -13,9 +13,9 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, geometry, load, save
+from precondqsm_bids.interfaces.volumes import b0_along, check_finite, geometry, load, save
 from precondqsm_bids.numerics.bias_field import bias_field
-from precondqsm_bids.numerics.dipole import b0_direction, forward_field
+from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.prior_basis import (
     further_cells,
     map_by_tissue,
@@ -98,8 +98,8 @@ class PriorFit(SimpleInterface):
 
     def _run_interface(self, runtime):
         source, threads = self.inputs.total_field, self.inputs.num_threads
-        affine, voxel_size = geometry(source)
-        b0_dir = b0_direction(affine)
+        _, voxel_size = geometry(source)
+        b0_dir = b0_along(source)
         mask = load(self.inputs.mask, bool)
         bases, shading = self._bases(mask, voxel_size)
         if self.inputs.fit == 'none':

@@ -37,6 +37,7 @@ from precondqsm_bids import __version__
 from precondqsm_bids.interfaces.bids import describe_prior, json_ready, run_prefix
 from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
+from precondqsm_bids.interfaces.volumes import b0_along
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
@@ -436,7 +437,7 @@ class RunSummary(SimpleInterface):
             'matrix': sidecar['MatrixSize'],
             'voxel_size': sidecar['VoxelSize'],
             'orientation': ''.join(nb.aff2axcodes(image.affine)),
-            'b0_tilt': _b0_tilt(image.affine),
+            'b0_tilt': _b0_tilt(b0_along(inputs.precond_chi)),
             'sources': sidecar['Sources'],
             'scanner': {
                 key: inputs.metadata[key]
@@ -530,6 +531,20 @@ def write_report(
         runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
+
+
+def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
+    """Warnings that the stages of a run left, from the numbers beside its figures.
+
+    Parameters
+    ----------
+    output_dir : path_like
+        The derivatives.
+    subject, name : str
+        Label of the participant, and of the run.
+    """
+    path = Path(output_dir) / f'sub-{subject}' / 'figures' / f'{name}_desc-summary_report.json'
+    return _warnings(_read_json(path))
 
 
 def _methods(boilerplate: str) -> tuple[list[str], list[str]]:
@@ -720,10 +735,9 @@ def _ppm(value: float | None) -> str:
     return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
 
 
-def _b0_tilt(affine: np.ndarray) -> float:
-    """Angle between B0 (the scanner's z) and the nearest of the stored axes, degrees."""
-    rotation = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return round(float(np.degrees(np.arccos(min(1.0, np.abs(rotation[2]).max())))), 2)
+def _b0_tilt(b0_dir: np.ndarray) -> float:
+    """Angle between B0 and the nearest of the stored axes, degrees."""
+    return round(float(np.degrees(np.arccos(min(1.0, np.abs(b0_dir).max())))), 2)
 
 
 class _Panel(NamedTuple):

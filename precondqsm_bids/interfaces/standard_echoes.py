@@ -15,7 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_stored
+from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_stored, state_b0
 
 
 class StandardEchoesInputSpec(BaseInterfaceInputSpec):
@@ -27,7 +27,7 @@ class StandardEchoesInputSpec(BaseInterfaceInputSpec):
         traits.Float,
         minlen=3,
         maxlen=3,
-        desc='direction of B0 along the voxel axes, for images whose header has none',
+        desc='direction of B0 along the voxel axes, which comes before that of the header',
     )
     labels = File(exists=True, desc='labels on the grid of the echoes')
     mask = File(exists=True, desc='region of interest on the grid of the echoes')
@@ -41,11 +41,12 @@ class StandardEchoesOutputSpec(TraitedSpec):
 
 
 class StandardEchoes(SimpleInterface):
-    """Real and imaginary parts, 4D files, images without an orientation: as the stages read them.
+    """Real and imaginary parts, 4D files, images with a stated B0: as the stages read them.
 
     Images without an orientation get one: the rotation that takes B0, given along their axes, to
     the scanner's z, about which their position is not known. The maps then carry the direction of
-    B0 as every other map does.
+    B0 as every other map does. Images with an orientation keep it, and the direction is written
+    into the description of their headers, where the stages look first.
     """
 
     input_spec = StandardEchoesInputSpec
@@ -90,13 +91,16 @@ class StandardEchoes(SimpleInterface):
     def _save(self, data, like, path):
         affine = like.affine
         codes = [int(like.header[f'{form}_code']) for form in ('qform', 'sform')]
-        if isdefined(self.inputs.b0_dir) and not any(codes):
+        stated = isdefined(self.inputs.b0_dir)
+        if stated and not any(codes):
             affine = affine_along(self.inputs.b0_dir, like.header.get_zooms()[:3])
             codes = [1, 1]
         if data.dtype not in (np.uint8, np.int16, np.int32):
             data = data.astype(np.float32)
         image = nb.Nifti1Image(data, affine)
         image.header.set_xyzt_units('mm')
+        if stated and any(int(like.header[f'{form}_code']) for form in ('qform', 'sform')):
+            state_b0(image.header, self.inputs.b0_dir)
         image.set_qform(affine, codes[0])
         image.set_sform(affine, codes[1])
         nb.save(image, path)

@@ -14,6 +14,12 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 
+from precondqsm_bids.numerics.dipole import b0_direction
+
+STATED = 'B0 is along'
+"""How the description in the header of a working copy begins whose affine does not say where B0
+is (``--b0-dir``); three numbers follow, along the stored axes. It goes from file to file."""
+
 
 def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
     """Volume of a NIfTI file in :func:`canonical` order, of its own type if ``dtype`` is None.
@@ -164,6 +170,43 @@ def geometry(path: str) -> tuple[np.ndarray, tuple[float, float, float]]:
     return image.affine, (float(dx), float(dy), float(dz))
 
 
+def b0_along(path: str) -> np.ndarray:
+    """Direction of B0 along the axes of the array that :func:`load` gives.
+
+    That which the header's description states comes first, then the affine's.
+    """
+    image = nb.load(path)
+    stated = stated_b0(image.header)
+    if stated is None:
+        return b0_direction(nb.as_closest_canonical(image).affine)
+    axes, flips = nb.io_orientation(image.affine).T
+    direction = np.empty(3)
+    direction[axes.astype(int)] = flips * stated
+    return direction / np.linalg.norm(direction)
+
+
+def stated_b0(header: nb.Nifti1Header) -> np.ndarray | None:
+    """Direction of B0 along the stored axes by the description, None where it states none.
+
+    >>> header = nb.Nifti1Header(); state_b0(header, (0, 1, 0)); stated_b0(header)
+    array([0., 1., 0.])
+    """
+    text = header['descrip'].item().decode('latin-1')
+    try:
+        direction = np.array(text.removeprefix(STATED).split(), float)
+    except ValueError:
+        return None
+    whole = direction.shape == (3,) and np.isfinite(direction).all() and direction.any()
+    return direction if whole and text.startswith(STATED) else None
+
+
+def state_b0(header: nb.Nifti1Header, b0_dir: Iterable[float]) -> None:
+    """Write a direction of B0 along the stored axes into the description of a header."""
+    direction = np.asarray(list(b0_dir), float)
+    direction = direction / np.linalg.norm(direction)
+    header['descrip'] = ' '.join([STATED, *(f'{v:.9f}' for v in direction)]).encode()
+
+
 def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     """Write ``data`` as ``folder/name.nii.gz`` on the grid of the file ``like``; its path.
 
@@ -181,6 +224,8 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
         data = data.astype(np.float32)
     image = nb.Nifti1Image(data, source.affine)
     image.header.set_xyzt_units('mm')
+    if (stated := stated_b0(source.header)) is not None:
+        state_b0(image.header, stated)
     for code, setter in (
         (source.header['qform_code'], image.set_qform),
         (source.header['sform_code'], image.set_sform),

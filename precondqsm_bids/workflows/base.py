@@ -107,6 +107,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     inputs = precondqsm_wf.inputs.inputnode
     inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
+    if manufacturer := run.metadata.get('Manufacturer'):
+        inputs.manufacturer = str(manufacturer)
     if run.phase_units:
         inputs.phase_units = run.phase_units
     if run.labels:
@@ -158,7 +160,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
             ]
         )
         if run.labels:
-            # The table of values compares the grids, which --b0-dir has given an affine.
+            # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
     taken = outputs_wf.get_node('inputnode').interface._fields
     workflow.connect(

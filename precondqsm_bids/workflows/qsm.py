@@ -20,8 +20,8 @@ from precondqsm_bids.interfaces import (
 )
 
 INPUTS = (
-    'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'labels', 'label_names',
-    'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
+    'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',
+    'labels', 'label_names', 'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
     'contrasts',
 )  # fmt: skip
 MAPS = (
@@ -72,7 +72,8 @@ def init_precondqsm_wf(
         Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
         the magnitude alone, and the outputs :data:`OF_MANY_ECHOES` stay empty.
     phase_sign : int, optional
-        Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted.
+        Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted, and
+        assumed where that does not decide.
     prior : str or sequence of str
         What the prior is the sum of: ``contrast``, cells of the joint histogram of R2* and
         magnitude; ``tissue``, one constant per class; ``r2prime-by-tissue``; ``r2prime``,
@@ -107,7 +108,8 @@ def init_precondqsm_wf(
     -------
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
-        field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), labels (file),
+        field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), manufacturer
+        (of the scanner), labels (file),
         label_names (dict) and mask (file), which restricts the region of interest; without it,
         that is the object; tissue (file: classes, or 4D shares) and tissue_names (list); r2_map
         (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts (list of files),
@@ -149,7 +151,7 @@ def init_precondqsm_wf(
     # fmt: off
     workflow.connect([
         (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
-        (inputnode, echo_fit, [(field, field) for field in INPUTS[:5]]),
+        (inputnode, echo_fit, [(field, field) for field in INPUTS[:6]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         (echo_fit, flattening, [('total_field', 'total_field')]),
         (shape_mask, flattening, [('roi_mask', 'mask')]),
@@ -275,6 +277,9 @@ def init_precondqsm_wf(
                 workflow.connect(node, port, comparison, f'{arm}{port}')
         workflow.connect(echo_fit, 'field_sd', comparison, 'field_sd')
         workflow.connect(shape_mask, 'roi_mask', comparison, 'mask')
+        workflow.connect(echo_fit, 'record', comparison, 'echo_fit')
+        if not one_echo:
+            workflow.connect(echo_fit, 'r2star', comparison, 'r2star')
         recorded.append(comparison)
 
     gather = pe.Node(

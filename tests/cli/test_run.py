@@ -79,6 +79,9 @@ def test_dry_run(dataset, app):
     expected = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none median 2 nothing'
     assert lines[1].split() == expected.split()
     assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
+    assert "  sign of the phase: by the field of the object's shape; where" in output
+    assert '+1 is assumed, the usual convention' in output
+    assert 'sign of the phase: -1, stated' in app('--dry-run', '--phase-sign', '-1')[1]
     assert 'error: sub-02: ' in lines[-1]
     assert 'has no magnitude beside it' in lines[-1]
     assert not Path('out').exists()
@@ -506,7 +509,7 @@ def test_group_level_of_what_was_reconstructed(finished, phantom):
     empty = {column for column, cell in first.items() if cell == 'n/a'}
     assert empty <= {
         *('session_id', 'phase_sign_correlation', 'readout_difference', 'warnings', 'note'),
-        'outliers',
+        *('outliers', 'scanner', 'sign_differs'),
     }
     assert [row['status'] for row in failed] == ['failed', 'failed']
     for row in failed:

@@ -467,6 +467,19 @@ REFUSED = [
         '--b0-dir X Y Z',
     ),
     case(
+        'voxel-ratios-differ',
+        both(uncompressed, forms(None, (np.diag([2.0, 2.0, 5.0, 1.0]), 1))),
+        FIRST,
+        'voxels are 2 x 2 x 5 mm by the sform and 2 x 2 x 2 mm by pixdim, of other ratios',
+        'correct the header',
+    ),
+    case(
+        'voxel-ratios-of-the-qform-differ',
+        both(uncompressed, forms((STRAIGHT, 1), (np.diag([2.0, 3.0, 2.0, 1.0]), 1))),
+        FIRST,
+        'voxels are 2 x 3 x 2 mm by the sform and 2 x 2 x 2 mm by pixdim and the qform',
+    ),
+    case(
         'orientation-of-the-phase-missing',
         both(
             run(extension='.nii'),
@@ -1115,7 +1128,8 @@ ACCEPTED = [
         'orientation-given-and-known',
         plain,
         ROW,
-        'B0 is along [0.0, 0.0, 1.0] of the voxel axes; --b0-dir is not used',
+        'B0 is along [0.0, 1.0, 0.0] of the voxel axes by --b0-dir, which is used, and along '
+        '[0.0, 0.0, 1.0] by the affine, 90.0 degrees apart; the maps keep the affine',
         options=('--b0-dir', '0', '1', '0'),
     ),
     case('oblique', both(plain, images(affine=turned(1, 25))), ROW),

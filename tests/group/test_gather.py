@@ -250,6 +250,27 @@ def test_what_is_wrong_is_told_and_stops_nobody(derivatives, action):
     assert message.partition("'")[0] in page(derivatives)
 
 
+def test_signs_that_differ_within_a_scanner_are_flagged(derivatives):
+    scanners = {'1': ('A', 1), '2': ('A', -1), '3': ('B', 1), '4': ('B', 1), '5': (None, -1)}
+    for subject, (station, sign) in scanners.items():
+        numbers = {'phase_sign': sign, 'phase_sign_source': 'convention'}
+        derivatives.add(f'sub-{subject}', echo_fit=numbers)
+        path = derivatives.folder(derivatives.out, f'sub-{subject}')
+        path /= f'sub-{subject}_desc-precond_Chimap.json'
+        sidecar = json.loads(path.read_text())
+        if station:
+            sidecar |= {'Manufacturer': 'Maker', 'StationName': station}
+        path.write_text(json.dumps(sidecar))
+    result = group(derivatives)
+    words = 'Maker A: 1 runs with the phase sign +1 and 1 with -1'
+    assert result.mixed == [words]
+    rows = derivatives.table('quality')
+    assert [row['sign_differs'] for row in rows] == ['yes', 'yes', 'n/a', 'n/a', 'n/a']
+    assert [row['scanner'] for row in rows] == ['Maker A'] * 2 + ['Maker B'] * 2 + ['n/a']
+    assert rows[0]['phase_sign_source'] == 'convention'
+    assert words in page(derivatives)
+
+
 def test_who_left_nothing_is_listed(derivatives):
     derivatives.add('sub-1_ses-a')
     derivatives.add_raw('sub-1_ses-b')  # this session was not run

@@ -262,9 +262,20 @@ def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
     assert (record['phase_sign'], record['phase_sign_source']) == (-1, 'given')
     assert 'negated' in record['warnings'][0]
     result = run(interfaces.EchoFit, tmp_path, **files)  # without a shape nothing tells the sign
-    assert result['record']['phase_sign_source'] == 'not tested'
-    with pytest.raises(ValueError, match=r'codes0\.nii\.gz and its other echoes.*--phase-sign'):
-        run(interfaces.EchoFit, tmp_path, shape_mask=data.file('object'), **files)
+    assert result['record']['phase_sign_source'] == 'convention'
+    # inside a sphere there is no field of the shape: the usual sign of the vendor
+    result = run(
+        interfaces.EchoFit,
+        tmp_path,
+        shape_mask=data.file('object'),
+        manufacturer='GE MEDICAL SYSTEMS',
+        **files,
+    )
+    record = result['record']
+    assert (record['phase_sign'], record['phase_sign_source']) == (-1, 'vendor')
+    assert 'ASSUMED to be -1' in record['warnings'][0]
+    assert len(record['phase_sign_by_depth']) == 4
+    assert record['b0_dir_source'] == 'header'
     with pytest.raises(ValueError, match=r'codes0\.nii\.gz.*no radians'):
         run(interfaces.EchoFit, tmp_path, **files | {'phase_units': 'rad'})
 

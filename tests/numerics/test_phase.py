@@ -4,12 +4,16 @@ import functools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.phase import (
+    ObjectInAir,
+    PhaseSign,
     alternating_axes,
+    decide_sign,
     first_field,
     phase_scale,
     phase_sign,
@@ -17,6 +21,7 @@ from precondqsm_bids.numerics.phase import (
     readout_difference,
     repair_phase,
     shape_field,
+    vendor_sign,
 )
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.phantom import tubes
@@ -46,15 +51,18 @@ class Scan:
         self.shape = shape_mask(self.magnitude[..., 0])
         self.mask = self.shape.roi_mask
         voxel_size = np.sqrt((phantom.affine[:3, :3] ** 2).sum(axis=0))
-        self.outline = shape_field(
-            self.shape.shape_mask, voxel_size, b0_direction(phantom.affine), self.mask
-        )
+        b0_dir = b0_direction(phantom.affine)
+        self.body = ObjectInAir(self.shape.shape_mask, voxel_size, b0_dir)
+        self.outline = shape_field(self.shape.shape_mask, voxel_size, b0_dir, self.mask)
 
     def repaired(self, phase=None, **keywords):
         phase = self.phase if phase is None else phase
         return repair_phase(
-            self.magnitude, phase, self.te, 3.0, self.mask, shape=self.outline, **keywords
+            self.magnitude, phase, self.te, 3.0, self.mask, body=self.body, **keywords
         )
+
+    def repaired_with(self, body):
+        return repair_phase(self.magnitude, self.phase, self.te, 3.0, self.mask, body=body)
 
     def fitted(self, phase):
         return fit_echoes(
@@ -289,32 +297,118 @@ def test_shim_hides_the_sign_from_the_plain_correlation():
 
 
 @pytest.mark.parametrize('part', [np.s_[:, :, 9:19], np.s_[:, :, 11:17]])
-def test_slab_across_a_cylinder_asks_for_the_option(part):
+def test_slab_across_a_cylinder_has_the_usual_sign(part):
     # Inside a long cylinder along B0 the field of the shape is a constant: nothing tells the sign.
     data = Scan(simulated(), part)
-    with pytest.raises(ValueError, match='--phase-sign') as error:
-        data.repaired()
-    assert 'partial correlation' in str(error.value)
-    assert data.repaired(sign=1).sign == 1
+    result = data.repaired()
+    assert (result.sign, result.sign_source) == (1, 'convention')
+    (warning,) = result.notes
+    assert 'ASSUMED to be +1' in warning
+    assert 'partial correlation' in warning
+    assert '--phase-sign' in warning
+    usual = data.repaired(-data.phase, manufacturer='GE MEDICAL SYSTEMS')
+    assert (usual.sign, usual.sign_source) == (-1, 'vendor')
+    assert 'the usual of GE MEDICAL SYSTEMS' in usual.notes[0]
+    np.testing.assert_array_equal(usual.phase, data.phase)
+    given = data.repaired(sign=1)
+    assert (given.sign, given.sign_source, given.notes) == (1, 'given', ())
     np.testing.assert_array_equal(data.repaired(-data.phase, sign=-1).phase, data.phase)
 
 
-def test_sphere_asks_for_the_option():
-    # The field inside a sphere is that of the medium, by theory none of the shape's
-    x = np.indices((20, 20, 20)) - 9.5
-    mask = np.sqrt((x**2).sum(0)) < 8
+def ellipsoid(semi_axes=(8.0, 8.0, 8.0), b0_dir=(0, 0, 1)):
+    """An ellipsoid in a gradient: inside it the field of its shape is a constant, by theory."""
+    x = np.indices((24, 24, 24)) - 11.5
+    mask = sum((x[i] / semi_axes[i]) ** 2 for i in range(3)) < 1
     te = np.array([0.004, 0.008])
     phase = 2 * np.pi * hz_per_ppm(3.0) * te * 0.02 * x[0][..., None]
-    shape = shape_field(mask, (1, 1, 1), (0, 0, 1), mask)
-    with pytest.raises(ValueError, match='cannot be told'):
-        repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, shape=shape)
+    body = ObjectInAir(mask, (1.0, 1.0, 1.0), b0_dir)
+    return np.ones(phase.shape), phase, te, 3.0, mask, body
 
 
-def test_given_sign_that_the_field_contradicts_is_told():
-    result = scan().repaired(sign=-1)
-    assert result.sign == -1
-    assert any('field of the shape says +1' in note for note in result.notes)
+@pytest.mark.parametrize('semi_axes', [(8.0, 8.0, 8.0), (10.0, 7.0, 8.0)])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_ellipsoid_gives_no_evidence(semi_axes, sign):
+    magnitude, phase, te, b0, mask, body = ellipsoid(semi_axes)
+    result = repair_phase(magnitude, sign * phase, te, b0, mask, body=body)
+    assert (result.sign, result.sign_source) == (1, 'convention')
+    assert 'ASSUMED' in result.notes[-1]
+
+
+def test_no_air_gives_no_evidence():
+    magnitude, phase, te, b0, mask, _ = ellipsoid()
+    everything = np.ones_like(mask)
+    result = repair_phase(
+        magnitude, phase, te, b0, everything, body=ObjectInAir(everything, (1, 1, 1), (0, 0, 1))
+    )
+    assert (result.sign, result.sign_source, result.sign_test) == (1, 'convention', None)
+    assert 'no field of a shape' in result.notes[-1]
+
+
+def test_given_sign_that_the_field_contradicts_is_refused():
+    with pytest.raises(ValueError, match='given as -1, but the field of the shape says') as error:
+        scan().repaired(sign=-1)
+    assert 'leave --phase-sign out' in str(error.value)
     assert not scan().repaired(sign=1).notes
+
+
+def test_weak_contradiction_warns():
+    weak = PhaseSign(1, 0.5, 0.5, (0.5,) * 4, True, 10.0)
+    decided = decide_sign(weak, stated=-1)
+    assert (decided.sign, decided.source) == (-1, 'given')
+    assert 'the field of the shape says +1' in decided.warnings[0]
+
+
+@pytest.mark.parametrize(
+    'manufacturer, sign',
+    [
+        ('Siemens Healthineers', 1),
+        ('Philips Medical Systems', 1),
+        ('GE MEDICAL SYSTEMS', -1),
+        ('General Electric', -1),
+        ('Gerät', None),
+        ('', None),
+        (None, None),
+    ],
+)
+def test_usual_sign_of_a_vendor(manufacturer, sign):
+    assert vendor_sign(manufacturer) == sign
+    decided = decide_sign(None, manufacturer=manufacturer)
+    assert (decided.sign, decided.source) == ((sign, 'vendor') if sign else (1, 'convention'))
+    # the field of the shape comes first
+    found = PhaseSign(-1, -0.9, -0.9, (-0.9,) * 4, True, 10.0)
+    assert decide_sign(found, manufacturer=manufacturer) == (-1, 'field of the shape', ())
+
+
+def test_correlation_of_one_layer_does_not_decide():
+    # The shape's field in the outer half, its negative at depth: no stable sign
+    rng = np.random.default_rng(5)
+    s = ndimage.gaussian_filter(rng.normal(size=(28, 28, 28)), 1.5)
+    mask = np.ones(s.shape, bool)
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    f = np.where(depth > np.median(depth), -s, 2 * s)
+    found = phase_sign(f, s, mask, depth=depth)
+    assert found.correlation > 0.4
+    assert found.shells[0] > 0 > found.shells[-1]
+    assert not found.decisive
+    assert phase_sign(f, s, mask).decisive
+
+
+def test_wrong_direction_of_b0_is_refused_with_the_axis_that_fits():
+    data = scan()
+    mask, size, b0_dir = data.body[:3]
+    right = data.repaired()
+    assert not right.axes.better
+    for wrong in ((1, 0, 0), (0, 1, 0)):
+        # the file has its axes in another order: x, y, z of the array are stored second to first
+        body = ObjectInAir(mask, size, wrong, stored_axes=(1, 2, 0))
+        with pytest.raises(ValueError, match='fits the first axis better') as error:
+            data.repaired_with(body)
+        assert '--b0-dir 1 0 0' in str(error.value)
+        stated = data.repaired_with(body._replace(b0_stated=True))
+        assert stated.axes.certain
+        assert 'by --b0-dir' in stated.notes[0]
+        assert stated.axes.correlations[2] > 0.95
+    assert np.argmax(np.abs(b0_dir)) == 2
 
 
 def test_coefficients_of_a_closed_form():
@@ -333,7 +427,7 @@ def test_coefficients_of_a_closed_form():
     nothing = phase_sign(noise, s, mask)
     assert abs(nothing.correlation) < 0.05
     assert not nothing.decisive
-    assert not phase_sign(5 * s, s, mask).decisive  # no shape in air has five times its field
+    assert phase_sign(0.1 * s, s, mask).decisive  # the size of the coefficient decides nothing
     assert not phase_sign(noise, 0 * s, mask).decisive
     with pytest.raises(ValueError, match='differ in shape'):
         phase_sign(s, s[1:], mask)
@@ -392,7 +486,7 @@ def test_coarse_continuation_is_that_of_the_fine_grid(b0_dir, edges):
 def test_monopolar_phase_is_untouched(echoes, changes):
     data = Scan(simulated(**changes))
     magnitude, phase, te = data.magnitude[..., :echoes], data.phase[..., :echoes], data.te[:echoes]
-    result = repair_phase(magnitude, phase, te, 3.0, data.mask, shape=data.outline, sign=1)
+    result = repair_phase(magnitude, phase, te, 3.0, data.mask, body=data.body, sign=1)
     assert result.phase is phase
     assert result.notes == ()
     if echoes == 2:
@@ -472,7 +566,7 @@ def test_unit_of_the_magnitude_does_not_matter(unit):
     phase = -data.phase
     phase[..., 1::2] += np.float32(0.7)
     results = [
-        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, shape=data.outline)
+        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, body=data.body)
         for u in (1, unit)
     ]
     for result in results:

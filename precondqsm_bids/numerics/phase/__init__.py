@@ -3,7 +3,7 @@
 Everything here happens before the echo fit, in this order: stored values become radians by one
 scale for all echoes of a run (:func:`phase_to_radians`); then :func:`repair_phase` undoes a sign
 that alternates from slice to slice, takes the difference between odd and even echoes of bipolar
-readouts away, and turns the phase round if its sign is the opposite of the convention
+readouts away, and negates the phase if its sign is the opposite of the convention
 
     S(TE) = S0 exp(-R2* TE) exp(i (phi0 + 2 pi gammabar B0 field TE)).
 
@@ -11,6 +11,13 @@ A constant added to all echoes alike is part of ``phi0`` and without meaning, so
 stored codes does not matter.
 """
 
+from precondqsm_bids.numerics.phase.outline import (
+    CoarseField,
+    ObjectInAir,
+    closed_outline,
+    coarse_field,
+    cut_share,
+)
 from precondqsm_bids.numerics.phase.readout import (
     ReadoutDifference,
     alternating_axes,
@@ -24,21 +31,43 @@ from precondqsm_bids.numerics.phase.scale import (
     phase_to_radians,
 )
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
-from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
+from precondqsm_bids.numerics.phase.sign import (
+    AxisTest,
+    PhaseSign,
+    SignDecision,
+    check_b0,
+    compare_axes,
+    decide_sign,
+    phase_sign,
+    shape_evidence,
+    vendor_sign,
+)
 
 __all__ = [
+    'AxisTest',
+    'CoarseField',
+    'ObjectInAir',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',
     'ReadoutDifference',
     'ShapeField',
+    'SignDecision',
     'alternating_axes',
     'apply_scale',
+    'check_b0',
+    'closed_outline',
+    'coarse_field',
+    'compare_axes',
+    'cut_share',
+    'decide_sign',
     'first_field',
     'phase_scale',
     'phase_sign',
     'phase_to_radians',
     'readout_difference',
     'repair_phase',
+    'shape_evidence',
     'shape_field',
+    'vendor_sign',
 ]

@@ -9,14 +9,21 @@ from scipy import ndimage
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import check_echoes
 from precondqsm_bids.numerics.noise import air_around
+from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
 from precondqsm_bids.numerics.phase.readout import (
     ReadoutDifference,
     _alternating_axes,
     _readout_difference,
     _signal,
 )
-from precondqsm_bids.numerics.phase.shape_field import ShapeField
-from precondqsm_bids.numerics.phase.sign import PhaseSign, _sign_of, phase_sign
+from precondqsm_bids.numerics.phase.sign import (
+    AxisTest,
+    PhaseSign,
+    check_b0,
+    compare_axes,
+    decide_sign,
+    shape_evidence,
+)
 from precondqsm_bids.numerics.unwrapping import phase_advance, unwrap
 
 F32 = npt.NDArray[np.float32]
@@ -34,9 +41,13 @@ class PhaseRepair(NamedTuple):
     readout: ReadoutDifference | None
     """Difference between odd and even echoes; None if the echo times do not tell it."""
     sign: int
-    """Sign that the phase had: +1, or -1 if it was turned round."""
+    """Sign that the phase had: +1, or -1 if it was negated."""
+    sign_source: str
+    """``given``, ``field of the shape``, ``vendor`` or ``convention``."""
     sign_test: PhaseSign | None
-    """The field against that of the shape; None if no shape was given."""
+    """The field against that of the shape; None if it could not be compared."""
+    axes: AxisTest | None
+    """The same for B0 along each voxel axis; None if they could not be compared."""
     notes: tuple[str, ...]
     """What was repaired or is doubtful, in sentences."""
 
@@ -103,16 +114,18 @@ def repair_phase(
     field_strength: float,
     mask: Bools,
     *,
-    shape: ShapeField | None = None,
+    body: ObjectInAir | None = None,
     sign: int | None = None,
+    manufacturer: str | None = None,
+    workers: int = 1,
 ) -> PhaseRepair:
     """Phase of the convention: slices of one sign, odd and even echoes alike, the right sign.
 
     Slices are repaired first (:func:`alternating_axes`), since nothing can be unwrapped before;
     then the difference between odd and even echoes is taken off (:func:`readout_difference`);
-    then the sign is looked at (:func:`phase_sign`) with the :func:`first_field` of what is left,
-    the mask eroded by a voxel where that leaves any: the shape's field is least certain in the
-    border.
+    then B0 and the sign are looked at (:func:`shape_evidence`, :func:`compare_axes`,
+    :func:`decide_sign`) with the :func:`first_field` of what is left, the mask eroded by a voxel
+    where that leaves any: the shape's field is least certain in the border.
 
     Parameters
     ----------
@@ -124,11 +137,14 @@ def repair_phase(
         B0, T.
     mask : (X, Y, Z) ndarray of bool
         The object.
-    shape : ShapeField, optional
-        Field of the object's shape in air (:func:`shape_field`). Without it the sign is taken as
-        it is.
+    body : ObjectInAir, optional
+        The object against air, and B0. Without it nothing is compared with the field.
     sign : {1, -1}, optional
         Sign that the phase has; found from the field if omitted.
+    manufacturer : str, optional
+        Of the scanner: its usual sign counts where the field does not tell.
+    workers : int
+        Threads of the Fourier transforms.
 
     Returns
     -------
@@ -138,8 +154,9 @@ def repair_phase(
     Raises
     ------
     ValueError
-        The sign cannot be told from the field; the message has coefficient, correlation and the
-        option that states it. See also :func:`~precondqsm_bids.numerics.echo_fit.check_echoes`.
+        The field contradicts the stated sign, or the header's direction of B0; the message has
+        the correlations and the way out. See also
+        :func:`~precondqsm_bids.numerics.echo_fit.check_echoes`.
 
     Examples
     --------
@@ -160,8 +177,8 @@ def repair_phase(
     signal = _signal(magnitude, phase, mask)
     repaired = phase
 
-    axes = _alternating_axes(signal, te, mask)
-    for axis in axes:
+    alternating = _alternating_axes(signal, te, mask)
+    for axis in alternating:
         odd = [slice(None)] * 4
         odd[axis] = slice(1, None, 2)
         repaired = repaired.copy() if repaired is phase else repaired
@@ -181,25 +198,25 @@ def repair_phase(
             f'odd and even echoes differ by {readout.size:.2f} rad (bipolar readouts): corrected'
         )
 
-    test = None
-    if shape is not None:
+    test = axes = None
+    if body is not None:
         field, sd = _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
-        test = phase_sign(
-            field, shape.field, inner if inner.any() else mask, sd, beyond=shape.beyond
-        )
-    found = sign or _sign_of(test)
-    if sign and test is not None and test.decisive and test.sign != sign:
-        notes.append(
-            f'the sign of the phase was given as {sign:+d}, but the field of the shape says '
-            f'{test.sign:+d} (coefficient {test.coefficient:.2f}, partial correlation '
-            f'{test.correlation:.2f})'
-        )
-    if found < 0:
+        inner = inner if inner.any() else mask
+        coarse = coarse_field(field, sd, inner, body.mask, body.voxel_size)
+        test = shape_evidence(coarse, body.b0_dir, workers)
+        axes = compare_axes(coarse, body.b0_dir, test, workers)
+        if words := check_b0(axes, test, body):
+            notes.append(words)
+    decided = decide_sign(test, sign, manufacturer)
+    notes += decided.warnings
+    if decided.sign < 0:
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
         notes.append('the sign of the phase is reversed: it was negated')
-    return PhaseRepair(repaired, axes, readout, found, test, tuple(notes))
+    return PhaseRepair(
+        repaired, alternating, readout, decided.sign, decided.source, test, axes, tuple(notes)
+    )
 
 
 def _noise(magnitude: npt.NDArray, mask: Bools) -> float | None:

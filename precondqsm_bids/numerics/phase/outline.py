@@ -1,0 +1,157 @@
+"""Outline of the object in air, and the measured field on the coarse grid it is compared on."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+F64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+MOST_VOXELS = 48
+"""Voxels along an axis of the grid on which fields of shapes are compared: 4 mm in a head."""
+OUTLINES = (10.0, 20.0)
+"""Radii, mm, by which the object is closed. Skull, sinuses and air cells give no signal alike;
+which of them is air is not known, and cavities that are wrongly air or tissue have fields of
+several ppm. Of the two the outline whose field fits better counts: in the simulated heads that is
+20 mm (partial correlation .86, .69 at 10 mm, .18 unclosed), in a real head with wide sinuses
+10 mm (.79, .40 at 20 mm)."""
+
+
+class ObjectInAir(NamedTuple):
+    """The object, and where B0 is."""
+
+    mask: Bools
+    """Object against air, (X, Y, Z)."""
+    voxel_size: tuple[float, float, float]
+    """mm"""
+    b0_dir: npt.ArrayLike
+    """Direction of B0 along the voxel axes."""
+    b0_stated: bool = False
+    """Whether the user states the direction; it is the header's otherwise."""
+    stored_axes: tuple[int, int, int] = (0, 1, 2)
+    """Axis of the file that each axis of the array is, for what is said of them."""
+
+
+class CoarseField(NamedTuple):
+    """A measured field and the object on a coarse grid, (X, Y, Z) each."""
+
+    field: F64
+    """Mean of the field over the masked voxels of each block, ppm."""
+    sd: F64
+    """Mean of its standard deviation, ppm."""
+    mask: Bools
+    """Blocks of which half is masked."""
+    shape: Bools
+    """Blocks of which half is object."""
+    voxel_size: F64
+    """mm"""
+
+
+def coarse_field(
+    field: npt.NDArray,
+    sd: npt.NDArray,
+    mask: Bools,
+    shape: Bools,
+    voxel_size: npt.ArrayLike,
+    most: int = MOST_VOXELS,
+) -> CoarseField:
+    """Means of a field over blocks, so that no axis has more than ``most`` voxels.
+
+    Parameters
+    ----------
+    field, sd : (X, Y, Z) ndarray
+        Measured field and its standard deviation, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Where the field is known.
+    shape : (X, Y, Z) ndarray of bool
+        Object against air. Where the last block is not full, the object goes on in it as it ends.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    most : int
+        Voxels along an axis.
+
+    Examples
+    --------
+    >>> field = np.arange(8.0).reshape(8, 1, 1); mask = np.ones(field.shape, bool); mask[0] = False
+    >>> coarse = coarse_field(field, field, mask, mask, (1, 1, 1), most=4)
+    >>> coarse.field.ravel(), coarse.voxel_size
+    (array([1. , 2.5, 4.5, 6.5]), array([2., 1., 1.]))
+    """
+    factors = [-(-n // most) for n in field.shape]
+    share = _block_means(mask.astype(np.float64), factors, 'constant')
+    known = np.maximum(share, 1e-12)
+    means = [
+        np.where(share > 0, _block_means(np.where(mask, v, 0), factors, 'constant') / known, 0)
+        for v in (field, sd)
+    ]
+    whole = _block_means(shape.astype(np.float64), factors, 'edge') >= 0.5
+    size = np.asarray(voxel_size, np.float64) * factors
+    return CoarseField(means[0], means[1], share >= 0.5, whole, size)
+
+
+def _block_means(volume: npt.NDArray, factors: list[int], mode: str) -> F64:
+    """Means over blocks of ``factors`` voxels, the last filled up by ``mode`` of numpy's pad."""
+    fill = [(0, -n % k) for n, k in zip(volume.shape, factors, strict=True)]
+    padded = np.pad(np.asarray(volume, np.float64), fill, mode=mode)  # type: ignore[call-overload]
+    split = [part for n, k in zip(padded.shape, factors, strict=True) for part in (n // k, k)]
+    return padded.reshape(split).mean(axis=(1, 3, 5))
+
+
+def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bools:
+    """The object closed by a ball: cavities and gaps narrower than its diameter are filled.
+
+    The object goes on beyond the edges of the field of view as it ends there.
+
+    Parameters
+    ----------
+    shape : (X, Y, Z) ndarray of bool
+        Object against air.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    radius : float
+        Of the ball, mm.
+
+    Examples
+    --------
+    >>> shape = np.ones((1, 1, 9), bool); shape[..., 2] = False; shape[..., 4:8] = False
+    >>> closed_outline(shape, (1, 1, 1), 1.0)[0, 0].astype(int)
+    array([1, 1, 1, 1, 0, 0, 0, 0, 1])
+    """
+    size = np.asarray(voxel_size, np.float64)
+    margin = [(int(np.ceil(radius / d)) + 1,) * 2 for d in size]
+    padded = np.pad(shape, margin, mode='edge')
+    if padded.all() or not padded.any():
+        return shape
+    near = ndimage.distance_transform_edt(~padded, sampling=size) <= radius
+    if near.all():
+        return np.ones_like(shape)
+    closed = padded | (ndimage.distance_transform_edt(near, sampling=size) > radius)
+    return closed[tuple(slice(n, -n) for n, _ in margin)]
+
+
+def cut_share(shape: Bools, voxel_size: npt.ArrayLike) -> float:
+    """Share of the object's surface that is the edge of the field of view: 0 if it lies within.
+
+    Parameters
+    ----------
+    shape : (X, Y, Z) ndarray of bool
+        Object against air.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+
+    Examples
+    --------
+    >>> shape = np.zeros((4, 4, 4), bool); shape[1:3, 1:3, :] = True
+    >>> round(cut_share(shape, (1, 1, 1)), 2), cut_share(shape[1:3, 1:3], (1, 1, 1))
+    (0.2, 1.0)
+    """
+    size = np.asarray(voxel_size, np.float64)
+    cut = surface = 0.0
+    for axis in range(3):
+        area = float(np.prod(size) / size[axis])
+        ends = sum(int(np.count_nonzero(shape.take(k, axis))) for k in (0, -1))
+        cut += area * ends
+        surface += area * (ends + int(np.count_nonzero(np.diff(shape, axis=axis))))
+    return cut / surface if surface else 0.0

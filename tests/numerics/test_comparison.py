@@ -1,0 +1,88 @@
+"""Susceptibility against R2*, the second witness of the sign, on objects of known relation."""
+
+import nibabel as nb
+import numpy as np
+import pytest
+
+from precondqsm_bids.interfaces.comparison import Comparison
+from precondqsm_bids.numerics.comparison import r2star_agreement
+
+
+@pytest.fixture
+def tissue():
+    """Rates and susceptibilities of a medium with few iron-rich and many myelin-rich voxels."""
+    rng = np.random.default_rng(4)
+    shape = (32, 32, 32)
+    rate = 15 + rng.normal(0, 1, shape)
+    chi = rng.normal(0, 0.005, shape)
+    myelin = rng.random(shape) < 0.4
+    rate[myelin] += 6
+    chi[myelin] -= 0.04
+    rate[13:19, 13:19, 13:19] = 45
+    chi[13:19, 13:19, 13:19] = 0.15
+    mask = np.zeros(shape, bool)
+    mask[1:-1, 1:-1, 1:-1] = True
+    rate[:3] = 200  # beside air
+    return chi, rate, mask
+
+
+def test_sign_of_the_strongest_not_of_the_many(tissue):
+    chi, rate, mask = tissue
+    assert np.corrcoef(chi[mask], rate[mask])[0, 1] < 0
+    agreement = r2star_agreement(chi, rate, mask, (3, 3, 3))
+    assert agreement > 0.4
+    assert r2star_agreement(-chi, rate, mask, (3, 3, 3)) == pytest.approx(-agreement)
+    assert r2star_agreement(5 * chi + 2, rate, mask, (3, 3, 3)) == pytest.approx(agreement)
+
+
+def test_pairs_counted_one_by_one(tissue):
+    chi, rate, mask = tissue
+    everything = np.ones(mask.shape, bool)
+    strong = rate >= np.quantile(rate, 0.99)
+    pairs = np.sign(chi[strong][:, None] - chi[~strong])
+    assert r2star_agreement(chi, rate, everything, (1, 1, 1)) == pytest.approx(pairs.mean())
+
+
+def test_too_few_voxels_or_no_contrast(tissue):
+    chi, rate, mask = tissue
+    small = np.zeros_like(mask)
+    small[8:20, 8:20, 8:20] = True
+    assert r2star_agreement(chi, rate, small, (1, 1, 1)) is None  # nothing is 12 mm deep
+    assert r2star_agreement(chi, np.ones_like(rate), np.ones_like(mask), (1, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    'source, factor, warned',
+    [
+        ('convention', -1, True),
+        ('vendor', -1, True),
+        ('convention', 1, False),
+        ('field of the shape', -1, False),
+        ('given', -1, False),
+    ],
+)
+def test_only_an_assumed_sign_is_doubted(tissue, tmp_path, source, factor, warned):
+    chi, rate, mask = tissue
+
+    def file(name, data):
+        path = tmp_path / f'{name}.nii'
+        nb.save(nb.Nifti1Image(data.astype(np.float32), np.diag([3.0, 3, 3, 1])), path)
+        return str(path)
+
+    field = np.random.default_rng(0).normal(size=chi.shape) * mask
+    inputs = {
+        'local_field': file('local', field / 2),
+        'conventional_local_field': file('plain', field),
+        'chi': file('chi', factor * chi),
+        'conventional_chi': file('conventional', factor * chi),
+        'field_sd': file('sd', np.ones_like(field)),
+        'mask': file('mask', mask),
+    }
+    fit = {'phase_sign_source': source, 'phase_sign': 1}
+    result = Comparison(**inputs, r2star=file('rate', rate), echo_fit=fit).run(cwd=tmp_path)
+    record = result.outputs.record
+    assert factor * record['r2star_agreement'] > 0.4
+    words = ' '.join(record['warnings'])
+    assert ('state --phase-sign -1' in words) == warned
+    one_echo = Comparison(**inputs, echo_fit=fit).run(cwd=tmp_path).outputs.record
+    assert (one_echo['r2star_agreement'], one_echo['warnings']) == (None, [])
