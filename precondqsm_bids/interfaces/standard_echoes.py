@@ -8,7 +8,6 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     InputMultiPath,
-    OutputMultiPath,
     SimpleInterface,
     TraitedSpec,
     isdefined,
@@ -34,8 +33,9 @@ class StandardEchoesInputSpec(BaseInterfaceInputSpec):
 
 
 class StandardEchoesOutputSpec(TraitedSpec):
-    magnitude = OutputMultiPath(File(exists=True), desc='one 3D file an echo, any unit')
-    phase = OutputMultiPath(File(exists=True), desc='one 3D file an echo')
+    # Lists, not OutputMultiPath, which makes a bare string of a list of one file.
+    magnitude = traits.List(File(exists=True), desc='one 3D file an echo, any unit')
+    phase = traits.List(File(exists=True), desc='one 3D file an echo')
     labels = File(exists=True, desc='labels on the grid of the outputs')
     mask = File(exists=True, desc='region of interest on the grid of the outputs')
 

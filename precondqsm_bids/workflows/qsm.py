@@ -307,7 +307,8 @@ def _arm_iterations(pdf_iterations: int, prior: Sequence[str]) -> int:
 
 
 def _first(values):
-    return values[0]
+    """The first of a list of files; a bare file is a list of one."""
+    return values if isinstance(values, str) else values[0]
 
 
 def _gather(**records):
