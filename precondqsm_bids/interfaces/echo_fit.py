@@ -31,6 +31,10 @@ ONE_ECHO = (
     'one echo: the field is its unwrapped phase over the echo time, and the phase offset of the '
     'coil, which one echo cannot tell from it, is part of it; R2* and S0 are not known'
 )
+ONE_DIFFERENCE = (
+    'one echo: the phase is the difference of two echoes, and the field is that over the time '
+    'between them; a difference has no phase offset; R2* and S0 are not known'
+)
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -42,6 +46,10 @@ class EchoFitInputSpec(BaseInterfaceInputSpec):
     )
     echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s, increasing')
     field_strength = traits.Float(mandatory=True, desc='B0, T')
+    field_strength_source = traits.Str(desc='key of the metadata or option that B0 is from')
+    phase_difference = traits.Bool(
+        False, usedefault=True, desc='whether the phase of the one echo is a difference of two'
+    )
     mask = File(exists=True, mandatory=True, desc='voxels to fit')
     shape_mask = File(
         exists=True, desc='object in air; its field helps unwrapping and tells the sign'
@@ -111,7 +119,8 @@ class EchoFit(SimpleInterface):
         if one_echo:
             fit = self._one_echo(magnitude, repair.phase, mask, predicted)
             names = ('total_field', 'field_sd', 'usable_echoes')
-            offset_model, offset_misfit, reliable = 'in the field', None, None
+            offset_model = 'none (phase difference)' if files.phase_difference else 'in the field'
+            offset_misfit, reliable = None, None
         else:
             fit = fit_echoes(
                 magnitude,
@@ -138,7 +147,7 @@ class EchoFit(SimpleInterface):
         )
         warnings = list(repair.notes)
         if one_echo:
-            warnings.append(ONE_ECHO)
+            warnings.append(ONE_DIFFERENCE if files.phase_difference else ONE_ECHO)
         if ambiguous > MOST_AMBIGUOUS:
             spacing = 1e3 * float(np.diff(times).min())
             what = 'echo time' if one_echo else 'shortest echo spacing'
@@ -153,6 +162,7 @@ class EchoFit(SimpleInterface):
         self._results['record'] = {
             'echo_times': list(files.echo_times),
             'field_strength': files.field_strength,
+            'field_strength_source': files.field_strength_source or 'given',
             'noise_sd': fit.noise_sd,
             'offset_model': offset_model,
             'offset_misfit': offset_misfit,
