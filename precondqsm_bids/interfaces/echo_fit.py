@@ -14,7 +14,7 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.volumes import (
     geometry,
     load,
-    load_echoes,
+    load_signal,
     save,
     stored_axes,
 )
@@ -96,8 +96,7 @@ class EchoFit(SimpleInterface):
 
     def _run_interface(self, runtime):
         files = self.inputs
-        magnitude = load_echoes(files.magnitude)
-        phase = load_echoes(files.phase)
+        magnitude, phase = load_signal(files.magnitude, files.phase)
         mask = load(files.mask, bool)
         shape = self._shape_field(mask) if files.shape_mask else None
         try:

@@ -84,6 +84,14 @@ def corner(value):
     return change
 
 
+def middle(value):
+    def change(data):
+        data[7:9, 8, 8] = value
+        return data
+
+    return change
+
+
 def constant(value):
     return lambda data: np.full_like(data, value)
 
@@ -116,14 +124,14 @@ def speckle(data):
 REFUSED = [
     case(
         'nan-in-the-first-magnitude',
-        voxels('echo-1_part-mag', corner(np.nan)),
-        'echo-1_part-mag_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
-        'set them to 0',
+        voxels('echo-1_part-mag', middle(np.nan)),
+        'echo-1_part-mag_MEGRE.nii.gz has 2 voxels that are not finite (NaN) inside the object',
+        'of 2 in all: export the image again',
     ),
     case(
         'nan-in-a-late-phase',
-        voxels('echo-3_part-phase', corner(np.nan)),
-        'echo-3_part-phase_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
+        voxels('echo-3_part-phase', middle(np.nan)),
+        'echo-3_part-phase_MEGRE.nii.gz has 2 voxels that are not finite (NaN) inside the object',
     ),
     case(
         'infinity-in-a-magnitude',
@@ -253,6 +261,27 @@ def check(case, done, out):
 @pytest.mark.parametrize('case', REFUSED)
 def test_image_refused(case, images):
     check(case, *images)
+
+
+@pytest.mark.parametrize('parts', [('mag', 'phase'), ('phase',), ('mag',)], ids='+'.join)
+def test_nan_outside_the_object_is_no_signal(parts, tmp_path):
+    """A participant whose air is 0, and one whose air is NaN, give the same map."""
+    root = spoiled(tmp_path / 'raw', [])
+    for name, value in (('zero', 0), ('nan', np.nan)):
+        folder = write_participant(root, name)
+        for part in ('mag', 'phase'):
+            blank = value if part in parts else 0
+            for path in folder.glob(f'*part-{part}_MEGRE.nii.gz'):
+                save(path, np.where(ball(7), nib.load(path).get_fdata(), blank).astype('f4'))
+    done = run_app(root, '--skip-bids-validation', '--no-conventional', '--phase-sign', '+1')
+    assert done.returncode == 0, done.stderr
+    for name in ('precond_Chimap', 'total_fieldmap'):
+        zero, nan = (
+            nib.load(next((tmp_path / 'out').glob(f'sub-{label}/*/*_desc-{name}.nii.gz')))
+            for label in ('zero', 'nan')
+        )
+        np.testing.assert_array_equal(nan.get_fdata(), zero.get_fdata())
+        assert zero.get_fdata().any()
 
 
 @pytest.mark.parametrize('case', MASKS)
