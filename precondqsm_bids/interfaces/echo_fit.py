@@ -35,6 +35,10 @@ ONE_DIFFERENCE = (
     'one echo: the phase is the difference of two echoes, and the field is that over the time '
     'between them; a difference has no phase offset; R2* and S0 are not known'
 )
+UNWRAPPED = (
+    'the phase has no Units and spans more than a turn without a jump: it was taken for radians '
+    'that are already unwrapped; write "Units": "rad" into its sidecar if it is so'
+)
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -145,6 +149,8 @@ class EchoFit(SimpleInterface):
             maps['total_field'], maps['field_sd'], times, files.field_strength, mask
         )
         warnings = list(repair.notes)
+        if scale.convention == 'unwrapped' and not files.phase_units:
+            warnings.append(UNWRAPPED)
         if one_echo:
             warnings.append(ONE_DIFFERENCE if files.phase_difference else ONE_ECHO)
         if ambiguous > MOST_AMBIGUOUS:

@@ -263,6 +263,36 @@ def test_image_refused(case, images):
     check(case, *images)
 
 
+def test_unwrapped_phase_gives_the_map_of_the_wrapped(tmp_path):
+    """Three turns over the object, with and without Units; the air is 0."""
+    root = spoiled(tmp_path / 'raw', [])
+    steep = 2 * np.pi * 200 * (np.indices(SHAPE)[0] - 7.5) / 8
+    for name in ('wrapped', 'plain', 'stated'):
+        folder = write_participant(root, name)
+        for echo, time in enumerate(TIMES, 1):
+            (path,) = folder.glob(f'*echo-{echo}_part-phase_MEGRE.nii.gz')
+            phase = nib.load(path).get_fdata() + steep * time
+            if name == 'wrapped':
+                phase = np.angle(np.exp(1j * phase))
+            save(path, (phase * ball(6)).astype('f4'))
+            if name == 'stated':
+                sidecar = path.with_name(path.name.replace('.nii.gz', '.json'))
+                sidecar.write_text('{"Units": "rad"}')
+    done = run_app(root, '--skip-bids-validation', '--no-conventional', '--phase-sign', '+1')
+    assert done.returncode == 0, done.stderr
+    wrapped, plain, stated = (
+        next((tmp_path / 'out').glob(f'sub-{name}/fmap/*total_fieldmap.nii.gz'))
+        for name in ('wrapped', 'plain', 'stated')
+    )
+    field = nib.load(wrapped).get_fdata()
+    assert np.ptp(field) > 250
+    for path, told in ((plain, True), (stated, False)):
+        np.testing.assert_allclose(nib.load(path).get_fdata(), field, atol=1e-3)
+        record = json.loads(Path(str(path).replace('.nii.gz', '.json')).read_text())
+        record = record['Parameters']['echo_fit']
+        assert ('already unwrapped' in ' '.join(record['warnings'])) == told
+
+
 @pytest.mark.parametrize('parts', [('mag', 'phase'), ('phase',), ('mag',)], ids='+'.join)
 def test_nan_outside_the_object_is_no_signal(parts, tmp_path):
     """A participant whose air is 0, and one whose air is NaN, give the same map."""

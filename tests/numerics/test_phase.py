@@ -195,7 +195,8 @@ UNDECIDABLE = {
     'whole 0 to 100': np.floor((NOISE / (2 * np.pi) % 1.0) * 101),
     'bell': np.random.default_rng(0).normal(0, 10, NOISE.shape),
     'normalised and smooth': np.linspace(0, 1, NOISE.size).reshape(NOISE.shape),
-    'unwrapped': 9 * np.linspace(-1, 1, NOISE.size).reshape(NOISE.shape) ** 3,
+    'smooth codes': np.round(200 * np.linspace(-1, 1, NOISE.size).reshape(NOISE.shape) ** 3),
+    'degrees of a part of a turn': 100 * np.sin(np.indices(NOISE.shape)[0] * 0.4),
 }
 
 
@@ -209,15 +210,38 @@ def test_undecidable_phase_is_refused_with_its_range(name):
 
 
 def test_units_of_radians_decide_and_are_checked():
-    unwrapped = UNDECIDABLE['unwrapped']
+    unwrapped = 9 * np.linspace(-1, 1, NOISE.size).reshape(NOISE.shape) ** 3
     assert phase_scale(unwrapped, 'rad').convention == 'radians'
     for wrong in (stored_in(NOISE, 4096, 0), 360 * NOISE, np.round(NOISE)):
         with pytest.raises(ValueError, match='are no radians') as error:
             phase_scale(wrong, 'rad')
         assert f'{wrong.min():g} to {wrong.max():g}' in str(error.value)
         assert '"arbitrary"' in str(error.value)
+    degrees = 180 * np.sin(0.08 * np.indices((80, 9, 9, 1))[0])  # smooth, of a known range
+    with pytest.raises(ValueError, match='are no radians'):
+        phase_scale(degrees, 'rad')
     with pytest.raises(ValueError, match="not 'degrees'"):
         phase_scale(NOISE, 'degrees')
+
+
+@pytest.mark.parametrize('units', [None, 'rad'])
+@pytest.mark.parametrize('air', ['blank', 'unwrapped noise'])
+@pytest.mark.parametrize('size', [2, 30, 120])
+def test_unwrapped_radians(units, air, size):
+    """An ellipsoid with up to 38 turns of phase; noise is unwrapped along lines."""
+    rng = np.random.default_rng(1)
+    x = np.moveaxis(np.indices((96, 12, 12)), 0, -1) / (47.5, 5.5, 5.5) - 1
+    ball = (x**2).sum(axis=-1) < 0.8
+    phase = (size * x[..., 0] + 0.3 * x[..., 1])[..., None] * np.array([0.5, 1.0])
+    noise = rng.uniform(-np.pi, np.pi, phase.shape)
+    stored = np.where(ball[..., None], phase, np.unwrap(noise, axis=0) if air != 'blank' else 0)
+    if (size == 2 and not units) or (air != 'blank' and (size > 100 or not units)):
+        pytest.skip('within a turn, or air that is not smooth')
+    scale = phase_scale(stored, units)
+    assert scale.convention in ('unwrapped', 'radians')
+    np.testing.assert_allclose(
+        np.exp(1j * phase_to_radians(stored, units)[ball]), np.exp(1j * phase[ball]), atol=1e-4
+    )
 
 
 def test_arbitrary_units_are_no_radians_unless_they_fill_a_turn():
