@@ -11,6 +11,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.recognition import check_phase, check_stored
 from precondqsm_bids.interfaces.volumes import (
     geometry,
     load,
@@ -103,9 +104,14 @@ class EchoFit(SimpleInterface):
         magnitude, phase = load_signal(files.magnitude, files.phase)
         mask = load(files.mask, bool)
         shape = self._shape_field(mask) if files.shape_mask else None
+        check_stored(magnitude, phase, mask, files)
         try:
             scale = phase_scale(phase, files.phase_units or None)
             phase = apply_scale(phase, scale)
+        except ValueError as error:
+            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
+        check_phase(magnitude, phase, mask, shape, files)
+        try:
             repair = repair_phase(
                 magnitude,
                 phase,

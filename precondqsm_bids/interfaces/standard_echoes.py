@@ -15,6 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.recognition import check_signed
 from precondqsm_bids.interfaces.volumes import (
     check_finite,
     check_whole,
@@ -77,6 +78,7 @@ class StandardEchoes(SimpleInterface):
         for one, other in zip(*map(self._volumes, parts), strict=True):
             data, names = (one.data, other.data), (one.name, other.name)
             if parts[0] == 'real':
+                check_signed(*data, (one.path, other.path))
                 data = np.hypot(*data), np.arctan2(other.data, one.data)
                 names = tuple(
                     one.name.replace('part-real', f'part-{part}') for part in ('mag', 'phase')

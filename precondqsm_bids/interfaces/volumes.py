@@ -15,6 +15,8 @@ import nibabel as nb
 import numpy as np
 from scipy import ndimage
 
+from precondqsm_bids.interfaces.recognition import check_not_phase
+
 OBJECT_LEVEL = 0.25
 """Share of the median signal above which a voxel certainly is object."""
 
@@ -224,6 +226,8 @@ def load_magnitude(path: str) -> np.ndarray:
     check_whole(path)
     if np.isnan(data).any():
         clear_nan(data, path, object_in(data))
+    if np.isfinite(data).all():
+        check_not_phase(data, path)
     check_magnitude(data, path)
     return data
 

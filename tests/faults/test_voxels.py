@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import precondqsm_bids
+from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.tubes import simulate_tubes
 
 SHAPE = (16, 16, 16)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -121,7 +123,124 @@ def speckle(data):
     return corner(1000)(np.zeros_like(data))
 
 
+def swapped(folder):
+    for path in folder.glob('*part-mag*.nii.gz'):
+        other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+        path.rename(folder / 'spare')
+        other.rename(path)
+        (folder / 'spare').rename(other)
+
+
+def magnitude_as_phase(folder):
+    """Echo 2 as another reconstruction scaled it, to 12 bits."""
+    (path,) = folder.glob('*echo-2_part-mag_MEGRE.nii.gz')
+    data = nib.load(path).get_fdata()
+    other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+    save(other, np.round(3.7 * data).astype(np.int16))
+
+
+def complex_parts(change):
+    """Real and imaginary parts, changed, instead of magnitude and phase."""
+
+    def spoil(folder):
+        for path in sorted(folder.glob('*part-mag*.nii.gz')):
+            other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+            phase = nib.load(other).get_fdata()
+            magnitude = nib.load(path).get_fdata()
+            for part, data in (('real', np.cos(phase)), ('imag', np.sin(phase))):
+                name = path.name.replace('part-mag', f'part-{part}')
+                save(folder / name, change(magnitude * data).astype(np.float32))
+            path.unlink()
+            other.unlink()
+
+    return spoil
+
+
+def times_reversed(folder):
+    for echo, time in enumerate(reversed(TIMES), 1):
+        (path,) = folder.glob(f'*echo-{echo}_MEGRE.json')
+        path.write_text(json.dumps({'EchoTime': time, 'MagneticFieldStrength': 3}))
+
+
+def tubes(change):
+    """Tubes in agar, whose shape has a field inside, with their phases changed."""
+
+    def spoil(folder):
+        spec = TubesSpec(matrix=(32, 32, 28), voxel_size=(4.0, 4.0, 4.0), echo_times=TIMES)
+        phantom = simulate_tubes(spec, seed=3)
+        phase = change(phantom.magnitude, phantom.phase)
+        for part, echoes in (('mag', phantom.magnitude), ('phase', phase)):
+            for echo in range(len(TIMES)):
+                (path,) = folder.glob(f'*echo-{echo + 1}_part-{part}_MEGRE.nii.gz')
+                save(path, echoes[..., echo].astype(np.float32), phantom.affine)
+
+    return spoil
+
+
+def homodyne(magnitude, phase):
+    """The phase over that of the low frequencies in each slice, as for SWI."""
+    signal = magnitude * np.exp(1j * phase)
+    frequencies = (np.abs(np.fft.fftfreq(n))[:, None] for n in signal.shape[:2])
+    window = [np.where(f < 0.12, np.cos(np.pi * f / 0.24) ** 2, 0) for f in frequencies]
+    window = (window[0] * window[1].T)[..., None, None]
+    low = np.fft.ifft2(np.fft.fft2(signal, axes=(0, 1)) * window, axes=(0, 1))
+    return np.angle(signal * low.conj())
+
+
+def differences(magnitude, phase):
+    """From echo to echo; the first has that of the others."""
+    step = np.angle(np.exp(1j * np.diff(phase, axis=-1)))
+    return step[..., [0, 0, 1]]
+
+
 REFUSED = [
+    case(
+        'parts-swapped',
+        swapped,
+        'echo-1_part-mag_MEGRE.nii.gz, a magnitude by its name, has the values of a phase',
+        'magnitude and phase are swapped; rename part-mag and part-phase',
+    ),
+    case(
+        'magnitude-stored-as-phase',
+        magnitude_as_phase,
+        'echo-2_part-phase_MEGRE.nii.gz, a phase by its name, is a magnitude: it correlates with ',
+        'echo-2_part-mag_MEGRE.nii.gz by 1.00 in the object',
+        'export the phase',
+    ),
+    case(
+        'real-and-imaginary-parts-without-sign',
+        complex_parts(np.abs),
+        'echo-1_part-real_MEGRE.nii.gz and ',
+        'real and imaginary parts, are never negative (',
+        'export them with their sign',
+    ),
+    case(
+        'real-and-imaginary-parts-as-unsigned-codes',
+        complex_parts(lambda part: part + 2048),
+        'echo-1_part-imag_MEGRE.nii.gz, real and imaginary parts, are never negative (',
+    ),
+    case(
+        'echo-times-reversed',
+        times_reversed,
+        'the magnitude grows from ',
+        'echo-3_part-mag_MEGRE.nii.gz (2 ms) to ',
+        'echo-1_part-mag_MEGRE.nii.gz (8 ms) in ',
+        'echo times in reverse order (correct EchoTime)',
+    ),
+    case(
+        'phase-filtered',
+        tubes(homodyne),
+        'echo-3_part-phase_MEGRE.nii.gz is a filtered phase (high-pass, homodyne or SWI): what '
+        'varies slowly is 0.',
+        'export the phase before it',
+    ),
+    case(
+        'phase-differences-stored-as-echoes',
+        tubes(differences),
+        'echo-2_part-phase_MEGRE.nii.gz are phase differences: the phase does not grow with echo '
+        'time',
+        'one echo with EchoTime1 and EchoTime2',
+    ),
     case(
         'nan-in-the-first-magnitude',
         voxels('echo-1_part-mag', middle(np.nan)),

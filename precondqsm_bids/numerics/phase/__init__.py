@@ -16,6 +16,18 @@ from precondqsm_bids.numerics.phase.readout import (
     alternating_axes,
     readout_difference,
 )
+from precondqsm_bids.numerics.phase.recognition import (
+    Advance,
+    Growth,
+    SlowPhase,
+    fills_quarter_turn,
+    growth,
+    is_phase,
+    likeness,
+    phase_growth,
+    slow_phase,
+    unsigned_parts,
+)
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, first_field, repair_phase
 from precondqsm_bids.numerics.phase.scale import (
     PhaseScale,
@@ -27,18 +39,28 @@ from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
 
 __all__ = [
+    'Advance',
+    'Growth',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',
     'ReadoutDifference',
     'ShapeField',
+    'SlowPhase',
     'alternating_axes',
     'apply_scale',
+    'fills_quarter_turn',
     'first_field',
+    'growth',
+    'is_phase',
+    'likeness',
+    'phase_growth',
     'phase_scale',
     'phase_sign',
     'phase_to_radians',
     'readout_difference',
     'repair_phase',
     'shape_field',
+    'slow_phase',
+    'unsigned_parts',
 ]
