@@ -5,6 +5,7 @@ hands on a list of one file, the next must not take the first letter of its name
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from precondqsm_bids.phantom.cli import main as write_phantom
 
 pytestmark = pytest.mark.slow
 SIZE = ('--matrix', '16', '16', '16', '--voxel-size', '8', '8', '8', '--echo-times', '0.010')
+REAL = Path(os.environ.get('PRECONDQSM_REAL', Path(__file__).parents[3] / 'shared' / 'real'))
 WAYS = ('plain', 'cartesian', 'axis', 'difference')
 
 
@@ -127,3 +129,39 @@ def test_every_prior_of_parts_that_are_computed(prior, reconstruct, dataset, tmp
     (chi, _), *_ = reconstruct(*options, labels=('cartesian',)).values()
     assert np.isfinite(chi).all()
     assert chi.any()
+
+
+@pytest.mark.parametrize('way', ['cartesian', 'difference'])
+def test_head_of_one_echo(way, tmp_path, monkeypatch):
+    """A real head, whose one phase is the difference of two echoes: whole, or its brain."""
+    source = REAL / 'head_siemens_3t'
+    if not source.is_dir():
+        pytest.skip(f'{source} is not there')
+    root = tmp_path / 'raw'
+    shutil.copytree(source / 'raw', root)
+    folder = root / 'sub-01' / 'anat'
+    stem = folder / 'sub-01_echo-1_part-'
+    if way == 'difference':
+        sidecar(Path(f'{stem}phase_MEGRE.json'), EchoTime1=0.00492, EchoTime2=0.00738)
+    if way == 'cartesian':
+        image = nib.load(f'{stem}mag_MEGRE.nii.gz')
+        magnitude, phase = (read(f'{stem}{part}_MEGRE.nii.gz') for part in ('mag', 'phase'))
+        phase = phase * np.pi / 4096
+        for part, data in (('real', np.cos(phase)), ('imag', np.sin(phase))):
+            save(Path(f'{stem}{part}_MEGRE.nii.gz'), magnitude * data, image.affine)
+            sidecar(Path(f'{stem}{part}_MEGRE.json'), EchoTime=0.00246)
+        for part in ('mag', 'phase'):
+            Path(f'{stem}{part}_MEGRE.nii.gz').unlink()
+            Path(f'{stem}{part}_MEGRE.json').unlink()
+    monkeypatch.chdir(tmp_path)
+    brain = ('--mask', str(source / 'brain.nii.gz'))
+    command = [str(root), 'out', 'participant', '-w', 'work', '--phase-sign', '+1']
+    command += ['--no-conventional', '--skip-bids-validation']
+    command += brain if way == 'cartesian' else ()
+    assert main(command) == 0
+    path = tmp_path / 'out/sub-01/anat/sub-01_desc-precond_Chimap.nii.gz'
+    assert 0.01 < read(path).std() < 0.3
+    record = json.loads(Path(str(path).replace('.nii.gz', '.json')).read_text())
+    assert record['EchoTime'] == [0.00246]
+    model = record['Parameters']['echo_fit']['offset_model']
+    assert model == ('none (phase difference)' if way == 'difference' else 'in the field')

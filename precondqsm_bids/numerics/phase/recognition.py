@@ -17,6 +17,8 @@ from precondqsm_bids.numerics.constants import hz_per_ppm
 
 Bools = npt.NDArray[np.bool_]
 TWO_PI = 2 * np.pi
+LEAST_VOXELS = 200
+"""Voxels of the smallest object that is looked at: a few may do anything."""
 EVEN = 0.25
 """Share of an even histogram that every bin of a wrapped phase with noise has; a magnitude's upper
 bins are all but empty, or those between object and air are."""
@@ -120,7 +122,7 @@ def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[f
 
 def _correlation(one: npt.NDArray, two: npt.NDArray) -> float:
     """Pearson's, 0 where there is none."""
-    if one.size < 3 or one.std() == 0 or two.std() == 0:
+    if one.size < LEAST_VOXELS or one.std() == 0 or two.std() == 0:
         return 0.0
     return float(np.corrcoef(one, two)[0, 1])
 
@@ -204,14 +206,14 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
 
     Examples
     --------
-    >>> decay = np.exp(-20 * np.array([0.004, 0.02])) * np.ones((4, 4, 4, 1))
-    >>> mask = np.ones((4, 4, 4), bool)
+    >>> decay = np.exp(-20 * np.array([0.004, 0.02])) * np.ones((9, 9, 9, 1))
+    >>> mask = np.ones((9, 9, 9), bool)
     >>> growth(decay, mask).reversed, growth(decay[..., ::-1], mask).reversed
     (False, True)
     """
     first, last = magnitude[mask][:, 0], magnitude[mask][:, -1]
     there = first > 0
-    if not there.any():
+    if np.count_nonzero(there) < LEAST_VOXELS:
         return Growth(1.0, 0.0, False)
     ratio = last[there].astype(np.float64) / first[there]
     share = float(np.mean(ratio > GROWTH[0]))
