@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.phase.readout import alternating_axes
 
 Bools = npt.NDArray[np.bool_]
 TWO_PI = 2 * np.pi
@@ -38,8 +39,9 @@ EXPECTED_PHASE = 0.2
 ADVANCE = 0.25
 """Coefficient of the shape's field in the phase advance, by that of the first echo's phase, below
 which (with three standard errors) the phase does not grow, where ..."""
-FIRST_ECHO = 0.15
-"""... coefficient and correlation of the shape's field in the first echo are at least this."""
+FIRST_ECHO = (0.15, 2.5)
+"""... the coefficient of the shape's field in the first echo, for the time between echoes, lies
+within (1 of a difference by theory), and its correlation is at least the lower."""
 
 
 def is_phase(data: npt.NDArray) -> bool:
@@ -372,7 +374,9 @@ def phase_growth(
     second = np.where(inner, magnitude[..., 1] * np.exp(1j * phase[..., 1]), 0)
     turn = TWO_PI * hz_per_ppm(field_strength)
     columns: list[list[npt.NDArray]] = [[], [], []]
-    for axis in range(3):
+    # Slices whose sign alternates are repaired later.
+    skipped = alternating_axes(magnitude[..., :2], phase[..., :2], times[:2], mask)
+    for axis in set(range(3)) - set(skipped):
         here, there = (
             tuple(part if a == axis else slice(None) for a in range(3))
             for part in (slice(None, -1), slice(1, None))
@@ -410,6 +414,7 @@ def phase_growth(
     due = abs(of_first) * min(1.0, (times[1] - times[0]) / times[0])
     differences = (
         abs(coefficient) + 3 * error < ADVANCE * due
-        and min(abs(of_first), abs(correlation)) > FIRST_ECHO
+        and FIRST_ECHO[0] < abs(of_first) < FIRST_ECHO[1]
+        and abs(correlation) > FIRST_ECHO[0]
     )
     return Advance(coefficient, error, of_first, correlation, differences)
