@@ -21,6 +21,17 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from precondqsm_bids.sidecars import (
+    DIFFERENCE,
+    FILTERED,
+    SAME_TIME,
+    STRENGTH_TOLERANCE,
+    image_kinds,
+    named,
+    read_sidecar,
+    strength_of,
+)
+
 ENTITIES = {
     'sub': 'subject',
     'ses': 'session',
@@ -70,6 +81,8 @@ SCANNER_SPACES = ('orig', 'scanner', 'anat', 'T1w', 'T2w')
 """Labels of ``space`` that mean the scanner's coordinates of an image of the session."""
 FIELD_STRENGTHS = (0.1, 25.0)
 """T; scanners for people and animals lie within."""
+TOLD_DIFFERENCE = 0.005
+"""Share by which field strengths differ from which it is told: all maps scale with it."""
 VOXEL_SIZES = (0.005, 50.0)
 """mm; a voxel outside of it is a header in another unit."""
 LEAST_MATRIX = 4
@@ -80,6 +93,12 @@ ONE_ECHO = (
     'them are not written'
 )
 """What is told of a run of one echo."""
+ONE_DIFFERENCE = (
+    'is the magnitude of a difference of two phases, taken as one echo of EchoTime2 - EchoTime1 = '
+    "{:g} s; a difference has no phase offset; R2*, R2', T2* and S0 are not known, and maps of "
+    'them are not written'
+)
+"""What is told of a run whose phase is the difference of two echoes."""
 
 
 class InputError(ValueError):
@@ -123,8 +142,12 @@ class Run:
         s
     field_strength : float
         T
+    field_strength_source : str
+        ``ImagingFrequency``, ``MagneticFieldStrength`` or ``--field-strength``.
     metadata : dict
         Merged sidecars of the first magnitude echo.
+    phase_difference : bool
+        Whether the phase is the difference of two echoes, and the echo time that of their times.
     phase_units : str or None
         ``Units`` of the phase images.
     real, imaginary : tuple of str
@@ -173,6 +196,8 @@ class Run:
     r2_map_kind: str | None = None
     contrasts: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    field_strength_source: str = 'MagneticFieldStrength'
+    phase_difference: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -634,6 +659,16 @@ def _matches(label: str | None, wanted: Any) -> bool:
     return wanted == '*' or label == str(wanted)
 
 
+def _with_echo(entities: dict[str, str]) -> dict[str, str]:
+    """Entities whose echo is a number without leading zeros: echo-02 is echo 2.
+
+    >>> _with_echo({'sub': '01', 'echo': '02'})
+    {'sub': '01', 'echo': '2'}
+    """
+    echo = entities.get('echo', '')
+    return {**entities, 'echo': str(int(echo))} if echo.isdecimal() else entities
+
+
 def _inherited(file: _File, candidates: Iterable[_File], suffix: str) -> list[_File]:
     """Those of the candidates that apply to a file by BIDS inheritance, the most general first."""
     applicable = [
@@ -641,23 +676,47 @@ def _inherited(file: _File, candidates: Iterable[_File], suffix: str) -> list[_F
         for other in candidates
         if other.suffix == suffix
         and other.folder == file.folder[: len(other.folder)]
-        and other.entities.items() <= file.entities.items()
+        and _with_echo(other.entities).items() <= _with_echo(file.entities).items()
     ]
     return sorted(applicable, key=lambda other: (len(other.folder), len(other.entities)))
 
 
-def _metadata(file: _File, sidecars: Iterable[_File]) -> dict[str, Any]:
-    """The merged sidecars of a file; the nearest word counts."""
-    merged: dict[str, Any] = {}
+class _Metadata(dict[str, Any]):
+    """The merged sidecars of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stated_by: dict[str, Path] = {}
+        """The sidecar that each value is from."""
+        self.notes: dict[Path, str] = {}
+        """What is to be told of the sidecars."""
+
+
+def _metadata(file: _File, sidecars: Iterable[_File]) -> _Metadata:
+    """The merged sidecars of a file; the most specific sidecar takes precedence."""
+    merged = _Metadata()
     for sidecar in _inherited(file, sidecars, file.suffix):
         try:
-            content = json.loads(sidecar.path.read_text(encoding='utf-8-sig'))
-        except (OSError, ValueError) as error:
+            content, note = read_sidecar(sidecar.path)
+        except OSError as error:
             raise _RunError(sidecar.path, f'is not a readable JSON file: {error}') from error
-        if not isinstance(content, dict):
-            raise _RunError(sidecar.path, 'a sidecar is a JSON object, {"EchoTime": 0.004, ...}')
-        merged |= content
+        except ValueError as error:
+            raise _RunError(sidecar.path, str(error)) from error
+        if note:
+            merged.notes[sidecar.path] = note
+        merged.update(content)
+        merged.stated_by.update(dict.fromkeys(content, sidecar.path))
     return merged
+
+
+def _own(
+    file: _File, others: Iterable[_File], metadata: Mapping[_File, _Metadata], key: str
+) -> Any:
+    """A value of a file's metadata, unless a sidecar states it that other images share."""
+    by = metadata[file].stated_by.get(key)
+    if any(metadata[other].stated_by.get(key) == by for other in others):
+        return None
+    return metadata[file].get(key)
 
 
 # -- a run and its checks ----------------------------------------------------------------------
@@ -695,7 +754,17 @@ def _make_run(
         Problem(first.entities['sub'], str(file.path), message, fatal=False, skipped=True)
         for file, message in left_out
     ]
+    notes += [
+        Problem(first.entities['sub'], str(path), message, fatal=False)
+        for path, message in {
+            path: message
+            for content in metadata.values()
+            for path, message in content.notes.items()
+        }.items()
+    ]
+    _check_image_types(one, other, kind, metadata)
     in_one_file = len(one) == 1 and len(_load_grid(first.path).shape) == 4
+    difference = _difference(one, other, metadata, in_one_file) if kind == 'polar' else None
     if in_one_file:
         if 'echo' in first.entities:
             raise _RunError(
@@ -706,9 +775,12 @@ def _make_run(
         order = list(one)
         times = _listed_echo_times(first, next(iter(other.values())), metadata)
     else:
-        by_echo = {echo: _echo_time(one[echo], other[echo], metadata) for echo in sorted(one)}
+        by_echo = {
+            echo: difference or _echo_time(one[echo], other[echo], metadata)
+            for echo in sorted(one)
+        }
         for this, that in combinations(by_echo, 2):
-            if by_echo[this] == by_echo[that]:
+            if abs(by_echo[this] - by_echo[that]) <= SAME_TIME:
                 raise _RunError(
                     one[this].path,
                     f'EchoTime {by_echo[this]} s is that of {one[that].path} too: '
@@ -719,14 +791,17 @@ def _make_run(
         first = one[order[0]]
     paths = [part[echo].path for echo in order for part in (one, other)]
     grid, grid_notes = _check_grids(paths, len(times) if in_one_file else None, b0_dir)
-    strength, strength_notes = _field_strength(metadata, field_strength)
-    one_echo_notes = [(first.path, ONE_ECHO.format(times[0]))] if len(times) == 1 else []
+    strength, source, strength_notes = _field_strength(metadata, field_strength)
+    told = ONE_DIFFERENCE if difference else ONE_ECHO
+    one_echo_notes = [(first.path, told.format(times[0]))] if len(times) == 1 else []
     notes += [
         Problem(first.entities['sub'], str(path), message, fatal=False)
         for path, message in (*one_echo_notes, *grid_notes, *strength_notes)
     ]
     missing = ['R2* (one echo)'] if len(times) == 1 else []
-    if all(content.get('MagneticFieldStrength') is None for content in metadata.values()):
+    if source == '--field-strength' and all(
+        content.get('MagneticFieldStrength') is None for content in metadata.values()
+    ):
         missing.append('MagneticFieldStrength (--field-strength given)')
     if not grid.oriented:
         missing.append('affine (--b0-dir given)')
@@ -744,7 +819,9 @@ def _make_run(
         echo_times=tuple(times),
         echoes_in_one_file=in_one_file,
         field_strength=strength,
-        metadata=metadata[first],
+        field_strength_source=source,
+        phase_difference=difference is not None,
+        metadata=dict(metadata[first]),
         phase_units=(
             _phase_units([other[echo] for echo in order], metadata) if kind == 'polar' else 'rad'
         ),
@@ -794,6 +871,7 @@ def _pairs(
         echo = file.entities.get('echo', '')
         if not echo.isdecimal() and 'echo' in file.entities:
             raise _RunError(file.path, f'echo-{echo} should be echo-1, echo-2, ...: rename it')
+        echo = _with_echo(file.entities).get('echo', '')
         if echo in parts[part]:
             raise _RunError(
                 file.path,
@@ -856,7 +934,7 @@ def _listed_echo_times(
             )
         for item in value:
             _check_echo_time(file, item)
-        if any(late <= early for early, late in pairwise(value)):
+        if any(late - early <= SAME_TIME for early, late in pairwise(value)):
             raise _RunError(
                 file.path, f'EchoTime {value} does not increase: sort the volumes, or correct it'
             )
@@ -867,7 +945,9 @@ def _listed_echo_times(
             f'has no EchoTime: write the list of the {_load_grid(one.path).shape[-1]} echo times '
             '(in seconds) into the JSON sidecar',
         )
-    if len(lists) == 2 and lists[one] != lists[other]:
+    if len(lists) == 2 and any(
+        abs(this - that) > SAME_TIME for this, that in zip(lists[one], lists[other], strict=True)
+    ):
         raise _RunError(
             one.path,
             f'EchoTime {lists[one]} s differs from {lists[other]} s of {other.path}: '
@@ -881,9 +961,9 @@ def _echo_time(
 ) -> float:
     """The echo time of a pair, s."""
     values = {
-        file: metadata[file]['EchoTime']
+        file: value[0] if isinstance(value, list) and len(value) == 1 else value
         for file in (magnitude, phase)
-        if metadata[file].get('EchoTime') is not None
+        if (value := metadata[file].get('EchoTime')) is not None
     }
     if not values:
         raise _RunError(
@@ -891,13 +971,87 @@ def _echo_time(
         )
     for file, value in values.items():
         _check_echo_time(file, value)
-    if len(set(values.values())) > 1:
+    if len(values) > 1 and abs(values[magnitude] - values[phase]) > SAME_TIME:
         raise _RunError(
             magnitude.path,
             f'EchoTime {values[magnitude]} s differs from {values[phase]} s of {phase.path}: '
             'correct the sidecars',
         )
     return float(next(iter(values.values())))
+
+
+def _difference(
+    one: _Parts, other: _Parts, metadata: Mapping[_File, _Metadata], in_one_file: bool
+) -> float | None:
+    """The time (s) between two echoes whose phase difference a run has; None of plain phases.
+
+    Differences are told by ``EchoTime1`` and ``EchoTime2``, or by ``ImageType``, which alone does
+    not say over which time.
+    """
+    single = len(one) == 1 and not in_one_file
+    for phase in other.values():
+        # What magnitude and phase have from one sidecar speaks of the phase of a single echo.
+        others = () if single else tuple(one.values())
+        times = {
+            key: value
+            for key in ('EchoTime1', 'EchoTime2')
+            if (value := _own(phase, others, metadata, key)) is not None
+        }
+        word = named(_own(phase, others, metadata, 'ImageType'), DIFFERENCE)
+        if not times and not word:
+            continue
+        said = ', '.join(f'{key} {value}' for key, value in times.items()) or f'ImageType {word}'
+        if not single:
+            raise _RunError(
+                phase.path,
+                f'is a difference of two echoes ({said}), and the run has several: the field is '
+                'fitted to the phase of each echo, so give those, or one difference alone, as one '
+                'echo with EchoTime1 and EchoTime2',
+            )
+        if len(times) < 2:
+            raise _RunError(
+                phase.path,
+                f'is a difference of two echoes ({said}) without the times of both: write '
+                'EchoTime1 and EchoTime2 (in seconds) into its JSON sidecar',
+            )
+        for key, value in times.items():
+            _check_echo_time(phase, value, key)
+        if times['EchoTime2'] - times['EchoTime1'] <= SAME_TIME:
+            raise _RunError(
+                phase.path, f'is a difference of two echoes, and {said}: the second is the later'
+            )
+        # Times in microseconds: what is left of the rounding of binary fractions would be told.
+        return round(float(times['EchoTime2'] - times['EchoTime1']), 9)
+    return None
+
+
+def _check_image_types(
+    one: _Parts, other: _Parts, kind: str, metadata: Mapping[_File, _Metadata]
+) -> None:
+    """Raise if an image is another part by its ``ImageType`` than by its name, or is filtered.
+
+    Words of a sidecar that magnitude and phase share say nothing of either.
+    """
+    names = ('mag', 'phase') if kind == 'polar' else ('real', 'imag')
+    for part, files, others in ((names[0], one, other), (names[1], other, one)):
+        for file in files.values():
+            said = _own(file, others.values(), metadata, 'ImageType')
+            kinds = image_kinds(said)
+            if kinds and part not in kinds:
+                sidecar = metadata[file].stated_by['ImageType']
+                raise _RunError(
+                    file.path,
+                    f'is part-{part} by its name and part-{" or part-".join(sorted(kinds))} by '
+                    f'ImageType {said} of {sidecar.name}: rename the images (are they swapped?), '
+                    'or correct the sidecar',
+                )
+            if part == 'phase' and (word := named(said, FILTERED)):
+                raise _RunError(
+                    file.path,
+                    f'is a filtered phase by {word} of ImageType {said}: what varies slowly was '
+                    'removed, and with it most of the field; export the phase before the filter, '
+                    'or correct the sidecar',
+                )
 
 
 def _phase_units(
@@ -920,17 +1074,17 @@ def _phase_units(
     return stated.get(first)
 
 
-def _check_echo_time(file: _File, value: Any) -> None:
+def _check_echo_time(file: _File, value: Any, key: str = 'EchoTime') -> None:
     """Raise unless an echo time is a number of seconds."""
     if not _is_positive(value):
         raise _RunError(
             file.path,
-            f'EchoTime {value!r} is not a positive number of seconds: correct the sidecar',
+            f'{key} {value!r} is not a positive number of seconds: correct the sidecar',
         )
     if value > 1:
         raise _RunError(
             file.path,
-            f'EchoTime {value} looks like milliseconds; BIDS has seconds: write {value / 1000:g}',
+            f'{key} {value} looks like milliseconds; BIDS has seconds: write {value / 1000:g}',
         )
 
 
@@ -941,10 +1095,105 @@ def _is_positive(value: Any) -> bool:
 
 def _field_strength(
     metadata: Mapping[_File, Mapping[str, Any]], given: float | None
-) -> tuple[float, list[tuple[Path, str]]]:
-    """The one field strength of all images (T), and what is to be told of it.
+) -> tuple[float, str, list[tuple[Path, str]]]:
+    """The one field strength of all images (T), where it is from, and what is to be told of it.
 
-    A possible value of the metadata comes first; ``given`` stands in for a missing or absurd one.
+    The imaging frequency says it to the last digit, where a nominal one is up to 4 % off. It is
+    used if it agrees with the nominal one, of the metadata or else ``given``, within
+    :data:`STRENGTH_TOLERANCE`; where they contradict each other, ``given`` decides.
+    """
+    nominal, notes = _nominal_strength(metadata, given)
+    found, frequency_notes = _imaging_frequency(metadata, given)
+    notes += frequency_notes
+    stated = nominal[0] if nominal else given
+    name = 'MagneticFieldStrength' if nominal else '--field-strength'
+    if nominal and given not in (None, stated):
+        not_given = (
+            f', not {given:g} T of --field-strength, which is for images that lack it or '
+            'contradict themselves'
+        )
+    else:
+        not_given = ''
+    if found is None:
+        if stated is None:
+            raise _RunError(
+                next(iter(metadata)).path,
+                'has no MagneticFieldStrength: add it to a sidecar, or give --field-strength '
+                'TESLA',
+            )
+        if nominal and not_given:
+            notes.append((nominal[1].path, f'{name} {stated:g} T is used{not_given}'))
+        return stated, name, notes
+    frequency, file = found
+    measured = strength_of(frequency)
+    words = f'ImagingFrequency {frequency:g} MHz is {measured:.4g} T'
+    if stated is None:
+        low, high = FIELD_STRENGTHS
+        if not low <= measured <= high:
+            raise _RunError(
+                file.path,
+                f'{words}, not between {low} and {high} T (MHz?), and there is no '
+                'MagneticFieldStrength: correct the sidecar, or give --field-strength TESLA',
+            )
+        notes.append((file.path, f'has no MagneticFieldStrength; {words}, which is used'))
+        return measured, 'ImagingFrequency', notes
+    off = abs(measured / stated - 1)
+    if off <= STRENGTH_TOLERANCE:
+        if off > TOLD_DIFFERENCE or not_given:
+            notes.append(
+                (file.path, f'{words}, which is used, not {stated:g} T of {name}{not_given}')
+            )
+        return measured, 'ImagingFrequency', notes
+    if given is not None:
+        notes.append(
+            (
+                file.path,
+                f'{words}'
+                + (f', MagneticFieldStrength {stated:g} T' if nominal else '')
+                + f'; {given:g} T of --field-strength is used',
+            )
+        )
+        return given, '--field-strength', notes
+    raise _RunError(
+        file.path,
+        f'{words}, and MagneticFieldStrength is {stated:g} T: more than '
+        f'{STRENGTH_TOLERANCE:.0%} apart (another unit than MHz, or another nucleus?); correct '
+        'the sidecar, or give --field-strength TESLA',
+    )
+
+
+def _imaging_frequency(
+    metadata: Mapping[_File, Mapping[str, Any]], given: float | None
+) -> tuple[tuple[float, _File] | None, list[tuple[Path, str]]]:
+    """The one imaging frequency of all images (MHz) and who says it, and what is to be told."""
+    found: tuple[float, _File] | None = None
+    notes: list[tuple[Path, str]] = []
+    for file, content in metadata.items():
+        value = content.get('ImagingFrequency')
+        if value is None:
+            continue
+        if not _is_positive(value):
+            if not notes:
+                notes.append((file.path, f'ImagingFrequency {value!r} is not used: no number'))
+            continue
+        found = found or (float(value), file)
+        # The frequency is adjusted by parts in a million from scan to scan.
+        if abs(value / found[0] - 1) > 1e-3:
+            words = (
+                f'ImagingFrequency {value:g} MHz differs from {found[0]:g} MHz of {found[1].path}'
+            )
+            if given is None:
+                raise _RunError(file.path, f'{words}: correct the sidecars')
+            return None, [(file.path, f'{words}: neither is used')]
+    return found, notes
+
+
+def _nominal_strength(
+    metadata: Mapping[_File, Mapping[str, Any]], given: float | None
+) -> tuple[tuple[float, _File] | None, list[tuple[Path, str]]]:
+    """The one ``MagneticFieldStrength`` of all images (T) and who says it, and what is to be told.
+
+    ``given`` stands in for an absurd one.
     """
     low, high = FIELD_STRENGTHS
     seen: dict[float, _File] = {}
@@ -974,23 +1223,10 @@ def _field_strength(
             f'MagneticFieldStrength {one} T differs from {two} T of {second.path}: '
             'correct the sidecars',
         )
-    if seen:
-        (value, file), *_ = seen.items()
-        if given is not None and given != value:
-            notes.append(
-                (
-                    file.path,
-                    f'MagneticFieldStrength {value:g} T is used, not {given:g} T of '
-                    '--field-strength, which is for images that lack it',
-                )
-            )
-        return value, notes
-    if given is None:
-        raise _RunError(
-            next(iter(metadata)).path,
-            'has no MagneticFieldStrength: add it to a sidecar, or give --field-strength TESLA',
-        )
-    return given, notes
+    if not seen:
+        return None, notes
+    (value, file), *_ = seen.items()
+    return (value, file), notes
 
 
 class _Grid(NamedTuple):

@@ -178,7 +178,16 @@ def test_functions_and_interfaces_of_the_stage_table_exist():
 
 
 def test_methods_state_the_defaults_of_the_code():
-    from precondqsm_bids.numerics import background_removal, dipole, phase, prior_fit
+    from precondqsm_bids.numerics import (
+        background_removal,
+        dipole,
+        echo_phase,
+        field_quality,
+        phase,
+        phase_offset,
+        prior_fit,
+    )
+    from precondqsm_bids.numerics.echo_fit import LEAST_SNR
     from precondqsm_bids.numerics.shape_mask import WHOLE
 
     def default(function, name):
@@ -196,7 +205,11 @@ def test_methods_state_the_defaults_of_the_code():
         f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
         *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
         f'if it has {phase.scale.LEAST_CODES} steps or more',
-        f'From {phase.readout.LEAST_DIFFERENCE} rad (root mean square) on',
+        f'of what it leaves exceed {phase_offset.MOST_MISFIT} rad (root mean square)',
+        f'Less than {echo_phase.LEAST_SIZE} rad or ten standard errors',
+        f'below {"eight" if LEAST_SNR == 8 else LEAST_SNR} times the noise',
+        f'exceeds {field_quality.REFUSED_FIELD_SD} ppm',
+        f'R2\\* is zero in {100 * field_quality.MOST_ZERO_RATE:g} % of it',
         f'the sign is decided from {phase.sign.LEAST_CORRELATION} on, if the outermost layer',
         f'from a correlation of {phase.sign.CONTRADICTION} on the run is refused',
         f'balls of {phase.outline.OUTLINES[0]:g} and of {phase.outline.OUTLINES[1]:g} mm radius',

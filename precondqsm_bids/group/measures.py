@@ -37,15 +37,22 @@ MEASURES = (
     ),
     Measure(
         'offset_model', 'echo_fit', 'offset_model',
-        'Model of the phase at echo time zero: quartic or voxelwise', kind='text',
+        'Model of the phase at echo time zero: quartic, spline or voxelwise', kind='text',
     ),
     Measure(
         'offset_misfit', 'echo_fit', 'offset_misfit',
-        'What a quartic leaves of the phase at echo time zero', 'rad',
+        'What a smooth model leaves of the phase at echo time zero', 'rad',
     ),
     Measure(
-        'readout_difference', 'echo_fit', 'readout_difference',
-        'Phase of even against odd echoes, root mean square', 'rad',
+        'echo_phase_size', 'echo_fit', 'echo_phase_size',
+        'Phase of one echo beyond a line in TE, largest root mean square', 'rad',
+    ),
+    Measure(
+        'misfit_fraction', 'echo_fit', 'misfit_fraction',
+        'Share of voxels that one field and one R2* do not describe',
+    ),
+    Measure(
+        'bodies', 'echo_fit', 'bodies', 'Bodies of the region that are not connected',
     ),
     Measure('phase_sign', 'echo_fit', 'phase_sign', 'Sign of the stored phase; -1 was negated'),
     Measure(

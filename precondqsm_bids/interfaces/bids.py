@@ -580,6 +580,11 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
     if fit and algorithm.startswith('Static dephasing'):
         return describe_prior(fit)
     if algorithm == _FIT and _one_echo(stages):
+        if str(stages['echo_fit'].get('offset_model')).startswith('none'):
+            return (
+                'Phase difference of two echoes, unwrapped in space, over the time between them; '
+                'it has no phase offset'
+            )
         return (
             'Phase of the one echo, unwrapped in space, over its echo time; the phase offset is '
             'part of it'

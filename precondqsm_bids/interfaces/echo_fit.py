@@ -11,17 +11,19 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.recognition import check_phase, check_stored
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
     geometry,
     load,
-    load_echoes,
+    load_signal,
     save,
     stated_b0,
     stored_axes,
 )
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
+from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.phase import (
     ObjectInAir,
     apply_scale,
@@ -39,6 +41,14 @@ ONE_ECHO = (
     'one echo: the field is its unwrapped phase over the echo time, and the phase offset of the '
     'coil, which one echo cannot tell from it, is part of it; R2* and S0 are not known'
 )
+ONE_DIFFERENCE = (
+    'one echo: the phase is the difference of two echoes, and the field is that over the time '
+    'between them; a difference has no phase offset; R2* and S0 are not known'
+)
+UNWRAPPED = (
+    'the phase has no Units and spans more than a turn without a jump: it was taken for radians '
+    'that are already unwrapped; write "Units": "rad" into its sidecar if it is so'
+)
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -50,6 +60,10 @@ class EchoFitInputSpec(BaseInterfaceInputSpec):
     )
     echo_times = traits.List(traits.Float, mandatory=True, desc='echo times, s, increasing')
     field_strength = traits.Float(mandatory=True, desc='B0, T')
+    field_strength_source = traits.Str(desc='key of the metadata or option that B0 is from')
+    phase_difference = traits.Bool(
+        False, usedefault=True, desc='whether the phase of the one echo is a difference of two'
+    )
     mask = File(exists=True, mandatory=True, desc='voxels to fit')
     shape_mask = File(
         exists=True, desc='object in air; its field helps unwrapping and tells the sign'
@@ -97,13 +111,17 @@ class EchoFit(SimpleInterface):
 
     def _run_interface(self, runtime):
         files = self.inputs
-        magnitude = load_echoes(files.magnitude)
-        phase = load_echoes(files.phase)
+        magnitude, phase = load_signal(files.magnitude, files.phase)
         mask = load(files.mask, bool)
         shape = self._shape_field(mask) if files.shape_mask else None
+        check_stored(magnitude, phase, mask, files)
         try:
             scale = phase_scale(phase, files.phase_units or None)
             phase = apply_scale(phase, scale)
+        except ValueError as error:
+            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
+        check_phase(magnitude, phase, mask, shape, files)
+        try:
             repair = repair_phase(
                 magnitude,
                 phase,
@@ -117,42 +135,31 @@ class EchoFit(SimpleInterface):
             )
         except ValueError as error:
             raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
-        predicted = shape.field if shape else None
-        one_echo = len(files.echo_times) == 1
-        if one_echo:
-            fit = self._one_echo(magnitude, repair.phase, mask, predicted)
-            names = ('total_field', 'field_sd', 'usable_echoes')
-            offset_model, offset_misfit, reliable = 'in the field', None, None
-        else:
-            fit = fit_echoes(
-                magnitude,
-                repair.phase,
-                files.echo_times,
-                files.field_strength,
-                mask,
-                predicted_field=predicted,
-                workers=files.num_threads,
-            )
-            names = (
-                'total_field', 'field_sd', 'r2star', 's0', 'reliable', 'usable_echoes', 'misfit',
-            )  # fmt: skip
-            offset_model, offset_misfit = fit.offset_model, fit.offset_misfit
-            reliable = float(fit.reliable[mask].mean())
+        fit = self._fit(magnitude, repair.phase, mask, shape.field if shape else None)
+        try:
+            quality = judge_field(fit, mask)
+        except ValueError as error:
+            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
+        names = ('total_field', 'field_sd', 'usable_echoes')
+        if not self._one_echo:
+            names += ('r2star', 's0', 'reliable', 'misfit')
         maps = {name: getattr(fit, name) for name in names}
-        if not one_echo:
+        if not self._one_echo:
             maps['t2star'] = np.divide(
                 1, fit.r2star, out=np.zeros_like(fit.r2star), where=fit.r2star > 0
             )
-        times = [0.0, *files.echo_times] if one_echo else files.echo_times
+        times = [0.0, *files.echo_times] if self._one_echo else files.echo_times
         ambiguous = ambiguous_fraction(
-            maps['total_field'], maps['field_sd'], times, files.field_strength, mask
+            fit.total_field, fit.field_sd, times, files.field_strength, mask
         )
-        warnings = list(repair.notes)
-        if one_echo:
-            warnings.append(ONE_ECHO)
+        warnings = [*repair.notes, *quality.warnings]
+        if scale.convention == 'unwrapped' and not files.phase_units:
+            warnings.append(UNWRAPPED)
+        if self._one_echo:
+            warnings.append(ONE_DIFFERENCE if files.phase_difference else ONE_ECHO)
         if ambiguous > MOST_AMBIGUOUS:
             spacing = 1e3 * float(np.diff(times).min())
-            what = 'echo time' if one_echo else 'shortest echo spacing'
+            what = 'echo time' if self._one_echo else 'shortest echo spacing'
             warnings.append(
                 f'the field may be wrong by whole turns: the {what} of '
                 f'{spacing:g} ms is too long to unwrap it, {ambiguous:.2%} of neighbours are more '
@@ -162,21 +169,22 @@ class EchoFit(SimpleInterface):
         for name, data in maps.items():
             self._results[name] = save(data, files.magnitude[0], runtime.cwd, name)
         test = repair.sign_test
-        self._results['record'] = {
+        record = {
             'echo_times': list(files.echo_times),
             'field_strength': files.field_strength,
-            'noise_sd': fit.noise_sd,
-            'offset_model': offset_model,
-            'offset_misfit': offset_misfit,
-            'reliable_fraction': reliable,
-            'median_field_sd': float(np.median(maps['field_sd'][mask])),
+            'field_strength_source': files.field_strength_source or 'given',
+            'median_field_sd': float(np.median(fit.field_sd[mask])),
+            'misfit_fraction': quality.misfit_fraction,
+            'unusable_fraction': quality.unusable_fraction,
+            'zero_r2star_fraction': quality.zero_rate_fraction,
+            'noise_ratio': quality.noise_ratio,
+            'own_offset_fraction': quality.own_offset_fraction,
+            'bodies': quality.bodies,
             'phase_scale': scale.convention,
             'phase_turn': scale.turn,
             'alternating_axes': stored_axes(
                 nb.load(files.magnitude[0]).affine, repair.alternating_axes
             ),
-            'readout_difference': repair.readout.size if repair.readout else None,
-            'readout_corrected': repair.readout is not None and repair.readout.bipolar,
             'phase_sign': repair.sign,
             'phase_sign_source': repair.sign_source,
             'phase_sign_coefficient': test.coefficient if test else None,
@@ -188,17 +196,68 @@ class EchoFit(SimpleInterface):
             'ambiguous_fraction': ambiguous,
             'warnings': warnings,
         }
+        self._results['record'] = record | self._of_fit(fit, mask)
         return runtime
 
-    def _one_echo(self, magnitude, phase, mask, predicted):
-        return field_of_one_echo(
-            magnitude[..., 0],
-            phase[..., 0],
-            self.inputs.echo_times[0],
-            self.inputs.field_strength,
+    @property
+    def _one_echo(self):
+        return len(self.inputs.echo_times) == 1
+
+    def _fit(self, magnitude, phase, mask, predicted):
+        """The fit of all echoes, or the field of the one."""
+        files = self.inputs
+        shape_mask = load(files.shape_mask, bool) if files.shape_mask else None
+        if self._one_echo:
+            return field_of_one_echo(
+                magnitude[..., 0],
+                phase[..., 0],
+                files.echo_times[0],
+                files.field_strength,
+                mask,
+                object_mask=shape_mask,
+                predicted_field=predicted,
+            )
+        return fit_echoes(
+            magnitude,
+            phase,
+            files.echo_times,
+            files.field_strength,
             mask,
+            object_mask=shape_mask,
+            voxel_size=geometry(files.mask)[1],
             predicted_field=predicted,
+            workers=files.num_threads,
         )
+
+    def _of_fit(self, fit, mask):
+        """What the record says of the fit."""
+        of_difference = self.inputs.phase_difference
+        record = {
+            'noise_sd': fit.noise_sd,
+            'noise_source': fit.noise_source,
+            'channels': None,
+            'offset_model': 'none (phase difference)' if of_difference else 'in the field',
+            'offset_misfit': None,
+            'reliable_fraction': None,
+            'echo_phase': None,
+            'echo_phase_size': None,
+            'body_turns': [],
+        }
+        if self._one_echo:
+            return record
+        record['offset_model'], record['offset_misfit'] = fit.offset_model, fit.offset_misfit
+        record['reliable_fraction'] = float(fit.reliable[mask].mean())
+        record['body_turns'] = list(fit.body_turns)
+        if fit.air is not None:
+            record['channels'] = fit.air.channels
+        if fit.echo_phase is not None:
+            record['echo_phase'] = {
+                'constant': fit.echo_phase.coefficients[:, 0].tolist(),
+                'gradient': fit.echo_phase.coefficients[:, 1:].tolist(),
+                'size': fit.echo_phase.size.tolist(),
+            }
+            record['echo_phase_size'] = float(fit.echo_phase.size.max())
+        return record
 
     def _shape_field(self, mask):
         body = self._object_in_air()

@@ -241,7 +241,7 @@ class PriorFit(SimpleInterface):
         paths = list(self.inputs.contrasts)
         if self._combined():
             paths[1] = self.inputs.combined_magnitude
-        first, *others = [load(path) for path in paths]
+        first, *others = [np.nan_to_num(load(path)) for path in paths]  # NaN is no signal
         further = []
         if isdefined(self.inputs.further_contrasts):
             further = [self._contrast(path, mask) for path in self.inputs.further_contrasts]

@@ -15,10 +15,9 @@ from scipy import ndimage
 
 from precondqsm_bids.interfaces.volumes import (
     check_finite,
-    check_magnitude,
-    check_whole,
     geometry,
     load,
+    load_magnitude,
     save,
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
@@ -66,9 +65,7 @@ class ShapeMask(SimpleInterface):
 
     def _run_interface(self, runtime):
         source, given = self.inputs.magnitude, isdefined(self.inputs.mask)
-        magnitude = load(source)
-        check_whole(source)
-        check_magnitude(magnitude, source)
+        magnitude = load_magnitude(source)
         try:
             shape = shape_mask(magnitude, self.inputs.step, voxel_size=geometry(source)[1])
         except ValueError as error:

@@ -1,6 +1,7 @@
 """Standard echoes: whatever a run is stored as, as one magnitude and one phase image per echo."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nb
 import numpy as np
@@ -8,14 +9,33 @@ from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     InputMultiPath,
-    OutputMultiPath,
     SimpleInterface,
     TraitedSpec,
     isdefined,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import check_finite, check_whole, load_stored, state_b0
+from precondqsm_bids.interfaces.recognition import check_signed
+from precondqsm_bids.interfaces.volumes import (
+    check_finite,
+    check_whole,
+    clear_pair,
+    load_stored,
+    object_in,
+    state_b0,
+)
+
+
+class Volume(NamedTuple):
+    """One echo of one part."""
+
+    path: str
+    name: str
+    """Name of the file it is written to."""
+    data: np.ndarray
+    """(X, Y, Z), as it is stored."""
+    image: nb.Nifti1Image
+    """Image of the file, for its header."""
 
 
 class StandardEchoesInputSpec(BaseInterfaceInputSpec):
@@ -34,8 +54,9 @@ class StandardEchoesInputSpec(BaseInterfaceInputSpec):
 
 
 class StandardEchoesOutputSpec(TraitedSpec):
-    magnitude = OutputMultiPath(File(exists=True), desc='one 3D file an echo, any unit')
-    phase = OutputMultiPath(File(exists=True), desc='one 3D file an echo')
+    # Lists, not OutputMultiPath, which makes a bare string of a list of one file.
+    magnitude = traits.List(File(exists=True), desc='one 3D file an echo, any unit')
+    phase = traits.List(File(exists=True), desc='one 3D file an echo')
     labels = File(exists=True, desc='labels on the grid of the outputs')
     mask = File(exists=True, desc='region of interest on the grid of the outputs')
 
@@ -54,19 +75,25 @@ class StandardEchoes(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, inputs = Path(runtime.cwd), self.inputs
-        if isdefined(inputs.real):
-            pairs = zip(self._volumes('real'), self._volumes('imaginary'), strict=True)
-            magnitude, phase = [], []
-            for (name, real, image), (_, imaginary, _) in pairs:
-                stem = name.replace('part-real', 'part-mag')
-                magnitude.append(self._save(np.hypot(real, imaginary), image, folder / stem))
-                stem = name.replace('part-real', 'part-phase')
-                phase.append(self._save(np.arctan2(imaginary, real), image, folder / stem))
-        else:
-            magnitude, phase = (
-                [self._save(data, image, folder / name) for name, data, image in volumes]
-                for volumes in (self._volumes('magnitude'), self._volumes('phase'))
-            )
+        parts = ('real', 'imaginary') if isdefined(inputs.real) else ('magnitude', 'phase')
+        magnitude, phase, inside = [], [], None
+        for one, other in zip(*map(self._volumes, parts), strict=True):
+            data, names = (one.data, other.data), (one.name, other.name)
+            if parts[0] == 'real':
+                check_signed(*data, (one.path, other.path))
+                data = np.hypot(*data), np.arctan2(other.data, one.data)
+                names = tuple(
+                    one.name.replace('part-real', f'part-{part}') for part in ('mag', 'phase')
+                )
+            if any(part.dtype.kind == 'f' and np.isnan(part).any() for part in data):
+                data = tuple(np.array(part, np.float32) for part in data)
+                inside = object_in(data[0]) if inside is None else inside
+                paths = (one.path, other.path)
+                if parts[0] == 'real' and not np.isnan(one.data).any():
+                    paths = (other.path, other.path)
+                clear_pair(*data, paths, inside)
+            magnitude.append(self._save(data[0], one.image, folder / names[0]))
+            phase.append(self._save(data[1], other.image, folder / names[1]))
         self._results |= {'magnitude': magnitude, 'phase': phase}
         for name in ('labels', 'mask'):
             if isdefined(path := getattr(inputs, name)):
@@ -76,17 +103,19 @@ class StandardEchoes(SimpleInterface):
         return runtime
 
     def _volumes(self, part):
-        """Name, data and image of each echo in the files of a part, one after the other."""
+        """Each echo in the files of a part, one after the other."""
         for path in getattr(self.inputs, part):
             data, image = load_stored(path)
             check_whole(path)
-            check_finite(data, path)
+            if np.isinf(data).any():
+                check_finite(data, path)
             stem = Path(path).name.partition('.')[0]
             if data.ndim == 3:
-                yield f'{stem}.nii.gz', data, image
+                yield Volume(path, f'{stem}.nii.gz', data, image)
                 continue
             for i in range(data.shape[3]):
-                yield f'{stem}_volume-{i + 1}.nii.gz', np.ascontiguousarray(data[..., i]), image
+                name = f'{stem}_volume-{i + 1}.nii.gz'
+                yield Volume(path, name, np.ascontiguousarray(data[..., i]), image)
 
     def _save(self, data, like, path):
         affine = like.affine

@@ -13,8 +13,13 @@ from pathlib import Path
 
 import nibabel as nb
 import numpy as np
+from scipy import ndimage
 
+from precondqsm_bids.interfaces.recognition import check_not_phase
 from precondqsm_bids.numerics.dipole import b0_direction
+
+OBJECT_LEVEL = 0.25
+"""Share of the median signal above which a voxel certainly is object."""
 
 STATED = 'B0 is along'
 """How the description in the header of a working copy begins whose affine does not say where B0
@@ -106,6 +111,80 @@ def check_finite(data: np.ndarray, path: str) -> None:
     )
 
 
+def object_in(magnitude: np.ndarray) -> np.ndarray:
+    """The object of a magnitude (X, Y, Z) and what it surrounds; NaN counts as no signal.
+
+    What reaches an edge of the field of view is surrounded if it is so within the edge's plane.
+
+    >>> magnitude = np.zeros((7, 7, 7)); magnitude[1:6, 1:6, 1:6] = 1; magnitude[3, 3, 3] = np.nan
+    >>> object_in(magnitude)[3, 3, [0, 3]].tolist()
+    [False, True]
+    """
+    signal = np.nan_to_num(magnitude, nan=0.0, posinf=0.0, neginf=0.0)
+    bright = signal[signal > 0]
+    if not bright.size:
+        return np.zeros(signal.shape, bool)
+    level = OBJECT_LEVEL * np.median(bright[bright >= bright.mean()])
+    filled = signal > level
+    for axis in range(3):
+        for plane in (0, -1):
+            face = np.moveaxis(filled, axis, 0)[plane]
+            face |= ndimage.binary_fill_holes(face)
+    return ndimage.binary_fill_holes(filled)
+
+
+def clear_nan(data: np.ndarray, path: str, where: np.ndarray) -> np.ndarray:
+    """Data with 0 for NaN, which is no signal outside the object.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) ndarray
+        Part of an echo; changed in place.
+    path : str
+        Its file, for the message.
+    where : (X, Y, Z) ndarray of bool
+        The object, where a NaN is a fault.
+
+    Returns
+    -------
+    nan : (X, Y, Z) ndarray of bool
+        Where there was no signal.
+
+    Raises
+    ------
+    ValueError
+        NaN within the object.
+    """
+    nan = np.isnan(data)
+    if not nan.any():
+        return nan
+    if inside := int(np.count_nonzero(nan & where)):
+        raise ValueError(
+            f'{path} has {inside} voxels that are not finite (NaN) inside the object, where there '
+            f'is signal, of {int(nan.sum())} in all: export the image again, or give the '
+            'magnitude 0 where there is no object'
+        )
+    data[nan] = 0
+    return nan
+
+
+def clear_pair(
+    magnitude: np.ndarray, phase: np.ndarray, paths: tuple[str, str], inside: np.ndarray
+) -> None:
+    """Set one echo's magnitude and phase to 0, in place, where either is NaN for lack of signal.
+
+    Raises
+    ------
+    ValueError
+        NaN inside the object; for the phase, where the magnitude is not 0.
+    """
+    nan = clear_nan(magnitude, paths[0], inside)
+    nan |= clear_nan(phase, paths[1], inside & (magnitude > 0))
+    if nan.any():
+        magnitude[nan] = 0
+        phase[nan] = 0
+
+
 def check_magnitude(data: np.ndarray, path: str) -> None:
     """Raise ValueError if a magnitude is not finite, negative somewhere, or one value everywhere.
 
@@ -138,15 +217,63 @@ def check_varies(data: np.ndarray, path: str) -> None:
         )
 
 
-def load_echoes(paths: list[str]) -> np.ndarray:
-    """Echoes of one run, (X, Y, Z, E), float32.
+def load_magnitude(path: str) -> np.ndarray:
+    """Magnitude of an echo, (X, Y, Z), float32; 0 where there is no signal (NaN).
+
+    Raises
+    ------
+    OSError
+        The file cannot be read to its end, or is damaged.
+    ValueError
+        It is no magnitude (:func:`check_magnitude`), or NaN inside the object.
+    """
+    data = load(path)
+    check_whole(path)
+    if np.isnan(data).any():
+        clear_nan(data, path, object_in(data))
+    if np.isfinite(data).all():
+        check_not_phase(data, path)
+    check_magnitude(data, path)
+    return data
+
+
+def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitude and phase of a run, (X, Y, Z, E) float32 each; both are 0 where either is NaN.
 
     Raises
     ------
     OSError
         A file cannot be read to its end, or is damaged.
     ValueError
-        Matrix sizes differ, or an echo is not finite or one value everywhere.
+        Matrix sizes differ; an echo is infinite, NaN inside the object of the first magnitude, or
+        one value everywhere.
+    """
+    magnitude, phase = load_echoes(magnitudes), load_echoes(phases)
+    if magnitude.shape != phase.shape:
+        raise ValueError(
+            f'{magnitudes[0]} {magnitude.shape} and {phases[0]} {phase.shape} differ in matrix '
+            'size or number of echoes'
+        )
+    if np.isnan(magnitude).any() or np.isnan(phase).any():
+        inside = object_in(magnitude[..., 0])
+        for i, paths in enumerate(zip(magnitudes, phases, strict=True)):
+            clear_pair(magnitude[..., i], phase[..., i], paths, inside)
+    for paths, echoes in ((magnitudes, magnitude), (phases, phase)):
+        for i, path in enumerate(paths):
+            check_finite(echoes[..., i], path)
+            check_varies(echoes[..., i], path)
+    return magnitude, phase
+
+
+def load_echoes(paths: list[str]) -> np.ndarray:
+    """Files on one grid, (X, Y, Z, E), float32.
+
+    Raises
+    ------
+    OSError
+        A file cannot be read to its end, or is damaged.
+    ValueError
+        Matrix sizes differ.
     """
     first = load(paths[0])
     echoes = np.empty((*first.shape, len(paths)), np.float32)
@@ -157,8 +284,6 @@ def load_echoes(paths: list[str]) -> np.ndarray:
                 f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
             )
         check_whole(path)
-        check_finite(echo, path)
-        check_varies(echo, path)
         echoes[..., i] = echo
     return echoes
 

@@ -94,6 +94,8 @@ class OneEcho(NamedTuple):
     """1 where the magnitude exceeds twice the noise."""
     noise_sd: float
     """Noise of one channel (real or imaginary), in the unit of the magnitude."""
+    noise_source: str
+    """``given``, ``air`` or ``magnitude`` (its second differences inside the object)."""
 
 
 def check_echoes(
@@ -195,9 +197,11 @@ def field_of_one_echo(
     signal = (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)[:, None]
     if bad := np.count_nonzero(~np.isfinite(signal)):
         raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
+    noise_source = 'given'
     if noise_sd is None:
         air = air_around(magnitude[..., None], mask if object_mask is None else object_mask)
         noise_sd = air.noise_sd if air else noise_inside(magnitude, mask)
+        noise_source = 'air' if air else 'magnitude'
     noise_sd = max(noise_sd, float(np.median(np.abs(signal))) * 1e-6, 1e-30)
 
     prediction = np.zeros(len(signal), np.float32)
@@ -210,7 +214,7 @@ def field_of_one_echo(
     total_field, field_sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     total_field[mask], field_sd[mask] = field, np.minimum(sd, turn)
     usable = (mask & (magnitude > 2 * noise_sd)).astype(np.uint8)
-    return OneEcho(total_field, field_sd, usable, float(noise_sd))
+    return OneEcho(total_field, field_sd, usable, float(noise_sd), noise_source)
 
 
 def fit_echoes(

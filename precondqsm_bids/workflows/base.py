@@ -70,6 +70,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
         one_echo=run.one_echo,
+        phase_difference=run.phase_difference,
         phase_sign=settings.phase_sign,
         prior=settings.prior,
         prior_fit=settings.prior_fit,
@@ -109,6 +110,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     inputs.field_strength = run.field_strength
     if manufacturer := run.metadata.get('Manufacturer'):
         inputs.manufacturer = str(manufacturer)
+    inputs.field_strength_source = run.field_strength_source
     if run.phase_units:
         inputs.phase_units = run.phase_units
     if run.labels:

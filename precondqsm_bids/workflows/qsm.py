@@ -21,7 +21,8 @@ from precondqsm_bids.interfaces import (
 
 INPUTS = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',
-    'labels', 'label_names', 'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
+    'field_strength_source', 'labels', 'label_names',
+    'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
     'contrasts',
 )  # fmt: skip
 MAPS = (
@@ -44,6 +45,7 @@ def init_precondqsm_wf(
     omp_nthreads: int = 1,
     mem_gb: float = 1.0,
     one_echo: bool = False,
+    phase_difference: bool = False,
     phase_sign: int | None = None,
     prior: str | Sequence[str] = 'contrast',
     prior_fit: str = 'auto',
@@ -71,6 +73,8 @@ def init_precondqsm_wf(
     one_echo : bool
         Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
         the magnitude alone, and the outputs :data:`OF_MANY_ECHOES` stay empty.
+    phase_difference : bool
+        Whether the phase of the one echo is the difference of two, and so has no phase offset.
     phase_sign : int, optional
         Sign of the stored phase, 1 or -1; told by the field of the object's shape if omitted, and
         assumed where that does not decide.
@@ -109,7 +113,7 @@ def init_precondqsm_wf(
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (lists of files ordered by echo time), echo_times (s),
         field_strength (T), and optionally phase_units (``rad`` or ``arbitrary``), manufacturer
-        (of the scanner), labels (file),
+        (of the scanner), field_strength_source (words for the record), labels (file),
         label_names (dict) and mask (file), which restricts the region of interest; without it,
         that is the object; tissue (file: classes, or 4D shares) and tissue_names (list); r2_map
         (file) and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts (list of files),
@@ -133,7 +137,7 @@ def init_precondqsm_wf(
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = describe(
         one_echo, prior, fit, contrasts, r2, shape, conventional, pdf_iterations, reg_weight,
-        reg_rule, reference,
+        reg_rule, reference, phase_difference,
     )  # fmt: skip
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
@@ -145,13 +149,18 @@ def init_precondqsm_wf(
         return node
 
     shape_mask = stage(ShapeMask(erosion=mask_erosion), 'shape_mask', 1)
-    echo_fit = stage(EchoFit(phase_sign=phase_sign or 'auto'), 'echo_fit', 13, omp_nthreads)
+    echo_fit = stage(
+        EchoFit(phase_sign=phase_sign or 'auto', phase_difference=phase_difference),
+        'echo_fit',
+        13,
+        omp_nthreads,
+    )
     flattening = stage(FlattenField(), 'flattening', 3, omp_nthreads)
 
     # fmt: off
     workflow.connect([
         (inputnode, shape_mask, [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
-        (inputnode, echo_fit, [(field, field) for field in INPUTS[:6]]),
+        (inputnode, echo_fit, [(field, field) for field in INPUTS[:7]]),
         (shape_mask, echo_fit, [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         (echo_fit, flattening, [('total_field', 'total_field')]),
         (shape_mask, flattening, [('roi_mask', 'mask')]),
@@ -312,7 +321,8 @@ def _arm_iterations(pdf_iterations: int, prior: Sequence[str]) -> int:
 
 
 def _first(values):
-    return values[0]
+    """The first of a list of files; a bare file is a list of one."""
+    return values if isinstance(values, str) else values[0]
 
 
 def _gather(**records):
@@ -331,6 +341,7 @@ def describe(
     reg_weight,
     reg_rule,
     reference,
+    phase_difference=False,
 ) -> str:
     """Methods sentences for these settings."""
     own_iterations = _arm_iterations(pdf_iterations, prior)
@@ -341,10 +352,14 @@ def describe(
     }[reg_rule]
     if reg_weight is not None:
         rule = f'a regularisation weight of {reg_weight:g} mm'
+    offset = (
+        'it is the difference of two echoes, so that it has no phase offset'
+        if phase_difference
+        else 'the phase offset of the coil, which one echo does not tell from it, is part of it'
+    )
     sentences = [
         'The total field is the phase of the single echo, unwrapped in space [@herraez2002], '
-        'over its echo time; the phase offset of the coil, which one echo does not tell from it, '
-        'is part of it, and R2* is not known.'
+        f'over its echo time; {offset}, and R2* is not known.'
         if one_echo
         else 'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
         'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '

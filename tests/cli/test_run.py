@@ -508,7 +508,7 @@ def test_group_level_of_what_was_reconstructed(finished, phantom):
     # Nothing is to be had of: a sign that the cylinder's field does not tell, or no reference.
     empty = {column for column, cell in first.items() if cell == 'n/a'}
     assert empty <= {
-        *('session_id', 'phase_sign_correlation', 'readout_difference', 'warnings', 'note'),
+        *('session_id', 'phase_sign_correlation', 'echo_phase_size', 'warnings', 'note'),
         *('outliers', 'scanner', 'sign_differs'),
     }
     assert [row['status'] for row in failed] == ['failed', 'failed']

@@ -142,6 +142,16 @@ def without(part):
     return make
 
 
+def pad(old, new, part):
+    """An image and its sidecar by another echo label."""
+
+    def make(dataset):
+        for path in sorted((dataset.root / ANAT).glob(f'*{old}*{part}*')):
+            path.rename(path.with_name(path.name.replace(old, new)))
+
+    return make
+
+
 def header(which='*', **values):
     """Change header fields of uncompressed images; the data may be any."""
 
@@ -416,7 +426,82 @@ REFUSED = [
         'has the shape (4, 5, 6, 1, 2)',
         'each echo is one 3D image',
     ),
+    # Phase differences, ImageType
+    case(
+        'phase-difference-without-both-times',
+        both(run(echo_times=(0.005,)), sidecars('*phase*', EchoTime2=0.007)),
+        'part-phase_MEGRE.nii.gz: is a difference of two echoes (EchoTime2 0.007) without the '
+        'times of both: write EchoTime1 and EchoTime2',
+    ),
+    case(
+        'phase-difference-by-image-type-alone',
+        both(
+            run(echo_times=(0.005,)),
+            sidecars('*phase*', ImageType=['DERIVED', 'PRIMARY', 'P', 'PHASE_DIFFERENCE']),
+        ),
+        'is a difference of two echoes (ImageType PHASEDIFFERENCE) without the times of both',
+    ),
+    case(
+        'phase-difference-of-reversed-times',
+        both(run(echo_times=(0.005,)), sidecars('*phase*', EchoTime1=0.007, EchoTime2=0.005)),
+        'EchoTime1 0.007, EchoTime2 0.005: the second is the later',
+    ),
+    case(
+        'phase-difference-in-milliseconds',
+        both(run(echo_times=(0.005,)), sidecars('*phase*', EchoTime1=4.9, EchoTime2=7.4)),
+        'EchoTime1 4.9 looks like milliseconds; BIDS has seconds: write 0.0049',
+    ),
+    case(
+        'phase-differences-of-several-echoes',
+        both(plain, sidecars('*phase*', EchoTime1=0.004, EchoTime2=0.008)),
+        'is a difference of two echoes (EchoTime1 0.004, EchoTime2 0.008), and the run has '
+        'several',
+        'give those, or one difference alone',
+    ),
+    case(
+        'image-type-contradicts-part',
+        both(plain, sidecars('*echo-1*mag*', ImageType=['ORIGINAL', 'PRIMARY', 'P', 'ND'])),
+        FIRST,
+        "is part-mag by its name and part-phase by ImageType ['ORIGINAL', 'PRIMARY', 'P', 'ND'] "
+        'of sub-01_echo-1_part-mag_MEGRE.json',
+        'rename the images (are they swapped?), or correct the sidecar',
+    ),
+    case(
+        'image-type-contradicts-imaginary',
+        both(
+            plain,
+            rename(mag='real', phase='imag'),
+            sidecars('*imag*', ImageType=['ORIGINAL', 'PRIMARY', 'R']),
+        ),
+        'is part-imag by its name and part-real by ImageType',
+    ),
+    case(
+        'image-type-of-a-filtered-phase',
+        both(plain, sidecars('*phase*', ImageType=['DERIVED', 'PRIMARY', 'P', 'SWI'])),
+        'part-phase_MEGRE.nii.gz: is a filtered phase by SWI of ImageType',
+        'export the phase before the filter',
+    ),
     # Field strength
+    case(
+        'imaging-frequency-contradicts-field-strength',
+        both(plain, sidecars(ImagingFrequency=63.87)),
+        'part-mag_MEGRE.nii.gz: ImagingFrequency 63.87 MHz is 1.5 T, and MagneticFieldStrength is '
+        '3 T: more than 10% apart',
+        'give --field-strength TESLA',
+    ),
+    case(
+        'imaging-frequency-in-hertz',
+        both(plain, sidecars(ImagingFrequency=127.7e6)),
+        'ImagingFrequency 1.277e+08 MHz is 2.999e+06 T',
+        'another unit than MHz',
+    ),
+    case(
+        'imaging-frequencies-differ',
+        both(
+            plain, sidecars(ImagingFrequency=123.2), sidecars('*echo-2*', ImagingFrequency=127.7)
+        ),
+        'ImagingFrequency 127.7 MHz differs from 123.2 MHz of ',
+    ),
     case(
         'field-strength-missing',
         run(field_strength=None),
@@ -1050,6 +1135,63 @@ ACCEPTED = [
         'sidecar-with-byte-order-mark',
         both(plain, content('*.json', lambda old: b'\xef\xbb\xbf' + old)),
         ROW,
+    ),
+    case(
+        'sidecar-in-latin-1',
+        both(plain, content('*.json', lambda old: old[:-1] + b', "Name": "M\xfcller"}')),
+        ROW,
+        'warning: sub-01: ',
+        'part-mag_MEGRE.json: is not UTF-8, as JSON is (byte 0xfc at ',
+        'it was read as latin-1: save it as UTF-8',
+    ),
+    case('echoes-padded-unevenly', both(plain, pad('echo-2', 'echo-02', 'mag')), ROW),
+    case(
+        'echo-times-equal-within-a-microsecond',
+        both(plain, sidecars('*echo-2*phase*', EchoTime=0.0080009)),
+        ROW,
+    ),
+    case(
+        'phase-difference',
+        both(
+            run(echo_times=(0.00738,)), sidecars('*phase*', EchoTime1=0.00492, EchoTime2=0.00738)
+        ),
+        'sub-01 1 4x5x6 2.46 3 auto contrast(magnitude)+shape',
+        'is the magnitude of a difference of two phases, taken as one echo of EchoTime2 - '
+        'EchoTime1 = 0.00246 s; a difference has no phase offset',
+    ),
+    case(
+        'image-types-of-the-parts',
+        both(
+            plain,
+            sidecars('*mag*', ImageType=['ORIGINAL', 'PRIMARY', 'M_FFE', 'M', 'FFE']),
+            sidecars('*phase*', ImageType=['ORIGINAL', 'PRIMARY', 'M_FFE', 'M', 'FFE', 'PHASE']),
+        ),
+        ROW,
+    ),
+    case(
+        'image-type-that-the-parts-share',
+        both(plain, sidecars(ImageType=None), text('MEGRE.json', '{"ImageType": ["M"]}')),
+        ROW,
+    ),
+    case(
+        'imaging-frequency',
+        both(plain, sidecars(ImagingFrequency=123.2)),
+        'sub-01 3 4x5x6 4 to 12 2.89362 auto',
+        'ImagingFrequency 123.2 MHz is 2.894 T, which is used, not 3 T of MagneticFieldStrength',
+    ),
+    case(
+        'imaging-frequency-alone',
+        both(run(field_strength=None), sidecars(ImagingFrequency=297.2)),
+        'sub-01 3 4x5x6 4 to 12 6.9804 auto',
+        'has no MagneticFieldStrength; ImagingFrequency 297.2 MHz is 6.98 T, which is used',
+    ),
+    case(
+        'imaging-frequency-against-the-option',
+        both(plain, sidecars(ImagingFrequency=63.87)),
+        ROW,
+        'ImagingFrequency 63.87 MHz is 1.5 T, MagneticFieldStrength 3 T; 3 T of --field-strength '
+        'is used',
+        options=('--field-strength', '3'),
     ),
     case(
         'sessions-runs-acquisitions',

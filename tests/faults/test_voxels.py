@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import precondqsm_bids
+from precondqsm_bids.phantom.spec import TubesSpec
+from precondqsm_bids.phantom.tubes import simulate_tubes
 
 SHAPE = (16, 16, 16)
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -84,6 +86,14 @@ def corner(value):
     return change
 
 
+def middle(value):
+    def change(data):
+        data[7:9, 8, 8] = value
+        return data
+
+    return change
+
+
 def constant(value):
     return lambda data: np.full_like(data, value)
 
@@ -113,17 +123,134 @@ def speckle(data):
     return corner(1000)(np.zeros_like(data))
 
 
+def swapped(folder):
+    for path in folder.glob('*part-mag*.nii.gz'):
+        other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+        path.rename(folder / 'spare')
+        other.rename(path)
+        (folder / 'spare').rename(other)
+
+
+def magnitude_as_phase(folder):
+    """Echo 2 as another reconstruction scaled it, to 12 bits."""
+    (path,) = folder.glob('*echo-2_part-mag_MEGRE.nii.gz')
+    data = nib.load(path).get_fdata()
+    other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+    save(other, np.round(3.7 * data).astype(np.int16))
+
+
+def complex_parts(change):
+    """Real and imaginary parts, changed, instead of magnitude and phase."""
+
+    def spoil(folder):
+        for path in sorted(folder.glob('*part-mag*.nii.gz')):
+            other = path.with_name(path.name.replace('part-mag', 'part-phase'))
+            phase = nib.load(other).get_fdata()
+            magnitude = nib.load(path).get_fdata()
+            for part, data in (('real', np.cos(phase)), ('imag', np.sin(phase))):
+                name = path.name.replace('part-mag', f'part-{part}')
+                save(folder / name, change(magnitude * data).astype(np.float32))
+            path.unlink()
+            other.unlink()
+
+    return spoil
+
+
+def times_reversed(folder):
+    for echo, time in enumerate(reversed(TIMES), 1):
+        (path,) = folder.glob(f'*echo-{echo}_MEGRE.json')
+        path.write_text(json.dumps({'EchoTime': time, 'MagneticFieldStrength': 3}))
+
+
+def tubes(change):
+    """Tubes in agar, whose shape has a field inside, with their phases changed."""
+
+    def spoil(folder):
+        spec = TubesSpec(matrix=(32, 32, 28), voxel_size=(4.0, 4.0, 4.0), echo_times=TIMES)
+        phantom = simulate_tubes(spec, seed=3)
+        phase = change(phantom.magnitude, phantom.phase)
+        for part, echoes in (('mag', phantom.magnitude), ('phase', phase)):
+            for echo in range(len(TIMES)):
+                (path,) = folder.glob(f'*echo-{echo + 1}_part-{part}_MEGRE.nii.gz')
+                save(path, echoes[..., echo].astype(np.float32), phantom.affine)
+
+    return spoil
+
+
+def homodyne(magnitude, phase):
+    """The phase over that of the low frequencies in each slice, as for SWI."""
+    signal = magnitude * np.exp(1j * phase)
+    frequencies = (np.abs(np.fft.fftfreq(n))[:, None] for n in signal.shape[:2])
+    window = [np.where(f < 0.12, np.cos(np.pi * f / 0.24) ** 2, 0) for f in frequencies]
+    window = (window[0] * window[1].T)[..., None, None]
+    low = np.fft.ifft2(np.fft.fft2(signal, axes=(0, 1)) * window, axes=(0, 1))
+    return np.angle(signal * low.conj())
+
+
+def differences(magnitude, phase):
+    """From echo to echo; the first has that of the others."""
+    step = np.angle(np.exp(1j * np.diff(phase, axis=-1)))
+    return step[..., [0, 0, 1]]
+
+
 REFUSED = [
     case(
+        'parts-swapped',
+        swapped,
+        'echo-1_part-mag_MEGRE.nii.gz, a magnitude by its name, has the values of a phase',
+        'magnitude and phase are swapped; rename part-mag and part-phase',
+    ),
+    case(
+        'magnitude-stored-as-phase',
+        magnitude_as_phase,
+        'echo-2_part-phase_MEGRE.nii.gz, a phase by its name, is a magnitude: it correlates with ',
+        'echo-2_part-mag_MEGRE.nii.gz by 1.00 in the object',
+        'export the phase',
+    ),
+    case(
+        'real-and-imaginary-parts-without-sign',
+        complex_parts(np.abs),
+        'echo-1_part-real_MEGRE.nii.gz and ',
+        'real and imaginary parts, are never negative (',
+        'export them with their sign',
+    ),
+    case(
+        'real-and-imaginary-parts-as-unsigned-codes',
+        complex_parts(lambda part: part + 2048),
+        'echo-1_part-imag_MEGRE.nii.gz, real and imaginary parts, are never negative (',
+    ),
+    case(
+        'echo-times-reversed',
+        times_reversed,
+        'the magnitude grows from ',
+        'echo-3_part-mag_MEGRE.nii.gz (2 ms) to ',
+        'echo-1_part-mag_MEGRE.nii.gz (8 ms) in ',
+        'echo times in reverse order (correct EchoTime)',
+    ),
+    case(
+        'phase-filtered',
+        tubes(homodyne),
+        'echo-3_part-phase_MEGRE.nii.gz is a filtered phase (high-pass, homodyne or SWI): what '
+        'varies slowly is 0.',
+        'export the phase before it',
+    ),
+    case(
+        'phase-differences-stored-as-echoes',
+        tubes(differences),
+        'echo-2_part-phase_MEGRE.nii.gz are phase differences: the phase does not grow with echo '
+        'time',
+        'one echo with EchoTime1 and EchoTime2',
+    ),
+    case(
         'nan-in-the-first-magnitude',
-        voxels('echo-1_part-mag', corner(np.nan)),
-        'echo-1_part-mag_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
-        'set them to 0',
+        voxels('echo-1_part-mag', middle(np.nan)),
+        'echo-1_part-mag_MEGRE.nii.gz has 2 voxels that are not finite (NaN) inside the object',
+        'of 2 in all: export the image again',
     ),
     case(
         'nan-in-a-late-phase',
-        voxels('echo-3_part-phase', corner(np.nan)),
-        'echo-3_part-phase_MEGRE.nii.gz has 1 voxels that are not finite (NaN 1, infinite 0)',
+        voxels('echo-3_part-phase', middle(np.nan)),
+        'echo-3_part-phase_MEGRE.nii.gz has 2 voxels that are not finite (NaN) inside the object',
     ),
     case(
         'infinity-in-a-magnitude',
@@ -253,6 +380,57 @@ def check(case, done, out):
 @pytest.mark.parametrize('case', REFUSED)
 def test_image_refused(case, images):
     check(case, *images)
+
+
+def test_unwrapped_phase_gives_the_map_of_the_wrapped(tmp_path):
+    """Three turns over the object, with and without Units; the air is 0."""
+    root = spoiled(tmp_path / 'raw', [])
+    steep = 2 * np.pi * 200 * (np.indices(SHAPE)[0] - 7.5) / 8
+    for name in ('wrapped', 'plain', 'stated'):
+        folder = write_participant(root, name)
+        for echo, time in enumerate(TIMES, 1):
+            (path,) = folder.glob(f'*echo-{echo}_part-phase_MEGRE.nii.gz')
+            phase = nib.load(path).get_fdata() + steep * time
+            if name == 'wrapped':
+                phase = np.angle(np.exp(1j * phase))
+            save(path, (phase * ball(6)).astype('f4'))
+            if name == 'stated':
+                sidecar = path.with_name(path.name.replace('.nii.gz', '.json'))
+                sidecar.write_text('{"Units": "rad"}')
+    done = run_app(root, '--skip-bids-validation', '--no-conventional', '--phase-sign', '+1')
+    assert done.returncode == 0, done.stderr
+    wrapped, plain, stated = (
+        next((tmp_path / 'out').glob(f'sub-{name}/fmap/*total_fieldmap.nii.gz'))
+        for name in ('wrapped', 'plain', 'stated')
+    )
+    field = nib.load(wrapped).get_fdata()
+    assert np.ptp(field) > 250
+    for path, told in ((plain, True), (stated, False)):
+        np.testing.assert_allclose(nib.load(path).get_fdata(), field, atol=1e-3)
+        record = json.loads(Path(str(path).replace('.nii.gz', '.json')).read_text())
+        record = record['Parameters']['echo_fit']
+        assert ('already unwrapped' in ' '.join(record['warnings'])) == told
+
+
+@pytest.mark.parametrize('parts', [('mag', 'phase'), ('phase',), ('mag',)], ids='+'.join)
+def test_nan_outside_the_object_is_no_signal(parts, tmp_path):
+    """A participant whose air is 0, and one whose air is NaN, give the same map."""
+    root = spoiled(tmp_path / 'raw', [])
+    for name, value in (('zero', 0), ('nan', np.nan)):
+        folder = write_participant(root, name)
+        for part in ('mag', 'phase'):
+            blank = value if part in parts else 0
+            for path in folder.glob(f'*part-{part}_MEGRE.nii.gz'):
+                save(path, np.where(ball(7), nib.load(path).get_fdata(), blank).astype('f4'))
+    done = run_app(root, '--skip-bids-validation', '--no-conventional', '--phase-sign', '+1')
+    assert done.returncode == 0, done.stderr
+    for name in ('precond_Chimap', 'total_fieldmap'):
+        zero, nan = (
+            nib.load(next((tmp_path / 'out').glob(f'sub-{label}/*/*_desc-{name}.nii.gz')))
+            for label in ('zero', 'nan')
+        )
+        np.testing.assert_array_equal(nan.get_fdata(), zero.get_fdata())
+        assert zero.get_fdata().any()
 
 
 @pytest.mark.parametrize('case', MASKS)

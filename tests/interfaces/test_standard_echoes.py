@@ -91,3 +91,15 @@ def test_what_is_not_finite_is_named(signal, write, tmp_path):
     real[0, 0, 0, 0] = np.inf
     with pytest.raises(ValueError, match=r'r\.nii\.gz has 1 voxels that are not finite'):
         outputs(tmp_path, real=[write('r', real)], imaginary=[write('i', signal.imag)])
+
+
+def test_one_echo_stays_a_list(signal, write, tmp_path):
+    """A bare string, of which the next stage takes the first letter, is not a list of one file."""
+    real, imaginary = (
+        write(f'x_part-{n}_MEGRE', d[..., 0])
+        for n, d in (('real', signal.real), ('imag', signal.imag))
+    )
+    result = outputs(tmp_path, real=[real], imaginary=[imaginary])
+    assert isinstance(result.magnitude, list)
+    assert isinstance(result.phase, list)
+    assert len(result.magnitude) == len(result.phase) == 1

@@ -91,7 +91,7 @@ def test_values_are_those_of_the_plain_twin(name, phantom, plain, tmp_path):
     )
     assert record['phase_sign'] == -1
     assert record['phase_turn'] == pytest.approx(turn, rel=1e-6)
-    assert record['readout_corrected'] == ('bipolar' in how)
+    assert (record['echo_phase_size'] > 0.1) == ('bipolar' in how)
     assert record['alternating_axes'] == ([2] if 'bipolar' in how else [])
     values = tube_values(phantom, chi[::-1], roi[::-1])
     np.testing.assert_allclose(values[1:], plain[1:], rtol=0.01)

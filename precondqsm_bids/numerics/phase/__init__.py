@@ -1,9 +1,9 @@
-"""Phase as scanners and converters store it: its scale, its sign, and what readouts do to it.
+"""Phase as scanners and converters store it: its scale and its sign.
 
 Everything here happens before the echo fit, in this order: stored values become radians by one
 scale for all echoes of a run (:func:`phase_to_radians`); then :func:`repair_phase` undoes a sign
-that alternates from slice to slice, takes the difference between odd and even echoes of bipolar
-readouts away, and negates the phase if its sign is the opposite of the convention
+that alternates from slice to slice and negates the phase if its sign is the opposite of the
+convention
 
     S(TE) = S0 exp(-R2* TE) exp(i (phi0 + 2 pi gammabar B0 field TE)).
 
@@ -19,9 +19,19 @@ from precondqsm_bids.numerics.phase.outline import (
     cut_share,
 )
 from precondqsm_bids.numerics.phase.readout import (
-    ReadoutDifference,
     alternating_axes,
-    readout_difference,
+)
+from precondqsm_bids.numerics.phase.recognition import (
+    Advance,
+    Growth,
+    SlowPhase,
+    fills_quarter_turn,
+    growth,
+    is_phase,
+    likeness,
+    phase_growth,
+    slow_phase,
+    unsigned_parts,
 )
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, first_field, repair_phase
 from precondqsm_bids.numerics.phase.scale import (
@@ -44,15 +54,17 @@ from precondqsm_bids.numerics.phase.sign import (
 )
 
 __all__ = [
+    'Advance',
     'AxisTest',
     'CoarseField',
+    'Growth',
     'ObjectInAir',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',
-    'ReadoutDifference',
     'ShapeField',
     'SignDecision',
+    'SlowPhase',
     'alternating_axes',
     'apply_scale',
     'check_b0',
@@ -61,13 +73,19 @@ __all__ = [
     'compare_axes',
     'cut_share',
     'decide_sign',
+    'fills_quarter_turn',
     'first_field',
+    'growth',
+    'is_phase',
+    'likeness',
+    'phase_growth',
     'phase_scale',
     'phase_sign',
     'phase_to_radians',
-    'readout_difference',
     'repair_phase',
     'shape_evidence',
     'shape_field',
+    'slow_phase',
+    'unsigned_parts',
     'vendor_sign',
 ]

@@ -1,4 +1,4 @@
-"""Phase of the convention: slices, readouts and sign repaired, in this order."""
+"""Phase of the convention: slices and sign repaired, in this order."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,7 @@ from precondqsm_bids.numerics.echo_fit import check_echoes
 from precondqsm_bids.numerics.noise import air_around
 from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
 from precondqsm_bids.numerics.phase.readout import (
-    ReadoutDifference,
     _alternating_axes,
-    _readout_difference,
     _signal,
 )
 from precondqsm_bids.numerics.phase.sign import (
@@ -38,8 +36,6 @@ class PhaseRepair(NamedTuple):
     """Phase of the convention, rad, (X, Y, Z, E)."""
     alternating_axes: tuple[int, ...]
     """Array axes along which the sign of the signal alternated from slice to slice."""
-    readout: ReadoutDifference | None
-    """Difference between odd and even echoes; None if the echo times do not tell it."""
     sign: int
     """Sign that the phase had: +1, or -1 if it was negated."""
     sign_source: str
@@ -119,10 +115,9 @@ def repair_phase(
     manufacturer: str | None = None,
     workers: int = 1,
 ) -> PhaseRepair:
-    """Phase of the convention: slices of one sign, odd and even echoes alike, the right sign.
+    """Phase of the convention: slices of one sign, and the right sign.
 
     Slices are repaired first (:func:`alternating_axes`), since nothing can be unwrapped before;
-    then the difference between odd and even echoes is taken off (:func:`readout_difference`);
     then B0 and the sign are looked at (:func:`shape_evidence`, :func:`compare_axes`,
     :func:`decide_sign`) with the :func:`first_field` of what is left, the mask eroded by a voxel
     where that leaves any: the shape's field is least certain in the border.
@@ -162,11 +157,10 @@ def repair_phase(
     --------
     >>> te = np.array([2, 4, 6]) * 1e-3
     >>> phase = 0.2 + 100 * te + np.zeros((12, 12, 12, 3))
-    >>> phase[..., 1] += 0.5
     >>> mask = np.ones((12, 12, 12), bool)
-    >>> repaired = repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, sign=1)
-    >>> print(repaired.notes[0])
-    odd and even echoes differ by 0.50 rad (bipolar readouts): corrected
+    >>> repaired = repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, sign=-1)
+    >>> print(repaired.notes[0], repaired.phase[0, 0, 0, 0].round(1))
+    the sign of the phase is reversed: it was negated -0.4
     """
     te = check_echoes(magnitude, phase, echo_times, least=1)
     if sign not in (None, 1, -1):
@@ -189,15 +183,6 @@ def repair_phase(
             'by half a turn'
         )
 
-    readout = _readout_difference(signal, te, mask)
-    if readout is not None and readout.bipolar:
-        repaired = repaired.copy() if repaired is phase else repaired
-        repaired[..., 1::2] -= readout.difference[..., None]
-        signal[:, 1::2] *= np.exp(-1j * readout.difference[mask])[:, None]
-        notes.append(
-            f'odd and even echoes differ by {readout.size:.2f} rad (bipolar readouts): corrected'
-        )
-
     test = axes = None
     if body is not None:
         field, sd = _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
@@ -215,7 +200,7 @@ def repair_phase(
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
         notes.append('the sign of the phase is reversed: it was negated')
     return PhaseRepair(
-        repaired, alternating, readout, decided.sign, decided.source, test, axes, tuple(notes)
+        repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes)
     )
 
 

@@ -1,5 +1,6 @@
 """Scale of stored phase: radians, degrees or codes, by one rule for all echoes of a run."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ LEAST_CODES = 250
 """Least number of steps of a turn: fewer would be a rounding of the phase to 1.4 degrees."""
 MOST_CODES = 1 << 17
 """Most steps of a turn that are looked for: scanners store 12 to 16 bits."""
+SMOOTH = {'rad': 0.75, None: 0.9}
+"""Share of neighbours less than half a turn apart from which a range of more than a turn is that
+of unwrapped radians, with ``Units`` and without: all in an object, some three quarters in air."""
 
 
 class PhaseScale(NamedTuple):
@@ -23,8 +27,8 @@ class PhaseScale(NamedTuple):
     middle: float
     """Stored value of 0 rad."""
     convention: str
-    """``radians``, ``milliradians``, ``degrees``, ``codes`` (a power of two of steps) or
-    ``range`` (the range that noise fills)."""
+    """``radians``, ``milliradians``, ``degrees``, ``codes`` (a power of two of steps), ``range``
+    (the range that noise fills) or ``unwrapped`` (radians beyond a turn)."""
 
 
 def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
@@ -34,7 +38,7 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     wraps; so the range of all values is the turn. Stated as rules, the first that holds counts:
 
     1. ``units='rad'``: radians, whatever their range; but not if all values are whole numbers
-       or span more than 100, which no phase in radians does.
+       or span more than 100, unless they are smooth (rule 8).
     2. The range is that of radians (2 pi), milliradians (2000 pi) or degrees (360), to 0.2 %.
     3. The values are whole multiples of a step and span a power of two of such steps (256 or
        more, to 0.5 %), from 0, around 0, or from anywhere if the range is filled (rule 6):
@@ -47,6 +51,9 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
        250 steps.
     7. No ``units``, the range below a turn and within -3 pi..3 pi, no whole numbers: radians,
        unless the range is that of turns or normalised values (0..1, -1..1, -0.5..0.5).
+    8. No ``units``, a range of more than a turn, no whole numbers, and *smooth*: 90 % of the
+       neighbouring voxels (without the most common value) less than half a turn apart: radians
+       that somebody has unwrapped. With ``units='rad'`` 75 % will do.
 
     Nothing here looks at one echo alone, so that an echo whose extremes are not reached is scaled
     as the others.
@@ -97,7 +104,7 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     values = _sample(echoes)
     step = _step(values)
     if units == 'rad':
-        return _declared(low, high, step)
+        return _declared(echoes, values, low, high, step)
     filled = _is_filled(echoes, values, low, high)
     scale = _recognised(low, high, step, filled)
     if scale is None and filled:
@@ -107,6 +114,14 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
             scale = PhaseScale(turn, low + turn / 2, 'range')
     if scale is None and not units and _may_be_radians(low, high, step):
         scale = PhaseScale(TWO_PI, 0.0, 'radians')
+    if (
+        scale is None
+        and not units
+        and span > TWO_PI
+        and not _whole_numbers(low, step)
+        and _smoothness(echoes, _blank(values)) >= SMOOTH[None]
+    ):
+        scale = PhaseScale(TWO_PI, 0.0, 'unwrapped')
     if scale is None:
         raise ValueError(
             f'the phase runs from {low:g} to {high:g}'
@@ -114,7 +129,7 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
             + ', which is neither radians nor a known range of codes, nor a range that noise '
             'fills from end to end; store it in radians and write "Units": "rad" into its sidecar'
         )
-    if scale.convention != 'radians':
+    if scale.convention not in ('radians', 'unwrapped'):
         for i, (least, most) in enumerate(ranges):
             if most - least < 0.02 * scale.turn:
                 raise ValueError(
@@ -158,16 +173,58 @@ def _step(values: npt.NDArray) -> float | None:
     return step
 
 
-def _declared(low: float, high: float, step: float | None) -> PhaseScale:
+def _declared(
+    echoes: npt.NDArray, values: npt.NDArray, low: float, high: float, step: float | None
+) -> PhaseScale:
     """Scale of what the metadata call radians."""
-    if (step is not None and _is_whole(low) and _is_whole(step)) or high - low > 100:
+    wide = high - low > 100
+    smooth = (
+        wide
+        and _recognised(low, high, step, filled=False) is None
+        and _smoothness(echoes, _blank(values)) >= SMOOTH['rad']
+    )
+    if _whole_numbers(low, step) or (wide and not smooth):
         raise ValueError(
             f'the phase runs from {low:g} to {high:g}'
             + (f' in steps of {step:g}' if step else '')
             + ', which are no radians, though its Units are "rad"; write "Units": "arbitrary" '
             'into the sidecar if these are codes of a full turn, else store radians'
         )
-    return PhaseScale(TWO_PI, 0.0, 'radians')
+    return PhaseScale(TWO_PI, 0.0, 'unwrapped' if smooth else 'radians')
+
+
+def _whole_numbers(low: float, step: float | None) -> bool:
+    return step is not None and _is_whole(low) and _is_whole(step)
+
+
+def _blank(values: npt.NDArray) -> float | None:
+    """The value of blanked air: the most common one, if it is that of more than 5 %."""
+    common, count = np.unique(values, return_counts=True)
+    return float(common[np.argmax(count)]) if count.max() > 0.05 * values.size else None
+
+
+def _neighbours(
+    echoes: npt.NDArray, blank: float | None
+) -> Iterator[tuple[npt.NDArray, npt.NDArray]]:
+    """Differences (float64) of neighbouring voxels along each axis, without blanked ones.
+
+    With each, which pairs count.
+    """
+    for axis in range(min(echoes.ndim - 1, 3)):
+        first, second = (np.moveaxis(echoes, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
+        stride = max(1, first.size >> 22)
+        one, two = first[::stride], second[::stride]
+        both = np.ones(one.shape, bool) if blank is None else (one != blank) & (two != blank)
+        yield np.subtract(two, one, dtype=np.float64), both
+
+
+def _smoothness(echoes: npt.NDArray, blank: float | None) -> float:
+    """Share of neighbouring voxels that are less than pi apart."""
+    near = pairs = 0
+    for difference, both in _neighbours(echoes, blank):
+        near += int(np.count_nonzero(both & (np.abs(difference) < np.pi)))
+        pairs += int(np.count_nonzero(both))
+    return near / max(pairs, 1)
 
 
 def _recognised(low: float, high: float, step: float | None, filled: bool) -> PhaseScale | None:
@@ -210,9 +267,8 @@ def _may_be_radians(low: float, high: float, step: float | None) -> bool:
     normalised = any(
         abs(low - a) < 0.01 and abs(high - b) < 0.01 for a, b in ((0, 1), (-1, 1), (-0.5, 0.5))
     )
-    whole = step is not None and _is_whole(low) and _is_whole(step)
     within = -3.01 * np.pi <= low and high <= 3.01 * np.pi and high - low < TWO_PI
-    return within and not normalised and not whole
+    return within and not normalised and not _whole_numbers(low, step)
 
 
 def _middle(low: float, high: float, turn: float) -> float:
@@ -228,8 +284,7 @@ def _middle(low: float, high: float, turn: float) -> float:
 def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float) -> bool:
     """Whether the values fill the range to both ends and jump across it."""
     span = high - low
-    common, count = np.unique(values, return_counts=True)
-    blank = common[np.argmax(count)] if count.max() > 0.05 * values.size else None
+    blank = _blank(values)
     if blank is not None:
         values = values[values != blank]
     if values.size < 1000:
@@ -238,12 +293,8 @@ def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float
     if min(share[0], share[-1]) < 0.25 / 32:
         return False
     jumps, pairs = 0, 0
-    for axis in range(min(echoes.ndim - 1, 3)):
-        first, second = (np.moveaxis(echoes, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
-        stride = max(1, first.size >> 22)
-        one, two = first[::stride], second[::stride]
-        both = np.ones(one.shape, bool) if blank is None else (one != blank) & (two != blank)
-        jumps += int(np.count_nonzero(both & (np.abs(two - one) > span / 2)))
+    for difference, both in _neighbours(echoes, blank):
+        jumps += int(np.count_nonzero(both & (np.abs(difference) > span / 2)))
         pairs += int(np.count_nonzero(both))
     return jumps > 0.05 * max(pairs, 1)
 
@@ -277,7 +328,7 @@ def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
 
 def apply_scale(phase: npt.NDArray, scale: PhaseScale) -> F32:
     """Stored phase in radians by a scale that is known; see :func:`phase_to_radians`."""
-    if scale.convention == 'radians':
+    if scale.convention in ('radians', 'unwrapped'):
         return np.asarray(phase, np.float32)
     out = np.empty(phase.shape, np.float32)
     for i in range(len(phase)):  # in double precision, a part at a time

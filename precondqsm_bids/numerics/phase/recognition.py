@@ -1,0 +1,420 @@
+"""Images that are not what their names say: recognised before the sign of the phase is looked for.
+
+Each function is one statistic of arrays and one decision. Thresholds lie between what good data
+and the fault have on phantoms and on real scans (``tests/numerics/test_recognition.py``), far from
+the good data: a fault that is not recognised fails later, with a message that says less, while a
+good scan that is refused cannot be reconstructed at all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.phase.readout import alternating_axes
+
+Bools = npt.NDArray[np.bool_]
+TWO_PI = 2 * np.pi
+LEAST_VOXELS = 200
+"""Voxels of the smallest object that is looked at: a few may do anything."""
+EVEN = 0.25
+"""Share of an even histogram that every bin of a wrapped phase with noise has; a magnitude's upper
+bins are all but empty, or those between object and air are."""
+SYMMETRY = 0.1
+"""Share by which the ends of a phase around 0 may differ in size."""
+SAME_IMAGE = 0.9
+"""Correlation of phase and magnitude, and of their differences between neighbours, above which
+they are one image. Their noise is independent in good data."""
+GROWTH = (1.05, 0.8)
+"""Factor from the first to the last echo, and share of the object where the magnitude grows by
+more than that, from which echo times are called reversed."""
+SLOW_PHASE = (0.25, 0.25)
+"""rad, root mean square of the smoothed phase below which it is called filtered, and its share of
+what is expected of the object's shape, ..."""
+EXPECTED_PHASE = 0.2
+"""... where that is at least this, rad, whatever a shim takes off."""
+ADVANCE = 0.25
+"""Coefficient of the shape's field in the phase advance, by that of the first echo's phase, below
+which (with three standard errors) the phase does not grow, where ..."""
+FIRST_ECHO = (0.15, 2.5)
+"""... the coefficient of the shape's field in the first echo, for the time between echoes, lies
+within (1 of a difference by theory), and its correlation is at least the lower."""
+
+
+def is_phase(data: npt.NDArray) -> bool:
+    """Whether the values of an image are those of a wrapped phase: magnitude and phase swapped.
+
+    Either it is negative in a fifth of the voxels or more, to the same size as it is positive
+    (-pi..pi); or it fills its range evenly, every 32nd of it to at least a quarter of an even
+    share, and jumps by more than half of it between at least 5 % of the neighbours (0..4095 with
+    noise in the air). The most common value (blanked air) is left out.
+
+    Parameters
+    ----------
+    data : (X, Y, Z) ndarray
+        A magnitude by its name, as stored.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> noise = rng.normal(size=(2, 20, 20, 20))
+    >>> is_phase(np.hypot(*noise)), is_phase(np.arctan2(*noise) + 4)
+    (False, True)
+    """
+    data = np.asarray(data)
+    stride = max(1, data.size >> 20) | 1
+    values = np.asarray(data.ravel()[::stride], np.float64)
+    common, count = np.unique(values, return_counts=True)
+    blank = common[np.argmax(count)] if count.max() > 0.05 * values.size else None
+    values = values[values != blank] if blank is not None else values
+    if values.size < 1000:
+        return False
+    low, high = float(values.min()), float(values.max())
+    if low < 0 < high and abs(high + low) < SYMMETRY * (high - low):
+        return bool(np.mean(values < 0) > 0.2)
+    if low < 0:
+        return False
+    bins = np.histogram(values, 32, (low, high))[0]
+    if bins.min() < EVEN * values.size / 32:
+        return False
+    jumps = pairs = 0
+    for axis in range(3):
+        one, two = (np.moveaxis(data, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
+        both = (one != blank) & (two != blank) if blank is not None else np.ones(one.shape, bool)
+        apart = np.abs(np.subtract(two, one, dtype=np.float64)) > (high - low) / 2
+        jumps += int(np.count_nonzero(apart & both))
+        pairs += int(np.count_nonzero(both))
+    return jumps > 0.05 * max(pairs, 1)
+
+
+def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[float, float]:
+    """Correlation of an echo's phase with its magnitude in the object, and of their differences.
+
+    Both are near 1 for a magnitude that is stored as phase, whatever its scale: above
+    :data:`SAME_IMAGE`. In good data the differences between neighbours are those of noise, which
+    is independent in magnitude and phase, and of edges, which a field does not follow.
+
+    Parameters
+    ----------
+    phase, magnitude : (X, Y, Z) ndarray
+        One echo; the phase in any unit.
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+
+    Examples
+    --------
+    >>> magnitude = np.random.default_rng(0).normal(9, 1, (9, 9, 9))
+    >>> print(np.round(likeness(4 * magnitude + 1, magnitude, magnitude > 0), 3))
+    [1. 1.]
+    """
+    one, two = np.asarray(phase, np.float64), np.asarray(magnitude, np.float64)
+    differences: list[npt.NDArray] = []
+    for axis in range(3):
+        both = np.diff(mask.astype(np.int8), axis=axis) == 0
+        both &= np.take(mask, range(1, mask.shape[axis]), axis)
+        differences.append(np.stack([np.diff(v, axis=axis)[both] for v in (one, two)]))
+    return (
+        _correlation(one[mask], two[mask]),
+        _correlation(*np.concatenate(differences, axis=1)),
+    )
+
+
+def _correlation(one: npt.NDArray, two: npt.NDArray) -> float:
+    """Pearson's, 0 where there is none."""
+    if one.size < LEAST_VOXELS or one.std() == 0 or two.std() == 0:
+        return 0.0
+    return float(np.corrcoef(one, two)[0, 1])
+
+
+def unsigned_parts(real: npt.NDArray, imaginary: npt.NDArray) -> bool:
+    """Whether real and imaginary parts have lost their signs, so that phase fills a quarter turn.
+
+    Neither is negative anywhere, and either the phase of what is not 0 is that of
+    :func:`fills_quarter_turn`, or the faces of the field of view have one value in both parts, to
+    2 %, with a spread of less than a tenth of it: codes whose 0 is in the middle of their range.
+
+    Parameters
+    ----------
+    real, imaginary : (X, Y, Z) ndarray
+        Parts of the signal of one echo.
+
+    Examples
+    --------
+    >>> parts = np.random.default_rng(0).normal(size=(2, 20, 20, 20))
+    >>> unsigned_parts(*np.abs(parts)), unsigned_parts(*parts + 20), unsigned_parts(*parts)
+    (True, True, False)
+    """
+    if np.nanmin(real) < 0 or np.nanmin(imaginary) < 0:
+        return False
+    there = (real > 0) | (imaginary > 0)
+    if fills_quarter_turn(np.arctan2(imaginary[there], real[there])):
+        return True
+    faces = np.ones(real.shape, bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    one, other = (np.asarray(part[faces], np.float64) for part in (real, imaginary))
+    level = float(np.median(one))
+    spread = max(float(np.median(np.abs(part - np.median(part)))) for part in (one, other))
+    alike = abs(float(np.median(other)) - level) < 0.02 * level
+    return level > 0 and alike and spread < 0.1 * level
+
+
+def fills_quarter_turn(phase: npt.NDArray) -> bool:
+    """Whether phase (rad) fills the turn's first quarter, and nothing else.
+
+    To both ends: each 16th of it has at least a quarter of an even share.
+
+    Parameters
+    ----------
+    phase : ndarray
+        rad
+
+    Examples
+    --------
+    >>> fills_quarter_turn(np.linspace(0, np.pi / 2, 5000)), fills_quarter_turn(np.zeros(5000))
+    (True, False)
+    """
+    if phase.size < 1000 or phase.min() < -1e-3 or phase.max() > np.pi / 2 + 1e-3:
+        return False
+    bins = np.histogram(phase, 16, (0, np.pi / 2))[0]
+    return bool(bins.min() >= EVEN * phase.size / 16)
+
+
+class Growth(NamedTuple):
+    """What :func:`growth` found."""
+
+    factor: float
+    """Median of the last echo's magnitude over that of the first."""
+    share: float
+    """Share of the object in which it grows by more than 5 %."""
+    reversed: bool
+    """Whether that is most of it."""
+
+
+def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
+    """Growth of the magnitude from the first echo to the last: none where signal decays.
+
+    Echo times in reverse order, or echoes that are scaled one by one, let it grow in nearly the
+    whole object; noise, or fat that comes into phase again, in parts of it.
+
+    Parameters
+    ----------
+    magnitude : (X, Y, Z, E) ndarray
+        Echoes in the order of their times.
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+
+    Examples
+    --------
+    >>> decay = np.exp(-20 * np.array([0.004, 0.02])) * np.ones((9, 9, 9, 1))
+    >>> mask = np.ones((9, 9, 9), bool)
+    >>> growth(decay, mask).reversed, growth(decay[..., ::-1], mask).reversed
+    (False, True)
+    """
+    first, last = magnitude[mask][:, 0], magnitude[mask][:, -1]
+    there = first > 0
+    if np.count_nonzero(there) < LEAST_VOXELS:
+        return Growth(1.0, 0.0, False)
+    ratio = last[there].astype(np.float64) / first[there]
+    share = float(np.mean(ratio > GROWTH[0]))
+    return Growth(float(np.median(ratio)), share, share > GROWTH[1])
+
+
+class SlowPhase(NamedTuple):
+    """What :func:`slow_phase` found."""
+
+    size: float
+    """Root mean square of the smoothed phase, rad; the largest of first, middle and last echo."""
+    expected: float
+    """What the field of the shape makes of it at least, rad, whatever a shim takes off."""
+    filtered: bool
+    """Whether the first is small and the second is not."""
+
+
+def slow_phase(
+    magnitude: npt.NDArray,
+    phase: npt.NDArray,
+    echo_times: npt.ArrayLike,
+    field_strength: float,
+    mask: Bools,
+    shape_field: npt.NDArray,
+) -> SlowPhase:
+    """Slow variations of the phase against those that the object's shape must make.
+
+    A high-pass or homodyne filter (as for susceptibility-weighted images) divides the signal by
+    its smoothed self, so that the smoothed signal of what is left has phase 0. Here the complex
+    signal, of equal size in every voxel, is smoothed with a Gaussian of an eighth of the object's
+    extent (10 voxels at most), and its phase taken. The field of the shape in air, times the echo
+    time, less what polynomials of second order (a shim) can take off, is the least that must be
+    there. An ellipsoid or a long tube has none of that, and is never called filtered.
+
+    Echoes of less than 0.3 times the magnitude of the strongest are left out. Smoothing begins
+    with means over blocks of up to 3 voxels.
+
+    Parameters
+    ----------
+    magnitude, phase : (X, Y, Z, E) ndarray
+        Echoes; phase in rad.
+    echo_times : (E,) array_like
+        s
+    field_strength : float
+        T
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+    shape_field : (X, Y, Z) ndarray
+        Field of the object's shape in air, ppm.
+    """
+    times = np.asarray(echo_times, np.float64)
+    # An echo whose noise hides its slow phase would seem filtered.
+    level = [float(np.median(magnitude[mask][:, e])) for e in range(times.size)]
+    usable = [e for e in range(times.size) if level[e] > 0.3 * max(level)]
+    box = ndimage.find_objects(mask.astype(np.int8))[0]
+    inside = mask[box]
+    sigma = [float(np.clip(n / 8, 0, 10)) if n > 3 else 0.0 for n in inside.shape]
+    block = [max(1, int(width / 3)) for width in sigma]
+    sigma = [width / size for width, size in zip(sigma, block, strict=True)]
+    share = _blocks(inside.astype(np.float32), block)
+    there = share > 0.5
+    size = 0.0
+    for echo in {usable[0], usable[len(usable) // 2], usable[-1]}:
+        unit = np.where(inside, np.exp(1j * phase[box][..., echo]), 0)
+        real, imaginary = (
+            ndimage.gaussian_filter(_blocks(part, block), sigma) for part in (unit.real, unit.imag)
+        )
+        size = max(size, float(np.sqrt(np.mean(np.arctan2(imaginary, real)[there] ** 2))))
+    echo = usable[-1]
+    expected = _blocks(np.where(inside, shape_field[box], 0), block)
+    weight = np.maximum(ndimage.gaussian_filter(share, sigma), 1e-6)
+    expected = ndimage.gaussian_filter(expected.astype(np.float64), sigma) / weight
+    left = _without_shim(expected, there)
+    radians = float(TWO_PI * hz_per_ppm(field_strength) * times[echo] * left.std())
+    least = min(SLOW_PHASE[0], SLOW_PHASE[1] * radians)
+    return SlowPhase(size, radians, size < least and radians > EXPECTED_PHASE)
+
+
+def _blocks(data: npt.NDArray, block: Sequence[int]) -> npt.NDArray:
+    """Means over blocks of voxels; what does not fill a block at the far ends is left out.
+
+    >>> _blocks(np.arange(7.0).reshape(7, 1, 1), (3, 1, 1)).ravel()
+    array([1., 4.])
+    """
+    x, y, z = (n // b for n, b in zip(data.shape, block, strict=True))
+    whole = data[: x * block[0], : y * block[1], : z * block[2]]
+    return whole.reshape(x, block[0], y, block[1], z, block[2]).mean(axis=(1, 3, 5))
+
+
+def _without_shim(field: npt.NDArray, mask: Bools) -> npt.NDArray[np.float64]:
+    """Values in the mask less their fit by polynomials of second order."""
+    from precondqsm_bids.numerics.phase.sign import _second_order
+
+    voxels = np.flatnonzero(mask)
+    voxels = voxels[:: max(1, voxels.size // 200_000)]
+    design = _second_order(mask.shape, voxels)
+    values = np.asarray(field.ravel()[voxels], np.float64)
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+class Advance(NamedTuple):
+    """What :func:`phase_growth` found."""
+
+    coefficient: float
+    """Coefficient of the shape's field in the phase advance from the first echo to the second: +1
+    or -1 in theory."""
+    error: float
+    """Its standard error."""
+    first: float
+    """Coefficient in the phase of the first echo, for the time between the echoes."""
+    correlation: float
+    """Correlation of the two in the first echo."""
+    differences: bool
+    """Whether the first echo has the field of the shape and the advance has not."""
+
+
+def phase_growth(
+    magnitude: npt.NDArray,
+    phase: npt.NDArray,
+    echo_times: npt.ArrayLike,
+    field_strength: float,
+    mask: Bools,
+    shape_field: npt.NDArray,
+) -> Advance | None:
+    """Growth of the phase with echo time: none where every echo has the same phase difference.
+
+    The differences between neighbouring voxels, of the first echo's phase and of the advance to
+    the second, need no unwrapping. Along each axis they are regressed on those of the shape's
+    field, after polynomials of first order (a shim, a readout) are taken off both.
+
+    Parameters
+    ----------
+    magnitude, phase : (X, Y, Z, E) ndarray
+        Echoes; phase in rad.
+    echo_times : (E,) array_like
+        s
+    field_strength : float
+        T
+    mask : (X, Y, Z) ndarray of bool
+        The object.
+    shape_field : (X, Y, Z) ndarray
+        Field of the object's shape in air, ppm.
+
+    Returns
+    -------
+    Advance or None
+        None of a single echo, or where the shape has no field to compare with.
+    """
+    times = np.asarray(echo_times, np.float64)
+    if times.size < 2:
+        return None
+    # The border is where the field of the shape is least certain.
+    inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
+    inner = inner if np.count_nonzero(inner) >= 1000 else mask
+    first = np.where(inner, magnitude[..., 0] * np.exp(1j * phase[..., 0]), 0)
+    second = np.where(inner, magnitude[..., 1] * np.exp(1j * phase[..., 1]), 0)
+    turn = TWO_PI * hz_per_ppm(field_strength)
+    columns: list[list[npt.NDArray]] = [[], [], []]
+    # Slices whose sign alternates are repaired later.
+    skipped = alternating_axes(magnitude[..., :2], phase[..., :2], times[:2], mask)
+    for axis in set(range(3)) - set(skipped):
+        here, there = (
+            tuple(part if a == axis else slice(None) for a in range(3))
+            for part in (slice(None, -1), slice(1, None))
+        )
+        both = inner[here] & inner[there]
+        steps = np.asarray(shape_field[there] - shape_field[here], np.float64)
+        if np.count_nonzero(both) < 100:
+            continue
+        step = steps[both]
+        design = np.column_stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
+        advance = second * first.conj()
+        for column, values in zip(
+            columns,
+            (
+                step,
+                np.angle(first[there] * first[here].conj())[both],
+                np.angle(advance[there] * advance[here].conj())[both],
+            ),
+            strict=True,
+        ):
+            column.append(values - design @ np.linalg.lstsq(design, values, rcond=None)[0])
+    if not columns[0]:
+        return None
+    shape, one, advanced = (np.concatenate(column) for column in columns)
+    shape *= turn * (times[1] - times[0])
+    power = float(shape @ shape)
+    if power == 0:
+        return None
+    coefficient = float(shape @ advanced) / power
+    residual = float(np.std(advanced - coefficient * shape))
+    error = residual / float(np.sqrt(power))
+    of_first = float(shape @ one) / power
+    correlation = _correlation(shape, one)
+    # What is due: the phase of the first echo grows in proportion to the time.
+    due = abs(of_first) * min(1.0, (times[1] - times[0]) / times[0])
+    differences = (
+        abs(coefficient) + 3 * error < ADVANCE * due
+        and FIRST_ECHO[0] < abs(of_first) < FIRST_ECHO[1]
+        and abs(correlation) > FIRST_ECHO[0]
+    )
+    return Advance(coefficient, error, of_first, correlation, differences)
