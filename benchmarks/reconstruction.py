@@ -340,13 +340,18 @@ class Error:
         return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
 
 
+def tube_labels(phantom):
+    """Labels of the tubes: not of agar, oil, bottle or flow."""
+    return [i for i, name in phantom.label_names.items() if name.startswith('tube')]
+
+
 class Score(Error):
     """Compares maps with the truth of one phantom of tubes."""
 
     def __init__(self, phantom, roi):
         super().__init__(phantom.chi, roi)
-        *tubes, agar = phantom.label_dchi
-        self.tubes = [roi & (phantom.labels == i) for i in tubes]
+        self.tubes = [roi & (phantom.labels == i) for i in tube_labels(phantom)]
+        (agar,) = (i for i, name in phantom.label_names.items() if name == 'agar')
         self.agar = roi & (phantom.labels == agar)
         depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
         self.rim = self.agar & (depth <= RIM)
