@@ -107,8 +107,15 @@ def bipolar_cases():
     uneven = replace(bipolar, echo_times=alternating_times(TUBES))
     between = ' and '.join(f'{spacing:g}' for spacing in SPACINGS)
 
-    def case(title, spec=bipolar, echoes=None):
-        return Case(title, spec, 'tubes-ideal', echoes=echoes)
+    def case(title, spec=bipolar, echoes=None, reference='tubes-ideal'):
+        return Case(title, spec, reference, echoes=echoes)
+
+    def few(name, title, echoes):
+        plain = f'bipolar-{name}-unipolar'
+        return {
+            f'bipolar-{name}': case(title, echoes=echoes, reference=plain),
+            plain: case(f'{title}, one polarity', TUBES, echoes, plain),
+        }
 
     return {
         **{
@@ -122,8 +129,8 @@ def bipolar_cases():
             for i in numbers
         },
         'bipolar-spacing': case(f'spacings of {between} ms in turn', uneven),
-        'bipolar-1256': case('echoes 1, 2, 5 and 6 alone', echoes=(1, 2, 5, 6)),
-        'bipolar-two': case('echoes 1 and 2 alone', echoes=(1, 2)),
+        **few('1256', 'echoes 1, 2, 5 and 6 alone', (1, 2, 5, 6)),
+        **few('two', 'echoes 1 and 2 alone', (1, 2)),
     }
 
 
@@ -317,11 +324,8 @@ def chosen(names):
 def main(argv=None):
     """Command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    every = chosen(PARTS)
-    parser.add_argument(
-        '--only', nargs='+', metavar='CASE', choices=[*PARTS, *every], default=list(PARTS),
-        help=f'these cases, or parts: {", ".join(PARTS)}',
-    )  # fmt: skip
+    names = [*PARTS, *chosen(PARTS)]
+    parser.add_argument('--only', nargs='+', metavar='NAME', choices=names, default=list(PARTS))
     parser.add_argument('--size', type=float, default=1.0, metavar='FACTOR', help='of the voxels')
     parser.add_argument('--cache', type=Path, default=ROOT / 'build' / 'scanner')
     parser.add_argument('--output', type=Path, help='folder of the page (docs)')

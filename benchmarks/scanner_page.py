@@ -109,10 +109,11 @@ included, each map less its mean, relative to the deviation of the true map; eve
 lambda of the program's own rule. *Field* is the robust standard deviation of its error over the
 standard deviation that the fit reports, 1 if that is right. The error is the fitted field less the
 true one, less solid harmonics up to fourth order, which background removal takes for sources
-outside. *At walls* is within two voxels of a step of the true susceptibility of more than
-0.15 ppm, or of the edge of the region. *Noise* is that of one channel. A map is *wrong* if its
-NRMSE is more than {percent(WRONG - 1, 0)} % above that of its reference; a *warning* counts if the
-reference does not give it."""
+outside; *after PDF* it is less all that background removal takes for sources outside. *At walls*
+is within two voxels of a step of the true susceptibility of more than 0.15 ppm, or of the edge of
+the region. *Noise* is that of one channel. A map is *wrong* if its NRMSE is more than
+{percent(WRONG - 1, 0)} % above that of its reference; a *warning* counts if the reference does not
+give it and it tells more than what was corrected."""
 
 
 def targets(results):
@@ -221,7 +222,7 @@ def fit_table(results, part):
 
     def cells(name, record):
         noise, field, other = record['noise'], record['field'], results.reference(name)
-        over = noise['found'] / other['noise']['found'] if other else None
+        over = noise['over_true'] / other['noise']['over_true'] if other else None
         fit, phase = record['stages']['echo_fit'], record['echo_phase']
         own = fit.get('own_offset_fraction')
         return (
@@ -232,13 +233,15 @@ def fit_table(results, part):
             number(field['walls']),
             f'{AWAY[0]} to {AWAY[1]}; {AT_WALLS}',
             yes(field_met(record)),
-            fit.get('offset_model') + (f' ({percent(own)} %)' if own else ''),
+            f'{number(field.get("away_pdf"))}, {number(field.get("walls_pdf"))}',
+            (fit.get('offset_model') or NONE) + (f' ({percent(own)} %)' if own else ''),
             ' / '.join(number(root_mean_square(phase[n]), 3) for n in ('true', 'found', 'left')),
         )
 
     columns = (
         'noise over true', 'over reference', 'noise from', 'field, away from walls', 'at walls',
-        'target', 'met', 'offset (free in)', 'phase of echoes: true / found / left, rad',
+        'target', 'met', 'the same after PDF', 'offset (free in)',
+        'phase of echoes: true / found / left, rad',
     )  # fmt: skip
     return tabled(results, part, columns, cells)
 
@@ -324,7 +327,9 @@ def geometry_section(results):
 
 Two bodies beside tubes, and within a brain mask, are rows of the tables above.
 
-{tabled(results, 'geometry', columns, cells)}"""
+{tabled(results, 'geometry', columns, cells)}
+
+{fit_table(results, 'geometry')}"""
 
 
 def warnings_section(results):
@@ -344,8 +349,8 @@ def warnings_section(results):
     head = ('', 'NRMSE over reference', 'wrong', 'warnings', 'told')
     return f"""## Warnings
 
-Runs that are wrong, warn or are refused, conventional / preconditioned; the other {others} runs
-are neither wrong nor warn of what their reference does not.
+Runs that are wrong, warn of what their reference does not, or are refused; NRMSE conventional /
+preconditioned. The other {others} runs are none of these.
 
 {table(head, rows)}"""
 
@@ -382,14 +387,16 @@ def draw_maps(cache, names):
         with np.load(cache / f'head-{name}.npz') as arrays:
             loaded[name] = {key: arrays[key].astype(np.float32) for key in arrays}
     across, up = loaded[names[0]]['voxel_size']
+    inside = np.argwhere(np.isfinite(loaded[names[0]]['true']))
+    shown = tuple(map(slice, inside.min(axis=0), inside.max(axis=0) + 1))
     rows = ('true', *ARMS)
-    figure = Figure(figsize=(2.1 * len(names), 7.4), layout='constrained')
+    figure = Figure(figsize=(2.1 * len(names), 8.2), layout='constrained')
     axes = figure.subplots(len(rows), len(names), squeeze=False)
     for line, what in zip(axes, rows, strict=True):
         for ax, name in zip(line, names, strict=True):
             image = ax.imshow(
-                loaded[name][what].T, cmap='gray', origin='lower', aspect=up / across, vmin=-0.1,
-                vmax=0.2, interpolation='nearest',
+                loaded[name][what][shown].T, cmap='gray', origin='lower', aspect=up / across,
+                vmin=-0.1, vmax=0.2, interpolation='nearest',
             )  # fmt: skip
             ax.set_axis_off()
             ax.set_title(name if what == 'true' else what, fontsize=8)

@@ -67,9 +67,8 @@ class Results:
 
     def told(self, name):
         """Whether a wrong map comes with a warning or a refusal; True of one that is not wrong."""
-        return not self.wrong(name) or bool(
-            self.warnings(name) or self.records[name].get('refused')
-        )
+        warned = [text for text in self.warnings(name) if not text.endswith('corrected')]
+        return not self.wrong(name) or bool(warned or self.records[name].get('refused'))
 
     def nuclei(self, name):
         """Value of each nucleus over that in the reference, preconditioned, to white matter."""

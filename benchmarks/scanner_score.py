@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 from heads import TRUTH, HeadScore, Truth
-from reconstruction import Score
+from reconstruction import WORKERS, Score
 from scipy import ndimage
 
 from precondqsm_bids.interfaces.volumes import load as load_volume
+from precondqsm_bids.numerics import b0_direction, noise_weights, pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.phantom.dataset import stored_magnitude
 from precondqsm_bids.phantom.head_spec import HeadSpec
@@ -125,8 +126,11 @@ def walls(chi, roi):
     return roi & (near | ~inner)
 
 
-def field_scores(total_field, field_sd, truth, roi, voxel_size):
+def field_scores(total_field, field_sd, truth, roi, voxel_size, b0_dir):
     """Robust deviation of the error of the field over its standard deviation, and in ppm.
+
+    Less its solid harmonics, and less what PDF takes for sources outside, which can be any error
+    at the edge of the region.
 
     Parameters
     ----------
@@ -138,18 +142,26 @@ def field_scores(total_field, field_sd, truth, roi, voxel_size):
         The region, and what of it is at walls.
     voxel_size : (3,) array_like
         mm
+    b0_dir : (3,) array_like
+        Direction of B0 in voxel axes.
 
     Returns
     -------
     dict
-        ``away`` and ``walls``: z; ``away_ppm``; ``wall_fraction``.
+        ``away`` and ``walls``, ``away_pdf`` and ``walls_pdf``: z; ``away_ppm``;
+        ``wall_fraction``.
     """
     region, wall = roi
-    error = without_harmonics(total_field - truth, field_sd, region, voxel_size)
-    z, at_wall = error / np.maximum(field_sd[region], 1e-9), wall[region]
+    whole = np.where(region, total_field - truth, 0).astype(np.float32)
+    error = without_harmonics(whole, field_sd, region, voxel_size)
+    weights = noise_weights(field_sd, region)
+    local = pdf(whole, region, voxel_size, b0_dir, weights, workers=WORKERS).local_field
+    sd, at_wall = np.maximum(field_sd[region], 1e-9), wall[region]
     return {
-        'away': robust_sd(z[~at_wall]),
-        'walls': robust_sd(z[at_wall]),
+        'away': robust_sd((error / sd)[~at_wall]),
+        'walls': robust_sd((error / sd)[at_wall]),
+        'away_pdf': robust_sd((local[region] / sd)[~at_wall]),
+        'walls_pdf': robust_sd((local[region] / sd)[at_wall]),
         'away_ppm': robust_sd(error[~at_wall]),
         'wall_fraction': float(at_wall.mean()),
     }
@@ -253,7 +265,9 @@ def assess(root, spec, kept, outputs, run):
         'true': true_values(score, truth, head),
         'coverage': score.coverage if head else None,
         'noise': noise_scores(fit, spec),
-        'field': field_scores(*fitted, true_field(root, spec), region, voxel_size),
+        'field': field_scores(
+            *fitted, true_field(root, spec), region, voxel_size, b0_direction(image.affine)
+        ),
         'echo_phase': echo_phase_scores(fit.get('echo_phase'), spec, kept, roi, voxel_size),
         'warnings': warnings_of(outputs, run),
         'stages': {
