@@ -357,10 +357,13 @@ class Score(Error):
         self.rim = self.agar & (depth <= RIM)
 
     def __call__(self, chi):
-        """Tubes relative to the agar (ppm), deviations of the agar (ppm), NRMSE."""
+        """Tubes relative to the agar (ppm; NaN outside), deviations of the agar (ppm), NRMSE."""
         agar = chi[self.agar].astype(float)
         return {
-            'tubes': [float(chi[tube].mean(dtype=float) - agar.mean()) for tube in self.tubes],
+            'tubes': [
+                float(chi[tube].mean(dtype=float) - agar.mean()) if tube.any() else np.nan
+                for tube in self.tubes
+            ],
             'agar_sd': float(agar.std()),
             'rim_sd': float(chi[self.rim].std(dtype=float)),
             'nrmse': self.nrmse(chi),

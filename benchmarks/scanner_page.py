@@ -102,7 +102,7 @@ ones at 2 mm, their reference is the ideal scanner (for `all`, which crops, `cro
 **The reconstruction** is the workflow that the app runs, from files to files, with its defaults;
 of the head with the true brain mask (`--mask derivatives`) and the sign of the phase stated
 (`--phase-sign +1`). A run that is refused for the sign of its phase is made again with the sign
-given, and counts as refused.
+given.
 
 **The scores.** *NRMSE* is taken voxel by voxel over the whole brain or region of interest, rim
 included, each map less its mean, relative to the deviation of the true map; every map at the
@@ -246,6 +246,13 @@ def fit_table(results, part):
     return tabled(results, part, columns, cells)
 
 
+def tube(found, true):
+    """Value of a tube over its true one; of a tube of 0 ppm the value."""
+    if np.isnan(found):
+        return 'absent'
+    return f'{found / true:.3f}' if true else f'({found:+.3f})'
+
+
 def tube_cells(results):
     """Function of the cells of one case of tubes."""
 
@@ -258,7 +265,7 @@ def tube_cells(results):
             percent(found['nrmse']),
             number(results.rise(name, 'preconditioned')),
             f'{found["agar_sd"]:.4f}',
-            ' '.join(f'{f / t:.3f}' if t else f'({f:+.3f})' for f, t in pairs),
+            ' '.join(tube(*pair) for pair in pairs),
             percent(off_tube(record, 'preconditioned')),
         )
 
@@ -297,7 +304,8 @@ def bipolar_section(results):
 
     return f"""## Alternating readouts
 
-The tubes at 2 mm; 0.3 rad where nothing else is said.
+The tubes at 2 mm; 0.3 rad where nothing else is said. A tube is *absent* where the region of
+interest, which is made of the first echo, leaves it out.
 
 {tabled(results, 'bipolar', ('', *TUBE_COLUMNS, 'target', 'met'), cells)}
 

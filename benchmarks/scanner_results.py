@@ -2,8 +2,8 @@
 
 import re
 
+import numpy as np
 from heads_page import NUCLEI
-from page import worst
 
 ARMS = ('conventional', 'preconditioned')
 RISE = {'partial-fourier': 1.14, 'receive-poles': 1.14, 'all': 1.20}
@@ -66,9 +66,12 @@ class Results:
         return [t for t in self.records[name].get('warnings', ()) if plain(t) not in known]
 
     def told(self, name):
-        """Whether a wrong map comes with a warning or a refusal; True of one that is not wrong."""
+        """Whether a wrong map comes with a warning; True of one that is not wrong.
+
+        A map that was made once the sign was given is judged as any other.
+        """
         warned = [text for text in self.warnings(name) if not text.endswith('corrected')]
-        return not self.wrong(name) or bool(warned or self.records[name].get('refused'))
+        return not self.wrong(name) or bool(warned)
 
     def nuclei(self, name):
         """Value of each nucleus over that in the reference, preconditioned, to white matter."""
@@ -102,10 +105,14 @@ def coil_spread(results, names):
 
 
 def readout_met(record):
-    """Whether the tubes of a run are right, or it is refused."""
-    return bool(record['refused']) or off_tube(record, 'preconditioned') <= TUBE
+    """Whether all tubes of a run are there and right, or it is refused."""
+    if record['refused']:
+        return True
+    tubes = record['maps']['preconditioned']['tubes']
+    return bool(np.isfinite(tubes).all()) and off_tube(record, 'preconditioned') <= TUBE
 
 
 def off_tube(record, arm):
-    """The greatest relative error of a tube."""
-    return worst(record['maps'][arm]['tubes'], record['true'])
+    """The greatest relative error of a tube in the region."""
+    pairs = zip(record['maps'][arm]['tubes'], record['true'], strict=True)
+    return max(abs(found / true - 1) for found, true in pairs if true and np.isfinite(found))
