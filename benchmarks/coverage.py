@@ -1,7 +1,7 @@
 """How often the standard errors of the prior's coefficients cover the truth, over noise seeds."""
 
 import numpy as np
-from reconstruction import WORKERS, first_stages
+from reconstruction import WORKERS, first_stages, tube_labels
 
 from precondqsm_bids.numerics import (
     b0_direction,
@@ -40,7 +40,7 @@ def tubes(spec, seeds):
             inside = basis.labels == j
             chi = basis.weight[inside].astype(float)
             expected = float(np.vdot(chi, phantom.chi[inside]) / np.vdot(chi, chi))
-            if np.isin(phantom.labels[inside], list(phantom.label_dchi)[:-1]).mean() > 0.25:
+            if np.isin(phantom.labels[inside], tube_labels(phantom)).mean() > 0.25:
                 row.append((float(fit.coefficients[0][j]), float(errors[j]), expected))
         yield row
 

@@ -28,7 +28,7 @@ import nibabel as nib
 import numpy as np
 from reconstruction import WORKERS, Arm, Error, Stages, assess
 from scipy import ndimage
-from validation import ROOT, SEED, case_named, digest, load, save, scaled, versions
+from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
@@ -137,20 +137,20 @@ NUCLEUS_LABELS = {'red-nucleus': 'RN', 'substantia-nigra': 'SN'}
 
 def phantom_digest():
     """Digest of the code that makes a phantom."""
-    return digest(*(ROOT / 'precondqsm_bids' / 'phantom').glob('*.py'))
+    return digest(*(PACKAGE / 'phantom').glob('*.py'))
 
 
-def dataset(spec, cache):
-    """The phantom as a BIDS dataset, written unless it is there."""
-    parts = repr(
-        (spec, SEED, phantom_digest(), inspect.getsource(add_maps), inspect.getsource(t1w))
-    )
+def dataset(spec, cache, further=True):
+    """The phantom as a BIDS dataset, written unless it is there; a head with further maps."""
+    added = (inspect.getsource(add_maps), inspect.getsource(t1w)) if further else ()
+    parts = repr((spec, SEED, phantom_digest(), *added))
     root = cache / 'phantoms' / hashlib.sha256(parts.encode()).hexdigest()[:12]
     if not root.exists():
         part = root.with_name(f'{root.name}.part')
         shutil.rmtree(part, ignore_errors=True)
         write_dataset(part, spec, seed=SEED)
-        add_maps(part)
+        if further:
+            add_maps(part)
         part.rename(root)
     return root
 
@@ -250,11 +250,10 @@ def run_of(root, variant):
     return settings, runs[0]
 
 
-def run_workflow(root, variant, work):
+def run_workflow(settings, run, work):
     """Run the app's workflow without its last part, which writes; outputs and seconds by node."""
     from precondqsm_bids.workflows.base import init_run_wf
 
-    settings, run = run_of(root, variant)
     workflow = init_run_wf(settings, run)
     workflow.remove_nodes([workflow.get_node('outputs_wf')])
     workflow.base_dir = work
@@ -396,13 +395,12 @@ def record_of(root, case, name, outputs, seconds, truth):
 
 def code_digest():
     """Digest of everything that a result depends on but the set itself."""
-    package = ROOT / 'precondqsm_bids'
     return digest(
-        *(package / name for name in ('config.py', 'bids.py')),
-        *package.glob('numerics/*.py'),
-        *package.glob('interfaces/*.py'),
-        *package.glob('workflows/*.py'),
-        *package.glob('phantom/*.py'),
+        *(PACKAGE / name for name in ('config.py', 'bids.py')),
+        *PACKAGE.glob('numerics/**/*.py'),
+        *PACKAGE.glob('interfaces/*.py'),
+        *PACKAGE.glob('workflows/*.py'),
+        *PACKAGE.glob('phantom/*.py'),
         ROOT / 'benchmarks' / 'reconstruction.py',
     )
 
@@ -444,7 +442,7 @@ def run_case(name, case, cache, code, reuse):
     work = cache / 'work' / f'{name}-{key_of(case, "work", code)}'
     for arm in wanted:
         start = time.perf_counter()
-        outputs, seconds = run_workflow(root, ARMS[arm], work)
+        outputs, seconds = run_workflow(*run_of(root, ARMS[arm]), work)
         keep(arm, start, outputs, seconds)
         if not fresh('conventional'):
             keep('conventional', time.perf_counter(), outputs, seconds)
@@ -473,6 +471,13 @@ def key_of_coverage(name, code):
     return hashlib.sha256(repr((name, own, code)).encode()).hexdigest()[:16]
 
 
+def quiet(cache, level=logging.ERROR):
+    """Let Nipype stop at the first crash, keep its crash files in a folder and say little."""
+    configure_nipype(cache, stop_on_first_crash=True, resource_monitor=False, debug=False)
+    for name in ('nipype', 'nipype.workflow', 'nipype.utils', 'nipype.interface'):
+        logging.getLogger(name).setLevel(level)
+
+
 def main(argv=None):
     """Command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -489,10 +494,7 @@ def main(argv=None):
     cache.mkdir(parents=True, exist_ok=True)
     output = args.output or (cache / 'page' if args.quick else ROOT / 'docs')
     cases = {name: coarser(case) if args.quick else case for name, case in CASES.items()}
-    configure_nipype(cache, stop_on_first_crash=True, resource_monitor=False, debug=False)
-    logging.getLogger('nipype').setLevel(logging.ERROR)
-    for name in ('nipype.workflow', 'nipype.utils', 'nipype.interface'):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet(cache)
     code = code_digest()
     for name in args.only:
         if name in COVERAGE:

@@ -135,6 +135,8 @@ def first_stages(phantom, true_field=False):
             phantom.echo_times,
             phantom.spec.field_strength,
             roi,
+            object_mask=shape.shape_mask,
+            voxel_size=voxel_size,
             predicted_field=forward_field(solid, voxel_size, b0_dir, roi, WORKERS),
             workers=WORKERS,
         )
@@ -340,22 +342,30 @@ class Error:
         return float(np.linalg.norm(error) / np.linalg.norm(self.truth))
 
 
+def tube_labels(phantom):
+    """Labels of the tubes: not of agar, oil, bottle or flow."""
+    return [i for i, name in phantom.label_names.items() if name.startswith('tube')]
+
+
 class Score(Error):
     """Compares maps with the truth of one phantom of tubes."""
 
     def __init__(self, phantom, roi):
         super().__init__(phantom.chi, roi)
-        *tubes, agar = phantom.label_dchi
-        self.tubes = [roi & (phantom.labels == i) for i in tubes]
+        self.tubes = [roi & (phantom.labels == i) for i in tube_labels(phantom)]
+        (agar,) = (i for i, name in phantom.label_names.items() if name == 'agar')
         self.agar = roi & (phantom.labels == agar)
         depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
         self.rim = self.agar & (depth <= RIM)
 
     def __call__(self, chi):
-        """Tubes relative to the agar (ppm), deviations of the agar (ppm), NRMSE."""
+        """Tubes relative to the agar (ppm; NaN outside), deviations of the agar (ppm), NRMSE."""
         agar = chi[self.agar].astype(float)
         return {
-            'tubes': [float(chi[tube].mean(dtype=float) - agar.mean()) for tube in self.tubes],
+            'tubes': [
+                float(chi[tube].mean(dtype=float) - agar.mean()) if tube.any() else np.nan
+                for tube in self.tubes
+            ],
             'agar_sd': float(agar.std()),
             'rim_sd': float(chi[self.rim].std(dtype=float)),
             'nrmse': self.nrmse(chi),

@@ -38,13 +38,16 @@ from reconstruction import (
     r2star_table,
     reconstruct,
     strongest_for,
+    tube_labels,
 )
 
+import precondqsm_bids
 from precondqsm_bids.numerics.roi_values import cylinder_reference, find_cylinder
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(precondqsm_bids.__file__).resolve().parent
 DEFAULT = TubesSpec()
 
 
@@ -153,7 +156,7 @@ def run_case(case, scale):
         'spec': asdict(spec),
         'shape': case.shape,
         'roi_voxels': int(stages.roi.sum()),
-        'true': [phantom.label_dchi[i] for i in list(phantom.label_dchi)[:-1]],
+        'true': [phantom.label_dchi[i] for i in tube_labels(phantom)],
         'noise_sd': stages.fit.noise_sd,
         'offset_model': stages.fit.offset_model,
         'field': field_error(phantom, stages),
@@ -192,7 +195,7 @@ def field_error(phantom, stages):
 def bulk_reference(phantom, stages):
     """Susceptibility of the tubes from their bulk phase, ppm, as the abstract's reference."""
     found = {}
-    for label in list(phantom.label_dchi)[:-1]:
+    for label in tube_labels(phantom):
         cylinder = find_cylinder(phantom.labels == label, phantom.affine)
         if cylinder is not None:
             found[label] = cylinder
@@ -200,7 +203,7 @@ def bulk_reference(phantom, stages):
         cylinder_reference(stages.fit.total_field, label, found, phantom.affine, stages.roi).chi
         if label in found
         else None
-        for label in list(phantom.label_dchi)[:-1]
+        for label in tube_labels(phantom)
     ]
 
 
@@ -258,11 +261,10 @@ def digest(*files):
 @functools.cache
 def code_digest(name):
     """Digest of everything that a result depends on but the set itself."""
-    package = ROOT / 'precondqsm_bids'
     own = ['reconstruction', 'checks'] if name in CHECKS else ['reconstruction']
     return digest(
-        *package.glob('numerics/*.py'),
-        *(package / 'phantom' / f'{module}.py' for module in ('fields', 'spec', 'tubes')),
+        *PACKAGE.glob('numerics/**/*.py'),
+        *(PACKAGE / 'phantom' / f'{module}.py' for module in ('fields', 'spec', 'tubes')),
         *(ROOT / 'benchmarks' / f'{module}.py' for module in own),
     )
 

@@ -95,7 +95,9 @@ def reconstruct(phantom, workers=1):
 
 def tube_values(phantom, chi, roi):
     """Means in the tubes relative to the agar, true values, and the agar's deviation."""
-    *tubes, agar = phantom.label_dchi
+    names = phantom.label_names
+    tubes = [i for i in names if names[i].startswith('tube')]
+    (agar,) = (i for i in names if names[i] == 'agar')
     background = chi[roi & (phantom.labels == agar)]
     found = [chi[roi & (phantom.labels == i)].mean() - background.mean() for i in tubes]
     return np.array(found), np.array([phantom.label_dchi[i] for i in tubes]), background.std()

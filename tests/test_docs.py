@@ -15,6 +15,7 @@ import pytest
 import precondqsm_bids
 from precondqsm_bids.cli.parser import build_parser
 from precondqsm_bids.phantom.cli import build_parser as build_phantom_parser
+from precondqsm_bids.phantom.scanner_spec import SWITCHES
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
@@ -407,6 +408,13 @@ def test_containers_page_has_every_test_of_the_image():
         r'^\| .* \| `(test_\w+)` \| .* \|$', read('docs/containers.md'), re.MULTILINE
     )
     assert sorted(rows) == sorted(tests)
+
+
+@pytest.mark.parametrize('heading, tables', [('## Head', 3), ('## Tubes', 2)])
+def test_scanner_page_has_every_switch_in_every_table(heading, tables):
+    cells = first_cells(section(read('docs/scanner.md'), heading))
+    counts = {name: cells.count(name) for name in (*SWITCHES, 'all')}
+    assert counts == dict.fromkeys(counts, tables)
 
 
 # -- links, examples, build --------------------------------------------------------------------
