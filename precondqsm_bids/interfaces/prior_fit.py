@@ -64,6 +64,10 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='class of each voxel (3D) or shares of the classes (4D)')
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     contrasts = InputMultiPath(File(exists=True), desc='maps whose joint histogram makes cells')
+    reliable = File(
+        exists=True,
+        desc='voxels whose first contrast (R2*) is known; the others are a cell',
+    )
     combined_magnitude = File(
         exists=True,
         desc='root sum of squares over the echoes: the second contrast of an inner region',
@@ -253,6 +257,8 @@ class PriorFit(SimpleInterface):
                 bias = bias_field(image, first, mask)
                 image /= bias
                 shading[Path(path).name] = np.percentile(bias[mask], (1, 99)).tolist()
+        if isdefined(self.inputs.reliable):
+            first = np.where(load(self.inputs.reliable, bool), first, np.float32(np.nan))
         cells = contrast_cells([first, *others], mask, voxel_size)
         cells += further_cells(first, further, mask, voxel_size)
         return cells, shading

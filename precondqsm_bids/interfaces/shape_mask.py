@@ -32,6 +32,12 @@ LEAST_REGION = 27
 """Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
 
 
+NO_AIR_WORDS = (
+    'there is no air in the field of view: all of it was taken for the object, and its shape is '
+    'not known'
+)
+
+
 class ShapeMaskInputSpec(BaseInterfaceInputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
     mask = File(exists=True, desc='region of interest; the object if undefined')
@@ -93,7 +99,8 @@ class ShapeMask(SimpleInterface):
                     f'{self.inputs.erosion:g} mm leaves {left} of the {whole} voxels of the '
                     f'region of interest, fewer than {LEAST_REGION}: give a smaller --mask-erosion'
                 )
-        share = surface_share(roi, shape.shape_mask) if given else 1.0
+        whole_view = bool(shape.shape_mask.all())
+        share = surface_share(roi, shape.shape_mask) if given or whole_view else 1.0
         used = np.float32(share >= LEAST_SURFACE)
         for name, data in (
             ('shape_mask', shape.shape_mask),
@@ -114,6 +121,7 @@ class ShapeMask(SimpleInterface):
             'eroded_voxels': int(whole - np.count_nonzero(roi)),
             'surface_share': share,
             'shape_used': bool(used),
+            'warnings': [NO_AIR_WORDS] if whole_view else [],
         }
         return runtime
 

@@ -237,7 +237,9 @@ def contrast_cells(
     Parameters
     ----------
     contrasts : sequence of (X, Y, Z) ndarray
-        Maps on one grid, such as R2* and the first magnitude, any unit.
+        Maps on one grid, such as R2* and the first magnitude, any unit. NaN where a map is not
+        known, as R2* of voxels without a second echo: they are a bin of their own, and not the
+        lowest.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
     voxel_size : (3,) array_like
@@ -274,12 +276,36 @@ def contrast_cells(
                 number = np.round(number) if scale.centred else _outwards(number)
                 number = (number - number.min()).astype(np.int64)
                 block = block * (number.max() + 1) + number
-        places = [
-            _soft_bin(value, bin_edges(value, bins))
-            for value, bins in zip(values, scale.bins, strict=False)
-        ]
-        bases.append(_soft_parcels(block, places, scale.bins, voxels, mask))
+        places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
+        bases.append(_soft_parcels(block, places, voxels, mask))
     return bases
+
+
+class _Places(NamedTuple):
+    """Where the voxels stand in the bins of one contrast."""
+
+    bins: npt.NDArray[np.int64]
+    """Bin of each voxel."""
+    other: npt.NDArray[np.int64]
+    """The neighbouring bin at its nearest edge."""
+    share: F32
+    """Share of that bin."""
+    number: int
+    """Number of bins."""
+
+
+def _places(values: npt.NDArray, bins: int) -> _Places:
+    """Bins of one contrast; values that are not known (NaN) are a bin of their own, the last."""
+    known = np.isfinite(values)
+    if known.all():
+        return _Places(*_soft_bin(values, bin_edges(values, bins)), bins)
+    found = np.full(values.size, bins, np.int64)
+    other, share = found.copy(), np.zeros(values.size, np.float32)
+    if known.any():
+        found[known], other[known], share[known] = _soft_bin(
+            values[known], bin_edges(values[known], bins)
+        )
+    return _Places(found, other, share, bins + 1)
 
 
 def _soft_bin(
@@ -309,8 +335,7 @@ def _soft_bin(
 
 def _soft_parcels(
     block: npt.NDArray[np.int64],
-    places: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]],
-    bins: Sequence[int],
+    places: Sequence[_Places],
     voxels: npt.NDArray[np.int64],
     mask: npt.NDArray[np.bool_],
 ) -> Basis:
@@ -318,12 +343,14 @@ def _soft_parcels(
     entries = []
     for corner in np.ndindex(*(2,) * len(places)):
         key, weight = block, np.ones(voxels.size, np.float32)
-        for second, (here, other, share), count in zip(corner, places, bins, strict=False):
-            key = key * count + (other if second else here)
+        for second, (here, other, share, number) in zip(corner, places, strict=True):
+            key = key * number + (other if second else here)
             weight = weight * (share if second else 1 - share)
         used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
         entries.append((key[used], weight[used], voxels[used]))
-    used = np.zeros((int(block.max()) + 1) * int(np.prod(bins[: len(places)])), bool)
+    used = np.zeros(
+        (int(block.max()) + 1) * int(np.prod([place.number for place in places])), bool
+    )
     for key, _, _ in entries:
         used[key] = True
     parcel_of = np.cumsum(used, dtype=np.int32) - 1

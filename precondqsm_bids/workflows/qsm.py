@@ -218,7 +218,8 @@ def init_precondqsm_wf(
                 (echo_fit, merged, [('r2star', 'in1')]),
                 (inputnode, merged, [(('magnitude', _first), 'in2')]),
                 (merged, estimate, [('out', 'contrasts')]),
-                (echo_fit, estimate, [('magnitude', 'combined_magnitude')]),
+                (echo_fit, estimate, [
+                    ('magnitude', 'combined_magnitude'), ('reliable', 'reliable')]),
                 (shape_mask, estimate, [('inner', 'inner')]),
             ])
             # fmt: on

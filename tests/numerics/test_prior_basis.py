@@ -10,7 +10,7 @@ from precondqsm_bids.numerics.prior_basis import (
     susceptibility_map,
     tissue_parcels,
 )
-from precondqsm_bids.numerics.prior_fit import constant_parcels, contrast_cells, fit_prior
+from precondqsm_bids.numerics.prior_fit import Scale, constant_parcels, contrast_cells, fit_prior
 
 SHAPE, VOXEL_SIZE, B0_DIR = (32, 32, 28), (1.0, 1.0, 1.2), np.array([0.0, 0.28, 0.96])
 POINTS = np.stack(np.indices(SHAPE), axis=-1) - (np.array(SHAPE) - 1) / 2
@@ -228,3 +228,19 @@ def test_rest_is_a_class_of_its_own():
     assert (basis.labels[~MASK] == -1).all()
     same = constant_parcels(np.where(LABELS > 0, LABELS - 1, 3), MASK)
     np.testing.assert_array_equal(basis.labels, same.labels)
+
+
+def test_what_is_not_known_is_a_cell_of_its_own():
+    values = np.linspace(1, 10, 1000).reshape(10, 10, 10)
+    mask = np.ones(values.shape, bool)
+    unknown = values > 8
+    scale = [Scale(np.inf, (6,), False)]
+    (whole,) = contrast_cells([np.where(unknown, np.nan, values)], mask, (1, 1, 1), scale)
+    (without,) = contrast_cells([values], ~unknown, (1, 1, 1), scale)
+    own = np.unique(whole.labels[unknown])
+    assert own.size == 1
+    assert not np.any(whole.labels[~unknown] == own)
+    assert np.all(whole.weight[unknown] == 1)
+    # the others have the cells that they would have alone
+    np.testing.assert_array_equal(whole.labels[~unknown], without.labels[~unknown])
+    assert whole.parcels == without.parcels + 1
