@@ -648,6 +648,8 @@ def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
     """What the map is relative to: the region, what was subtracted, and the region's sd."""
     for stage, numbers in stages.items():
         if stage.endswith('recombination') and numbers['reference'] != 'none':
+            if 'bodies' in numbers:
+                return _reference_of_bodies(numbers)
             return {
                 'Region': numbers['reference'],
                 'Subtracted': numbers['reference_value'],
@@ -661,3 +663,27 @@ def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
                 'the mean of the region of interest',
             }
     return 'none'
+
+
+def _reference_of_bodies(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What each body of a region of several is relative to, the largest first."""
+    return {
+        'Region': numbers['reference'],
+        'Bodies': [
+            {
+                'Voxels': body['voxels'],
+                'Volume': body['volume'],
+                'Region': body['reference'],
+                'Subtracted': body['reference_value'],
+                'StandardDeviation': body['reference_sd'],
+                'WholeRegionReferencedMean': body['reference_value'] - body['mean'],
+            }
+            for body in numbers['bodies']
+        ],
+        'Units': 'ppm',
+        'Note': 'the region has bodies that are not connected: each is relative to a reference of '
+        'its own, roi-mean being the mean of the body, and differences between bodies are '
+        'undetermined; mean and sd are those before the reference was subtracted; Volume is in mL; '
+        'WholeRegionReferencedMean is the mean of Region in a map that is relative to the mean of '
+        'the body',
+    }

@@ -57,6 +57,8 @@ class Comparison(SimpleInterface):
             'r2star_agreement': agreement,
             'warnings': [*result.warnings, *warnings],
         }
+        if len(result.by_body) > 1:
+            self._results['record']['explained_by_body'] = list(result.by_body)
         return runtime
 
     def _witness(self, mask, voxel_size):

@@ -9,7 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import load, save
+from precondqsm_bids.interfaces.volumes import geometry, load, save
 from precondqsm_bids.numerics.recombination import recombine
 
 
@@ -51,7 +51,37 @@ class Recombination(SimpleInterface):
             'roi_mean': result.roi_mean,
             'roi_sd': result.roi_sd,
         }
+        if len(result.bodies) > 1:
+            self._results['record'] |= self._of_bodies(result.bodies)
         return runtime
+
+    def _of_bodies(self, found):
+        """What the record says of several bodies that are not connected."""
+        name = self.inputs.reference
+        voxel = float(np.prod(geometry(self.inputs.mask)[1])) / 1000  # mL
+        other = 'none' if name == 'none' else 'roi-mean'
+        alone = [number for number, body in enumerate(found, start=1) if not body.held]
+        warnings = []
+        if alone and name != 'none':
+            warnings.append(
+                f'of the {len(found)} bodies that are not connected, {_listed(alone)} (in order of '
+                f'size) {"does" if len(alone) == 1 else "do"} not hold the reference {name!r}: '
+                'relative to the mean of the body instead'
+            )
+        return {
+            'bodies': [
+                {
+                    'voxels': body.voxels,
+                    'volume': round(body.voxels * voxel, 3),
+                    'reference': name if body.held else other,
+                    'reference_value': body.value,
+                    'reference_sd': body.sd,
+                    'mean': body.mean,
+                }
+                for body in found
+            ],
+            'warnings': warnings,
+        }
 
     def _reference(self, mask):
         name = self.inputs.reference
@@ -68,3 +98,12 @@ class Recombination(SimpleInterface):
                 'use --reference none, roi-mean or one of the labels'
             )
         return np.isin(load(self.inputs.labels, None), indices)
+
+
+def _listed(numbers):
+    """Numbers in words.
+
+    >>> _listed([2]), _listed([2, 3])
+    ('number 2', 'numbers 2, 3')
+    """
+    return f'number{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'

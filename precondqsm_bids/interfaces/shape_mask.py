@@ -22,14 +22,12 @@ from precondqsm_bids.interfaces.volumes import (
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.shape_mask import (
+    LEAST_REGION,
     LEAST_SURFACE,
     WHOLE,
     shape_mask,
     surface_share,
 )
-
-LEAST_REGION = 27
-"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
 
 
 class ShapeMaskInputSpec(BaseInterfaceInputSpec):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho, bodies
+from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho
 
 Bools = npt.NDArray[np.bool_]
 MOST_MISFIT, REFUSED_MISFIT = 0.35, 0.9
@@ -104,8 +105,8 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     count = int(bodies(mask).max())
     if count > 1:
         said.append(
-            f'the region has {count} bodies that are not connected: each is referenced to itself, '
-            'and differences between them are undetermined'
+            f'the region has {count} bodies that are not connected: they have no reference in '
+            'common, and differences between them are undetermined'
         )
     return FieldQuality(
         misfit, unusable, zero, ratio, own, count, tuple(words for words in said if words)

@@ -30,6 +30,9 @@ LARGE = 0.1
 LARGEST_BUBBLE = 5000.0
 """Volume, mm^3, up to which an enclosed hole without signal is a bubble as a whole."""
 
+LEAST_REGION = 27
+"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
+
 
 class ShapeMask(NamedTuple):
     """What :func:`shape_mask` found, (X, Y, Z)."""
@@ -209,6 +212,7 @@ def shape_mask(
         raise ValueError(
             f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
         )
+    magnitude = _without_spikes(magnitude)
     given = threshold is not None
     size = np.asarray(voxel_size, dtype=np.float64)
     level = threshold if threshold is not None else _threshold(magnitude)
@@ -231,6 +235,18 @@ def shape_mask(
         np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
         float(level),
     )
+
+
+def _without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
+    """The magnitude, a few voxels that are far above all others held to these.
+
+    The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds the
+    last of as many by ten times is no object, and would alone set the threshold of a histogram.
+    """
+    if magnitude.size <= LEAST_REGION:
+        return magnitude
+    last = np.partition(magnitude, -LEAST_REGION, axis=None)[-LEAST_REGION]
+    return np.minimum(magnitude, last) if magnitude.max() > 10 * last > 0 else magnitude
 
 
 def _threshold(magnitude: npt.NDArray, noise: float | None = None) -> float:
