@@ -594,6 +594,8 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
         return f'{algorithm}; R2: {source}'
     for stage, numbers in stages.items():
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
+            if numbers['reg_weight'] is None:
+                return f'{algorithm}; the field is zero, and nothing was inverted'
             rule = numbers.get('rule', 'given')
             return f'{algorithm}; lambda = {numbers["reg_weight"]:.4g} ({rule})'
     return algorithm

@@ -205,12 +205,10 @@ def compare(
     without = (w * conventional_local_field[mask]) ** 2
     explained = _explained(left, without)
     of_body = bodies(mask)[mask]
-    by_body = tuple(
-        _explained(left[of_body == number], without[of_body == number])
-        for number in range(1, of_body.max() + 1)
-    )
+    parts = [of_body == number for number in range(1, of_body.max() + 1)]
+    by_body = tuple(_explained(left[part], without[part]) for part in parts)
     warnings = []
-    if explained <= 0:
+    if explained <= 0 and left.any():
         warnings.append(
             f'the prior did not help: with it the local field has {1 - explained:.2f} times the '
             'energy that it has without; prefer the conventional map'
@@ -219,8 +217,8 @@ def compare(
         warnings += [
             f'the prior did not help in body {number} of {len(by_body)} (the largest first): with '
             f'it the local field has {1 - share:.2f} times the energy that it has without'
-            for number, share in enumerate(by_body, start=1)
-            if share <= 0
+            for number, (share, part) in enumerate(zip(by_body, parts, strict=True), start=1)
+            if share <= 0 and left[part].any()
         ]
     arms = [cone_ratio(c, mask, voxel_size, b0_dir, workers) for c in (chi, conventional_chi)]
     return Comparison(explained, arms[0], arms[1], by_body, tuple(warnings))
