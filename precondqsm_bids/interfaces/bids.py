@@ -685,7 +685,7 @@ def _reference_of_bodies(numbers: Mapping[str, Any]) -> dict[str, Any]:
         'Units': 'ppm',
         'Note': 'the region has bodies that are not connected: each is relative to a reference of '
         'its own, roi-mean being the mean of the body, and differences between bodies are '
-        'undetermined; mean and sd are those before the reference was subtracted; Volume is in mL; '
+        'undetermined; mean and sd are those before the reference was subtracted; Volume: mL; '
         'WholeRegionReferencedMean is the mean of Region in a map that is relative to the mean of '
         'the body',
     }

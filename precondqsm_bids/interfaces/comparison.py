@@ -50,7 +50,7 @@ class Comparison(SimpleInterface):
             self.inputs.num_threads,
         )
         agreement, warnings = self._witness(mask, voxel_size)
-        self._results['record'] = {
+        record = {
             'explained': result.explained,
             'streaking': result.streaking,
             'conventional_streaking': result.conventional_streaking,
@@ -58,7 +58,8 @@ class Comparison(SimpleInterface):
             'warnings': [*result.warnings, *warnings],
         }
         if len(result.by_body) > 1:
-            self._results['record']['explained_by_body'] = list(result.by_body)
+            record['explained_by_body'] = list(result.by_body)
+        self._results['record'] = record
         return runtime
 
     def _witness(self, mask, voxel_size):

@@ -44,7 +44,7 @@ class Recombination(SimpleInterface):
             self._reference(mask),
         )
         self._results['chi'] = save(result.chi, self.inputs.residual_chi, runtime.cwd, 'chi')
-        self._results['record'] = {
+        record = {
             'reference': self.inputs.reference,
             'reference_value': result.reference_value,
             'reference_sd': result.reference_sd,
@@ -52,36 +52,39 @@ class Recombination(SimpleInterface):
             'roi_sd': result.roi_sd,
         }
         if len(result.bodies) > 1:
-            self._results['record'] |= self._of_bodies(result.bodies)
+            record['bodies'] = self._of_bodies(result.bodies)
+            record['warnings'] = self._without_label(result.bodies)
+        self._results['record'] = record
         return runtime
 
     def _of_bodies(self, found):
-        """What the record says of several bodies that are not connected."""
+        """What each of several bodies that are not connected is relative to."""
         name = self.inputs.reference
         voxel = float(np.prod(geometry(self.inputs.mask)[1])) / 1000  # mL
         other = 'none' if name == 'none' else 'roi-mean'
-        alone = [number for number, body in enumerate(found, start=1) if not body.held]
-        warnings = []
-        if alone and name != 'none':
-            warnings.append(
-                f'of the {len(found)} bodies that are not connected, {_listed(alone)} (in order of '
-                f'size) {"does" if len(alone) == 1 else "do"} not hold the reference {name!r}: '
-                'relative to the mean of the body instead'
-            )
-        return {
-            'bodies': [
-                {
-                    'voxels': body.voxels,
-                    'volume': round(body.voxels * voxel, 3),
-                    'reference': name if body.held else other,
-                    'reference_value': body.value,
-                    'reference_sd': body.sd,
-                    'mean': body.mean,
-                }
-                for body in found
-            ],
-            'warnings': warnings,
-        }
+        return [
+            {
+                'voxels': body.voxels,
+                'volume': round(body.voxels * voxel, 3),
+                'reference': name if body.held else other,
+                'reference_value': body.value,
+                'reference_sd': body.sd,
+                'mean': body.mean,
+            }
+            for body in found
+        ]
+
+    def _without_label(self, found):
+        """A warning if some bodies do not hold the label that is the reference."""
+        name = self.inputs.reference
+        alone = [str(number) for number, body in enumerate(found, start=1) if not body.held]
+        if not alone or name == 'none':
+            return []
+        return [
+            f'the region has {len(found)} bodies that are not connected (numbered by size): body '
+            f'{", ".join(alone)} does not hold the reference {name!r} and is relative to its own '
+            'mean'
+        ]
 
     def _reference(self, mask):
         name = self.inputs.reference
@@ -98,12 +101,3 @@ class Recombination(SimpleInterface):
                 'use --reference none, roi-mean or one of the labels'
             )
         return np.isin(load(self.inputs.labels, None), indices)
-
-
-def _listed(numbers):
-    """Numbers in words.
-
-    >>> _listed([2]), _listed([2, 3])
-    ('number 2', 'numbers 2, 3')
-    """
-    return f'number{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'

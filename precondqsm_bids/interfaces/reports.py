@@ -130,8 +130,8 @@ FIGURES = (
         'Quality of the field',
         'Standard deviation of the field (the scale ends at five times its median, or at 0.01 '
         'ppm); the misfit, which is 1 where one field and one R2* describe the echoes and the '
-        'noise is that of the median voxel, and above 1.7 where they do not (the scale ends at 3); '
-        'and the number of echoes above the noise. Bright misfit belongs to the walls of strong '
+        'noise is that of the median voxel, and above 1.7 where they do not (up to 3); and '
+        'the number of echoes above the noise. Bright misfit belongs to the walls of strong '
         'sources; over whole regions it is flow, fat, ghosts, or phase that is not that of one '
         'field. The misfit of a single echo is not known.',
     ),

@@ -45,11 +45,14 @@ class LCurve(NamedTuple):
 
 
 NO_CURVE = LCurve(
-    *np.empty((4, 0)),
+    np.zeros(0),
+    np.zeros(0),
+    np.zeros(0),
+    np.zeros(0),
     np.nan,
     (
-        'the field is zero everywhere, or no more than noise: nothing was inverted, and the map is '
-        'the prior (zero without one)',
+        'the field is zero everywhere, or no more than noise: nothing was inverted, and the map '
+        'is the prior (zero without one)',
     ),
 )
 """Of a field that is zero: no curve, no corner."""

@@ -43,8 +43,8 @@ class Recombination(NamedTuple):
     roi_sd: float
     """Standard deviation over the whole region of interest, ppm."""
     bodies: tuple[BodyReference, ...]
-    """Each body of the region, the largest first, as :func:`~precondqsm_bids.numerics.bodies.bodies`
-    numbers them."""
+    """Each body of the region, the largest first
+    (:func:`~precondqsm_bids.numerics.bodies.bodies`)."""
 
 
 def recombine(

@@ -240,8 +240,8 @@ def shape_mask(
 def _without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
     """The magnitude, a few voxels that are far above all others held to these.
 
-    The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds the
-    last of as many by ten times is no object, and would alone set the threshold of a histogram.
+    The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds
+    the last of as many by ten times is no object, and would alone set a histogram's threshold.
     """
     if magnitude.size <= LEAST_REGION:
         return magnitude

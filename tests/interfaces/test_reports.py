@@ -327,7 +327,7 @@ def test_page_says_what_the_coefficient_of_the_prior_implies():
     assert '220 to 548' in reports._coefficient(fit, {'field_strength': 6.0})
 
 
-# -- quality of the field --------------------------------------------------------------------------
+# -- quality of the field -----------------------------------------------------------------------
 
 FIT = {
     'echo_times': [0.002, 0.005, 0.008],
@@ -369,7 +369,7 @@ def test_page_has_the_quality_of_the_field_the_bodies_and_the_phase_of_each_echo
     path.write_text(json.dumps(SUMMARY | {'record': record}))
     text = write_report(output_dir, '01').read_text()
     for words in (
-        '12.25 (unit of the magnitude), from what the phase fit leaves; 1.03 times that of the air',
+        '12.25 (unit of the magnitude), from what the phase fit leaves; 1.03 times that of the',
         '<td>8.0</td>',
         '0.00217 ppm in the median voxel',
         '12.3% of the region (warned of above 35%)',

@@ -732,7 +732,7 @@ def test_recombination_of_two_bodies_says_what_each_is_relative_to(data, tmp_pat
     expected = 0 if reference == 'none' else own
     assert small['reference_value'] == pytest.approx(expected, abs=1e-6)
     assert len(record['warnings']) == (reference == 'agar')
-    assert all('number 2 (in order of size) does not hold' in w for w in record['warnings'])
+    assert all('body 2 does not hold' in w for w in record['warnings'])
     sidecar = _reference({'recombination': record})
     if reference == 'none':
         assert sidecar == 'none'

@@ -111,7 +111,7 @@ def test_what_has_no_spike_keeps_its_bits():
 
 
 def test_hardly_any_noise_is_no_reason_to_refuse_a_field():
-    """Every voxel departs from the model beyond a noise of nearly nothing, by 0.2 % of the signal."""
+    """Every voxel departs from the model by 0.2 % of the signal, beyond next to no noise."""
     te = np.array([0.004, 0.010, 0.016, 0.022])
     rng = np.random.default_rng(1)
     field = 0.02 * X[2] / 10
