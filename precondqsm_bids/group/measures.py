@@ -52,6 +52,10 @@ MEASURES = (
         'Share of voxels that one field and one R2* do not describe',
     ),
     Measure(
+        'unusable_fraction', 'echo_fit', 'unusable_fraction',
+        'Share of voxels with fewer than two echoes above the noise (one echo: none)',
+    ),
+    Measure(
         'bodies', 'echo_fit', 'bodies', 'Bodies of the region that are not connected',
     ),
     Measure('phase_sign', 'echo_fit', 'phase_sign', 'Sign of the stored phase; -1 was negated'),

@@ -594,6 +594,8 @@ def _with_numbers(algorithm: str, stages: Mapping[str, Mapping[str, Any]]) -> st
         return f'{algorithm}; R2: {source}'
     for stage, numbers in stages.items():
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
+            if numbers['reg_weight'] is None:
+                return f'{algorithm}; the field is zero, and nothing was inverted'
             rule = numbers.get('rule', 'given')
             return f'{algorithm}; lambda = {numbers["reg_weight"]:.4g} ({rule})'
     return algorithm
@@ -648,6 +650,8 @@ def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
     """What the map is relative to: the region, what was subtracted, and the region's sd."""
     for stage, numbers in stages.items():
         if stage.endswith('recombination') and numbers['reference'] != 'none':
+            if 'bodies' in numbers:
+                return _reference_of_bodies(numbers)
             return {
                 'Region': numbers['reference'],
                 'Subtracted': numbers['reference_value'],
@@ -661,3 +665,27 @@ def _reference(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | str:
                 'the mean of the region of interest',
             }
     return 'none'
+
+
+def _reference_of_bodies(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What each body of a region of several is relative to, the largest first."""
+    return {
+        'Region': numbers['reference'],
+        'Bodies': [
+            {
+                'Voxels': body['voxels'],
+                'Volume': body['volume'],
+                'Region': body['reference'],
+                'Subtracted': body['reference_value'],
+                'StandardDeviation': body['reference_sd'],
+                'WholeRegionReferencedMean': body['reference_value'] - body['mean'],
+            }
+            for body in numbers['bodies']
+        ],
+        'Units': 'ppm',
+        'Note': 'the region has bodies that are not connected: each is relative to a reference of '
+        'its own, roi-mean being the mean of the body, and differences between bodies are '
+        'undetermined; mean and sd are those before the reference was subtracted; Volume: mL; '
+        'WholeRegionReferencedMean is the mean of Region in a map that is relative to the mean of '
+        'the body',
+    }

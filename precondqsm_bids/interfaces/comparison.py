@@ -50,13 +50,16 @@ class Comparison(SimpleInterface):
             self.inputs.num_threads,
         )
         agreement, warnings = self._witness(mask, voxel_size)
-        self._results['record'] = {
+        record = {
             'explained': result.explained,
             'streaking': result.streaking,
             'conventional_streaking': result.conventional_streaking,
             'r2star_agreement': agreement,
             'warnings': [*result.warnings, *warnings],
         }
+        if len(result.by_body) > 1:
+            record['explained_by_body'] = list(result.by_body)
+        self._results['record'] = record
         return runtime
 
     def _witness(self, mask, voxel_size):

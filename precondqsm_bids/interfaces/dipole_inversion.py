@@ -1,5 +1,6 @@
 """Dipole inversion: closed-form l2, lambda from the L-curve."""
 
+import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
@@ -10,7 +11,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
-from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import NO_CURVE, RULES, l2_inversion
 
 
 class DipoleInversionInputSpec(BaseInterfaceInputSpec):
@@ -27,7 +28,7 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
 
 class DipoleInversionOutputSpec(TraitedSpec):
     chi = File(exists=True, desc='susceptibility, ppm')
-    reg_weight = traits.Float(desc='lambda that was used, mm')
+    reg_weight = traits.Float(desc='lambda that was used, mm; undefined where the field is zero')
     l_curve = traits.Dict(desc='the whole L-curve, its corner and its warnings')
     record = traits.Dict(desc='what the stage measured and chose')
 
@@ -53,24 +54,29 @@ class DipoleInversion(SimpleInterface):
             hold_down=self.inputs.hold_down,
         )
         self._results['chi'] = save(result.chi, self.inputs.local_field, runtime.cwd, 'chi')
-        self._results['reg_weight'] = result.reg_weight
         curve = result.curve
+        weight, corner = (
+            value if np.isfinite(value) else None
+            for value in (result.reg_weight, curve.reg_weight)
+        )
+        if weight is not None:
+            self._results['reg_weight'] = weight
         self._results['l_curve'] = {
             'reg_weights': curve.reg_weights.tolist(),
             'consistency': curve.consistency.tolist(),
             'regularization': curve.regularization.tolist(),
             'curvature': curve.curvature.tolist(),
-            'reg_weight': result.reg_weight,
-            'corner': curve.reg_weight,
+            'reg_weight': weight,
+            'corner': corner,
             'warnings': list(curve.warnings),
         }
         self._results['record'] = {
-            'reg_weight': result.reg_weight,
+            'reg_weight': weight,
             'rule': self.inputs.rule if given is None else 'given',
-            'corner': curve.reg_weight,
+            'corner': corner,
             'held_down': bool(self.inputs.field_sd) and self.inputs.hold_down,
             'warnings': list(curve.warnings)
-            if given is None and self.inputs.rule == 'l-curve'
+            if curve is NO_CURVE or (given is None and self.inputs.rule == 'l-curve')
             else [],
         }
         return runtime

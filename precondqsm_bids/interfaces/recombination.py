@@ -9,7 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import load, save
+from precondqsm_bids.interfaces.volumes import geometry, load, save
 from precondqsm_bids.numerics.recombination import recombine
 
 
@@ -44,14 +44,47 @@ class Recombination(SimpleInterface):
             self._reference(mask),
         )
         self._results['chi'] = save(result.chi, self.inputs.residual_chi, runtime.cwd, 'chi')
-        self._results['record'] = {
+        record = {
             'reference': self.inputs.reference,
             'reference_value': result.reference_value,
             'reference_sd': result.reference_sd,
             'roi_mean': result.roi_mean,
             'roi_sd': result.roi_sd,
         }
+        if len(result.bodies) > 1:
+            record['bodies'] = self._of_bodies(result.bodies)
+            record['warnings'] = self._without_label(result.bodies)
+        self._results['record'] = record
         return runtime
+
+    def _of_bodies(self, found):
+        """What each of several bodies that are not connected is relative to."""
+        name = self.inputs.reference
+        voxel = float(np.prod(geometry(self.inputs.mask)[1])) / 1000  # mL
+        other = 'none' if name == 'none' else 'roi-mean'
+        return [
+            {
+                'voxels': body.voxels,
+                'volume': round(body.voxels * voxel, 3),
+                'reference': name if body.held else other,
+                'reference_value': body.value,
+                'reference_sd': body.sd,
+                'mean': body.mean,
+            }
+            for body in found
+        ]
+
+    def _without_label(self, found):
+        """A warning if some bodies do not hold the label that is the reference."""
+        name = self.inputs.reference
+        alone = [str(number) for number, body in enumerate(found, start=1) if not body.held]
+        if not alone or name == 'none':
+            return []
+        return [
+            f'the region has {len(found)} bodies that are not connected (numbered by size): body '
+            f'{", ".join(alone)} does not hold the reference {name!r} and is relative to its own '
+            'mean'
+        ]
 
     def _reference(self, mask):
         name = self.inputs.reference

@@ -38,6 +38,7 @@ from precondqsm_bids.interfaces.bids import describe_prior, json_ready, run_pref
 from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
 from precondqsm_bids.interfaces.volumes import b0_along
+from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD, MOST_MISFIT, MOST_UNUSABLE
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
@@ -125,6 +126,16 @@ FIGURES = (
         'the field gradient across the voxel is taken out of R2*; beside air some may be left.',
     ),
     FigureText(
+        'desc-quality_fieldmap.png',
+        'Quality of the field',
+        'Standard deviation of the field (the scale ends at five times its median, or at 0.01 '
+        'ppm); the misfit, which is 1 where one field and one R2* describe the echoes and the '
+        'noise is that of the median voxel, and above 1.7 where they do not (up to 3); and '
+        'the number of echoes above the noise. Bright misfit belongs to the walls of strong '
+        'sources; over whole regions it is flow, fat, ghosts, or phase that is not that of one '
+        'field. The misfit of a single echo is not known.',
+    ),
+    FigureText(
         'desc-masks_mask.png',
         'Masks',
         'Outline of the shape (object against air, orange) and of the region of interest (cyan, '
@@ -184,6 +195,9 @@ class _MapFiguresInputSpec(BaseInterfaceInputSpec):
     flattened_field = File(exists=True, mandatory=True, desc='flattened field, ppm')
     local_field = File(exists=True, mandatory=True, desc='local field, ppm')
     r2star = File(exists=True, desc='R2*, 1/s; not of a single echo')
+    field_sd = File(exists=True, desc='standard deviation of the field, ppm')
+    misfit = File(exists=True, desc='residual of the echoes over the noise; not of a single echo')
+    usable_echoes = File(exists=True, desc='echoes whose signal exceeds twice the noise')
     magnitude = File(exists=True, mandatory=True, desc='root-sum-of-squares magnitude')
     shape_mask = File(exists=True, mandatory=True, desc='object against air')
     roi_mask = File(exists=True, mandatory=True, desc='region of interest')
@@ -195,6 +209,7 @@ class _MapFiguresOutputSpec(TraitedSpec):
     prior = File(exists=True, desc='prior and residual')
     fields = File(exists=True, desc='total, flattened and local field')
     echofit = File(exists=True, desc='magnitude, and R2* where it is known')
+    quality = File(desc='standard deviation of the field, misfit and usable echoes')
     masks = File(exists=True, desc='outlines of the masks on the magnitude')
 
 
@@ -263,8 +278,30 @@ class MapFigures(SimpleInterface):
                 r2star = masked('r2star')
                 panels.append(_Panel('R2*', r2star, _from_zero(r2star), '1/s'))
             save('echofit', view.draw(panels))
+            quality = {
+                name: masked(name)
+                for name in ('field_sd', 'misfit', 'usable_echoes')
+                if isdefined(getattr(inputs, name))
+            }
+            if quality:
+                save('quality', view.draw(_quality_panels(quality)))
             save('masks', view.draw([bright], contours=(shape, mask)))
         return runtime
+
+
+def _quality_panels(maps: Mapping[str, np.ndarray]) -> list[_Panel]:
+    """Panels of the maps that say how good the field is."""
+    panels = []
+    if 'field_sd' in maps:
+        most = max(5 * float(np.median(_finite(maps['field_sd']))), 0.01)
+        limits = (0.0, _round_up(most))
+        panels.append(_Panel('standard deviation of the field', maps['field_sd'], limits, 'ppm'))
+    if 'misfit' in maps:
+        panels.append(_Panel('misfit', maps['misfit'], (0.0, 3.0), 'residual over noise'))
+    if 'usable_echoes' in maps:
+        most = max(float(_finite(maps['usable_echoes']).max()), 1.0)
+        panels.append(_Panel('usable echoes', maps['usable_echoes'], (0.0, most), 'echoes'))
+    return panels
 
 
 class _LCurveFigureInputSpec(BaseInterfaceInputSpec):
@@ -289,7 +326,7 @@ class LCurveFigure(SimpleInterface):
                 ('conventional', self.inputs.conventional_l_curve),
                 ('precond', self.inputs.l_curve),
             )
-            if isdefined(curve) and curve
+            if isdefined(curve) and curve and curve['reg_weight'] is not None
         }
         with mpl.rc_context(STYLE):
             figure = draw_l_curves(curves)
@@ -598,6 +635,9 @@ def _run_section(
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
         'summary': _summary_rows(summary) if summary else [],
+        'quality': _quality_rows(summary.get('record', {})) if summary else [],
+        'echo_phase': _echo_phase_rows(summary) if summary else [],
+        'bodies': _body_rows(summary.get('record', {})) if summary else [],
         'warnings': _warnings(summary) if summary else [],
         'figures': figures if summary or any(f['path'] for f in figures) else [],
         'table': rows,
@@ -613,7 +653,10 @@ def _coefficient(fit: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     value, implied = fit['coefficients']['r2prime'][0], fit['implied_relaxivity'][0]
     text = f'{value:.3f}'
     if 'coefficient_errors' in fit:
-        text += f' ± {fit["coefficient_errors"][0]:.3f}'
+        error = fit['coefficient_errors'][0]
+        text += ' ± ' + ('unknown' if error is None else f'{error:.3f}')
+    if implied is None:
+        return f"{text}; implies no R2'"
     theory = relaxivity(summary['field_strength'])
     low, high = (x * summary['field_strength'] / 3 for x in BRAIN_RELAXIVITY)
     return (
@@ -672,7 +715,9 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
         inversion = record.get(f'{arm}dipole_inversion', {})
-        if 'reg_weight' in inversion:
+        if inversion.get('reg_weight', 0) is None:
+            rows.append((f'{title}: λ', 'none: the field is zero, and nothing was inverted'))
+        elif 'reg_weight' in inversion:
             rule = inversion.get('rule', 'given')
             rows.append((f'{title}: λ', f'{_number(inversion["reg_weight"])} ({rule})'))
     for arm, title in (('', 'Preconditioned'), ('conventional_', 'Conventional')):
@@ -684,7 +729,117 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f'{reference["reference"]}: {_number(reference["reference_value"])} ppm '
                 f'subtracted (sd of the reference region {_number(reference["reference_sd"])} ppm)'
             )
+            if 'bodies' in reference:
+                text += '; each body by itself, this one holds most of it'
             rows.append((f'{title}: reference', text))
+    return rows
+
+
+NOISE_SOURCES = {
+    'phase': 'from what the phase fit leaves',
+    'magnitude': 'from second differences of the magnitude',
+    'air': 'from the air',
+    'given': 'as given',
+}
+"""``noise_source`` of the record in words."""
+
+
+def _quality_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the echo fit says of the field of the whole region; empty where it says nothing."""
+    fit = record.get('echo_fit', {})
+    if 'median_field_sd' not in fit:
+        return []
+    source = fit.get('noise_source')
+    text = f'{_number(fit.get("noise_sd"))} (unit of the magnitude)'
+    text += f', {NOISE_SOURCES.get(source, source)}'
+    if fit.get('noise_ratio') is not None:
+        text += f'; {fit["noise_ratio"]:.2f} times that of the air'
+    rows = [('Noise of a channel', text)]
+    if fit.get('channels') is not None:
+        rows.append(('Channels in the root sum of squares', f'{fit["channels"]:.1f}'))
+    rows.append(
+        (
+            'Standard deviation of the field',
+            f'{_number(fit["median_field_sd"])} ppm in the median voxel '
+            f'(warned of above {MOST_FIELD_SD:g})',
+        )
+    )
+    one_echo = len(fit.get('echo_times', ())) == 1
+    for key, name, most in (
+        ('misfit_fraction', 'Misfit: more than one field and one R2*', MOST_MISFIT),
+        (
+            'unusable_fraction',
+            'No echo above the noise' if one_echo else 'Fewer than two echoes above the noise',
+            MOST_UNUSABLE,
+        ),
+    ):
+        if fit.get(key) is not None:
+            rows.append((name, f'{fit[key]:.1%} of the region (warned of above {most:.0%})'))
+    if fit.get('offset_model') is not None:
+        text = str(fit['offset_model'])
+        if fit.get('offset_misfit') is not None:
+            text += f', leaves {_number(fit["offset_misfit"])} rad'
+        if fit.get('own_offset_fraction') is not None:
+            text += f'; free in {fit["own_offset_fraction"]:.1%} of the voxels'
+        rows.append(('Phase offset', text))
+    if (count := fit.get('bodies')) is not None:
+        text = 'one'
+        if count > 1:
+            turns = ', '.join(_signed(n) for n in fit.get('body_turns', ()))
+            text = (
+                f'{count} that are not connected, moved against the largest by {turns} turns; '
+                'differences between them are undetermined'
+            )
+        rows.append(('Bodies of the region', text))
+    return rows
+
+
+def _echo_phase_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Phase that was taken off each echo: number, TE, constant, gradient, size."""
+    found = summary.get('record', {}).get('echo_fit', {}).get('echo_phase')
+    if not found:
+        return []
+
+    def fixed(value: float, digits: int) -> str:
+        return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
+
+    columns = (summary['echo_times'], found['constant'], found['gradient'], found['size'])
+    return [
+        (
+            str(number),
+            fixed(1e3 * time, 2),
+            fixed(constant, 3),
+            *(fixed(value, 4) for value in gradient),
+            fixed(size, 3),
+        )
+        for number, (time, constant, gradient, size) in enumerate(
+            zip(*columns, strict=True), start=1
+        )
+    ]
+
+
+def _body_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Each of several bodies: number, voxels, volume, turns, reference, explained."""
+    found = record.get('recombination', {}).get('bodies', ())
+    turns = record.get('echo_fit', {}).get('body_turns') or [0] * (len(found) - 1)
+    shares = record.get('comparison', {}).get('explained_by_body') or [None] * len(found)
+    rows = []
+    for number, (body, turn, share) in enumerate(
+        zip(found, [0, *turns], shares, strict=False), start=1
+    ):
+        reference = 'none'
+        if body['reference'] != 'none':
+            reference = f'{body["reference"]}: {_number(body["reference_value"])} ppm subtracted'
+        rows.append(
+            (
+                str(number),
+                str(body['voxels']),
+                f'{body["volume"]:.1f}',
+                _signed(turn),
+                reference,
+                'n/a' if share is None else f'{share:.1%}'.replace('-', '−'),
+            )
+        )
     return rows
 
 
@@ -729,6 +884,10 @@ def _number(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f'{value:.4g}'.replace('-', '−')
     return str(value)
+
+
+def _signed(value: int) -> str:
+    return f'{value:+d}'.replace('-', '−') if value else '0'
 
 
 def _ppm(value: float | None) -> str:

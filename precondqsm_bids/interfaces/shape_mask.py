@@ -22,15 +22,12 @@ from precondqsm_bids.interfaces.volumes import (
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.shape_mask import (
+    LEAST_REGION,
     LEAST_SURFACE,
     WHOLE,
     shape_mask,
     surface_share,
 )
-
-LEAST_REGION = 27
-"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
-
 
 NO_AIR_WORDS = (
     'there is no air in the field of view: all of it was taken for the object, and its shape is '

@@ -17,6 +17,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, noise_weights, pdf
 from precondqsm_bids.numerics.bias_field import bias_field
+from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
@@ -67,7 +68,7 @@ from precondqsm_bids.numerics.prior_fit import (
     whole_map,
 )
 from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
-from precondqsm_bids.numerics.recombination import Recombination, recombine
+from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
 from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
 from precondqsm_bids.numerics.tissue import (
     class_means,
@@ -80,6 +81,7 @@ from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 __all__ = [
     'BackgroundRemoval',
     'Basis',
+    'BodyReference',
     'Comparison',
     'DipoleInversion',
     'EchoFit',
@@ -99,6 +101,7 @@ __all__ = [
     'ambiguous_fraction',
     'b0_direction',
     'bias_field',
+    'bodies',
     'class_means',
     'clusters',
     'coefficient_errors',

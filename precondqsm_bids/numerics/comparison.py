@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
 
 CONE = 0.1
@@ -34,6 +35,8 @@ class Comparison(NamedTuple):
     """Preconditioned map: spectral power in the cone over that beside it; 1 without preference."""
     conventional_streaking: float
     """The same for the conventional map."""
+    by_body: tuple[float, ...]
+    """``explained`` within each body of the region, the largest first."""
     warnings: tuple[str, ...]
     """Says so if the prior did not help."""
 
@@ -158,7 +161,8 @@ def compare(
 
     ``explained = 1 - || w local ||^2 / || w conventional local ||^2``: the local field that is
     left after flattening against that without. A prior that does not lower it has added field
-    instead of explaining it.
+    instead of explaining it. Where the region has bodies that are not connected, the same within
+    each: a large body must not hide that the prior harms a small one.
 
     Parameters
     ----------
@@ -197,14 +201,30 @@ def compare(
     if not mask.any():
         raise ValueError('the mask is empty: there is nothing to compare')
     w = np.ones(np.count_nonzero(mask)) if weights is None else weights[mask].astype(np.float64)
-    left = float(np.sum((w * local_field[mask]) ** 2))
-    without = float(np.sum((w * conventional_local_field[mask]) ** 2))
-    explained = 1 - left / without if without > 0 else 0.0
+    left = (w * local_field[mask]) ** 2
+    without = (w * conventional_local_field[mask]) ** 2
+    explained = _explained(left, without)
+    of_body = bodies(mask)[mask]
+    parts = [of_body == number for number in range(1, of_body.max() + 1)]
+    by_body = tuple(_explained(left[part], without[part]) for part in parts)
     warnings = []
-    if explained <= 0:
+    if explained <= 0 and left.any():
         warnings.append(
             f'the prior did not help: with it the local field has {1 - explained:.2f} times the '
             'energy that it has without; prefer the conventional map'
         )
+    if len(by_body) > 1:
+        warnings += [
+            f'the prior did not help in body {number} of {len(by_body)} (the largest first): with '
+            f'it the local field has {1 - share:.2f} times the energy that it has without'
+            for number, (share, part) in enumerate(zip(by_body, parts, strict=True), start=1)
+            if share <= 0 and left[part].any()
+        ]
     arms = [cone_ratio(c, mask, voxel_size, b0_dir, workers) for c in (chi, conventional_chi)]
-    return Comparison(explained, arms[0], arms[1], tuple(warnings))
+    return Comparison(explained, arms[0], arms[1], by_body, tuple(warnings))
+
+
+def _explained(left: npt.NDArray, without: npt.NDArray) -> float:
+    """``1 - sum left / sum without``; 0 where there is nothing to explain."""
+    energy = float(np.sum(without))
+    return 1 - float(np.sum(left)) / energy if energy > 0 else 0.0

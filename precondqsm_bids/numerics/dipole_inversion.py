@@ -21,6 +21,8 @@ OUTLIER = 4.0
 """Standard deviations from its neighbours beyond which a voxel's residual is not believed."""
 MEAN_TO_SD = 1.2533
 """Standard deviation over mean absolute deviation of a normal distribution."""
+NOTHING = 1e-9
+"""Largest field, ppm, that counts as zero: far below what float32 resolves of a field of 1 ppm."""
 REG_WEIGHTS = np.logspace(-3, 1, 81)
 """Grid of the L-curve: lambda (mm) from 1e-3 to 10, twenty to a decade."""
 
@@ -42,15 +44,29 @@ class LCurve(NamedTuple):
     """What makes the corner doubtful; empty if nothing does."""
 
 
+NO_CURVE = LCurve(
+    np.zeros(0),
+    np.zeros(0),
+    np.zeros(0),
+    np.zeros(0),
+    np.nan,
+    (
+        'the field is zero everywhere, or no more than noise: nothing was inverted, and the map '
+        'is the prior (zero without one)',
+    ),
+)
+"""Of a field that is zero: no curve, no corner."""
+
+
 class DipoleInversion(NamedTuple):
     """What :func:`l2_inversion` computed."""
 
     chi: F32
     """Susceptibility, ppm, (X, Y, Z), zero outside the mask."""
     reg_weight: float
-    """Lambda, mm."""
+    """Lambda, mm; not a number where the field is zero and none was given."""
     curve: LCurve
-    """The whole L-curve, also when lambda was given."""
+    """The whole L-curve, also when lambda was given; :data:`NO_CURVE` where the field is zero."""
 
 
 def gradient_power(shape: tuple[int, int, int], voxel_size: npt.ArrayLike) -> F32:
@@ -324,7 +340,8 @@ def l2_inversion(
     Problem: ``argmin_chi || D chi - f ||^2 + lambda^2 || G chi ||^2``, ``G`` the forward
     difference in 1/mm. Solution: ``chi = F^-1 [ D F f / (D^2 + lambda^2 |G|^2) ]``. The norm
     that lambda multiplies is squared and so is lambda; its unit is mm. A larger lambda gives a
-    smoother and weaker map. The mean over the grid is not determined and set to zero.
+    smoother and weaker map. The mean over the grid is not determined and set to zero. Of a field
+    that is zero (up to 1e-9 ppm) so is the susceptibility, whatever lambda.
 
     Memory: 30 bytes per voxel of the mask's box with its margin (50 with the rule ``risk``); one
     pair of transforms.
@@ -358,7 +375,7 @@ def l2_inversion(
     Raises
     ------
     ValueError
-        Shapes differ, the mask is empty, the field is zero, or lambda is not positive.
+        Shapes differ, the mask is empty, or lambda is not positive.
 
     References
     ----------
@@ -383,6 +400,9 @@ def l2_inversion(
         raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
     if field_sd is not None and hold_down:
         local_field = trusted_field(local_field, field_sd, mask)
+    if np.abs(local_field[mask]).max() <= NOTHING:
+        weight = np.nan if reg_weight is None else float(reg_weight)
+        return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)
     grid = solver_grid(mask)
     spectrum = fft.rfftn(grid.embed(local_field * mask), workers=workers)
     kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)

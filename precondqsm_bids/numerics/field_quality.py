@@ -5,12 +5,16 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho, bodies
+from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho
 
 Bools = npt.NDArray[np.bool_]
 MOST_MISFIT, REFUSED_MISFIT = 0.35, 0.9
 """Fraction of the region that one field and one rate do not describe: warned of, refused. Cropped
 heads have 0.08, with everything that a scanner does wrong 0.13; a signal of two fields has 1."""
+LEAST_LEFT = 0.02
+"""Residual of the echoes over S0 from which a misfit may be refused: that of a signal with hardly
+any noise is small, and its field good, although it exceeds the noise."""
 MOST_FIELD_SD, REFUSED_FIELD_SD = 0.05, 0.5
 """Median standard deviation of the field, ppm: warned of, refused. Tissue differs by 0.05 ppm, air
 and water by 9; in usual scans it is 0.001 to 0.01."""
@@ -87,11 +91,12 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     ]  # fmt: skip
     misfit = zero = ratio = own = None
     if isinstance(fit, EchoFit):
-        misfit = float(np.mean(fit.misfit[mask] > np.sqrt(MIXED)))
-        said.append(
-            _limit(misfit, MOST_MISFIT, REFUSED_MISFIT, 'one field and one R2* do not describe '
-                   'the echoes in {:.0%} of the region')
-        )  # fmt: skip
+        mixed = fit.misfit[mask] > np.sqrt(MIXED)
+        large = fit.misfit[mask] * fit.noise_sd >= LEAST_LEFT * fit.s0[mask]
+        misfit = float(np.mean(mixed))
+        words = 'one field and one R2* do not describe the echoes in {:.0%} of the region'
+        _limit(float(np.mean(mixed & large)), np.inf, REFUSED_MISFIT, words)
+        said.append(_limit(misfit, MOST_MISFIT, np.inf, words))
         zero = float(np.mean(fit.r2star[mask] <= 0))
         said.append(
             _limit(zero, np.inf, MOST_ZERO_RATE, 'R2* is zero in {:.0%} of the region: the '
@@ -104,8 +109,8 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     count = int(bodies(mask).max())
     if count > 1:
         said.append(
-            f'the region has {count} bodies that are not connected: each is referenced to itself, '
-            'and differences between them are undetermined'
+            f'the region has {count} bodies that are not connected: they have no reference in '
+            'common, and differences between them are undetermined'
         )
     return FieldQuality(
         misfit, unusable, zero, ratio, own, count, tuple(words for words in said if words)

@@ -100,6 +100,8 @@ def _balanced(basis: Basis) -> Basis:
     energy = np.zeros(basis.parcels)
     for labels, weight in parts:
         energy += np.bincount(labels, weight.astype(np.float64) ** 2, energy.size)
+    if not energy.any():  # a map that is zero: nothing to balance
+        return basis
     gain = np.sqrt(energy.max() / np.maximum(energy, 1))
     return basis._replace(gain=np.minimum(gain, MOST_GAIN))
 

@@ -776,5 +776,6 @@ def _expected_size(basis: Basis, inner_size: float) -> npt.NDArray[np.float64]:
     if basis.expected == 0:
         gain = np.ones(basis.parcels) if basis.gain is None else basis.gain
         return SIZE * inner_size * gain
-    rms = float(np.sqrt(np.mean(basis.weight[basis.weight != 0].astype(float) ** 2)))
+    values = basis.weight[basis.weight != 0].astype(float)
+    rms = float(np.sqrt(np.mean(values**2))) if values.size else 0.0  # of a map that is zero
     return np.full(basis.parcels, max(inner_size / max(rms, 1e-6), 0.5))

@@ -5,7 +5,27 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.bodies import bodies
+
 F32 = npt.NDArray[np.float32]
+LEAST_SHARE = 0.01
+"""Share of the reference's voxels from which a body holds it: a few that a segmentation left in
+another body are no reference for that."""
+
+
+class BodyReference(NamedTuple):
+    """What one body of the region is relative to."""
+
+    voxels: int
+    """Voxels of the body."""
+    held: bool
+    """Whether the body holds the reference; if not, it is relative to its own mean."""
+    value: float
+    """What was subtracted, ppm."""
+    sd: float
+    """Standard deviation over what the body is relative to, ppm."""
+    mean: float
+    """Mean over the body before referencing, ppm."""
 
 
 class Recombination(NamedTuple):
@@ -14,13 +34,17 @@ class Recombination(NamedTuple):
     chi: F32
     """Susceptibility relative to the reference, ppm, (X, Y, Z), zero outside the mask."""
     reference_value: float
-    """What was subtracted: the mean over the reference region, ppm."""
+    """What was subtracted: the mean over the reference region, ppm; of several bodies, that of
+    the body that holds most of it."""
     reference_sd: float
-    """Standard deviation over the reference region, ppm."""
+    """Standard deviation over the reference region, ppm; of the same body."""
     roi_mean: float
     """Mean over the whole region of interest before referencing, ppm."""
     roi_sd: float
     """Standard deviation over the whole region of interest, ppm."""
+    bodies: tuple[BodyReference, ...]
+    """Each body of the region, the largest first
+    (:func:`~precondqsm_bids.numerics.bodies.bodies`)."""
 
 
 def recombine(
@@ -33,6 +57,9 @@ def recombine(
 
     ``chi = residual_chi + prior_chi - mean over the reference``. The shape's susceptibility is
     constant over the region and is not added: referencing would take it away again.
+
+    Values between bodies that are not connected are undetermined, so that each is referenced by
+    itself: to the reference's voxels in it, if it holds a hundredth of them, else to its own mean.
 
     Parameters
     ----------
@@ -66,18 +93,38 @@ def recombine(
     chi = residual_chi.astype(np.float32)
     if prior_chi is not None:
         chi = chi + prior_chi.astype(np.float32)
-    everything = chi[mask]
-    value, sd = 0.0, 0.0
+    everything, region = chi[mask], None
     if reference is not None:
-        region = chi[reference & mask]
-        if region.size == 0:
+        region = reference & mask
+        if not region.any():
             raise ValueError('the reference has no voxel inside the region of interest')
-        value, sd = float(region.mean(dtype=np.float64)), float(region.std(dtype=np.float64))
-    chi = np.where(mask, chi - np.float32(value), 0).astype(np.float32)
+    of_body = bodies(mask)
+    count = np.bincount(of_body[mask if region is None else region], minlength=of_body.max() + 1)
+    least = max(1, LEAST_SHARE * int(count[1:].sum()))
+    found = tuple(
+        _refer(chi, of_body == number, region, region is not None and count[number] >= least)
+        for number in range(1, of_body.max() + 1)
+    )
+    subtracted = np.array([0.0, *(body.value for body in found)]).astype(np.float32)
+    chi = np.where(mask, chi - subtracted[of_body], 0).astype(np.float32)
+    main = found[int(np.argmax(count[1:]))]
     return Recombination(
         chi,
-        value,
-        sd,
+        main.value,
+        main.sd,
         float(everything.mean(dtype=np.float64)),
         float(everything.std(dtype=np.float64)),
+        found,
     )
+
+
+def _refer(
+    chi: F32, body: npt.NDArray[np.bool_], region: npt.NDArray[np.bool_] | None, held: bool
+) -> BodyReference:
+    """The reference of one body: its part of the region, its own mean, or nothing."""
+    value, sd = 0.0, 0.0
+    if region is not None:
+        values = chi[region & body if held else body]
+        value, sd = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    mean = float(chi[body].mean(dtype=np.float64))
+    return BodyReference(int(np.count_nonzero(body)), bool(held), value, sd, mean)

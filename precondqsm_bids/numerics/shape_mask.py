@@ -35,6 +35,9 @@ brain 0.75."""
 LARGEST_BUBBLE = 5000.0
 """Volume, mm^3, up to which an enclosed hole without signal is a bubble as a whole."""
 
+LEAST_REGION = 27
+"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
+
 
 class ShapeMask(NamedTuple):
     """What :func:`shape_mask` found, (X, Y, Z)."""
@@ -220,6 +223,7 @@ def shape_mask(
         whole = np.ones(magnitude.shape, bool)
         zero = np.zeros(magnitude.shape, np.float32)
         return ShapeMask(whole, whole.copy(), zero + np.float32(step), zero, 0.0)
+    magnitude = _without_spikes(magnitude)
     given = threshold is not None
     size = np.asarray(voxel_size, dtype=np.float64)
     level = threshold if threshold is not None else _threshold(magnitude)
@@ -262,6 +266,18 @@ def has_air(magnitude: npt.NDArray) -> bool:
     """
     low, high = np.percentile(magnitude, (2, 90))
     return bool(low <= NO_AIR * high)
+
+
+def _without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
+    """The magnitude, a few voxels that are far above all others held to these.
+
+    The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds
+    the last of as many by ten times is no object, and would alone set a histogram's threshold.
+    """
+    if magnitude.size <= LEAST_REGION:
+        return magnitude
+    last = np.partition(magnitude, -LEAST_REGION, axis=None)[-LEAST_REGION]
+    return np.minimum(magnitude, last) if magnitude.max() > 10 * last > 0 else magnitude
 
 
 def _threshold(magnitude: npt.NDArray, noise: float | None = None) -> float:

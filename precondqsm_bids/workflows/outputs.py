@@ -38,6 +38,7 @@ MAP_FIGURES = {
     'prior': 'Chimap',
     'fields': 'fieldmap',
     'echofit': 'R2starmap',
+    'quality': 'fieldmap',
     'masks': 'mask',
 }
 
@@ -163,13 +164,14 @@ def init_outputs_wf(
     # The figures
     map_figures = pe.Node(MapFigures(), name='map_figures', mem_gb=1)
     shown = [port for port in map_figures.inputs.copyable_trait_names() if port in ports]
+    quality = ['field_sd', 'usable_echoes'] + ['misfit'] * (len(echo_times) > 1)
     l_curve_figure = pe.Node(LCurveFigure(), name='l_curve_figure')
     summary = pe.Node(RunSummary(**run), name='summary')
     ds_l_curve = sink('lcurve', datatype='figures', suffix='Chimap', extension='svg')
     ds_summary = sink('summary', datatype='figures', suffix='report', extension='json')
     curves = ['l_curve', 'conventional_l_curve'] if conventional else ['l_curve']
     workflow.connect([
-        (inputnode, map_figures, [(port, port) for port in shown]),
+        (inputnode, map_figures, [(port, port) for port in (*shown, *quality)]),
         (inputnode, l_curve_figure, [(curve, curve) for curve in curves]),
         (l_curve_figure, ds_l_curve, [('out_file', 'in_file')]),
         (inputnode, summary, [

@@ -231,3 +231,13 @@ def test_sidecar_of_the_prior_says_what_it_is_made_of(priors, fit, algorithm, re
     )
     assert sidecar['EstimationAlgorithm'].startswith(algorithm)
     assert sidecar['EstimationReference'].startswith(reference)
+
+
+def test_sidecar_of_a_field_of_zero_says_that_nothing_was_inverted():
+    output = OUTPUTS['residual_chi']
+    record = {'dipole_inversion': {'reg_weight': None, 'rule': 'risk', 'corner': None}}
+    sidecar = compose_sidecar(
+        output, record, sources=[], echo_times=[0.01], field_strength=3.0, metadata={},
+        matrix=[1, 1, 1], voxel_size=[1, 1, 1], settings={},
+    )  # fmt: skip
+    assert sidecar['EstimationAlgorithm'].endswith('the field is zero, and nothing was inverted')

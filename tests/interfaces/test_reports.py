@@ -325,3 +325,114 @@ def test_page_says_what_the_coefficient_of_the_prior_implies():
     for number in ('359', '323', '110', '274'):
         assert number in text
     assert '220 to 548' in reports._coefficient(fit, {'field_strength': 6.0})
+
+
+# -- quality of the field -----------------------------------------------------------------------
+
+FIT = {
+    'echo_times': [0.002, 0.005, 0.008],
+    'noise_sd': 12.25,
+    'noise_source': 'phase',
+    'noise_ratio': 1.0312,
+    'channels': 7.96,
+    'median_field_sd': 0.00217,
+    'misfit_fraction': 0.123,
+    'unusable_fraction': 0.011,
+    'offset_model': 'spline',
+    'offset_misfit': 0.0125,
+    'own_offset_fraction': 0.004,
+    'bodies': 2,
+    'body_turns': [-3],
+    'echo_phase': {
+        'constant': [0.25, -0.5, 0.25],
+        'gradient': [[0.001, 0.0, 0.0], [-0.002, 0.0, -1e-9], [0.001, 0.0, 0.0123]],
+        'size': [0.26, 0.52, 0.27],
+    },
+}
+
+
+def test_page_has_the_quality_of_the_field_the_bodies_and_the_phase_of_each_echo(output_dir):
+    body = {
+        'voxels': 4000, 'volume': 32.04, 'reference': 'agar', 'reference_value': 0.03,
+        'reference_sd': 0.1, 'mean': 0.0,
+    }  # fmt: skip
+    other = body | {'voxels': 700, 'volume': 5.6, 'reference': 'roi-mean', 'reference_value': -7.0}
+    record = SUMMARY['record'] | {
+        'echo_fit': FIT,
+        'recombination': SUMMARY['record']['recombination'] | {'bodies': [body, other]},
+        'comparison': {
+            'explained': 0.5, 'streaking': 1.0, 'conventional_streaking': 1.0,
+            'explained_by_body': [0.6, -0.25],
+        },
+    }  # fmt: skip
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    path.write_text(json.dumps(SUMMARY | {'record': record}))
+    text = write_report(output_dir, '01').read_text()
+    for words in (
+        '12.25 (unit of the magnitude), from what the phase fit leaves; 1.03 times that of the',
+        '<td>8.0</td>',
+        '0.00217 ppm in the median voxel',
+        '12.3% of the region (warned of above 35%)',
+        '1.1% of the region (warned of above 25%)',
+        'spline, leaves 0.0125 rad; free in 0.4% of the voxels',
+        '2 that are not connected, moved against the largest by −3 turns',
+        'roi-mean: −7 ppm subtracted',
+        '<td>−25.0%</td>',
+        '<td>32.0</td>',
+        '<tr><td>2</td><td>5.00</td><td>−0.500</td><td>−0.0020</td><td>0.0000</td>'
+        '<td>0.0000</td><td>0.520</td></tr>',
+    ):
+        assert words in text, words
+
+
+def test_page_without_such_numbers_has_no_such_tables(output_dir):
+    text = write_report(output_dir, '01').read_text()
+    for heading in ('The field', 'Bodies', 'Phase of each echo'):
+        assert f'<h3>{heading}</h3>' not in text
+    rows = dict(
+        reports._quality_rows(
+            {
+                'echo_fit': {
+                    'echo_times': [0.02],
+                    'noise_sd': 1.0,
+                    'noise_source': 'air',
+                    'median_field_sd': 0.01,
+                    'unusable_fraction': 0.2,
+                    'misfit_fraction': None,
+                    'offset_model': 'in the field',
+                    'bodies': 1,
+                }
+            }
+        )
+    )
+    assert 'No echo above the noise' in rows
+    assert not [name for name in rows if name.startswith('Misfit')]
+    assert rows['Phase offset'] == 'in the field'
+    assert rows['Bodies of the region'] == 'one'
+
+
+def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
+    curve = {'reg_weight': None, 'reg_weights': [], 'warnings': ['zero']}
+    result = LCurveFigure(l_curve=curve).run(cwd=tmp_path)
+    assert Path(result.outputs.out_file).is_file()
+    record = {'dipole_inversion': {'reg_weight': None, 'rule': 'risk', 'corner': None}}
+    rows = dict(reports._summary_rows(SUMMARY | {'record': record}))
+    assert rows['Preconditioned: λ'] == 'none: the field is zero, and nothing was inverted'
+    fit = {
+        'coefficients': {'r2prime': [0.0]},
+        'coefficient_errors': [None],
+        'implied_relaxivity': [None],
+    }
+    assert reports._coefficient(fit, {'field_strength': 3.0}) == "0.000 ± unknown; implies no R2'"
+
+
+def test_maps_of_the_quality_of_the_field():
+    sd = np.full(SHAPE, 0.01, np.float32)
+    sd[:2] = 3
+    maps = {'field_sd': sd, 'misfit': sd * 100, 'usable_echoes': np.full(SHAPE, 4, np.uint8)}
+    panels = reports._quality_panels(maps)
+    assert [panel.title for panel in panels][1:] == ['misfit', 'usable echoes']
+    assert panels[0].limits == pytest.approx((0, 0.05))  # five times the median
+    assert panels[1].limits == (0, 3)
+    assert panels[2].limits == (0, 4)
+    assert len(reports._quality_panels({'field_sd': sd})) == 1

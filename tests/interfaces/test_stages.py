@@ -15,6 +15,7 @@ from nipype.interfaces.base import SimpleInterface, isdefined
 from scipy import ndimage
 
 from precondqsm_bids import interfaces
+from precondqsm_bids.interfaces.bids import _reference
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import noise_weights, pdf
 from precondqsm_bids.numerics.bias_field import bias_field
@@ -693,6 +694,53 @@ def test_recombination(data, tmp_path, reference):
     assert_same(result, expected, ('chi',))
     assert result['record']['reference'] == reference
     assert result['record']['reference_value'] == pytest.approx(expected.reference_value)
+
+
+def test_record_of_one_body_has_no_list_of_bodies(data, tmp_path):
+    inputs = {'residual_chi': data.file('field'), 'mask': data.file('mask')}
+    record = run(interfaces.Recombination, tmp_path, **inputs)['record']
+    keys = {'reference', 'reference_value', 'reference_sd', 'roi_mean', 'roi_sd'}
+    assert set(record) == keys
+
+
+@pytest.mark.parametrize('reference', ['none', 'roi-mean', 'agar'])
+def test_recombination_of_two_bodies_says_what_each_is_relative_to(data, tmp_path, reference):
+    mask = np.zeros(SHAPE, bool)
+    mask[:9, 1:17, 1:14] = mask[11:, 3:15, 2:13] = True
+    labels = np.zeros(SHAPE, np.int16)
+    labels[2:6, 4:9, 4:9] = 2  # in the larger body
+    result = run(
+        interfaces.Recombination,
+        tmp_path,
+        residual_chi=data.file('field'),
+        mask=data.file('two', mask),
+        reference=reference,
+        labels=data.file('labels', labels),
+        label_names={2: 'agar'},
+    )
+    record = result['record']
+    assert json.loads(json.dumps(record)) == record
+    large, small = record['bodies']
+    voxel = np.prod(VOXEL_SIZE) / 1000
+    assert (large['voxels'], small['voxels']) == (9 * 16 * 13, 5 * 12 * 11)
+    assert large['volume'] == pytest.approx(9 * 16 * 13 * voxel, abs=1e-3)
+    assert large['reference'] == reference
+    assert small['reference'] == {'agar': 'roi-mean'}.get(reference, reference)
+    assert record['reference_value'] == large['reference_value']
+    own = data.field[11:, 3:15, 2:13].mean(dtype=float)
+    assert small['mean'] == pytest.approx(own, abs=1e-6)
+    expected = 0 if reference == 'none' else own
+    assert small['reference_value'] == pytest.approx(expected, abs=1e-6)
+    assert len(record['warnings']) == (reference == 'agar')
+    assert all('body 2 does not hold' in w for w in record['warnings'])
+    sidecar = _reference({'recombination': record})
+    if reference == 'none':
+        assert sidecar == 'none'
+        return
+    assert [body['Region'] for body in sidecar['Bodies']] == [reference, 'roi-mean']
+    assert sidecar['Bodies'][1]['Subtracted'] == small['reference_value']
+    assert sidecar['Bodies'][1]['WholeRegionReferencedMean'] == 0
+    assert 'differences between bodies are undetermined' in sidecar['Note']
 
 
 def test_unknown_reference_names_those_there_are(data, tmp_path):

@@ -1,11 +1,11 @@
-"""Susceptibility against R2*, the second witness of the sign, on objects of known relation."""
+"""Comparison of the arms: the second witness of the sign, and the verdict of each body."""
 
 import nibabel as nb
 import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.comparison import Comparison
-from precondqsm_bids.numerics.comparison import r2star_agreement
+from precondqsm_bids.numerics.comparison import compare, r2star_agreement
 
 
 @pytest.fixture
@@ -86,3 +86,23 @@ def test_only_an_assumed_sign_is_doubted(tissue, tmp_path, source, factor, warne
     assert ('state --phase-sign -1' in words) == warned
     one_echo = Comparison(**inputs, echo_fit=fit).run(cwd=tmp_path).outputs.record
     assert (one_echo['r2star_agreement'], one_echo['warnings']) == (None, [])
+
+
+def test_a_large_body_does_not_hide_that_the_prior_harms_a_small_one():
+    rng = np.random.default_rng(2)
+    mask = np.zeros((30, 14, 14), bool)
+    mask[1:19, 1:13, 1:13] = mask[21:29, 3:11, 3:11] = True
+    conventional, chi = rng.normal(size=(2, *mask.shape))
+    local = 0.5 * conventional  # a quarter of the energy is left
+    local[20:] = 1.5 * conventional[20:]
+    result = compare(local, conventional, chi, chi, mask, (1, 1, 1), (0, 0, 1))
+    np.testing.assert_allclose(result.by_body, [0.75, -1.25], atol=1e-6)
+    (warning,) = result.warnings
+    assert 'body 2 of 2' in warning
+    assert '2.25 times' in warning
+    large, small = (np.sum(conventional[part][mask[part]] ** 2) for part in np.s_[:20, 20:])
+    assert result.explained == pytest.approx((0.75 * large - 1.25 * small) / (large + small))
+    only = mask & (np.arange(30)[:, None, None] < 20)
+    alone = compare(local, conventional, chi, chi, only, (1, 1, 1), (0, 0, 1))
+    assert alone.by_body == (alone.explained,)
+    assert alone.warnings == ()

@@ -8,6 +8,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from precondqsm_bids.numerics.dipole import solver_grid
 from precondqsm_bids.numerics.dipole_inversion import (
+    NO_CURVE,
     REG_WEIGHTS,
     gradient_power,
     l2_inversion,
@@ -248,14 +249,43 @@ def test_storage_does_not_matter(axes, flips):
     np.testing.assert_allclose(back, plain.chi, atol=1e-4 * np.abs(plain.chi).max())
 
 
+@pytest.mark.parametrize('rule', ['l-curve', 'risk'])
+@pytest.mark.parametrize('size', [0.0, 1e-12])
+@pytest.mark.parametrize('given', [None, 0.3])
+def test_of_a_field_that_is_zero_the_susceptibility_is_zero(rule, size, given):
+    result = l2_inversion(size * FIELD, MASK, VOXEL_SIZE, TILTED, given, rule=rule)
+    np.testing.assert_array_equal(result.chi, np.zeros(MASK.shape, np.float32))
+    assert result.reg_weight == given if given else np.isnan(result.reg_weight)
+    assert result.curve is NO_CURVE
+    assert 'zero everywhere' in result.curve.warnings[0]
+
+
+def test_a_field_below_its_noise_everywhere_leaves_nothing_to_invert():
+    rng = np.random.default_rng(3)
+    field = 1e-3 * rng.normal(size=(14, 14, 14))
+    inside = np.ones(field.shape, bool)
+    result = l2_inversion(
+        field, inside, (1, 1, 1), (0, 0, 1), field_sd=np.full(field.shape, 0.1), rule='risk'
+    )
+    assert not result.chi.any()
+    assert result.curve is NO_CURVE
+    kept = l2_inversion(field, inside, (1, 1, 1), (0, 0, 1), rule='risk')
+    assert kept.chi.any()
+
+
+def test_a_small_field_is_inverted_as_a_large_one():
+    large = l2_inversion(FIELD, MASK, VOXEL_SIZE, TILTED)
+    small = l2_inversion(1e-6 * FIELD, MASK, VOXEL_SIZE, TILTED)
+    assert small.reg_weight == pytest.approx(large.reg_weight, rel=1e-4)
+    np.testing.assert_allclose(1e6 * small.chi, large.chi, rtol=1e-3, atol=1e-5)
+
+
 def test_errors():
     args = ((1, 1, 1), (0, 0, 1))
     with pytest.raises(ValueError, match='differ in shape'):
         l2_inversion(FIELD[1:], MASK, *args)
     with pytest.raises(ValueError, match='mask is empty'):
         l2_inversion(FIELD, ~np.ones_like(MASK), *args)
-    with pytest.raises(ValueError, match='zero everywhere'):
-        l2_inversion(0 * FIELD, MASK, *args)
     for weight in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match='lambda must be positive'):
             l2_inversion(FIELD, MASK, *args, weight)

@@ -58,3 +58,79 @@ def test_errors():
         recombine(RESIDUAL, PRIOR, np.zeros_like(MASK), MASK)
     with pytest.raises(ValueError, match='no voxel inside the region of interest'):
         recombine(RESIDUAL, PRIOR, MASK, ~MASK)
+
+
+# -- bodies that are not connected ---------------------------------------------------------------
+
+
+def two_bodies():
+    """Two blocks of which the smaller has a constant that nothing determines."""
+    mask = np.zeros((24, 12, 12), bool)
+    mask[1:13, 1:11, 1:11] = mask[15:23, 2:10, 2:10] = True
+    chi = np.random.default_rng(5).normal(0, 0.1, mask.shape)
+    number = np.zeros(mask.shape, int)
+    number[1:13], number[15:23] = 1, 2
+    return mask, chi, number * mask
+
+
+def test_each_body_is_relative_to_its_own_mean():
+    mask, chi, number = two_bodies()
+    plain = recombine(chi, None, mask, mask)
+    shifted = recombine(chi + 7.0 * (number == 2), None, mask, mask)
+    np.testing.assert_allclose(shifted.chi, plain.chi, atol=3e-6)
+    for i in (1, 2):
+        assert shifted.chi[number == i].mean(dtype=float) == pytest.approx(0, abs=1e-6)
+    first, second = shifted.bodies
+    assert (first.voxels, second.voxels) == (1200, 512)
+    assert (first.held, second.held) == (True, True)
+    assert second.value == pytest.approx(7 + chi[number == 2].mean(), abs=1e-5)
+    assert second.mean == second.value
+    assert shifted.reference_value == first.value == pytest.approx(chi[number == 1].mean())
+
+
+@pytest.mark.parametrize('holder', [1, 2])
+def test_the_body_that_holds_the_label_gets_it(holder):
+    mask, chi, number = two_bodies()
+    label = np.zeros_like(mask)
+    label[3:6, 3:9, 3:9] = holder == 1
+    label[16:19, 3:9, 3:9] = holder == 2
+    result = recombine(chi, None, mask, label)
+    other = 3 - holder
+    assert result.chi[label].mean(dtype=float) == pytest.approx(0, abs=1e-6)
+    assert result.chi[number == other].mean(dtype=float) == pytest.approx(0, abs=1e-6)
+    assert result.bodies[holder - 1].held
+    assert not result.bodies[other - 1].held
+    assert result.bodies[other - 1].sd == pytest.approx(chi[number == other].std(), rel=1e-5)
+    assert result.reference_value == pytest.approx(chi[label].mean(), abs=1e-6)
+    assert result.reference_sd == pytest.approx(chi[label].std(), rel=1e-5)
+
+
+def test_a_voxel_that_a_segmentation_left_elsewhere_is_no_reference():
+    mask, chi, number = two_bodies()
+    label = np.zeros_like(mask)
+    label[3:9, 3:9, 3:9] = label[18, 5, 5] = True
+    chi[18, 5, 5] = 3
+    second = recombine(chi, None, mask, label).bodies[1]
+    assert not second.held
+    assert second.value == pytest.approx(chi[number == 2].mean(), abs=1e-6)
+
+
+def test_no_reference_subtracts_nothing_from_any_body():
+    mask, chi, number = two_bodies()
+    result = recombine(chi, None, mask)
+    np.testing.assert_array_equal(result.chi, np.where(mask, chi, 0).astype(np.float32))
+    assert [body.value for body in result.bodies] == [0, 0]
+    assert result.bodies[1].mean == pytest.approx(chi[number == 2].mean(), abs=1e-6)
+
+
+def test_one_body_has_the_bits_of_before():
+    """As it was computed while bodies were not told apart."""
+    chi = RESIDUAL.astype(np.float32) + PRIOR.astype(np.float32)
+    for reference in (MASK, REGION):
+        value = chi[reference & MASK].mean(dtype=np.float64)
+        expected = np.where(MASK, chi - np.float32(value), 0).astype(np.float32)
+        result = recombine(RESIDUAL, PRIOR, MASK, reference)
+        np.testing.assert_array_equal(result.chi, expected)
+        assert result.reference_value == float(value)
+        assert result.reference_sd == float(chi[reference & MASK].std(dtype=np.float64))
+        assert len(result.bodies) == 1

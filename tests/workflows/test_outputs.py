@@ -84,7 +84,7 @@ def raw(tmp_path_factory):
     labels[np.hypot(x * 1.5, y) < 3] = 2
     labels[..., [0, -1]] *= labels[..., [0, -1]] == 1
     files = {}
-    for port in OUTPUTS:
+    for port in (*OUTPUTS, 'field_sd', 'misfit', 'usable_echoes'):
         data = rng.normal(size=SHAPE).astype(np.float32) * mask
         if port.endswith('mask'):
             data = mask.astype(np.uint8)

@@ -325,6 +325,51 @@ def test_embedded_in_a_foreign_workflow(tmp_path, phantom, prior, prior_fit):
     assert stages | ({'prior_fit'} if prior == 'contrast' else set()) <= set(record)
 
 
+@pytest.mark.slow
+def test_a_field_within_its_noise_ends_in_the_prior_and_not_in_an_error(tmp_path):
+    """Two echoes tell the noise by the magnitude: a texture of 12 % hides a weak gradient."""
+    rng, te = np.random.default_rng(0), np.array([0.003, 0.008])
+    x = np.stack(np.indices((28, 28, 26))) - np.array([13.5, 13.5, 12.5])[:, None, None, None]
+    ball = (x**2).sum(0) < 10**2
+    texture = ball * np.exp(0.12 * rng.normal(size=ball.shape))
+    field = 0.001 * x[2] * ball
+    echoes = {
+        'magnitude': 1000 * texture[..., None] * np.exp(-20 * te),
+        'phase': 2 * np.pi * 127.729 * field[..., None] * te,
+    }
+    workflow = init_precondqsm_wf(name='qsm', shape=False)
+    workflow.base_dir = str(tmp_path / 'work')
+    given = workflow.inputs.inputnode
+    for name, data in echoes.items():
+        files = [tmp_path / f'{name}{i}.nii' for i in range(2)]
+        for i, file in enumerate(files):
+            image = nb.Nifti1Image(data[..., i].astype(np.float32), np.diag([3.0, 3, 3, 1]))
+            nb.save(image, file)
+        setattr(given, name, [str(file) for file in files])
+    given.echo_times, given.field_strength, given.phase_units = te.tolist(), 3.0, 'rad'
+    logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
+    workflow.config['execution'] = {'remove_unnecessary_outputs': 'false'}
+    nodes = {node.name: node for node in workflow.run(plugin='Linear').nodes()}
+
+    def volume(node, port):
+        return np.asanyarray(nb.load(getattr(nodes[node].result.outputs, port)).dataobj)
+
+    inside = volume('shape_mask', 'roi_mask') > 0
+    prior = volume('prior_fit', 'prior_chi')
+    assert not volume('dipole_inversion', 'chi').any()
+    np.testing.assert_allclose(
+        volume('recombination', 'chi')[inside],
+        prior[inside] - prior[inside].mean(dtype=float),
+        atol=1e-7,
+    )
+    record = nodes['gather'].result.outputs.record
+    assert json.loads(json.dumps(record)) == record
+    inversion = record['dipole_inversion']
+    assert inversion['reg_weight'] is None
+    assert 'the map is the prior' in inversion['warnings'][0]
+    assert record['conventional_dipole_inversion']['reg_weight'] > 0
+
+
 def test_output_names_are_those_of_the_contract():
     assert len(set(OUTPUTS)) == len(OUTPUTS)
     assert {'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi'} <= set(MAPS)
