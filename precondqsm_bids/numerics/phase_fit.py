@@ -81,8 +81,8 @@ def fit_phase(
     """Refine the field, and the offset where ``free``, in place; the offset's sd per unit noise.
 
     Gauss-Newton with the measured magnitudes as amplitudes: each step is a straight-line fit of
-    the residual phase, weights magnitude squared. With ``free=True`` the offset starts from the
-    phase that the first field leaves.
+    the residual phase, weights magnitude squared. With ``free=True`` it starts with the phase that
+    the first field and offset leave.
     """
     offset_sd = np.empty_like(field)
 
@@ -92,8 +92,9 @@ def fit_phase(
         weight = s.real**2 + s.imag**2
         rotated = s * turn_back(offset[part, None] + field[part, None] * to_rad)
         if free is True:
-            offset[part] = np.angle((rotated * np.abs(s)).sum(1))
-            rotated *= turn_back(offset[part, None])
+            start = np.angle((rotated * np.abs(s)).sum(1))
+            offset[part] += start
+            rotated *= turn_back(start[:, None])
         for _ in range(iterations):
             turn, slope, variance, _ = phase_line(weight, weight * np.angle(rotated), to_rad, here)
             offset[part] += turn

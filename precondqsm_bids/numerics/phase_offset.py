@@ -179,36 +179,44 @@ def _cells(along: list[npt.NDArray], shape: tuple[int, ...]) -> npt.NDArray[np.i
 
 
 def _bases(mask: Bools, size: F64) -> tuple[list[F64], list[F64], list[npt.NDArray[np.intp]]]:
-    """B-splines along each axis at its voxels and at its bins, and the bin of each voxel."""
+    """B-splines along each axis at its voxels and in its bins, and the bin of each voxel.
+
+    Bins are symmetric about the middle of the mask, and have the mean of their voxels' splines.
+    """
     others = [(1, 2), (0, 2), (0, 1)]
     extents = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
     lengths = [(e[-1] - e[0] + 1) * d for e, d in zip(extents, size, strict=True)]
-    at_voxels, at_bins, bins = [], [], []
+    at_voxels, in_bins, bins = [], [], []
     for extent, length, number in zip(extents, lengths, mask.shape, strict=True):
         intervals = max(1, int(np.ceil(INTERVALS * length / max(lengths) - 1e-6)))
         knots = np.arange(-3, intervals + 4, dtype=float)
-        count = intervals * BINS
-        where = (np.arange(number) - extent[0] + 0.5) / (extent[-1] - extent[0] + 1) * intervals
+        voxels = extent[-1] - extent[0] + 1
+        where = (np.arange(number) - extent[0] + 0.5) / voxels * intervals
         where = np.clip(where, 0, intervals - 1e-9)
-        centres = (np.arange(count) + 0.5) / BINS
         at_voxels.append(BSpline.design_matrix(where, knots, 3).toarray())
-        at_bins.append(BSpline.design_matrix(centres, knots, 3).toarray())
-        bins.append(np.minimum((where * BINS).astype(int), count - 1))
-    return at_voxels, at_bins, bins
+        half = intervals * BINS // 2
+        side = (where / intervals - 0.5) * (2 * half + 1)
+        near = np.sign(side) * np.ceil(np.abs(side) - 0.5 - 1e-6)  # of a tie the inner one
+        bins.append(half + np.clip(near, -half, half).astype(int))
+        member = np.zeros((2 * half + 1, number))
+        inside = np.arange(extent[0], extent[-1] + 1)
+        member[bins[-1][inside], inside] = 1
+        in_bins.append(member @ at_voxels[-1] / np.maximum(member.sum(1), 1)[:, None])
+    return at_voxels, in_bins, bins
 
 
 def _spline(
     offset: F32, offset_sd: F32, mask: Bools, size: F64, good: npt.NDArray[np.intp]
 ) -> tuple[F32, F32]:
     """Angle and length of the complex spline at every masked voxel."""
-    at_voxels, at_bins, bins = _bases(mask, size)
-    shape = tuple(len(b) for b in at_bins)
+    at_voxels, in_bins, bins = _bases(mask, size)
+    shape = tuple(len(b) for b in in_bins)
     bin_of = _cells(bins, shape)[mask][good]
     cosine, sine = np.cos(offset[good]), np.sin(offset[good])
     design = sparse.csr_array(
-        sparse.kron(sparse.kron(at_bins[0], at_bins[1]), sparse.csr_array(at_bins[2]))
+        sparse.kron(sparse.kron(in_bins[0], in_bins[1]), sparse.csr_array(in_bins[2]))
     )
-    roughness = _roughness([b.shape[1] for b in at_bins])
+    roughness = _roughness([b.shape[1] for b in in_bins])
     left: F32 | None = None
     count = int(np.prod(shape))
     for _ in range(4):
