@@ -28,7 +28,7 @@ from precondqsm_bids.numerics.noise import (
     noise_inside,
     without_floor,
 )
-from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, phase_line, turn_back
+from precondqsm_bids.numerics.phase_fit import chunks, fit_phase, in_chunks, phase_line, turn_back
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import count_jumps, phase_advance, unwrap
 
@@ -43,7 +43,6 @@ LEAST_NOISE = 1e-3
 """Least noise that is found, over the median signal of about 1: no scan has less."""
 DEEPEST = np.float32(5.0)
 """Largest ``R2* TE1``: a first echo below exp(-5) of S0 cannot be measured."""
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 
 
 class EchoFit(NamedTuple):
@@ -435,8 +434,7 @@ def _volume(values: npt.NDArray, mask: npt.NDArray[np.bool_]) -> npt.NDArray:
 
 def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
     """Multiply ``signal`` (V, E) by ``exp(-i field to_rad)``, in place."""
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for part in chunks(len(signal)):
         signal[part] *= turn_back(field[part, None] * to_rad)
 
 
@@ -481,8 +479,7 @@ def _repair_wraps(
     step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
     candidates = np.array([0, -1, 1], np.float32)
     middle = np.median(field)
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for part in chunks(len(signal)):
         rotated = signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
         rotated *= np.abs(signal[part])
         score = np.stack(

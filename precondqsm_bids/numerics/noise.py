@@ -7,10 +7,9 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
-from precondqsm_bids.numerics.phase_fit import turn_back
+from precondqsm_bids.numerics.phase_fit import chunks, turn_back
 
 F32 = npt.NDArray[np.float32]
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 AIR_TOLERANCE = 0.03
 """Relative departure of the quantiles from those of the distribution that still counts as air."""
 MOST_CHANNELS = 128
@@ -252,8 +251,7 @@ def _left_variance(
     index = index[:, None] + index
     variance = np.empty(len(signal), np.float32)
     rough = np.empty_like(variance) if echoes > 3 else None
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for part in chunks(len(signal)):
         turn = turn_back(offset[part, None] + field[part, None] * to_rad)
         s = signal[part] * turn
         quadrature, amplitude = s.imag, np.abs(s)

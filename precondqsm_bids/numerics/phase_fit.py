@@ -10,9 +10,14 @@ F32 = npt.NDArray[np.float32]
 _CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 
 
+def chunks(length: int) -> list[slice]:
+    """Slices that cover ``length``."""
+    return [slice(start, start + _CHUNK) for start in range(0, length, _CHUNK)]
+
+
 def in_chunks(function: Callable[[slice], None], length: int, workers: int) -> None:
     """Call ``function`` with slices that cover ``length``, on ``workers`` threads."""
-    parts = [slice(start, start + _CHUNK) for start in range(0, length, _CHUNK)]
+    parts = chunks(length)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(function, parts))
 

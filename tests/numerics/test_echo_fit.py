@@ -300,6 +300,12 @@ def test_two_compartments_give_their_mean_field(share):
     assert np.all(result.field_sd[walls].mean() > 2 * result.field_sd[MASK & ~walls].mean())
 
 
+def test_threads_do_not_matter():
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    one, two = fit(echoes, ABSTRACT, workers=1), fit(echoes, ABSTRACT, workers=2)
+    np.testing.assert_array_equal(one.total_field, two.total_field)
+
+
 # --- the noise level ----------------------------------------------------------------------------
 
 
@@ -399,6 +405,13 @@ def test_padding_does_not_matter():
     padded = fit(np.pad(echoes, (*wide, (0, 0))), ABSTRACT, np.pad(MASK, wide))
     np.testing.assert_array_equal(padded.total_field, np.pad(plain.total_field, wide))
     np.testing.assert_allclose(padded.echo_phase.centre - plain.echo_phase.centre, [5, 0, 1])
+
+
+def test_values_outside_the_mask_that_are_not_finite():
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    broken = np.where(MASK[..., None], echoes, np.nan)
+    plain, result = fit(echoes, ABSTRACT), fit(broken, ABSTRACT)
+    np.testing.assert_array_equal(result.total_field, plain.total_field)
 
 
 # --- bodies -----------------------------------------------------------------------------------
