@@ -165,7 +165,7 @@ class EchoFit(SimpleInterface):
                 f'{spacing:g} ms is too long to unwrap it, {ambiguous:.2%} of neighbours are more '
                 'than half a turn apart'
             )
-        maps['magnitude'] = np.sqrt(np.sum(magnitude**2, axis=-1))
+        maps['magnitude'] = np.sqrt(np.einsum('...e,...e->...', magnitude, magnitude))
         for name, data in maps.items():
             self._results[name] = save(data, files.magnitude[0], runtime.cwd, name)
         test = repair.sign_test

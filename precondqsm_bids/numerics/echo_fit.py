@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
 from precondqsm_bids.numerics.noise import (
     Air,
@@ -28,7 +29,7 @@ from precondqsm_bids.numerics.noise import (
     noise_inside,
     without_floor,
 )
-from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, phase_line
+from precondqsm_bids.numerics.phase_fit import chunks, fit_phase, in_chunks, phase_line, turn_back
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import count_jumps, phase_advance, unwrap
 
@@ -39,9 +40,10 @@ MIXED = 3.0
 describe a voxel."""
 LEAST_SNR = 8.0
 """Length of the signal of all echoes over the noise below which the phase may be turns off."""
+LEAST_NOISE = 1e-3
+"""Least noise that is found, over the median signal of about 1: no scan has less."""
 DEEPEST = np.float32(5.0)
 """Largest ``R2* TE1``: a first echo below exp(-5) of S0 cannot be measured."""
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 
 
 class EchoFit(NamedTuple):
@@ -195,27 +197,26 @@ def field_of_one_echo(
     te = check_echoes(magnitude[..., None], phase[..., None], [echo_time], least=1)
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel whose field could be found')
-    signal = (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)[:, None]
-    if bad := np.count_nonzero(~np.isfinite(signal)):
-        raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
+    signal, unit = _masked_signal(magnitude[..., None], phase[..., None], mask, None)
     noise_source = 'given'
     if noise_sd is None:
         air = air_around(magnitude[..., None], mask if object_mask is None else object_mask)
         noise_sd = air.noise_sd if air else noise_inside(magnitude, mask)
         noise_source = 'air' if air else 'magnitude'
-    noise_sd = max(noise_sd, float(np.median(np.abs(signal))) * 1e-6, 1e-30)
+    amplitude = np.abs(signal[:, 0])
+    relative = max(noise_sd / unit, 1e-6)
 
     prediction = np.zeros(len(signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[mask]
     field = _field_from_advance(signal, te, field_strength, mask, prediction) + prediction
-    amplitude = np.abs(signal[:, 0])
     turn = 1 / (hz_per_ppm(field_strength) * echo_time)
-    sd = noise_sd / np.maximum(amplitude, np.finfo(np.float32).tiny) * turn / TWO_PI
+    sd = relative / np.maximum(amplitude, np.finfo(np.float32).tiny) * turn / TWO_PI
     total_field, field_sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     total_field[mask], field_sd[mask] = field, np.minimum(sd, turn)
-    usable = (mask & (magnitude > 2 * noise_sd)).astype(np.uint8)
-    return OneEcho(total_field, field_sd, usable, float(noise_sd), noise_source)
+    usable = np.zeros(mask.shape, np.uint8)
+    usable[mask] = amplitude > 2 * relative
+    return OneEcho(total_field, field_sd, usable, float(relative * unit), noise_source)
 
 
 def fit_echoes(
@@ -257,7 +258,7 @@ def fit_echoes(
        field is the initial slope of the phase, which is that of the voxel's mean field. Only a
        local departure counts: what the phase does in the whole neighbourhood is no wall.
 
-    Memory: 8 E + 60 bytes per voxel of the mask beside the input; no Fourier transform.
+    Memory: 8 E + 140 bytes per voxel of the mask beside input and maps; no Fourier transform.
 
     Parameters
     ----------
@@ -312,16 +313,13 @@ def fit_echoes(
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel to fit')
     air = air_around(magnitude, mask if object_mask is None else object_mask)
-    amplitude = without_floor(magnitude[mask], air)
-    signal = (amplitude * np.exp(1j * phase[mask])).astype(np.complex64)  # (V, E)
-    if not np.all(np.isfinite(signal)):
-        bad = np.count_nonzero(~np.isfinite(signal).all(axis=1))
-        raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
-
+    box, whole = bounding_box(mask), mask.shape
+    mask = mask[box]
+    signal, unit = _masked_signal(magnitude[box], phase[box], mask, air)
     to_rad = TWO_PI * np.float32(hz_per_ppm(field_strength)) * te.astype(np.float32)  # rad/ppm
     prediction = np.zeros(len(signal), np.float32)
     if predicted_field is not None:
-        prediction += predicted_field[mask]
+        prediction += predicted_field[box][mask]
     field = _field_from_advance(signal, te, field_strength, mask, prediction)
     if predicted_field is not None:
         _demodulate(signal, prediction, to_rad)
@@ -329,17 +327,20 @@ def fit_echoes(
     if te.size > 2:
         own_phase = echo_phase(signal, to_rad, field, mask, voxel_size, workers)
         field += take_off(signal, own_phase, mask, voxel_size, workers)
+        own_phase = own_phase._replace(centre=own_phase.centre + [side.start for side in box])
     offset = np.zeros_like(field)
     sd = fit_phase(signal, to_rad, field, offset, True, workers)
-    noise_source, noise = 'given', np.full_like(field, noise_sd or 0)
-    if noise_sd is None:
-        noise_source = 'phase' if te.size > 2 else 'magnitude'
-        if te.size > 2:
-            noise_sd, noise = noise_from_residual(signal, to_rad, field, offset, mask)
+    noise_source = 'given' if noise_sd is not None else 'phase' if te.size > 2 else 'magnitude'
+    if noise_source == 'phase':
+        noise_sd, noise = noise_from_residual(signal, to_rad, field, offset, mask)
+        noise_sd = max(noise_sd, LEAST_NOISE)
+        noise = np.maximum(noise, np.float32(max(noise_sd / 100, LEAST_NOISE)))
+    else:
+        if noise_sd is None:
+            noise_sd = max(noise_inside(_volume(np.abs(signal[:, 0]), mask), mask), LEAST_NOISE)
         else:
-            noise_sd = noise_inside(magnitude[..., 0], mask)
-    noise_sd = max(noise_sd, float(np.median(np.abs(signal[:, 0]))) * 1e-6, 1e-30)
-    noise = np.maximum(noise, np.float32(noise_sd / 100))
+            noise_sd = max(noise_sd / unit, 1e-6)
+        noise = np.full_like(field, noise_sd)
     turns = _join_bodies(signal, to_rad, field, offset, mask, workers)
 
     smooth = smooth_offset(offset, sd * noise, mask, voxel_size)
@@ -380,20 +381,20 @@ def fit_echoes(
     np.minimum(field_sd, turn, out=field_sd)
 
     def volume(values: npt.NDArray) -> npt.NDArray:
-        out = np.zeros(mask.shape, values.dtype)
-        out[mask] = values
+        out = np.zeros(whole, values.dtype)
+        out[box] = _volume(values, mask)
         return out
 
     return EchoFit(
         total_field=volume(field + prediction),
         field_sd=volume(field_sd),
         r2star=volume(r2star),
-        s0=volume(s0),
+        s0=volume(s0 * np.float32(unit)),
         phase_offset=volume(np.angle(np.exp(1j * offset)).astype(np.float32)),
         usable_echoes=volume(usable),
         reliable=volume(pooled >= 2),
         misfit=volume(np.sqrt(misfit_ratio) * noise / np.float32(noise_sd)),
-        noise_sd=float(noise_sd),
+        noise_sd=float(noise_sd * unit),
         noise_source=noise_source,
         air=air,
         offset_model=smooth.model,
@@ -404,11 +405,38 @@ def fit_echoes(
     )
 
 
+def _masked_signal(
+    magnitude: npt.NDArray, phase: npt.NDArray, mask: npt.NDArray[np.bool_], air: Air | None
+) -> tuple[npt.NDArray[np.complex64], float]:
+    """Signal of the masked voxels, (V, E), and the unit in which it is.
+
+    The unit is the median of the first echo, as a power of two, so that neither squares of squares
+    nor rounding depend on the unit of the magnitude.
+    """
+    signal = np.empty((np.count_nonzero(mask), magnitude.shape[-1]), np.complex64)
+    unit = 1.0
+    for e in range(signal.shape[1]):
+        amplitude = without_floor(magnitude[..., e][mask], air)
+        if e == 0 and 0 < (median := float(np.median(amplitude))) < np.inf:
+            unit = float(np.exp2(np.round(np.log2(median))))
+        signal[:, e] = turn_back(-phase[..., e][mask])
+        signal[:, e] *= amplitude / amplitude.dtype.type(unit)
+    if bad := np.count_nonzero(~np.isfinite(signal.sum(1))):
+        raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
+    return signal, unit
+
+
+def _volume(values: npt.NDArray, mask: npt.NDArray[np.bool_]) -> npt.NDArray:
+    """Values of the masked voxels in place, zero elsewhere."""
+    out = np.zeros(mask.shape, values.dtype)
+    out[mask] = values
+    return out
+
+
 def _demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
     """Multiply ``signal`` (V, E) by ``exp(-i field to_rad)``, in place."""
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        signal[part] *= np.exp(-1j * field[part, None] * to_rad)
+    for part in chunks(len(signal)):
+        signal[part] *= turn_back(field[part, None] * to_rad)
 
 
 def _field_from_advance(
@@ -426,16 +454,13 @@ def _field_from_advance(
     """
     advance, spacing = phase_advance(signal, te)
     step = TWO_PI * np.float32(hz_per_ppm(field_strength) * spacing)
-    unwrapped = unwrap(np.angle(advance * np.exp(-1j * step * prediction)), mask)
+    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), mask)
     if not prediction.any():
         return unwrapped / step
-    amplitude = np.zeros(mask.shape, np.float32)
-    amplitude[mask] = np.sqrt(np.abs(advance))
+    amplitude = _volume(np.sqrt(np.abs(advance)), mask)
 
     def jumps(phase: F32) -> float:
-        volume = np.zeros(mask.shape, np.float32)
-        volume[mask] = phase
-        return count_jumps(volume, amplitude, np.pi)[0]
+        return count_jumps(_volume(phase, mask), amplitude, np.pi)[0]
 
     if left := jumps(unwrapped):
         plain = unwrap(np.angle(advance), mask)
@@ -455,9 +480,8 @@ def _repair_wraps(
     step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
     candidates = np.array([0, -1, 1], np.float32)
     middle = np.median(field)
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        rotated = signal[part] * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
+    for part in chunks(len(signal)):
+        rotated = signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
         rotated *= np.abs(signal[part])
         score = np.stack(
             [(rotated * np.exp(-1j * c * step * to_rad)).real.sum(1) for c in candidates]
@@ -484,9 +508,7 @@ def _initial_slope(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) ->
     ``(t2 theta1 / t1 - t1 theta2 / t2) / (t2 - t1)``.
     """
     t1, t2 = to_rad[0], to_rad[1]
-    residual = np.angle(
-        signal[:, :2] * np.exp(-1j * (offset[:, None] + field[:, None] * to_rad[:2]))
-    )
+    residual = np.angle(signal[:, :2] * turn_back(offset[:, None] + field[:, None] * to_rad[:2]))
     a, b = t2 / (t1 * (t2 - t1)), t1 / (t2 * (t2 - t1))
     amplitude = np.maximum(np.abs(signal[:, :2]), np.finfo(np.float32).tiny)
     sd = np.hypot(a / amplitude[:, 0], b / amplitude[:, 1])
@@ -623,7 +645,7 @@ def _fit_signal(
     def refine(part: slice) -> None:
         own = free if isinstance(free, bool) else free[part]
         sigma = noise[part]
-        rotated = signal[part] * np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
+        rotated = signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
         loss = np.ones(rotated.shape, np.float32)
         for axis in range(3):
             loss *= np.sinc(spread[part, axis, None] * to_rad / TWO_PI)
@@ -637,7 +659,7 @@ def _fit_signal(
             slope = np.clip(slope, -1 / to_rad[0], 1 / to_rad[0])
             offset[part] += turn
             field[part] += slope
-            rotated *= np.exp(-1j * (turn[:, None] + slope[:, None] * to_rad))
+            rotated *= turn_back(turn[:, None] + slope[:, None] * to_rad)
         log_s0 = np.log(np.maximum(amplitude, np.float32(1e-6) * sigma))
         rate, amplitude = _refine_decay(rotated.real, loss, te, rate, log_s0, 3)
         model = amplitude[:, None] * loss * np.exp(-rate[:, None] * te)
@@ -682,7 +704,7 @@ def _pool_decay(
         return usable
     where = tuple(index[short] for index in np.nonzero(mask))
     turn = offset[short, None] + field[short, None] * to_rad
-    real = (signal[short] * np.exp(-1j * turn)).real.astype(np.float32)
+    real = (signal[short] * turn_back(turn)).real.astype(np.float32)
 
     def pool(values: npt.NDArray) -> F32:
         volume = np.zeros(mask.shape, np.float32)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks
-from precondqsm_bids.numerics.unwrapping import neighbours
+from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, sample, turn_back
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -81,7 +80,7 @@ def echo_phase(
     turn at every second echo, which is what a field of ``1 / (2 dTE)`` does, counts as field. What
     is below 0.005 rad or ten standard errors is left alone, and so is an echo of noise.
 
-    Memory: 8 E bytes for each of up to 100,000 voxels; no Fourier transform.
+    Memory: 80 bytes per voxel, and 30 E bytes for each of up to 100,000; no Fourier transform.
 
     Parameters
     ----------
@@ -120,25 +119,27 @@ def echo_phase(
     [[-0.1, -0.02], [0.3, 0.06], [-0.3, -0.06], [0.1, 0.02]]
     """
     centre, design = positions(mask, voxel_size)
-    stride = max(1, len(signal) // MOST_VOXELS) | 1
-    power = np.abs(signal[::stride]) ** 2
+    chosen = sample(mask, MOST_VOXELS)
+    used, r = signal[chosen], design[chosen].astype(np.float64)
+    power = used.real**2 + used.imag**2
     weight = np.minimum(power, np.median(power, axis=0))
-    used, r = signal[::stride], design[::stride].astype(np.float64)
     found = _aligned(signal, to_rad, field, mask, design, np.asarray(voxel_size, float))
-    turned = used * np.exp(-1j * (r @ found.T)).astype(np.complex64)
+    turned = used * turn_back(r @ found.T)
     for _ in range(ROUNDS):
-        own, offset = field[::stride].copy(), np.zeros(len(used), np.float32)
+        own, offset = field[chosen].copy(), np.zeros(len(used), np.float32)
         fit_phase(turned, to_rad, own, offset, True, workers)
-        left = turned * np.exp(-1j * (offset[:, None] + own[:, None] * to_rad))
+        left = turned * turn_back(offset[:, None] + own[:, None] * to_rad)
         angle = np.angle(left)
         step = np.stack([_plane(x, w, r) for x, w in zip(angle.T, weight.T, strict=True)])
         found += step
-        turned *= np.exp(-1j * (r @ step.T)).astype(np.complex64)
+        turned *= turn_back(r @ step.T)
     # An echo that is noise everywhere has no phase, and no say in what is linear in TE.
     coherent = np.maximum(left.real.mean(0, dtype=float), 0)
     known = coherent > LEAST_COHERENCE * np.abs(left).mean(0, dtype=float)
     found, line = _without_line(found, to_rad.astype(float), np.where(known, coherent, 0) ** 2)
-    error = 1.4826 * np.median(np.abs(angle), axis=0) / np.sqrt(len(used) / 4)
+    error = 1.4826 * np.median(np.abs(angle), axis=0)
+    # Four voxels are described by four numbers whatever they are.
+    error = error * np.sqrt(4 / (len(used) - 4)) if len(used) > 4 else np.full(len(found), np.inf)
     size = np.sqrt(np.mean((r @ found.T) ** 2, axis=0))
     found[~known | (size < np.maximum(SIGNIFICANT * error, LEAST_SIZE))] = 0
     if not found.any():
@@ -154,18 +155,19 @@ def _aligned(
 
     The gradient from neighbouring voxels, so that it may be of many turns over the object.
     """
-    pairs = [neighbours(mask, axis) for axis in range(3)]
+    volume = np.zeros(mask.shape, np.complex64)
     out = np.zeros((len(to_rad), 4))
     first = signal[:, 0].conj()
     for e in range(1, len(to_rad)):
         turned = signal[:, e] * first
         turned /= np.sqrt(np.maximum(np.abs(turned), np.finfo(np.float32).tiny))
-        turned *= np.exp(-1j * field * (to_rad[e] - to_rad[0]))
-        for axis, (low, high) in enumerate(pairs):
-            if low.size:
-                step = np.sum(turned[high] * turned[low].conj(), dtype=complex)
-                out[e, 1 + axis] = np.angle(step) / size[axis]
-        turned *= np.exp(-1j * (design[:, 1:] @ out[e, 1:].astype(np.float32)))
+        turned *= turn_back(field * (to_rad[e] - to_rad[0]))
+        volume[mask] = turned
+        for axis in range(3):
+            along = np.moveaxis(volume, axis, 0)
+            step = np.sum(along[1:] * along[:-1].conj(), dtype=complex)
+            out[e, 1 + axis] = np.angle(step) / size[axis]
+        turned *= turn_back(design[:, 1:] @ out[e, 1:].astype(np.float32))
         out[e, 0] = np.angle(np.sum(turned, dtype=complex))
     return out
 
@@ -188,6 +190,8 @@ def _without_line(found: F64, to_rad: F64, power: F64) -> tuple[F64, F64]:
     The constants are known but for whole turns; the slope among those of a turn of the shortest
     spacing is the one that leaves the least on the circle.
     """
+    if not power.any():
+        return np.zeros_like(found), np.zeros(4)
     weight = power / power.sum()
     half = np.pi / np.diff(to_rad).min()
     slopes = np.linspace(-half, half, 2001)
@@ -229,7 +233,7 @@ def take_off(
     coefficients = phase.coefficients.astype(np.float32)
 
     def turn(part: slice) -> None:
-        signal[part] *= np.exp(-1j * (design[part] @ coefficients.T))
+        signal[part] *= turn_back(design[part] @ coefficients.T)
 
     in_chunks(turn, len(signal), workers)
     return design @ phase.field.astype(np.float32)

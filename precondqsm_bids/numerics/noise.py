@@ -5,14 +5,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.special import gammaincinv
+from scipy.special import gamma, gammaincinv
+
+from precondqsm_bids.numerics.phase_fit import chunks, turn_back
 
 F32 = npt.NDArray[np.float32]
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 AIR_TOLERANCE = 0.03
 """Relative departure of the quantiles from those of the distribution that still counts as air."""
 MOST_CHANNELS = 128
 """Most channels of a root sum of squares that are looked for."""
+MOST_UNEVEN = 0.1
+"""Relative deviation of medians over blocks of space, less that of noise, that is still air."""
+MOST_BRIGHT = 0.7
+"""Median of the air over that of the object in the first echo from which it is no air."""
+MOST_DECAY = 1.3
+"""Median of the first echo over that of the last from which it is no air: noise does not decay."""
 
 
 class Air(NamedTuple):
@@ -37,8 +44,10 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     distribution. But what is around the object need not be air: scanners set the background to
     zero, damp or amplify it, and around a mask of the brain lies the scalp. So the ninth decile
     over the lower quartile tells the channels, and the median over the lower quartile must be that
-    of so many, to 3 %; less than 1 % may be zero. The last echo is used: it holds the least
-    ghosting and ringing.
+    of so many, to 3 %; less than 1 % may be zero. Many channels are nearly normal, as any even
+    medium with noise is: so medians over blocks of space must agree to 10 %, and the median must
+    be below 0.7 of the object's in the first echo, and above 1 / 1.3 of its own there. The last
+    echo is used: it holds the least ghosting and ringing.
 
     Parameters
     ----------
@@ -65,7 +74,8 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     >>> air_around(noise * np.linspace(1, 3, 24)[:, None, None, None], nowhere) is None  # uneven
     True
     """
-    values = magnitude[..., -1][~ndimage.binary_dilation(object_mask, iterations=3)]
+    outside = ~ndimage.binary_dilation(object_mask, iterations=3)
+    values = magnitude[..., -1][outside]
     if values.size < 1000 or np.count_nonzero(values <= 0) > 0.01 * values.size:
         return None
     quartile, median, decile = np.quantile(values, (0.25, 0.5, 0.9))
@@ -73,11 +83,44 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     quartiles, medians, deciles = (np.sqrt(2 * gammaincinv(channels, p)) for p in (0.25, 0.5, 0.9))
     best = int(np.argmin(np.abs(deciles / quartiles - decile / quartile)))
     fits = abs(median / quartile / (medians / quartiles)[best] - 1) < AIR_TOLERANCE
-    if not fits or channels[best] < 0.8:
+    if not fits or channels[best] < 0.8 or not _is_dark(magnitude, object_mask, outside, median):
+        return None
+    # Of the median of n values: sqrt(pi / 2n) standard deviations, here from the lower quartile.
+    deviation = np.sqrt(np.pi / 2) * (median - quartile) / 0.6745 / median
+    if _unevenness(magnitude[..., -1], outside, median, deviation) > MOST_UNEVEN:
         return None
     if channels[best] < 1.3:
         return Air(float(median / np.sqrt(2 * np.log(2))), 1.0)
     return Air(float(median / medians[best]), float(channels[best]))
+
+
+def _is_dark(
+    magnitude: npt.NDArray,
+    object_mask: npt.NDArray[np.bool_],
+    outside: npt.NDArray[np.bool_],
+    median: float,
+) -> bool:
+    """The outside is darker than the object and does not decay, as noise does not."""
+    first = magnitude[..., 0]
+    if object_mask.any() and median > MOST_BRIGHT * np.median(first[object_mask]):
+        return False
+    return bool(np.median(first[outside]) < MOST_DECAY * median)
+
+
+def _unevenness(
+    volume: npt.NDArray, outside: npt.NDArray[np.bool_], median: float, deviation: float
+) -> float:
+    """Relative deviation of the medians over 4 x 4 x 4 blocks, less that of noise."""
+    excess, total = 0.0, 0
+    edges = [np.linspace(0, n, 5).astype(int) for n in volume.shape]
+    for i, j, k in np.ndindex(4, 4, 4):
+        block = tuple(slice(e[n], e[n + 1]) for e, n in zip(edges, (i, j, k), strict=True))
+        values = volume[block][outside[block]]
+        if values.size >= 100:
+            of_noise = deviation**2 / values.size
+            excess += values.size * ((np.median(values) / median - 1) ** 2 - of_noise)
+            total += values.size
+    return float(np.sqrt(max(excess, 0) / max(total, 1)))
 
 
 def without_floor(magnitude: npt.NDArray, air: Air | None) -> npt.NDArray:
@@ -100,7 +143,8 @@ def without_floor(magnitude: npt.NDArray, air: Air | None) -> npt.NDArray:
     """
     if air is None or air.floor == 0:
         return magnitude
-    return np.sqrt(np.maximum(magnitude**2 - np.float32(air.floor), 0))
+    squared = np.square(magnitude, dtype=np.result_type(magnitude, np.float32))
+    return np.sqrt(np.maximum(squared - np.float32(air.floor), 0))
 
 
 def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
@@ -125,6 +169,7 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     differences = []
     for axis in range(3):
         values, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
+        values = values.astype(np.float32, copy=False)  # integers without a sign would wrap
         whole = inside[:-2] & inside[1:-1] & inside[2:]
         second = values[:-2] - 2 * values[1:-1] + values[2:]
         differences.append(np.abs(second[whole]))
@@ -147,7 +192,7 @@ def noise_from_residual(
     degree is taken off, which describes what a wall does to the phase, and where the mean over
     3 x 3 x 3 voxels of what is left is higher by a half, it counts.
 
-    Memory: 40 bytes per voxel; no Fourier transform.
+    Memory: 90 bytes per voxel; no Fourier transform.
 
     Parameters
     ----------
@@ -169,9 +214,10 @@ def noise_from_residual(
     """
     variance, rough = _left_variance(signal, to_rad, field, offset)
     freedom = signal.shape[1] - 2
-    noise_sd = float(np.sqrt(np.median(variance) / _chi2_median(freedom)))
-    if noise_sd == 0:
-        return 0.0, np.zeros_like(variance)
+    measured = variance[variance > 0]  # a scanner may have set some of the voxels to zero
+    if measured.size == 0:
+        return 0.0, variance
+    noise_sd = float(np.sqrt(np.median(measured) / _chi2_median(freedom)))
     level = _variance_level(variance / np.float32(noise_sd**2), freedom, mask, 7)
     if rough is not None:
         freedom = signal.shape[1] - 1 - _degree(signal.shape[1])
@@ -205,9 +251,8 @@ def _left_variance(
     index = index[:, None] + index
     variance = np.empty(len(signal), np.float32)
     rough = np.empty_like(variance) if echoes > 3 else None
-    for start in range(0, len(signal), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        turn = np.exp(-1j * (offset[part, None] + field[part, None] * to_rad))
+    for part in chunks(len(signal)):
+        turn = turn_back(offset[part, None] + field[part, None] * to_rad)
         s = signal[part] * turn
         quadrature, amplitude = s.imag, np.abs(s)
         variance[part] = (quadrature**2).sum(1) / (echoes - 2)
@@ -224,8 +269,12 @@ def _left_variance(
 
 def _variance_level(ratio: F32, freedom: int, mask: npt.NDArray[np.bool_], size: int) -> F32:
     """Local level of a variance ratio that is chi-square distributed over its freedom."""
-    # Mean and deviation of its cube root (Wilson & Hilferty).
-    mean, sd = 1 - 2 / (9 * freedom), np.sqrt(2 / (9 * freedom))
+    # Moments of its cube root; the approximation of Wilson & Hilferty is 3 % off for one.
+    mean, square = (
+        (2 / freedom) ** power * gamma(freedom / 2 + power) / gamma(freedom / 2)
+        for power in (1 / 3, 2 / 3)
+    )
+    sd = np.sqrt(square - mean**2)
     root = np.cbrt(ratio) / np.float32(mean)
     deviation = np.full(root.shape, sd / mean, np.float32)
     return local_level(root.astype(np.float32), deviation, mask, size) ** 3
@@ -254,12 +303,17 @@ def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7
 
     limit = np.float32(np.median(sd))
     tiny = np.float32(np.finfo(np.float32).tiny)
+    least = np.float32(0.5e-6 / size**3)
     weight = np.square(limit / np.maximum(sd, limit), dtype=np.float32)
+    weight = np.maximum(weight, np.float32(1e-6))  # beyond which sums over the cube lose it
     low, high = np.median(values) + np.array([-100, 100], np.float32) * limit
     clipped = np.clip(values, low, high)
-    kept = weight
+    level, kept = clipped, weight
     for _ in range(4):
-        level = box(kept * clipped) / np.maximum(box(kept), tiny)
+        total = box(kept)
+        found = box(kept * clipped) / np.maximum(total, tiny)
+        # Where all of a cube were left out its last level stands.
+        level = np.where(total > least, found, level)
         left = np.abs(clipped - level)
         spread = np.maximum(sd, np.float32(1.4826 * np.median(left)))
         kept = np.where(left < 3 * spread, weight, np.float32(0))

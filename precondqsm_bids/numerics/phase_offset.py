@@ -12,11 +12,16 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 from scipy.interpolate import BSpline
 
-from precondqsm_bids.numerics.unwrapping import unwrap
+from precondqsm_bids.numerics.phase_fit import sample
+from precondqsm_bids.numerics.unwrapping import TWO_PI, unwrap
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+MOST_VOXELS = 100_000
+"""Voxels that the fit of a quartic takes, evenly over the mask: 35 numbers are sought."""
+LEAST_KNOWN = 0.3
+"""Standard deviation of the offset, rad, below which a voxel helps to find the smooth one."""
 MOST_MISFIT = 0.015
 """Root mean square of what a quartic may leave in blocks of voxels, rad: noise alone leaves 0.001
 to 0.005 there."""
@@ -86,7 +91,7 @@ def smooth_offset(
     -------
     Offset
     """
-    good = np.flatnonzero(offset_sd < 0.3)
+    good = np.flatnonzero(offset_sd < LEAST_KNOWN)
     nothing = np.zeros_like(offset)
     if good.size < 1000:
         return Offset(offset, np.ones(offset.shape, bool), nothing, 0.0, 'voxelwise')
@@ -112,9 +117,10 @@ def smooth_offset(
     )
 
 
-def _difference(one: F32, other: F32) -> F32:
+def _difference(one: npt.NDArray, other: npt.NDArray | np.floating) -> F32:
     """Difference of two phases on the circle, rad."""
-    return np.angle(np.exp(1j * (one - other))).astype(np.float32)
+    apart = one - other
+    return (apart - TWO_PI * np.round(apart / TWO_PI)).astype(np.float32)
 
 
 def _weights(offset_sd: F32, left: F32 | None) -> F64:
@@ -126,88 +132,98 @@ def _weights(offset_sd: F32, left: F32 | None) -> F64:
     return weight
 
 
-def _polynomial(mask: Bools, order: int) -> F32:
-    """Monomials up to ``order`` at the masked voxels, coordinates scaled to -1..1, (V, terms)."""
-    coordinates = []
-    for axis, index in enumerate(np.nonzero(mask)):
-        half = max((mask.shape[axis] - 1) / 2, 1)
-        coordinates.append((index / half - 1).astype(np.float32))
-    x, y, z = coordinates
-    return np.stack(
-        [
-            x**i * y**j * z**k
-            for total in range(order + 1)
-            for i in range(total, -1, -1)
-            for j in range(total - i, -1, -1)
-            for k in [total - i - j]
-        ],
-        axis=1,
-    )
-
-
 def _quartic(
     offset: F32, offset_sd: F32, mask: Bools, good: npt.NDArray[np.intp], order: int = 4
 ) -> F32:
-    """Polynomial fitted on the circle where the offset is known to 0.3 rad, at every voxel."""
-    used = good[:: max(1, good.size // 200_000)]
-    monomials = _polynomial(mask, order)
-    a = monomials[used].astype(np.float64)
+    """Polynomial fitted on the circle where the offset is known, at every voxel."""
+    known = np.zeros(mask.shape, bool)
+    known[mask] = offset_sd < LEAST_KNOWN
+    chosen = sample(known, MOST_VOXELS)
+    used = good[chosen]
+    powers = [_powers(n, order) for n in mask.shape]
+    terms = [t for t in np.ndindex((order + 1,) * 3) if sum(t) <= order]
+    where = [index[chosen] for index in np.nonzero(known)]
+    x, y, z = (p[i] for p, i in zip(powers, where, strict=True))
+    a = np.empty((used.size, len(terms)))
+    for column, (i, j, k) in zip(a.T, terms, strict=True):
+        column[:] = x[:, i] * y[:, j] * z[:, k]
     weight = _weights(offset_sd[used], None)
     start = np.angle(np.exp(1j * offset[used]).mean())
-    residual = np.angle(np.exp(1j * (offset[used] - start)))
+    residual = _difference(offset[used], start)
     if np.mean(np.abs(residual) > 0.75 * np.pi) > 0.01:
-        unwrapped = unwrap(np.angle(np.exp(1j * (offset - start))), mask)
-        residual = unwrapped[used]
-    coefficients = np.zeros(a.shape[1])
-    coefficients[0] = start
+        residual = unwrap(_difference(offset, start), mask)[used]
+    coefficients = np.zeros((order + 1,) * 3)
+    coefficients[0, 0, 0] = start
+    at = tuple(np.transpose(terms))
     for _ in range(6):
-        step = np.linalg.lstsq(a * weight[:, None], residual * weight, rcond=None)[0]
-        coefficients += step
-        residual = np.angle(np.exp(1j * (offset[used] - a @ coefficients)))
+        weighted = a * weight[:, None] ** 2
+        # An axis of one slice makes columns alike: the shortest solution.
+        step = np.linalg.lstsq(weighted.T @ a, weighted.T @ residual, rcond=1e-11)[0]
+        coefficients[at] += step
+        residual = _difference(offset[used], a @ coefficients[at])
         # Outliers (wraps between echoes, strong sources) lose their weight.
         weight = _weights(offset_sd[used], residual)
-    return (monomials @ coefficients.astype(np.float32)).astype(np.float32)
+    return _on_grid(coefficients.astype(np.float32), powers)[mask]
+
+
+def _powers(number: int, order: int) -> F64:
+    """Powers of the position along an axis of ``number`` voxels, from -1 to 1, (number, order)."""
+    position = np.arange(number) / max((number - 1) / 2, 1) - 1
+    return np.vander(position, order + 1, increasing=True)
+
+
+def _cells(along: list[npt.NDArray], shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """Number of the cell of each voxel of the grid, from the cells along each axis."""
+    x, y, z = (a.astype(np.int32) for a in along)
+    return (x[:, None, None] * shape[1] + y[:, None]) * shape[2] + z
 
 
 def _bases(mask: Bools, size: F64) -> tuple[list[F64], list[F64], list[npt.NDArray[np.intp]]]:
-    """B-splines along each axis at its voxels and at its bins, and the bin of each voxel."""
+    """B-splines along each axis at its voxels and in its bins, and the bin of each voxel.
+
+    Bins are symmetric about the middle of the mask, and have the mean of their voxels' splines.
+    """
     others = [(1, 2), (0, 2), (0, 1)]
     extents = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
     lengths = [(e[-1] - e[0] + 1) * d for e, d in zip(extents, size, strict=True)]
-    at_voxels, at_bins, bins = [], [], []
+    at_voxels, in_bins, bins = [], [], []
     for extent, length, number in zip(extents, lengths, mask.shape, strict=True):
         intervals = max(1, int(np.ceil(INTERVALS * length / max(lengths) - 1e-6)))
         knots = np.arange(-3, intervals + 4, dtype=float)
-        count = intervals * BINS
-        where = (np.arange(number) - extent[0] + 0.5) / (extent[-1] - extent[0] + 1) * intervals
+        voxels = extent[-1] - extent[0] + 1
+        where = (np.arange(number) - extent[0] + 0.5) / voxels * intervals
         where = np.clip(where, 0, intervals - 1e-9)
-        centres = (np.arange(count) + 0.5) / BINS
         at_voxels.append(BSpline.design_matrix(where, knots, 3).toarray())
-        at_bins.append(BSpline.design_matrix(centres, knots, 3).toarray())
-        bins.append(np.minimum((where * BINS).astype(int), count - 1))
-    return at_voxels, at_bins, bins
+        half = intervals * BINS // 2
+        side = (where / intervals - 0.5) * (2 * half + 1)
+        near = np.sign(side) * np.ceil(np.abs(side) - 0.5 - 1e-6)  # of a tie the inner one
+        bins.append(half + np.clip(near, -half, half).astype(int))
+        member = np.zeros((2 * half + 1, number))
+        inside = np.arange(extent[0], extent[-1] + 1)
+        member[bins[-1][inside], inside] = 1
+        in_bins.append(member @ at_voxels[-1] / np.maximum(member.sum(1), 1)[:, None])
+    return at_voxels, in_bins, bins
 
 
 def _spline(
     offset: F32, offset_sd: F32, mask: Bools, size: F64, good: npt.NDArray[np.intp]
 ) -> tuple[F32, F32]:
     """Angle and length of the complex spline at every masked voxel."""
-    at_voxels, at_bins, bins = _bases(mask, size)
-    shape = tuple(len(b) for b in at_bins)
-    own_bins = [b[i] for b, i in zip(bins, np.nonzero(mask), strict=True)]
-    bin_of = np.ravel_multi_index([b[good] for b in own_bins], shape)
-    phasor = np.exp(1j * offset[good].astype(np.float64))
+    at_voxels, in_bins, bins = _bases(mask, size)
+    shape = tuple(len(b) for b in in_bins)
+    bin_of = _cells(bins, shape)[mask][good]
+    cosine, sine = np.cos(offset[good]), np.sin(offset[good])
     design = sparse.csr_array(
-        sparse.kron(sparse.kron(at_bins[0], at_bins[1]), sparse.csr_array(at_bins[2]))
+        sparse.kron(sparse.kron(in_bins[0], in_bins[1]), sparse.csr_array(in_bins[2]))
     )
-    roughness = _roughness([b.shape[1] for b in at_bins])
+    roughness = _roughness([b.shape[1] for b in in_bins])
     left: F32 | None = None
+    count = int(np.prod(shape))
     for _ in range(4):
         weight = _weights(offset_sd[good], left) ** 2
-        count = np.prod(shape)
         total = np.bincount(bin_of, weight, count)
-        real = np.bincount(bin_of, weight * phasor.real, count)
-        imaginary = np.bincount(bin_of, weight * phasor.imag, count)
+        real = np.bincount(bin_of, weight * cosine, count)
+        imaginary = np.bincount(bin_of, weight * sine, count)
         # No bin above the median of those filled: a bright region is no better known to be smooth.
         limit = np.median(total[total > 0])
         down = limit / np.maximum(total, limit)
@@ -216,14 +232,15 @@ def _spline(
         normal += 1e-3 * normal.diagonal().mean() * roughness
         right = design.T @ np.column_stack([real * down, imaginary * down])
         found = np.linalg.solve(normal, right)
-        spline = _at_voxels(found[:, 0] + 1j * found[:, 1], at_voxels)[mask]
+        values = (found[:, 0] + 1j * found[:, 1]).astype(np.complex64)
+        spline = _on_grid(values.reshape([b.shape[1] for b in at_voxels]), at_voxels)[mask]
         left = _difference(offset[good], np.angle(spline[good]).astype(np.float32))
     return np.angle(spline).astype(np.float32), np.abs(spline).astype(np.float32)
 
 
-def _at_voxels(coefficients: npt.NDArray, bases: list[F64]) -> npt.NDArray:
-    """The spline on the whole grid, complex64."""
-    values = coefficients.reshape([b.shape[1] for b in bases]).astype(np.complex64)
+def _on_grid(coefficients: npt.NDArray, bases: list[F64]) -> npt.NDArray:
+    """Sum of products of the bases along each axis, on the whole grid."""
+    values = coefficients
     for axis, basis in enumerate(bases):
         values = np.moveaxis(np.tensordot(basis.astype(np.float32), values, (1, axis)), 0, axis)
     return values
@@ -249,24 +266,33 @@ def _level(left: F32, weight: F32, mask: Bools, size: int = 5) -> F32:
         return ndimage.uniform_filter(volume, size, mode='constant')[mask]
 
     kept, cosine, sine = weight, np.cos(left), np.sin(left)
+    least = weight[weight > 0].min() / np.float32(2 * size**3)
     for _ in range(3):
         level = np.arctan2(box(kept * sine), box(kept * cosine))
+        level[box(kept) < least] = 0  # nothing known around: rounding has no angle
         apart = np.abs(_difference(left, level))
         kept = weight * (apart < 3 * 1.4826 * np.median(apart[weight > 0]))
     return level
 
 
 def _block_misfit(left: F32, good: npt.NDArray[np.intp], mask: Bools) -> float:
-    """Root mean square of the medians over blocks of 8 x 8 x 8 voxels, rad."""
+    """Root mean square of the medians over blocks of 8 x 8 x 8 voxels, rad.
+
+    Larger ones in a slab or a scattered mask, where these hold too few voxels for a median.
+    """
     if good.size == 0:
         return 0.0
-    blocks = np.ravel_multi_index(
-        [index[good] // 8 for index in np.nonzero(mask)], [n // 8 + 1 for n in mask.shape]
-    )
+    edge = 8
+    while True:
+        along = [np.arange(n) // edge for n in mask.shape]
+        blocks = _cells(along, tuple(n // edge + 1 for n in mask.shape))[mask][good]
+        count = np.bincount(blocks)
+        if edge >= max(mask.shape) or count[count > 64].sum() > 0.5 * good.size:
+            break
+        edge *= 2
     # Medians, so that a rim of voxels a turn off does not speak for its block.
     values = left[good]
     order_by_block = np.lexsort((values, blocks))
-    count = np.bincount(blocks)
     first = np.cumsum(count) - count
     median = values[order_by_block][(first + count // 2)[count > 64]]
     return float(np.sqrt(np.mean(median**2))) if median.size else 0.0

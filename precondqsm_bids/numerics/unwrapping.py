@@ -101,14 +101,3 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
         jumps += float(np.sum(pair[step > limit], dtype=float))
         pairs += float(np.sum(pair, dtype=float))
     return jumps, pairs
-
-
-def neighbours(
-    mask: npt.NDArray[np.bool_], axis: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Indices among the masked voxels of all pairs of neighbours along ``axis``."""
-    index = np.full(mask.shape, -1, np.intp)
-    index[mask] = np.arange(np.count_nonzero(mask))
-    index = np.moveaxis(index, axis, 0)
-    both = (index[:-1] >= 0) & (index[1:] >= 0)
-    return index[:-1][both], index[1:][both]

@@ -300,6 +300,12 @@ def test_two_compartments_give_their_mean_field(share):
     assert np.all(result.field_sd[walls].mean() > 2 * result.field_sd[MASK & ~walls].mean())
 
 
+def test_threads_do_not_matter():
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    one, two = fit(echoes, ABSTRACT, workers=1), fit(echoes, ABSTRACT, workers=2)
+    np.testing.assert_array_equal(one.total_field, two.total_field)
+
+
 # --- the noise level ----------------------------------------------------------------------------
 
 
@@ -328,10 +334,12 @@ def test_blanked_air_is_no_noise_of_zero():
     assert fit(echoes, ABSTRACT, body).noise_sd == pytest.approx(1.7, rel=0.05)
 
 
-def test_unit_of_the_magnitude_does_not_matter():
+@pytest.mark.parametrize('scale', [1e-14, 1e-9, 1e4, 1e12])
+def test_unit_of_the_magnitude_does_not_matter(scale):
     echoes = noisy(signal(ABSTRACT, 0.03 * X, 60.0, offset=QUARTIC), 1.5)
-    a, b = fit(echoes, ABSTRACT), fit(1e4 * echoes, ABSTRACT)
-    assert b.noise_sd == pytest.approx(1e4 * a.noise_sd, rel=1e-3)
+    a, b = fit(echoes, ABSTRACT), fit(scale * echoes, ABSTRACT)
+    assert b.noise_sd == pytest.approx(scale * a.noise_sd, rel=1e-3)
+    np.testing.assert_allclose(b.s0, scale * a.s0, rtol=1e-3)
     np.testing.assert_allclose(b.total_field, a.total_field, atol=1e-5)
     np.testing.assert_allclose(b.field_sd, a.field_sd, rtol=2e-3, atol=1e-9)
     np.testing.assert_allclose(b.r2star, a.r2star, rtol=2e-3, atol=1e-3)
@@ -349,6 +357,151 @@ def test_storage_does_not_matter(axes):
     for name, atol in (('total_field', 1e-5), ('r2star', 0.05), ('field_sd', 1e-5)):
         volume = np.flip(getattr(again, name), 1).transpose(back)
         np.testing.assert_allclose(volume, getattr(plain, name), atol=atol, err_msg=name)
+
+
+def test_stored_integers_are_the_same():
+    echoes = noisy(signal(ABSTRACT, 0.03 * X, 60.0, offset=QUARTIC), 1.5)
+    stored = np.round(50 * np.abs(echoes)).astype(np.uint16)
+    plain = fit_echoes(50 * np.abs(echoes), np.angle(echoes), ABSTRACT, 3.0, MASK)
+    again = fit_echoes(stored, np.angle(echoes), ABSTRACT, 3.0, MASK)
+    np.testing.assert_allclose(again.total_field, plain.total_field, atol=2e-4)  # rounding
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, ABSTRACT[:3], ABSTRACT[:2]], ids=['8', '3', '2'])
+def test_echoes_without_noise_are_described(te):
+    result = fit(signal(te, 0.03 * X, 60.0, offset=QUARTIC), te)
+    assert np.all(result.misfit[MASK] < 1)
+    assert 0 < result.field_sd[MASK].max() < 1e-3
+    np.testing.assert_allclose(result.total_field[MASK], 0.03 * X[MASK], atol=1e-5)
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, ABSTRACT[:3]], ids=['8', '3'])
+@pytest.mark.parametrize('count', [1, 2, 4, 5, 40])
+def test_masks_of_a_few_voxels(te, count):
+    few = np.zeros(SHAPE, bool)
+    few.flat[np.flatnonzero(MASK)[:count]] = True
+    result = fit(noisy(signal(te, 0.03 * X, 60.0, offset=QUARTIC), 1.0), te, few)
+    assert not result.echo_phase.coefficients.any()  # four numbers describe any four voxels
+    assert result.offset_model == 'voxelwise'
+    assert np.all(np.isfinite(result.field_sd))
+    assert np.abs(result.total_field - 0.03 * X)[few].max() < 0.05
+
+
+def test_one_slice_is_fitted_as_in_a_volume():
+    plane = MASK & (np.indices(SHAPE)[2] == 8)
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    inside, alone = fit(echoes, ABSTRACT, plane), fit(echoes[:, :, 8:9], ABSTRACT, plane[..., 8:9])
+    np.testing.assert_allclose(alone.total_field, inside.total_field[..., 8:9], atol=1e-6)
+    score = (inside.total_field - 0.3 * X)[plane] / inside.field_sd[plane]
+    assert np.std(score) == pytest.approx(1, abs=0.15)
+    # the rest of the object is no air
+    assert inside.air is None
+
+
+def test_padding_does_not_matter():
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    wide = ((5, 2), (0, 9), (1, 1))
+    plain = fit(echoes, ABSTRACT)
+    padded = fit(np.pad(echoes, (*wide, (0, 0))), ABSTRACT, np.pad(MASK, wide))
+    np.testing.assert_array_equal(padded.total_field, np.pad(plain.total_field, wide))
+    np.testing.assert_allclose(padded.echo_phase.centre - plain.echo_phase.centre, [5, 0, 1])
+
+
+def test_values_outside_the_mask_that_are_not_finite():
+    echoes = noisy(signal(ABSTRACT, 0.3 * X, 20.0, offset=QUARTIC), 1.0)
+    broken = np.where(MASK[..., None], echoes, np.nan)
+    plain, result = fit(echoes, ABSTRACT), fit(broken, ABSTRACT)
+    np.testing.assert_array_equal(result.total_field, plain.total_field)
+
+
+# --- bodies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('turns', [-1, 0, 1])
+def test_turns_of_a_second_body_are_undone(turns):
+    # Two ellipsoids in one smooth offset; the field of the second is this many turns higher
+    shape = (44, 20, 18)
+    x, y, z = np.indices(shape) - np.array([0, 9.5, 8.5])[:, None, None, None]
+    one = ((x - 13) / 12) ** 2 + (y / 9) ** 2 + (z / 8) ** 2 < 1
+    other = ((x - 35) / 7) ** 2 + (y / 8) ** 2 + (z / 7) ** 2 < 1
+    te = 1e-3 * (1.25 + 5 * np.arange(5))
+    turn = 1 / (hz_per_ppm(3.0) * 5e-3)
+    offset = 0.4 + 0.02 * x
+    field = 0.02 * y / 9 + 0.1 + turns * turn * other
+    result = fit(noisy(signal(te, field, offset=offset, mask=one | other), 1.0), te, one | other)
+    assert result.body_turns == (turns,)
+    assert np.quantile(np.abs(result.total_field - field)[one | other], 0.999) < 0.02
+    assert np.abs(result.phase_offset - offset)[one | other].max() < 0.05
+    assert result.offset_model == 'quartic'
+
+
+def test_one_body_has_no_turns():
+    pieces = MASK.copy()
+    pieces[0, 0, 0] = True  # a stray voxel is no body
+    result = fit(noisy(signal(ABSTRACT, 0.03 * X, mask=pieces), 1.0), ABSTRACT, pieces)
+    assert result.body_turns == ()
+
+
+# --- the initial slope ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'added, most',
+    [
+        # the first echo alone, half of it at the border: 0.0006 ppm beyond what is harmonic
+        (0.15 * (1 - 0.5 * (X**2 + Y**2 + Z**2))[..., None] * (np.arange(8) == 0), 0.0012),
+        # a decaying eddy current
+        (0.8 * (1 - 0.3 * X**2)[..., None] * np.exp(-ABSTRACT / 4e-3), 0.004),
+    ],
+    ids=['first echo', 'eddy current'],
+)
+def test_smooth_errors_of_the_phase_are_no_walls(added, most):
+    field = 0.05 * X - 0.03 * Y * Z
+    clean = signal(ABSTRACT, field, 25.0, offset=QUARTIC)
+    error = (fit(noisy(clean * np.exp(1j * added), 0.3), ABSTRACT).total_field - field)[MASK]
+    # A constant and gradients are harmonic, as is what is of second order without a trace
+    harmonic = np.stack([1 + 0 * X, X, Y, Z, X * Y, X * Z, Y * Z, X**2 - Y**2, X**2 - Z**2], -1)
+    harmonic = harmonic[MASK]
+    left = error - harmonic @ np.linalg.lstsq(harmonic, error, rcond=None)[0]
+    assert np.sqrt(np.mean(left**2)) < most
+
+
+def test_wall_of_a_strong_tube_is_mended_in_spite_of_them():
+    # As for two compartments, and the first echo is off everywhere
+    near, far, share, fast = 0.1, 0.5, 0.3, 300.0
+    parts = (1 - share) * signal(SHORT, near, 10.0) + share * signal(SHORT, far, fast)
+    walls = (np.abs(X - 0.02) < 0.06) & MASK
+    clean = np.where(walls[..., None], parts, signal(SHORT, near, 10.0))
+    clean = clean * np.exp(0.15j * (1 - 0.5 * X**2)[..., None] * (np.arange(8) == 0))
+    result = fit(noisy(clean, 100 / 80), SHORT)
+    mean = (1 - share) * near + share * far
+    assert abs(np.median(result.total_field[walls]) - mean) < 0.4 * (mean - near)
+
+
+# --- what may be a turn off -----------------------------------------------------------------
+
+
+def test_one_usable_echo_holds_a_turn_in_its_deviation():
+    te = 1e-3 * (2 + 6 * np.arange(4))
+    rate = np.where(X < 0, 900.0, 15.0)  # T2* of 1.1 ms: 0.17 of S0 at the first echo
+    result = fit(noisy(signal(te, 0.02 * Y, rate), 2.0), te)
+    alone = MASK & (X < -0.2) & (result.usable_echoes == 1)
+    turn = 1 / (hz_per_ppm(3.0) * te[0])
+    assert np.mean(alone[MASK & (X < -0.2)]) > 0.5
+    assert np.all(result.field_sd[alone] >= 0.99 * turn / np.sqrt(12))
+    assert np.all(result.field_sd[MASK] <= 1.001 * turn)
+    assert np.median(result.field_sd[MASK & (X > 0.2)]) < 0.003
+
+
+def test_two_echoes():
+    te = ABSTRACT[:2]
+    field = 0.05 * X - 0.03 * Y * Z
+    result = fit(noisy(signal(te, field, 30.0, offset=QUARTIC), 1.0), te)
+    assert result.echo_phase is None
+    assert result.offset_model == 'quartic'
+    score = (result.total_field - field)[MASK] / result.field_sd[MASK]
+    assert np.std(score) == pytest.approx(1, abs=0.1)
+    assert np.median(result.r2star[MASK]) == pytest.approx(30, rel=0.1)
 
 
 # --- errors ------------------------------------------------------------------------------------
