@@ -155,7 +155,7 @@ def test_head_of_one_echo(way, tmp_path, monkeypatch):
             Path(f'{stem}{part}_MEGRE.json').unlink()
     monkeypatch.chdir(tmp_path)
     brain = ('--mask', str(source / 'brain.nii.gz'))
-    command = [str(root), 'out', 'participant', '-w', 'work', '--phase-sign', '+1']
+    command = [str(root), 'out', 'participant', '-w', 'work']
     command += ['--no-conventional', '--skip-bids-validation']
     command += brain if way == 'cartesian' else ()
     assert main(command) == 0
@@ -163,5 +163,7 @@ def test_head_of_one_echo(way, tmp_path, monkeypatch):
     assert 0.01 < read(path).std() < 0.3
     record = json.loads(Path(str(path).replace('.nii.gz', '.json')).read_text())
     assert record['EchoTime'] == [0.00246]
-    model = record['Parameters']['echo_fit']['offset_model']
+    fit = record['Parameters']['echo_fit']
+    assert (fit['phase_sign'], fit['phase_sign_source']) == (1, 'field of the shape')
+    model = fit['offset_model']
     assert model == ('none (phase difference)' if way == 'difference' else 'in the field')
