@@ -1,5 +1,7 @@
 """Echo fitting: total field, its standard deviation, R2* and S0."""
 
+from contextlib import contextmanager
+
 import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import (
@@ -49,6 +51,15 @@ UNWRAPPED = (
     'the phase has no Units and spans more than a turn without a jump: it was taken for radians '
     'that are already unwrapped; write "Units": "rad" into its sidecar if it is so'
 )
+
+
+@contextmanager
+def named(path):
+    """Name the file, and that there are others, in what a function on arrays raises."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{path} and its other echoes: {error}') from error
 
 
 class EchoFitInputSpec(BaseInterfaceInputSpec):
@@ -113,33 +124,30 @@ class EchoFit(SimpleInterface):
         files = self.inputs
         magnitude, phase = load_signal(files.magnitude, files.phase)
         mask = load(files.mask, bool)
-        shape = self._shape_field(mask) if files.shape_mask else None
+        body = self._object_in_air() if files.shape_mask else None
+        shape = body and shape_field(
+            body.mask, body.voxel_size, body.b0_dir, mask, files.num_threads
+        )
         check_stored(magnitude, phase, mask, files)
-        try:
+        with named(files.phase[0]):
             scale = phase_scale(phase, files.phase_units or None)
             phase = apply_scale(phase, scale)
-        except ValueError as error:
-            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
         check_phase(magnitude, phase, mask, shape, files)
-        try:
+        with named(files.phase[0]):
             repair = repair_phase(
                 magnitude,
                 phase,
                 files.echo_times,
                 files.field_strength,
                 mask,
-                body=self._object_in_air() if files.shape_mask else None,
+                body=body,
                 sign=None if files.phase_sign == 'auto' else files.phase_sign,
                 manufacturer=files.manufacturer or None,
                 workers=files.num_threads,
             )
-        except ValueError as error:
-            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
-        fit = self._fit(magnitude, repair.phase, mask, shape.field if shape else None)
-        try:
+        fit = self._fit(magnitude, repair.phase, mask, body, shape)
+        with named(files.phase[0]):
             quality = judge_field(fit, mask)
-        except ValueError as error:
-            raise ValueError(f'{files.phase[0]} and its other echoes: {error}') from error
         names = ('total_field', 'field_sd', 'usable_echoes')
         if not self._one_echo:
             names += ('r2star', 's0', 'reliable', 'misfit')
@@ -203,10 +211,13 @@ class EchoFit(SimpleInterface):
     def _one_echo(self):
         return len(self.inputs.echo_times) == 1
 
-    def _fit(self, magnitude, phase, mask, predicted):
+    def _fit(self, magnitude, phase, mask, body, shape):
         """The fit of all echoes, or the field of the one."""
         files = self.inputs
-        shape_mask = load(files.shape_mask, bool) if files.shape_mask else None
+        of_shape = {
+            'object_mask': body.mask if body else None,
+            'predicted_field': shape.field if shape else None,
+        }
         if self._one_echo:
             return field_of_one_echo(
                 magnitude[..., 0],
@@ -214,8 +225,7 @@ class EchoFit(SimpleInterface):
                 files.echo_times[0],
                 files.field_strength,
                 mask,
-                object_mask=shape_mask,
-                predicted_field=predicted,
+                **of_shape,
             )
         return fit_echoes(
             magnitude,
@@ -223,9 +233,8 @@ class EchoFit(SimpleInterface):
             files.echo_times,
             files.field_strength,
             mask,
-            object_mask=shape_mask,
             voxel_size=geometry(files.mask)[1],
-            predicted_field=predicted,
+            **of_shape,
             workers=files.num_threads,
         )
 
@@ -258,10 +267,6 @@ class EchoFit(SimpleInterface):
             }
             record['echo_phase_size'] = float(fit.echo_phase.size.max())
         return record
-
-    def _shape_field(self, mask):
-        body = self._object_in_air()
-        return shape_field(body.mask, body.voxel_size, body.b0_dir, mask, self.inputs.num_threads)
 
     def _object_in_air(self):
         path = self.inputs.shape_mask
