@@ -18,7 +18,6 @@ from precondqsm_bids.numerics import (
     PriorFit,
     ShapeMask,
     b0_direction,
-    background_removal,
     bias_field,
     clusters,
     coefficient_errors,
@@ -31,16 +30,18 @@ from precondqsm_bids.numerics import (
     l2_inversion,
     noise_weights,
     pdf,
-    prior_fit,
     r2prime_prior,
     recombine,
     shape_mask,
+    solver,
     trusted_field,
     whole_map,
 )
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
+from precondqsm_bids.numerics.prior import fit as prior_fit
+from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 from precondqsm_bids.workflows.qsm import LONGER
 
@@ -227,7 +228,7 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     rich = name == 'contrast'
     with timed(seconds, 'background_removal'):
         floor = prior.inner_size if rich and variant.pdf_floor is None else variant.pdf_floor
-        floor = background_removal.FLOOR if floor is None else floor
+        floor = solver.FLOOR if floor is None else floor
         weights = noise_weights(fit.field_sd, stages.roi, floor)
         iterations = 30 * (LONGER if rich else 1)
         local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field

@@ -1640,7 +1640,7 @@ def _with_tissue(run: Run, segmentations: Sequence[_Segmentation]) -> tuple[Run,
     Of those that tell as many, one on the run's grid comes first, then shares before labels, then
     the order of the datasets.
     """
-    from precondqsm_bids.numerics.tissue import BRAIN_CLASSES
+    from precondqsm_bids.numerics.prior.tissue import BRAIN_CLASSES
 
     first = _load_grid(Path(run.sources[0]))
     found: list[tuple[Tissue, tuple[bool, int, bool, bool]]] = []
@@ -1694,7 +1694,7 @@ def _with_tissue(run: Run, segmentations: Sequence[_Segmentation]) -> tuple[Run,
 
 def _tissue(segmentation: _Segmentation, run: Run, first: _Grid) -> Tissue:
     """What a segmentation says, if its files can be taken to the grid of the run."""
-    from precondqsm_bids.numerics.tissue import tissue_class
+    from precondqsm_bids.numerics.prior.tissue import tissue_class
 
     files = segmentation.files
     label_classes = None

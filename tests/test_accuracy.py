@@ -18,7 +18,8 @@ from precondqsm_bids.numerics import (
     recombine,
     shape_mask,
 )
-from precondqsm_bids.numerics.prior_fit import contrast_cells, fit_prior
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
+from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 

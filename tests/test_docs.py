@@ -181,12 +181,12 @@ def test_functions_and_interfaces_of_the_stage_table_exist():
 def test_methods_state_the_defaults_of_the_code():
     from precondqsm_bids.numerics import (
         background_removal,
-        dipole,
         echo_phase,
         field_quality,
         phase,
         phase_offset,
-        prior_fit,
+        prior,
+        solver,
     )
     from precondqsm_bids.numerics.echo_fit import LEAST_SNR
     from precondqsm_bids.numerics.shape_mask import WHOLE
@@ -197,14 +197,14 @@ def test_methods_state_the_defaults_of_the_code():
     text = re.sub(r'\s+', ' ', read('docs/methods.md'))
     for statement in (
         f'{default(background_removal.pdf, "iterations")} is the default',
-        rf'({background_removal.FLOOR}\ \mathrm{{ppm}})^2',
-        f'plus {default(dipole.solver_grid, "margin")} voxels on every side',
+        rf'({solver.FLOOR}\ \mathrm{{ppm}})^2',
+        f'plus {default(solver.solver_grid, "margin")} voxels on every side',
         f'less than {100 * WHOLE:g} % filled',
-        f'The {default(prior_fit.fit_prior, "iterations")} iterations are split into '
-        f'{default(prior_fit.fit_prior, "rounds")} rounds',
-        f'{prior_fit.FLOOR} times the root mean square',
-        f'{prior_fit.OUTER_SIZE:g} ppm and 0 for sources outside',
-        *(' x '.join(map(str, scale.bins)) for scale in prior_fit.SCALES),
+        f'The {default(prior.fit.fit_prior, "iterations")} iterations are split into '
+        f'{default(prior.fit.fit_prior, "rounds")} rounds',
+        f'{prior.fit.FLOOR} times the root mean square',
+        f'{prior.fit.OUTER_SIZE:g} ppm and 0 for sources outside',
+        *(' x '.join(map(str, scale.bins)) for scale in prior.contrast.SCALES),
         f'if it has {phase.scale.LEAST_CODES} steps or more',
         f'of what it leaves exceed {phase_offset.MOST_MISFIT} rad (root mean square)',
         f'Less than {echo_phase.LEAST_SIZE} rad or ten standard errors',

@@ -9,7 +9,8 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
-from precondqsm_bids.numerics.background_removal import FLOOR, noise_weights, pdf
+from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.solver import FLOOR, noise_weights
 
 
 class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):

@@ -10,8 +10,8 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
-from precondqsm_bids.numerics.background_removal import noise_weights
 from precondqsm_bids.numerics.comparison import REVERSED, compare, r2star_agreement
+from precondqsm_bids.numerics.solver import noise_weights
 
 _FIELDS = ('local_field', 'conventional_local_field', 'chi', 'conventional_chi')
 

@@ -14,23 +14,15 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import b0_along, check_finite, geometry, load, save
-from precondqsm_bids.numerics.bias_field import bias_field
 from precondqsm_bids.numerics.dipole import forward_field
-from precondqsm_bids.numerics.prior_basis import (
-    further_cells,
-    map_by_tissue,
-    map_scale,
-    susceptibility_map,
-    tissue_parcels,
-)
-from precondqsm_bids.numerics.prior_fit import (
-    coefficient_errors,
-    contrast_cells,
-    fit_prior,
-    whole_map,
-)
-from precondqsm_bids.numerics.r2prime_prior import relaxivity
-from precondqsm_bids.numerics.tissue import class_means, contradictions
+from precondqsm_bids.numerics.prior.basis import whole_map
+from precondqsm_bids.numerics.prior.bias_field import bias_field
+from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
+from precondqsm_bids.numerics.prior.r2prime import relaxivity
+from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
 
 LEAST_SUPPORT = 0.01
 """Share of the local field's energy below which a prior is called not supported by the field."""

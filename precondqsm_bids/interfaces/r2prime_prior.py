@@ -13,8 +13,8 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.volumes import check_finite, load, save
-from precondqsm_bids.numerics.r2prime_prior import r2prime_prior, relaxivity
-from precondqsm_bids.numerics.tissue import R2_CITATION, literature_r2
+from precondqsm_bids.numerics.prior.r2prime import r2prime_prior, relaxivity
+from precondqsm_bids.numerics.prior.tissue import R2_CITATION, literature_r2
 
 R2_RANGE = (0.2, 2000.0)
 """1/s: the median R2 of a map lies within, or its unit is another."""

@@ -39,7 +39,7 @@ from precondqsm_bids.interfaces.files import write_atomic
 from precondqsm_bids.interfaces.roi_values import read_table
 from precondqsm_bids.interfaces.volumes import b0_along
 from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD, MOST_MISFIT, MOST_UNUSABLE
-from precondqsm_bids.numerics.r2prime_prior import relaxivity
+from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.roi_values import surrounding_label
 
 BRAIN_RELAXIVITY = (110.0, 274.0)

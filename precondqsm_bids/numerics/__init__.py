@@ -15,8 +15,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 ==================  ======================================================================
 """
 
-from precondqsm_bids.numerics.background_removal import BackgroundRemoval, noise_weights, pdf
-from precondqsm_bids.numerics.bias_field import bias_field
+from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
@@ -49,33 +48,29 @@ from precondqsm_bids.numerics.phase import (
     repair_phase,
     shape_field,
 )
-from precondqsm_bids.numerics.prior_basis import (
-    further_cells,
-    map_by_tissue,
-    map_scale,
-    susceptibility_map,
-    tissue_parcels,
-)
-from precondqsm_bids.numerics.prior_fit import (
+from precondqsm_bids.numerics.prior.basis import (
     Basis,
     Overlap,
-    PriorFit,
     clusters,
-    coefficient_errors,
     constant_parcels,
-    contrast_cells,
-    fit_prior,
     whole_map,
 )
-from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
-from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
-from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
-from precondqsm_bids.numerics.tissue import (
+from precondqsm_bids.numerics.prior.bias_field import bias_field
+from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
+from precondqsm_bids.numerics.prior.r2prime import R2PrimePrior, r2prime_prior, relaxivity
+from precondqsm_bids.numerics.prior.tissue import (
     class_means,
     contradictions,
     literature_r2,
     tissue_class,
+    tissue_parcels,
 )
+from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
+from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
+from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 __all__ = [

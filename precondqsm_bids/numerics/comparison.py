@@ -7,7 +7,8 @@ import numpy.typing as npt
 from scipy import fft
 
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
+from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies
+from precondqsm_bids.numerics.solver import solver_grid
 
 CONE = 0.1
 """``|D|`` below which a frequency lies in the cone that the field hardly tells of."""
@@ -177,7 +178,7 @@ def compare(
     b0_dir : (3,) array_like
         Direction of B0 along the voxel axes.
     weights : (X, Y, Z) ndarray, optional
-        See :func:`~precondqsm_bids.numerics.background_removal.noise_weights`.
+        See :func:`~precondqsm_bids.numerics.solver.noise_weights`.
     workers : int
         Threads of the Fourier transforms.
 

@@ -4,8 +4,6 @@ Everything here is linear in the susceptibility and dimensionless: ppm in, ppm o
 are the axes of the array; ``b0_dir`` is a unit vector along them (in mm, not in voxels).
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
@@ -336,43 +334,3 @@ class PrismConvolution:
             padded *= kernel
             plane[...] = fft.ifftn(padded, overwrite_x=True, workers=self.workers)[:n1, :n2]
         return fft.irfft(spectrum, n=m0, axis=0, workers=self.workers)[:n0]
-
-
-class DipoleGrid(NamedTuple):
-    """A region of interest on the grid of fast Fourier lengths that the solvers work on."""
-
-    box: tuple[slice, slice, slice]
-    """Part of the input that is kept."""
-    inner: tuple[slice, slice, slice]
-    """Where that part stands on the solver's grid."""
-    shape: tuple[int, int, int]
-    """Matrix of the solver's grid."""
-
-    def embed(self, volume: npt.NDArray) -> npt.NDArray[np.float32]:
-        """Copy of ``volume`` on the solver's grid, zero where it does not reach."""
-        out = np.zeros(self.shape, dtype=np.float32)
-        out[self.inner] = volume[self.box]
-        return out
-
-    def extract(self, volume: npt.NDArray, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Copy of ``volume`` back on the input's grid of ``shape``, zero outside the box."""
-        out = np.zeros(shape, dtype=np.float32)
-        out[self.box] = volume[self.inner]
-        return out
-
-
-def solver_grid(mask: npt.NDArray[np.bool_], margin: int = 12) -> DipoleGrid:
-    """Grid for cyclic convolutions: the region's box with ``margin`` voxels on every side.
-
-    The margin leaves room for sources outside the region, also where it touches the edge of
-    the field of view (a slab), and keeps the region apart from its own cyclic image. It depends
-    on the region alone, so that empty slices around an object change nothing.
-
-    >>> solver_grid(np.ones((20, 20, 11), bool), margin=4).shape
-    (30, 30, 20)
-    """
-    box = bounding_box(mask)
-    sizes = [s.stop - s.start for s in box]
-    n0, n1, n2 = (fft.next_fast_len(n + 2 * margin, real=True) for n in sizes)
-    i0, i1, i2 = (slice(margin, margin + n) for n in sizes)
-    return DipoleGrid(box, (i0, i1, i2), (n0, n1, n2))

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies, solver_grid
+from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies
+from precondqsm_bids.numerics.solver import solver_grid
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -17,22 +17,20 @@ from scipy import ndimage
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.bids import _reference
 from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
-from precondqsm_bids.numerics.bias_field import bias_field
+from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
-from precondqsm_bids.numerics.prior_basis import (
-    map_by_tissue,
-    susceptibility_map,
-    tissue_parcels,
-)
-from precondqsm_bids.numerics.prior_fit import contrast_cells, fit_prior
-from precondqsm_bids.numerics.r2prime_prior import r2prime_prior
+from precondqsm_bids.numerics.prior.bias_field import bias_field
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
+from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
+from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.shape_mask import shape_mask
-from precondqsm_bids.numerics.tissue import literature_r2
+from precondqsm_bids.numerics.solver import noise_weights
 
 SHAPE, TE = (16, 18, 15), [0.002, 0.005, 0.009]
 VOXEL_SIZE = (1.0, 1.2, 2.0)

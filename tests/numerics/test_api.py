@@ -12,8 +12,9 @@ from precondqsm_bids import numerics
 
 STAGES = {
     'echo_fit': ('fit_echoes', 'EchoFit'),
-    'r2prime_prior': ('r2prime_prior', 'R2PrimePrior'),
+    'prior.r2prime': ('r2prime_prior', 'R2PrimePrior'),
     'shape_mask': ('shape_mask', 'ShapeMask'),
+    'prior.fit': ('fit_prior', 'PriorFit'),
     'flattening': ('flatten_field', 'Flattening'),
     'background_removal': ('pdf', 'BackgroundRemoval'),
     'dipole_inversion': ('l2_inversion', 'DipoleInversion'),

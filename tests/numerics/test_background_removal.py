@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
-from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
+from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.dipole import dipole_kernel
+from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
 
 N = 40

@@ -13,8 +13,8 @@ from precondqsm_bids.numerics.dipole import (
     dipole_kernel,
     forward_field,
     prism_kernel,
-    solver_grid,
 )
+from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import cylinder_field
 
 OBLIQUE = np.array([0.3, -0.5, 0.8]) / np.linalg.norm([0.3, -0.5, 0.8])

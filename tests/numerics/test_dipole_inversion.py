@@ -6,7 +6,6 @@ from kernels import full_kernel
 from scipy import fft
 from scipy.sparse.linalg import LinearOperator, cg
 
-from precondqsm_bids.numerics.dipole import solver_grid
 from precondqsm_bids.numerics.dipole_inversion import (
     NO_CURVE,
     REG_WEIGHTS,
@@ -16,6 +15,7 @@ from precondqsm_bids.numerics.dipole_inversion import (
     least_risk,
     trusted_field,
 )
+from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
 
 TILTED = np.array([0.3, -0.4, 0.87]) / np.linalg.norm([0.3, -0.4, 0.87])

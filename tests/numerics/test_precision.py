@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from kernels import full_kernel
 
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
+from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.dipole import solver_grid
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
-from precondqsm_bids.numerics.prior_fit import FLOOR, OUTER_SIZE, SIZE, constant_parcels, fit_prior
+from precondqsm_bids.numerics.prior.basis import constant_parcels
+from precondqsm_bids.numerics.prior.fit import FLOOR, OUTER_SIZE, SIZE, fit_prior
+from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.3, -0.4, 0.87]) / np.linalg.norm([0.3, -0.4, 0.87])
 VOXEL_SIZE = np.array([1.0, 1.0, 1.5])

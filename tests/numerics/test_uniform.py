@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
-from precondqsm_bids.numerics.bias_field import bias_field
+from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.comparison import compare
 from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.flattening import flatten_field
-from precondqsm_bids.numerics.prior_basis import (
-    map_by_tissue,
-    susceptibility_map,
-    tissue_parcels,
-)
-from precondqsm_bids.numerics.prior_fit import coefficient_errors, contrast_cells, fit_prior
+from precondqsm_bids.numerics.prior.bias_field import bias_field
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
+from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
+from precondqsm_bids.numerics.prior.tissue import tissue_parcels
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.shape_mask import _without_spikes, shape_mask
+from precondqsm_bids.numerics.solver import noise_weights
 
 X = np.stack(np.indices((22, 22, 22))) - 10.5
 BALL = (X**2).sum(0) < 8**2

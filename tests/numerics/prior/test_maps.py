@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.prior_basis import (
-    map_by_tissue,
-    map_scale,
-    susceptibility_map,
-    tissue_parcels,
-)
-from precondqsm_bids.numerics.prior_fit import Scale, constant_parcels, contrast_cells, fit_prior
+from precondqsm_bids.numerics.prior.basis import constant_parcels
+from precondqsm_bids.numerics.prior.contrast import Scale, contrast_cells
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
+from precondqsm_bids.numerics.prior.tissue import tissue_parcels
 
 SHAPE, VOXEL_SIZE, B0_DIR = (32, 32, 28), (1.0, 1.0, 1.2), np.array([0.0, 0.28, 0.96])
 POINTS = np.stack(np.indices(SHAPE), axis=-1) - (np.array(SHAPE) - 1) / 2

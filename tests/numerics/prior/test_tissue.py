@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from precondqsm_bids.numerics.prior_basis import tissue_parcels
-from precondqsm_bids.numerics.prior_fit import fit_prior
-from precondqsm_bids.numerics.tissue import (
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.tissue import (
     CHI_ORDER,
     R2_LITERATURE,
     class_means,
     contradictions,
     literature_r2,
     tissue_class,
+    tissue_parcels,
 )
 from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.head_spec import HeadSpec

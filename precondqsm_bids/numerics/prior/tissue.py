@@ -1,4 +1,4 @@
-"""Tissue: what classes a segmentation has, and what the literature says of their R2."""
+"""Tissue: the classes of a segmentation as a prior, and what the literature says of them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.prior_basis import tissue_parcels
-from precondqsm_bids.numerics.prior_fit import Basis
+from precondqsm_bids.numerics.prior.basis import Basis, Overlap, balanced
 
 F32 = npt.NDArray[np.float32]
 
+LEAST_SHARE = 0.01
+"""Shares of a tissue in a voxel below this are left out."""
 _SIDES = {'left', 'right', 'lh', 'rh', 'l', 'r', 'bilateral'}
 _CLASSES = (
     ('WM-hypointensities', r'(wm|white matter) hyp\w+'),
@@ -37,22 +38,17 @@ _CLASSES = (
     ('vessel', r'vessels?|veins?'),
 )
 """Class and the names that mean it: words without their side, lower case. The first one counts."""
-
 _NOTHING = {'', 'background', 'bg', 'unknown', 'clear label'}
-
 BRAIN_CLASSES = tuple(name for name, _ in _CLASSES)
 """Classes that a segmentation's names are recognised as; other names are their own class."""
-
 R2_FIELD_STRENGTH = (2.7, 3.3)
 """T: the field strengths for which :data:`R2_LITERATURE` holds."""
-
 _IRON = {
     'GM': 2.92, 'caudate': 9.28, 'putamen': 13.32, 'pallidum': 21.3, 'thalamus': 4.76,
     'red-nucleus': 19.48, 'substantia-nigra': 18.46, 'dentate': 10.35,
 }  # fmt: skip
 """Iron, mg per 100 g of fresh tissue (prefrontal cortex for GM): Hallgren & Sourander, J Neurochem
 1958;3:41."""
-
 R2_LITERATURE = {
     **{name: round(12.7 + (25.8 - 12.7) / 21.3 * iron, 1) for name, iron in _IRON.items()},
     'WM': 18.0,
@@ -66,12 +62,10 @@ Sourander; the same paper measured 14.4/s in prefrontal cortex, where this gives
 in frontal white matter. CSF: T2 of 1.9 s around the brain and 2.4 s in the ventricles
 (PMC10696635).
 """
-
 R2_CITATION = (
     'Gelman N et al., Radiology 1999;210:759 (3 T), with the iron of Hallgren B and Sourander P, '
     'J Neurochem 1958;3:41'
 )
-
 _IRON_RICH = ('caudate', 'putamen', 'pallidum', 'red-nucleus', 'substantia-nigra', 'dentate')
 CHI_ORDER = (
     *(('WM', name, 0.01) for name in ('GM', 'thalamus', *_IRON_RICH)),
@@ -84,7 +78,6 @@ Yablonskiy, Proc Natl Acad Sci USA 2009;106:13558. Iron, of which the cortex has
 9 to 21 mg per 100 g (:data:`_IRON`), adds some 0.009 ppm each: Langkammer et al., NeuroImage
 2012;62:1593. The least differences are far below these, since age and disease change them.
 """
-
 LEAST_CLASS = 27
 """Voxels of a class below which its mean says nothing of it."""
 
@@ -115,6 +108,71 @@ def tissue_class(name: str) -> str | None:
         if re.fullmatch(pattern, plain):
             return known
     return plain.replace(' ', '-')
+
+
+def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_]) -> Basis:
+    """One constant (ppm) per tissue class, and one for what no class names.
+
+    Parcel ``c`` is class ``c + 1``, parcel ``count`` the rest. A voxel that several classes share
+    belongs to each with its share, ``b_c = p_c``, and to the rest with ``1 - sum_c p_c``.
+
+    Parameters
+    ----------
+    tissue : (X, Y, Z) ndarray of int or (X, Y, Z, C) ndarray
+        Class of each voxel, 1 to ``count`` (0: none), or the shares of the classes, 0 to 1.
+    count : int
+        Number of classes, C.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+
+    Returns
+    -------
+    Basis
+
+    Raises
+    ------
+    ValueError
+        Another shape than the mask's, other classes than 0 to ``count``, or no class in the mask.
+
+    Examples
+    --------
+    >>> tissue_parcels(np.array([[[1, 2, 0]]]), 2, np.ones((1, 1, 3), bool)).labels
+    array([[[0, 1, 2]]], dtype=int32)
+    >>> shares = np.array([[[[0.75, 0.25], [0.0, 1.0]]]])
+    >>> basis = tissue_parcels(shares, 2, np.ones((1, 1, 2), bool))
+    >>> basis.labels.tolist(), basis.weight.tolist(), basis.overlaps[0].labels.tolist()
+    ([[[0, 1]]], [[[0.75, 1.0]]], [1])
+    """
+    if tissue.shape[:3] != mask.shape:
+        raise ValueError(f'tissue {tissue.shape} and mask {mask.shape} differ in matrix size')
+    labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
+    if tissue.ndim == 3:
+        found = tissue[mask].astype(np.int32)
+        if found.size and not 0 <= found.min() <= found.max() <= count:
+            raise ValueError(
+                f'classes {found.min()} to {found.max()} are not among the {count} that have names'
+            )
+        if not np.any(found):
+            raise ValueError('no tissue class has a voxel in the region of interest')
+        labels[mask], weight[mask] = np.where(found > 0, found - 1, count), 1
+        return balanced(Basis(labels, weight, 0.0))
+    if tissue.shape[3] != count:
+        raise ValueError(f'{tissue.shape[3]} maps of shares for {count} classes')
+    shares = np.clip(tissue[mask].astype(np.float32), 0, None)
+    if not np.any(shares >= LEAST_SHARE):
+        raise ValueError('no tissue class has a voxel in the region of interest')
+    total = shares.sum(axis=1, keepdims=True)
+    shares = np.concatenate([shares / np.maximum(total, 1), np.clip(1 - total, 0, None)], axis=1)
+    order = np.argsort(-shares, axis=1, kind='stable').astype(np.int32)
+    ranked = np.take_along_axis(shares, order, axis=1)
+    labels[mask], weight[mask] = order[:, 0], ranked[:, 0]
+    voxels = np.flatnonzero(mask)
+    overlaps = []
+    for rank in range(1, count + 1):
+        used = np.flatnonzero(ranked[:, rank] >= LEAST_SHARE)
+        if used.size:
+            overlaps.append(Overlap(voxels[used], order[used, rank], ranked[used, rank]))
+    return balanced(Basis(labels, weight, 0.0, tuple(overlaps)))
 
 
 def literature_r2(

@@ -80,7 +80,7 @@ def test_a_large_region_is_thinned(monkeypatch):
     """A tenth of the voxels finds the coil that all of them find."""
     coil = loop_coil()
     echoes = measured(coil)
-    module = sys.modules['precondqsm_bids.numerics.bias_field']
+    module = sys.modules['precondqsm_bids.numerics.prior.bias_field']
     monkeypatch.setattr(module, 'MOST_VOXELS', np.count_nonzero(MASK) // 10)
     thinned = bias_field(*echoes, MASK)
     assert np.std(np.log(thinned[MASK]) - np.log(relative(coil))) < 0.015

@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from precondqsm_bids.numerics.background_removal import noise_weights, pdf
-from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
-from precondqsm_bids.numerics.prior_fit import (
-    FLOOR,
-    Basis,
-    Scale,
-    bin_edges,
-    clusters,
-    coefficient_errors,
-    constant_parcels,
-    contrast_cells,
-    fit_prior,
-    whole_map,
-)
+from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.dipole import dipole_kernel
+from precondqsm_bids.numerics.prior.basis import Basis, clusters, constant_parcels, whole_map
+from precondqsm_bids.numerics.prior.contrast import Scale, bin_edges, contrast_cells
+from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.fit import FLOOR, fit_prior
+from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.2, -0.3, 0.93]) / np.linalg.norm([0.2, -0.3, 0.93])
 N, VOXEL_SIZE = 21, (1.0, 1.0, 1.2)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.r2prime_prior import r2prime_prior, relaxivity
+from precondqsm_bids.numerics.prior.r2prime import r2prime_prior, relaxivity
 
 BOX = np.ones((5, 6, 7), bool)
 

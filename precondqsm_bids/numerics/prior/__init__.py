@@ -1,0 +1,1 @@
+"""Prior: a first estimate of the susceptibility, whose coefficients the field chooses."""

@@ -1,0 +1,237 @@
+"""Contrast prior: cells of the joint histogram of images and maps, in blocks of space."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from precondqsm_bids.numerics.prior.basis import Basis, Overlap
+
+F32 = npt.NDArray[np.float32]
+
+TRANSITION = 0.5
+"""Half width of the transition between two contrast cells, in widths of the narrower."""
+
+
+class Scale(NamedTuple):
+    """One scale of the contrast prior: histogram bins within blocks of space."""
+
+    block: float
+    """Edge of a block, mm; infinite for the whole region."""
+    bins: tuple[int, ...]
+    """Bins per contrast."""
+    centred: bool
+    """Whether a block lies at the centre of the region, or a wall."""
+
+
+SCALES = (
+    Scale(np.inf, (24, 12), False),
+    Scale(60.0, (8, 8), False),
+    Scale(30.0, (6, 6), True),
+    Scale(15.0, (4, 4), False),
+)
+
+
+def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
+    """Inner edges of ``bins`` bins, half by volume (quantiles) and half by value range.
+
+    Quantiles alone merge small objects of strong contrast, equal steps alone waste bins on
+    values that hardly occur. The range ends at the 0.1st and 99.9th percentile.
+
+    >>> bin_edges(np.arange(101.0), 4).round(1)
+    array([33.4, 50. , 66.6])
+    """
+    by_value = (bins - 1) // 2 + (bins - 1) % 2
+    by_volume = bins - 1 - by_value
+    shares = np.linspace(0, 100, by_volume + 2)[1:-1]
+    low, high, *quantiles = np.percentile(values, [0.1, 99.9, *shares])
+    equal = np.linspace(low, high, by_value + 2)[1:-1]
+    edges = np.unique(np.concatenate([equal, quantiles]))
+    return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
+
+
+def _outwards(x: npt.NDArray) -> npt.NDArray:
+    """Round away from zero, with some tolerance for zero itself."""
+    return np.where(np.abs(x) < 1e-6, 0, np.sign(x) * np.ceil(np.abs(x)))
+
+
+def contrast_cells(
+    contrasts: Sequence[npt.NDArray],
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    scales: Sequence[Scale] = SCALES,
+) -> list[Basis]:
+    """Cells of the contrasts' joint histogram times blocks of space, one basis per scale.
+
+    Static dephasing says that susceptibility is a function of R2'; here the field learns the
+    function, as one constant per cell, coarse over the whole region and finer in blocks.
+
+    Parameters
+    ----------
+    contrasts : sequence of (X, Y, Z) ndarray
+        Maps on one grid, such as R2* and the first magnitude, any unit. NaN where a map is not
+        known, as R2* of voxels without a second echo: they are a bin of their own, and not the
+        lowest.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    scales : sequence of Scale
+        Blocks and bins.
+
+    Returns
+    -------
+    list of Basis
+
+    Examples
+    --------
+    >>> r2star = np.arange(8.0).reshape(2, 2, 2)
+    >>> cells = contrast_cells([r2star], np.ones((2, 2, 2), bool), (1, 1, 1),
+    ...                        [Scale(np.inf, (4,), False)])
+    >>> cells[0].parcels
+    4
+    """
+    position = [
+        (index - np.mean(index)) * size
+        for index, size in zip(np.nonzero(mask), np.asarray(voxel_size, float), strict=True)
+    ]
+    values = [np.asarray(contrast)[mask] for contrast in contrasts]
+    voxels = np.flatnonzero(mask)
+    bases = []
+    for scale in scales:
+        block = np.zeros(voxels.size, np.int64)
+        if np.isfinite(scale.block):
+            for coordinate in position:
+                # Symmetric about the centre, with the other walls where no voxel is centred, so
+                # that the cells do not depend on the direction in which an axis is stored.
+                number = coordinate / (scale.block * 0.9987)
+                number = np.round(number) if scale.centred else _outwards(number)
+                number = (number - number.min()).astype(np.int64)
+                block = block * (number.max() + 1) + number
+        places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
+        bases.append(_soft_parcels(block, places, voxels, mask))
+    return bases
+
+
+def further_cells(
+    r2star: npt.NDArray,
+    further: Sequence[npt.NDArray],
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+) -> list[Basis]:
+    """Cells of the joint histogram of R2* and each further contrast, beside those of magnitude.
+
+    A histogram of all contrasts together would have cells of few voxels, or few bins for each of
+    them; the sum of a function of two and a function of two others keeps the bins.
+
+    Parameters
+    ----------
+    r2star : (X, Y, Z) ndarray
+        R2*, 1/s.
+    further : sequence of (X, Y, Z) ndarray
+        Images such as T1w, or maps such as R1, any unit.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+
+    Returns
+    -------
+    list of Basis
+        As many for each contrast as :func:`contrast_cells` has scales.
+
+    Examples
+    --------
+    >>> r2star, r1 = np.random.default_rng(0).random((2, 8, 8, 8))
+    >>> mask = np.ones(r1.shape, bool)
+    >>> len(further_cells(r2star, [r1], mask, (1, 1, 1)))
+    4
+    """
+    return [
+        basis
+        for contrast in further
+        for basis in contrast_cells([r2star, contrast], mask, voxel_size)
+    ]
+
+
+class _Places(NamedTuple):
+    """Where the voxels stand in the bins of one contrast."""
+
+    bins: npt.NDArray[np.int64]
+    """Bin of each voxel."""
+    other: npt.NDArray[np.int64]
+    """The neighbouring bin at its nearest edge."""
+    share: F32
+    """Share of that bin."""
+    number: int
+    """Number of bins."""
+
+
+def _places(values: npt.NDArray, bins: int) -> _Places:
+    """Bins of one contrast; values that are not known (NaN) are a bin of their own, the last."""
+    known = np.isfinite(values)
+    if known.all():
+        return _Places(*_soft_bin(values, bin_edges(values, bins)), bins)
+    found = np.full(values.size, bins, np.int64)
+    other, share = found.copy(), np.zeros(values.size, np.float32)
+    if known.any():
+        found[known], other[known], share[known] = _soft_bin(
+            values[known], bin_edges(values[known], bins)
+        )
+    return _Places(found, other, share, bins + 1)
+
+
+def _soft_bin(
+    values: npt.NDArray, edges: npt.NDArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]:
+    """Bin of each value, the neighbouring bin at its nearest edge, and the share of that bin.
+
+    The share is a half on the edge and falls to zero at ``TRANSITION`` widths from it: a value
+    that moves across an edge moves from one bin to the other by and by. Without this the rounding
+    of a float decides which cell a voxel belongs to, and by how much its prior jumps.
+    """
+    edges, values = edges.astype(np.float32), values.astype(np.float32, copy=False)
+    bins = np.digitize(values, edges)
+    if edges.size == 0:
+        return bins, bins, np.zeros(values.size, np.float32)
+    width = np.diff(edges) if edges.size > 1 else np.array([np.ptp(values) / 2])
+    width = np.minimum(np.append(width[0], width), np.append(width, width[-1]))
+    reach = np.maximum(TRANSITION * width, np.finfo(np.float32).tiny)
+    below, above = np.maximum(bins - 1, 0), np.minimum(bins, edges.size - 1)
+    from_below = np.abs(values - edges[below]) / reach[below]
+    from_above = np.abs(values - edges[above]) / reach[above]
+    from_below[bins == 0] = from_above[bins == edges.size] = np.inf
+    other = np.where(from_below < from_above, bins - 1, bins + 1)
+    share = np.float32(0.5) * np.clip(1 - np.minimum(from_below, from_above), 0, None)
+    return bins, other, share
+
+
+def _soft_parcels(
+    block: npt.NDArray[np.int64],
+    places: Sequence[_Places],
+    voxels: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+) -> Basis:
+    """Constants of the cells of bins times blocks, with overlaps where a voxel has two bins."""
+    entries = []
+    for corner in np.ndindex(*(2,) * len(places)):
+        key, weight = block, np.ones(voxels.size, np.float32)
+        for second, (here, other, share, number) in zip(corner, places, strict=True):
+            key = key * number + (other if second else here)
+            weight = weight * (share if second else 1 - share)
+        used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
+        entries.append((key[used], weight[used], voxels[used]))
+    used = np.zeros(
+        (int(block.max()) + 1) * int(np.prod([place.number for place in places])), bool
+    )
+    for key, _, _ in entries:
+        used[key] = True
+    parcel_of = np.cumsum(used, dtype=np.int32) - 1
+    own, *others = (parcel_of[key] for key, _, _ in entries)
+    labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
+    labels[mask], weight[mask] = own, entries[0][1]
+    overlaps = tuple(
+        Overlap(at, label, w) for label, (_, w, at) in zip(others, entries[1:], strict=True)
+    )
+    return Basis(labels, weight, 0.0, overlaps)

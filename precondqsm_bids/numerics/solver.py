@@ -1,0 +1,286 @@
+"""Solver: the grid of fast Fourier lengths, and conjugate gradients for the sources of a field.
+
+What the prior fit and the background removal share.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, sparse
+
+from precondqsm_bids.numerics.dipole import bounding_box, dipole_kernel
+
+F32 = npt.NDArray[np.float32]
+Result = TypeVar('Result')
+
+Columns = tuple[sparse.csr_array | None, sparse.sparray | None]
+PART_VOXELS = 1 << 16
+"""Voxels handled at a time between the convolutions."""
+RUNS = 4
+"""Runs of parts for each thread, between the convolutions."""
+FLOOR = 0.05
+"""What the model does not know of the field, ppm: it keeps strong sources, whose signal decays
+fast, from losing their say to the noise alone."""
+
+
+class DipoleGrid(NamedTuple):
+    """A region of interest on the grid of fast Fourier lengths that the solvers work on."""
+
+    box: tuple[slice, slice, slice]
+    """Part of the input that is kept."""
+    inner: tuple[slice, slice, slice]
+    """Where that part stands on the solver's grid."""
+    shape: tuple[int, int, int]
+    """Matrix of the solver's grid."""
+
+    def embed(self, volume: npt.NDArray) -> npt.NDArray[np.float32]:
+        """Copy of ``volume`` on the solver's grid, zero where it does not reach."""
+        out = np.zeros(self.shape, dtype=np.float32)
+        out[self.inner] = volume[self.box]
+        return out
+
+    def extract(self, volume: npt.NDArray, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Copy of ``volume`` back on the input's grid of ``shape``, zero outside the box."""
+        out = np.zeros(shape, dtype=np.float32)
+        out[self.box] = volume[self.inner]
+        return out
+
+
+def solver_grid(mask: npt.NDArray[np.bool_], margin: int = 12) -> DipoleGrid:
+    """Grid for cyclic convolutions: the region's box with ``margin`` voxels on every side.
+
+    The margin leaves room for sources outside the region, also where it touches the edge of
+    the field of view (a slab), and keeps the region apart from its own cyclic image. It depends
+    on the region alone, so that empty slices around an object change nothing.
+
+    >>> solver_grid(np.ones((20, 20, 11), bool), margin=4).shape
+    (30, 30, 20)
+    """
+    box = bounding_box(mask)
+    sizes = [s.stop - s.start for s in box]
+    n0, n1, n2 = (fft.next_fast_len(n + 2 * margin, real=True) for n in sizes)
+    i0, i1, i2 = (slice(margin, margin + n) for n in sizes)
+    return DipoleGrid(box, (i0, i1, i2), (n0, n1, n2))
+
+
+def noise_weights(
+    field_sd: npt.NDArray, mask: npt.NDArray[np.bool_], floor: float = FLOOR
+) -> npt.NDArray[np.float32]:
+    """Weights ``1 / sqrt(field_sd^2 + floor^2)``, scaled to a root mean square of one.
+
+    Parameters
+    ----------
+    field_sd : (X, Y, Z) ndarray
+        Standard deviation of the field, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest; the weight is zero outside.
+    floor : float
+        What the model does not know, ppm.
+
+    Examples
+    --------
+    >>> noise_weights(np.full((1, 1, 2), 0.1), np.ones((1, 1, 2), bool)).round(3)
+    array([[[1., 1.]]], dtype=float32)
+    """
+    variance = field_sd[mask].astype(np.float64) ** 2 + floor**2
+    positive = variance[variance > 0]
+    # A voxel without noise (simulated data) must not outweigh all others.
+    least = 1e-6 * np.median(positive) if positive.size else 1.0
+    values = 1 / np.sqrt(np.maximum(variance, least))
+    weights = np.zeros(mask.shape, np.float32)
+    weights[mask] = values / np.sqrt(np.mean(values**2))
+    return weights
+
+
+class Unknowns(NamedTuple):
+    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once."""
+
+    columns: sparse.csr_array
+    """``E s``: what each unknown, in units of its expected size, adds to each voxel of the mask's
+    box, ppm, (voxels, unknowns) of float32."""
+    values: npt.NDArray[np.float64]
+    """``y``, in units of the expected sizes: the start, and then the solution."""
+    parts: list[Columns]
+    """The columns as :meth:`DipoleSystem.split` has them."""
+
+    def chi(self, values: npt.NDArray) -> F32:
+        """``E s y``, ppm, one value per voxel of the mask's box."""
+        return self.columns @ values.astype(np.float32)
+
+
+class DipoleSystem:
+    """Least squares of a field over sources, ``min_x || W (f - D x) ||^2``, on the solver's grid.
+
+    Two convolutions an iteration. What lies between them is done in parts of a few planes that
+    stay in the processor's cache, on as many threads as the transforms have: at these sizes the
+    arithmetic waits for the memory.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    b0_dir : (3,) array_like
+        Direction of B0 along the voxel axes.
+    workers : int
+        Threads.
+    """
+
+    def __init__(
+        self,
+        mask: npt.NDArray[np.bool_],
+        voxel_size: npt.ArrayLike,
+        b0_dir: npt.ArrayLike,
+        workers: int = 1,
+    ):
+        self.grid = solver_grid(mask)
+        self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
+        self.workers = workers
+        n0, n1, n2 = self.grid.shape
+        planes = max(1, PART_VOXELS // (n1 * n2))
+        self._parts = [slice(i, min(i + planes, n0)) for i in range(0, n0, planes)]
+        first, *across = self.grid.inner
+        # What of each part lies in the mask's box: of some nothing does.
+        self._boxes = [(_overlap(part, first), *across) for part in self._parts]
+
+    def convolve(self, chi: F32) -> F32:
+        """Field (ppm) of ``chi`` (ppm), a new array."""
+        spectrum = fft.rfftn(chi, workers=self.workers)
+        spectrum *= self.kernel
+        return fft.irfftn(spectrum, s=self.grid.shape, overwrite_x=True, workers=self.workers)
+
+    def descend(
+        self,
+        sources: F32,
+        residual: F32,
+        w_squared: F32,
+        expected_squared: F32,
+        iterations: int,
+        unknowns: Unknowns | None = None,
+    ) -> float:
+        """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
+
+        Every unknown is expressed in units of its expected size, ``x = S y``. Written for ``x``
+        this is preconditioning by ``S S'``, which for single voxels is a product.
+
+        Parameters
+        ----------
+        sources : ndarray
+            ``x``, ppm, on the solver's grid: the start, and then the solution.
+        residual : ndarray
+            ``f - D x``, ppm.
+        w_squared : ndarray
+            ``W^2``.
+        expected_squared : ndarray
+            Square of the expected size of a voxel's source of its own; zero where there is none.
+        iterations : int
+            Conjugate-gradient iterations.
+        unknowns : Unknowns, optional
+            Further unknowns, whose values are updated in place too.
+
+        Returns
+        -------
+        float
+            Norm of the last gradient over that of the first.
+        """
+        gradient = self.convolve(w_squared * residual)
+        direction = np.zeros_like(gradient)
+        image = weighted = change = gradient
+        beta = step = 0.0
+        columns = unknowns.parts if unknowns else [(None, None)] * len(self._parts)
+        values = unknowns.values if unknowns else np.zeros(0)
+        pulled, towards = np.zeros_like(values), np.zeros_like(values)
+        single = pulled.astype(np.float32)
+
+        def pull(i: int) -> tuple[float, F32 | float]:
+            part, (_, transposed) = self._parts[i], columns[i]
+            g = gradient[part]
+            energy = float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
+            if transposed is None:
+                return energy, 0.0
+            return energy, transposed @ gradient[self._boxes[i]].reshape(-1)
+
+        def turn(i: int) -> None:
+            part, (rows, _) = self._parts[i], columns[i]
+            d = direction[part]
+            d *= np.float32(beta)
+            d += expected_squared[part] * gradient[part]
+            if rows is not None:
+                d = direction[self._boxes[i]]
+                d += (rows @ single).reshape(d.shape)
+
+        def weigh(i: int) -> float:
+            part = self._parts[i]
+            np.multiply(image[part], w_squared[part], out=weighted[part])
+            return float(np.sum(image[part] * weighted[part], dtype=np.float64))
+
+        def advance(i: int) -> tuple[float, F32 | float]:
+            part = self._parts[i]
+            sources[part] += np.float32(step) * direction[part]
+            residual[part] -= np.float32(step) * image[part]
+            gradient[part] -= np.float32(step) * change[part]
+            return pull(i)
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            # A few runs of parts for each thread: a thread that is held up delays no other.
+            count, runs = len(self._parts), RUNS * self.workers
+            shares = [range(k * count // runs, (k + 1) * count // runs) for k in range(runs)]
+
+            def each(function: Callable[[int], Result]) -> Iterator[Result]:
+                # In the order of the parts: no sum depends on the number of threads.
+                return chain(*pool.map(lambda share: [function(i) for i in share], shares))
+
+            def total(function: Callable[[int], tuple[float, F32 | float]]) -> float:
+                pulled[:] = energy = 0.0
+                for own, further in each(function):
+                    energy += own
+                    pulled[:] += further
+                return energy + float(np.sum(pulled**2))
+
+            energy = first = total(pull)
+            for _ in range(iterations):
+                if energy <= 1e-10 * first or energy == 0:
+                    break
+                single = pulled.astype(np.float32)
+                towards *= beta
+                towards += pulled
+                list(each(turn))
+                image = self.convolve(direction)
+                weighted = np.empty_like(image)
+                step = energy / sum(each(weigh))
+                change = self.convolve(weighted)
+                values += step * towards
+                previous, energy = energy, total(advance)
+                beta = energy / previous
+        return float(np.sqrt(energy / first)) if first > 0 else 0.0
+
+    def split(self, columns: sparse.csr_array) -> list[Columns]:
+        """The rows of each part of the box and their transpose, or None where they are empty."""
+        out: list[Columns] = []
+        done = 0
+        for box in self._boxes:
+            out.append((None, None))
+            count = int(np.prod([s.stop - s.start for s in box]))
+            start = columns.indptr[done : done + count + 1]
+            done += count
+            if start[0] < start[-1]:
+                entries = slice(start[0], start[-1])
+                rows = sparse.csr_array(
+                    (columns.data[entries], columns.indices[entries], start - start[0]),
+                    shape=(count, columns.shape[1]),
+                )
+                # One entry in a voxel: a copy by columns is small, and sums in a register.
+                few = rows.nnz <= rows.shape[0]
+                out[-1] = rows, rows.T.tocsr() if few else rows.T
+        return out
+
+
+def _overlap(one: slice, other: slice) -> slice:
+    """What two slices have in common, empty if that is nothing."""
+    start = max(one.start, other.start)
+    return slice(start, max(start, min(one.stop, other.stop)))
