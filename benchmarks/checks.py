@@ -16,7 +16,7 @@ from precondqsm_bids.numerics import (
     pdf,
 )
 from precondqsm_bids.numerics.dipole import dipole_kernel
-from precondqsm_bids.numerics.prior.fit import FLOOR
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
 from precondqsm_bids.phantom.tubes import simulate_tubes
@@ -99,7 +99,7 @@ def long_way(spec):
     field_sd = stages.fit.field_sd
     used = fit_prior(field, [basis], *stages.geometry, field_sd, workers=WORKERS)
     size = used.inner_size
-    weights = noise_weights(field_sd, roi, FLOOR * size)
+    weights = noise_weights(field_sd, roi, MODEL_ERROR * size)
 
     grid = solver_grid(roi)
     kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)

@@ -56,17 +56,17 @@ RIM = 5
 class Variant(NamedTuple):
     """Departures from the workflow, to show what they cost."""
 
-    pdf_floor: float | None = None
+    pdf_model_error: float | None = None
     """Floor of the noise weights in PDF, ppm; None: the expected size after contrast."""
-    fit_floor: float = prior_fit.FLOOR
+    fit_model_error: float = prior_fit.MODEL_ERROR
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
     """Factor on the expected size of the fitted susceptibility, which must be given."""
-    own_sources: bool = True
+    free_voxels: bool = True
     """Whether what the contrast prior leaves gives it sources of their own."""
     bias_field: bool = True
     """Whether the magnitude's bias field is removed before it makes cells."""
-    hold_down: bool | None = None
+    suppress_noise: bool | None = None
     """Whether the residual is held down where it is no more than noise; None: after contrast."""
 
 
@@ -97,7 +97,7 @@ class Arm(NamedTuple):
     parcels: int
     errors: np.ndarray | None
     local_field: np.ndarray
-    hold_down: bool
+    suppress_noise: bool
     inversion: DipoleInversion
     seconds: dict
 
@@ -167,7 +167,7 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
         bases = [clusters(stages.theory, stages.roi)]
     else:
         bases = [whole_map(stages.theory, stages.roi)]
-    with mock.patch.object(prior_fit, 'FLOOR', variant.fit_floor):
+    with mock.patch.object(prior_fit, 'MODEL_ERROR', variant.fit_model_error):
         fit = fit_prior(
             field,
             bases,
@@ -175,7 +175,7 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
             stages.fit.field_sd,
             stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
             inner_size=inner_size,
-            own_sources=name == 'contrast' and variant.own_sources,
+            free_voxels=name == 'contrast' and variant.free_voxels,
             workers=WORKERS,
         )
     return fit, bases, field
@@ -227,19 +227,23 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
             ).flattened_field
     rich = name == 'contrast'
     with timed(seconds, 'background_removal'):
-        floor = prior.inner_size if rich and variant.pdf_floor is None else variant.pdf_floor
-        floor = solver.FLOOR if floor is None else floor
-        weights = noise_weights(fit.field_sd, stages.roi, floor)
+        model_error = (
+            prior.inner_size
+            if rich and variant.pdf_model_error is None
+            else variant.pdf_model_error
+        )
+        model_error = solver.MODEL_ERROR if model_error is None else model_error
+        weights = noise_weights(fit.field_sd, stages.roi, model_error)
         iterations = 30 * (LONGER if rich else 1)
         local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
-    hold_down = rich if variant.hold_down is None else variant.hold_down
+    suppress_noise = rich if variant.suppress_noise is None else variant.suppress_noise
     with timed(seconds, 'dipole_inversion'):
         rule = 'l-curve' if name == 'conventional' else 'risk'
-        inversion = invert(local, stages, hold_down, rule)
-    return Arm(name, prior, prior_chi, parcels, errors, local, hold_down, inversion, seconds)
+        inversion = invert(local, stages, suppress_noise, rule)
+    return Arm(name, prior, prior_chi, parcels, errors, local, suppress_noise, inversion, seconds)
 
 
-def invert(local_field, stages, hold_down, rule):
+def invert(local_field, stages, suppress_noise, rule):
     """The dipole inversion as the workflow calls it."""
     return l2_inversion(
         local_field,
@@ -247,7 +251,7 @@ def invert(local_field, stages, hold_down, rule):
         field_sd=stages.fit.field_sd,
         workers=WORKERS,
         rule=rule,
-        hold_down=hold_down,
+        suppress_noise=suppress_noise,
     )
 
 
@@ -266,7 +270,7 @@ def corner(arm, stages):
 
 def risk(arm, stages):
     """The least expected error, the noise being read in the dipole's cone."""
-    return invert(arm.local_field, stages, arm.hold_down, 'risk').reg_weight
+    return invert(arm.local_field, stages, arm.suppress_noise, 'risk').reg_weight
 
 
 def convex_corner(arm, stages):
@@ -297,7 +301,7 @@ class Division:
     def __init__(self, arm, stages):
         roi, voxel_size, b0_dir = stages.geometry
         field = arm.local_field
-        if arm.hold_down:
+        if arm.suppress_noise:
             field = trusted_field(field, stages.fit.field_sd, roi)
         self.roi, self.grid = roi, solver_grid(roi)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)

@@ -101,12 +101,12 @@ CASES = (
     Case('no-r2prime', "R2' of zero: R2* shows nothing", replace(DEFAULT, relaxivity_scale=0.0)),
 )
 VARIANTS = {
-    'fit-no-floor': ('contrast', Variant(pdf_floor=0.0, fit_floor=0.0)),
+    'fit-no-floor': ('contrast', Variant(pdf_model_error=0.0, fit_model_error=0.0)),
     'shaded': ('contrast', Variant(bias_field=False)),
-    'no-own-sources': ('contrast', Variant(own_sources=False)),
-    'hold-nothing': ('contrast', Variant(hold_down=False)),
-    'pdf-no-floor': ('none', Variant(pdf_floor=0.0)),
-    'hold-theory': ('none', Variant(hold_down=True)),
+    'no-own-sources': ('contrast', Variant(free_voxels=False)),
+    'hold-nothing': ('contrast', Variant(suppress_noise=False)),
+    'pdf-no-floor': ('none', Variant(pdf_model_error=0.0)),
+    'hold-theory': ('none', Variant(suppress_noise=True)),
     'size-tenth': ('contrast', Variant(size_factor=0.1)),
     'size-tenfold': ('contrast', Variant(size_factor=10.0)),
 }

@@ -198,12 +198,12 @@ def test_methods_state_the_defaults_of_the_code():
     text = re.sub(r'\s+', ' ', read('docs/methods.md'))
     for statement in (
         f'{default(background_removal.pdf, "iterations")} is the default',
-        rf'({solver.FLOOR}\ \mathrm{{ppm}})^2',
+        rf'({solver.MODEL_ERROR}\ \mathrm{{ppm}})^2',
         f'plus {default(solver.solver_grid, "margin")} voxels on every side',
         f'less than {100 * WHOLE:g} % filled',
         f'The {default(prior.fit.fit_prior, "iterations")} iterations are split into '
         f'{default(prior.fit.fit_prior, "rounds")} rounds',
-        f'{prior.fit.FLOOR} times the root mean square',
+        f'{prior.fit.MODEL_ERROR} times the root mean square',
         f'{prior.fit.OUTER_SIZE:g} ppm and 0 for sources outside',
         *(' x '.join(map(str, scale.bins)) for scale in prior.contrast.SCALES),
         f'if it has {phase.scale.LEAST_CODES} steps or more',

@@ -10,16 +10,16 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
 from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.solver import FLOOR, noise_weights
+from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 
 class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
     field = File(exists=True, mandatory=True, desc='measured or flattened field, ppm')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
     mask = File(exists=True, mandatory=True, desc='region of interest')
-    floor = traits.Range(
+    model_error = traits.Range(
         0.0,
-        value=FLOOR,
+        value=MODEL_ERROR,
         exclude_low=True,
         usedefault=True,
         desc='what the model does not know of the field, ppm, for the weights',
@@ -45,7 +45,7 @@ class BackgroundRemoval(SimpleInterface):
         mask = load(self.inputs.mask, bool)
         weights = None
         if self.inputs.field_sd:
-            weights = noise_weights(load(self.inputs.field_sd), mask, self.inputs.floor)
+            weights = noise_weights(load(self.inputs.field_sd), mask, self.inputs.model_error)
         result = pdf(
             load(self.inputs.field),
             mask,
@@ -61,6 +61,6 @@ class BackgroundRemoval(SimpleInterface):
             'iterations': self.inputs.iterations,
             'relative_residual': result.relative_residual,
             'noise_weights': weights is not None,
-            'floor': self.inputs.floor if weights is not None else None,
+            'model_error': self.inputs.model_error if weights is not None else None,
         }
         return runtime

@@ -640,7 +640,7 @@ def describe_prior(fit: Mapping[str, Any]) -> str:
         number = prior['parcels']
         many = f'{number} coefficient' + ('s' if number > 1 else '')
         terms.append(f'{word} ({many}, {100 * prior["explained"]:.1f} % of the local field)')
-    if own := fit.get('own_sources'):
+    if own := fit.get('free_voxels'):
         share = f'{100 * own["explained"]:.1f} % of the local field'
         terms.append(f'sources of their own ({own["voxels"]} voxels, {share})')
     return ' + '.join(terms) + ', fitted to the field'

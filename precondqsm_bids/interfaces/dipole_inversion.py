@@ -20,7 +20,7 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
     rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm')
-    hold_down = traits.Bool(
+    suppress_noise = traits.Bool(
         False, usedefault=True, desc='hold down what of the field is no more than noise'
     )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
@@ -51,7 +51,7 @@ class DipoleInversion(SimpleInterface):
             load(self.inputs.field_sd) if self.inputs.field_sd else None,
             self.inputs.num_threads,
             rule=self.inputs.rule,
-            hold_down=self.inputs.hold_down,
+            suppress_noise=self.inputs.suppress_noise,
         )
         self._results['chi'] = save(result.chi, self.inputs.local_field, runtime.cwd, 'chi')
         curve = result.curve
@@ -74,7 +74,7 @@ class DipoleInversion(SimpleInterface):
             'reg_weight': weight,
             'rule': self.inputs.rule if given is None else 'given',
             'corner': corner,
-            'held_down': bool(self.inputs.field_sd) and self.inputs.hold_down,
+            'noise_suppressed': bool(self.inputs.field_sd) and self.inputs.suppress_noise,
             'warnings': list(curve.warnings)
             if curve is NO_CURVE or (given is None and self.inputs.rule == 'l-curve')
             else [],

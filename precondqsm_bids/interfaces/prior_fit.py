@@ -70,7 +70,7 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     further_contrasts = InputMultiPath(
         File(exists=True), desc='maps whose joint histogram with the first contrast makes cells'
     )
-    own_sources = traits.Bool(
+    free_voxels = traits.Bool(
         False, usedefault=True, desc='whether what the fit leaves gives the prior own sources'
     )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
@@ -114,7 +114,7 @@ class PriorFit(SimpleInterface):
             field_sd := load(self.inputs.field_sd),
             load(self.inputs.shape_sd) if self.inputs.shape_sd else None,
             self.inputs.iterations,
-            own_sources=self.inputs.own_sources,
+            free_voxels=self.inputs.free_voxels,
             workers=threads,
         )
         self._results['prior_chi'] = save(fit.prior_chi, source, runtime.cwd, 'prior_chi')
@@ -129,7 +129,7 @@ class PriorFit(SimpleInterface):
         for name, group in bases.items():
             here = slice(number, number + len(group))
             number += len(group)
-            share = sum(fit.shares[here])
+            share = sum(fit.fractions[here])
             priors[name] = {
                 'parcels': sum(basis.parcels for basis in group),
                 'explained': share,
@@ -154,10 +154,10 @@ class PriorFit(SimpleInterface):
         if 'contrast' in priors:
             record['combined_magnitude'] = self._combined()
             record['bias_field'] = shading
-        if self.inputs.own_sources:
-            record['own_sources'] = {
-                'voxels': int(np.count_nonzero(fit.own_chi)),
-                'explained': fit.shares[-1],
+        if self.inputs.free_voxels:
+            record['free_voxels'] = {
+                'voxels': int(np.count_nonzero(fit.free_chi)),
+                'explained': fit.fractions[-1],
             }
         if isdefined(self.inputs.further_contrasts):
             record['further_contrasts'] = [

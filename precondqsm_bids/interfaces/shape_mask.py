@@ -26,7 +26,7 @@ from precondqsm_bids.numerics.shape_mask import (
     LEAST_SURFACE,
     WHOLE,
     shape_mask,
-    surface_share,
+    surface_fraction,
 )
 
 NO_AIR_WORDS = (
@@ -97,7 +97,7 @@ class ShapeMask(SimpleInterface):
                     f'region of interest, fewer than {LEAST_REGION}: give a smaller --mask-erosion'
                 )
         whole_view = bool(shape.shape_mask.all())
-        share = surface_share(roi, shape.shape_mask) if given or whole_view else 1.0
+        share = surface_fraction(roi, shape.shape_mask) if given or whole_view else 1.0
         used = np.float32(share >= LEAST_SURFACE)
         for name, data in (
             ('shape_mask', shape.shape_mask),
@@ -116,7 +116,7 @@ class ShapeMask(SimpleInterface):
             'mask': Path(self.inputs.mask).name if given else 'auto',
             'erosion': self.inputs.erosion,
             'eroded_voxels': int(whole - np.count_nonzero(roi)),
-            'surface_share': share,
+            'surface_fraction': share,
             'shape_used': bool(used),
             'warnings': [NO_AIR_WORDS] if whole_view else [],
         }

@@ -69,7 +69,7 @@ from precondqsm_bids.numerics.prior.tissue import (
     tissue_parcels,
 )
 from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
-from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
+from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_fraction
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
@@ -130,7 +130,7 @@ __all__ = [
     'repair_phase',
     'shape_field',
     'shape_mask',
-    'surface_share',
+    'surface_fraction',
     'susceptibility_map',
     'tissue_class',
     'tissue_parcels',

@@ -334,7 +334,7 @@ def l2_inversion(
     workers: int = 1,
     *,
     rule: str = 'l-curve',
-    hold_down: bool = True,
+    suppress_noise: bool = True,
 ) -> DipoleInversion:
     """Susceptibility by closed-form regularised division in k-space.
 
@@ -365,7 +365,7 @@ def l2_inversion(
         Threads of the Fourier transforms.
     rule : {'l-curve', 'risk'}
         The corner of the L-curve, or :func:`least_risk`.
-    hold_down : bool
+    suppress_noise : bool
         Whether the field goes through :func:`trusted_field` first, if ``field_sd`` is given. For
         the residual of a fitted prior only.
 
@@ -399,7 +399,7 @@ def l2_inversion(
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
     if rule not in RULES:
         raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
-    if field_sd is not None and hold_down:
+    if field_sd is not None and suppress_noise:
         local_field = trusted_field(local_field, field_sd, mask)
     if np.abs(local_field[mask]).max() <= NOTHING:
         weight = np.nan if reg_weight is None else float(reg_weight)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from precondqsm_bids.numerics.bodies import bodies
 
 F32 = npt.NDArray[np.float32]
-LEAST_SHARE = 0.01
+LEAST_FRACTION = 0.01
 """Share of the reference's voxels from which a body holds it: a few that a segmentation left in
 another body are no reference for that."""
 
@@ -100,7 +100,7 @@ def recombine(
             raise ValueError('the reference has no voxel inside the region of interest')
     of_body = bodies(mask)
     count = np.bincount(of_body[mask if region is None else region], minlength=of_body.max() + 1)
-    least = max(1, LEAST_SHARE * int(count[1:].sum()))
+    least = max(1, LEAST_FRACTION * int(count[1:].sum()))
     found = tuple(
         _refer(chi, of_body == number, region, region is not None and count[number] >= least)
         for number in range(1, of_body.max() + 1)

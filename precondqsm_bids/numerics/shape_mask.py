@@ -310,7 +310,7 @@ def _object(
     return _fill_holes(large, magnitude, threshold / 2, voxel_size)
 
 
-def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
+def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
     """Share of the region's border that lies within three voxels of the object's surface.
 
     1 for the object itself, near 0 for a brain within its head, and 0 for an object without a
@@ -327,7 +327,7 @@ def surface_share(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bo
     --------
     >>> shape = np.zeros((20, 20, 20), bool); shape[2:18, 2:18, 2:18] = True
     >>> roi = np.zeros((20, 20, 20), bool); roi[7:13, 7:13, 7:13] = True
-    >>> surface_share(roi, shape), surface_share(shape, shape)
+    >>> surface_fraction(roi, shape), surface_fraction(shape, shape)
     (0.0, 1.0)
     """
     surface = _surface(shape_mask, depth=3)

@@ -22,7 +22,7 @@ PART_VOXELS = 1 << 16
 """Voxels handled at a time between the convolutions."""
 RUNS = 4
 """Runs of parts for each thread, between the convolutions."""
-FLOOR = 0.05
+MODEL_ERROR = 0.05
 """What the model does not know of the field, ppm: it keeps strong sources, whose signal decays
 fast, from losing their say to the noise alone."""
 
@@ -68,9 +68,9 @@ def solver_grid(mask: npt.NDArray[np.bool_], margin: int = 12) -> DipoleGrid:
 
 
 def noise_weights(
-    field_sd: npt.NDArray, mask: npt.NDArray[np.bool_], floor: float = FLOOR
+    field_sd: npt.NDArray, mask: npt.NDArray[np.bool_], model_error: float = MODEL_ERROR
 ) -> npt.NDArray[np.float32]:
-    """Weights ``1 / sqrt(field_sd^2 + floor^2)``, scaled to a root mean square of one.
+    """Weights ``1 / sqrt(field_sd^2 + model_error^2)``, scaled to a root mean square of one.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def noise_weights(
         Standard deviation of the field, ppm.
     mask : (X, Y, Z) ndarray of bool
         Region of interest; the weight is zero outside.
-    floor : float
+    model_error : float
         What the model does not know, ppm.
 
     Examples
@@ -86,7 +86,7 @@ def noise_weights(
     >>> noise_weights(np.full((1, 1, 2), 0.1), np.ones((1, 1, 2), bool)).round(3)
     array([[[1., 1.]]], dtype=float32)
     """
-    variance = field_sd[mask].astype(np.float64) ** 2 + floor**2
+    variance = field_sd[mask].astype(np.float64) ** 2 + model_error**2
     positive = variance[variance > 0]
     # A voxel without noise (simulated data) must not outweigh all others.
     least = 1e-6 * np.median(positive) if positive.size else 1.0

@@ -139,7 +139,7 @@ def _stages(method, one_echo, phase_difference):
         stages['prior_fit'] = PriorFit(
             priors=list(method.prior),
             fit=method.fit or 'none',
-            own_sources=method.describes_interior,
+            free_voxels=method.describes_interior,
         )
     stages['flattening'] = FlattenField()
     for arm in method.arms:
@@ -147,7 +147,7 @@ def _stages(method, one_echo, phase_difference):
         stages |= {
             f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
-                rule=arm.rule, hold_down=arm.suppress_noise, **given
+                rule=arm.rule, suppress_noise=arm.suppress_noise, **given
             ),
             f'{arm.prefix}recombination': Recombination(reference=method.reference),
         }
@@ -253,7 +253,7 @@ def _arm_edges(method, arm: Arm):
     return [
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
-        (estimate, pdf, [('expected_size', 'floor')] * method.describes_interior),
+        (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),

@@ -154,7 +154,7 @@ def test_shape_is_left_out_where_the_mask_lies_inside_the_object(data, tmp_path)
     assert not result['shape_sd'].any()
     assert result['record']['shape_used'] is False
     assert result['inner'] is True
-    assert result['record']['surface_share'] < 0.5
+    assert result['record']['surface_fraction'] < 0.5
     assert result['shape_mask'].any()
 
 
@@ -455,7 +455,7 @@ def test_r2_that_cannot_be(data, tmp_path, inputs, message):
     ids=lambda value: value if isinstance(value, str) else '+'.join(value),
 )
 def test_prior_fit(data, tmp_path, priors, fit):
-    own_sources = inner = priors == ['contrast']
+    free_voxels = inner = priors == ['contrast']
     first = data.magnitude[..., 0]
     second = np.sqrt(np.sum(data.magnitude**2, axis=-1)) if inner else first
     unshaded = second / bias_field(second, data.r2star, data.mask)
@@ -477,7 +477,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
         tissue_names=TISSUE,
         field_strength=3.0,
         iterations=12,
-        own_sources=own_sources,
+        free_voxels=free_voxels,
         combined_magnitude=data.file('combined', np.sqrt(np.sum(data.magnitude**2, axis=-1))),
         inner=inner,
     )
@@ -495,7 +495,7 @@ def test_prior_fit(data, tmp_path, priors, fit):
     ]
     bases = [basis for group in groups for basis in group]
     flat = data.field - forward_field(shape_chi, VOXEL_SIZE, B0_DIR, data.mask)
-    keywords = {'iterations': 12, 'own_sources': own_sources}
+    keywords = {'iterations': 12, 'free_voxels': free_voxels}
     expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, **keywords)
     scale = np.abs(expected.prior_chi).max()
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.01 * scale)
@@ -505,11 +505,11 @@ def test_prior_fit(data, tmp_path, priors, fit):
         assert prior['parcels'] == sum(basis.parcels for basis in group)
         assert prior['supported'] == (prior['explained'] >= 0.01)
     shares = sum(prior['explained'] for prior in record['priors'].values())
-    assert ('own_sources' in record) == own_sources
+    assert ('free_voxels' in record) == free_voxels
     assert record.get('combined_magnitude', False) == inner
-    if own_sources:
-        assert record['own_sources']['voxels'] == np.count_nonzero(expected.own_chi)
-        shares += record['own_sources']['explained']
+    if free_voxels:
+        assert record['free_voxels']['voxels'] == np.count_nonzero(expected.free_chi)
+        shares += record['free_voxels']['explained']
     assert shares == pytest.approx(record['explained'], abs=1e-3)
     assert len(record['warnings']) == sum(not p['supported'] for p in record['priors'].values())
     finest = max(bases, key=lambda basis: basis.parcels)
@@ -655,7 +655,7 @@ def test_thirty_iterations_of_background_removal_by_default():
 def test_dipole_inversion(data, tmp_path, given, weighted):
     inputs = {} if given is None else {'reg_weight': given}
     if weighted:
-        inputs |= {'field_sd': data.file('sd'), 'hold_down': True}
+        inputs |= {'field_sd': data.file('sd'), 'suppress_noise': True}
     result = run(
         interfaces.DipoleInversion,
         tmp_path,

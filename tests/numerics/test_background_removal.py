@@ -225,12 +225,12 @@ def test_noise_weights():
     sd[0] = 0.04
     mask = np.ones(sd.shape, bool)
     mask[1, 2] = False
-    weights = noise_weights(sd, mask, floor=0.0)
+    weights = noise_weights(sd, mask, model_error=0.0)
     assert weights[1, 0, 0] / weights[0, 0, 0] == pytest.approx(4)
     assert np.mean(weights[mask].astype(float) ** 2) == pytest.approx(1)
     assert np.all(weights[~mask] == 0)
     # what the model does not know levels them: sqrt(0.04^2 + 0.03^2) = 0.05
-    floor = noise_weights(sd, mask, floor=0.03)
+    floor = noise_weights(sd, mask, model_error=0.03)
     assert floor[1, 0, 0] / floor[0, 0, 0] == pytest.approx(0.05 / np.hypot(0.01, 0.03))
 
 

@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.prior.basis import constant_parcels
-from precondqsm_bids.numerics.prior.fit import FLOOR, OUTER_SIZE, SIZE, fit_prior
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, OUTER_SIZE, SIZE, fit_prior
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.3, -0.4, 0.87]) / np.linalg.norm([0.3, -0.4, 0.87])
@@ -116,7 +116,7 @@ def test_prior_fit(iterations, tolerance):
         parcels = SIZE * size * np.bincount(labels, pulled[INSIDE], cells.parcels)
         return np.concatenate([OUTER_SIZE * pulled[~INSIDE], parcels])
 
-    weights = embed(noise_weights(SD, MASK, FLOOR * size))
+    weights = embed(noise_weights(SD, MASK, MODEL_ERROR * size))
     found, _ = descend(apply, adjoint, embed(FIELD * MASK), weights, iterations)
     prior = volume_of((SIZE * size * found[outside:])[labels], INSIDE)
     prior[INSIDE] -= np.median(prior[INSIDE])

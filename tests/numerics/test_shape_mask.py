@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from precondqsm_bids.numerics.dipole import forward_field
-from precondqsm_bids.numerics.shape_mask import filled_fraction, shape_mask, surface_share
+from precondqsm_bids.numerics.shape_mask import filled_fraction, shape_mask, surface_fraction
 
 STEP = -9.05 - 0.36  # water against air, Schenck 1996
 
@@ -152,11 +152,11 @@ def near(mask, voxels):
 def test_share_of_the_surface():
     magnitude, depth, _, _ = layered_head()
     shape = shape_mask(noisy(magnitude, 60), voxel_size=(2, 2, 2))
-    assert surface_share(shape.shape_mask, shape.shape_mask) == 1
-    assert surface_share((depth >= 6) & shape.roi_mask, shape.shape_mask) < 0.3
+    assert surface_fraction(shape.shape_mask, shape.shape_mask) == 1
+    assert surface_fraction((depth >= 6) & shape.roi_mask, shape.shape_mask) < 0.3
     # a slab of the object still has the object's surface
     slab = shape.shape_mask[:, :, 24:40]
-    assert surface_share(slab, slab) == 1
+    assert surface_fraction(slab, slab) == 1
 
 
 def test_bright_inclusion_does_not_set_the_threshold():

@@ -55,7 +55,7 @@ def test_the_chain_of_a_field_that_is_zero(prior, sd):
     """Sources of zero have a field of zero: map, prior and residual are uniform."""
     noise = np.full(BALL.shape, sd, np.float32)
     found = bases(prior)
-    fit = fit_prior(ZERO, found, BALL, *VIEW, noise, own_sources=True)
+    fit = fit_prior(ZERO, found, BALL, *VIEW, noise, free_voxels=True)
     assert all(np.isfinite(values).all() for values in fit.coefficients)
     flat = flatten_field(ZERO, fit.prior_chi, BALL, *VIEW)
     weights = noise_weights(noise, BALL)

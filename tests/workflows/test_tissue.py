@@ -82,7 +82,7 @@ def test_tissue(reconstruct, truth):
         assert values[name] - values['WM'] == pytest.approx(means[name] - means['WM'], abs=0.015)
     assert fit['priors']['tissue']['supported']
     assert not fit['warnings']
-    explained = fit['priors']['tissue']['explained'] + fit['own_sources']['explained']
+    explained = fit['priors']['tissue']['explained'] + fit['free_voxels']['explained']
     assert explained == pytest.approx(fit['explained'], abs=1e-4)
     assert 'bids:truth:sub-01/anat/sub-01_desc-tissues_dseg.nii.gz' in sidecar['Sources']
     reference = sidecar['Reference']
@@ -110,7 +110,7 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
     assert priors['contrast']['parcels'] > 1000 > priors['tissue']['parcels'] == 4
     assert not record['prior_fit']['combined_magnitude']  # the border is the head's surface
     total = sum(prior['explained'] for prior in priors.values())
-    total += record['prior_fit']['own_sources']['explained']
+    total += record['prior_fit']['free_voxels']['explained']
     assert total == pytest.approx(record['prior_fit']['explained'], abs=1e-3)
     assert record['r2prime_prior']['r2_source'].startswith('literature')
     assert sum('probseg' in source for source in sidecar['Sources']) == 3

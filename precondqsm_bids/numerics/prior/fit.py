@@ -18,13 +18,13 @@ OUTER_SIZE = 9.0
 """Expected size of the sources outside, ppm: tissue against air."""
 SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
-FLOOR = 0.35
+MODEL_ERROR = 0.35
 """What no prior can describe of the field, relative to the size of the local field."""
-OWN_LEAST = 4.0
+FREE_LEAST = 4.0
 """Standard deviations that a source must exceed to become one of its own."""
-OWN_GAIN = 3.0
+FREE_GAIN = 3.0
 """Expected size of such a source, relative to what the inversion shows of it."""
-OWN_ROUNDS = 2
+FREE_ROUNDS = 2
 """Rounds of the fit with them, the last ones."""
 
 
@@ -35,7 +35,7 @@ class PriorFit(NamedTuple):
     """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
-    own_chi: F32
+    free_chi: F32
     """What of the prior are sources of their own, which no basis describes, ppm, (X, Y, Z)."""
     surface_chi: F32
     """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
@@ -50,7 +50,7 @@ class PriorFit(NamedTuple):
     """Share of the voxels that the robust weights hold at less than half."""
 
 
-def own_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
+def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
     """Expected size of the sources that a prior lacks, from what the inversion shows of them.
 
     ``3 sqrt(chi^2 - (4 sd)^2)`` with ``chi`` the susceptibility of the residual field, relative to
@@ -67,14 +67,14 @@ def own_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
     Examples
     --------
     >>> chi = np.random.default_rng(0).normal(0, 0.01, (20, 20, 20)); chi[5, 5, 5] = 0.1
-    >>> sizes = own_sizes(chi, np.ones(chi.shape, bool))
+    >>> sizes = free_sizes(chi, np.ones(chi.shape, bool))
     >>> print(np.count_nonzero(sizes), sizes[5, 5, 5].round(1))
     1 0.3
     """
     values = residual_chi[mask] - np.median(residual_chi[mask])
-    least = OWN_LEAST * 1.4826 * np.median(np.abs(values))
+    least = FREE_LEAST * 1.4826 * np.median(np.abs(values))
     sizes = np.zeros(mask.shape, np.float32)
-    sizes[mask] = OWN_GAIN * np.sqrt(np.maximum(values**2 - least**2, 0))
+    sizes[mask] = FREE_GAIN * np.sqrt(np.maximum(values**2 - least**2, 0))
     return sizes
 
 
@@ -89,7 +89,7 @@ def fit_prior(
     iterations: int = 150,
     rounds: int = 5,
     inner_size: float | None = None,
-    own_sources: bool = False,
+    free_voxels: bool = False,
     workers: int = 1,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
@@ -101,9 +101,9 @@ def fit_prior(
     but the first, voxels whose residual exceeds four robust standard deviations lose weight
     (Huber), which keeps wrapped voxels out of the fit.
 
-    With ``own_sources``, what the fit leaves is inverted before the last two rounds
+    With ``free_voxels``, what the fit leaves is inverted before the last two rounds
     (:func:`~precondqsm_bids.numerics.l2_inversion`, rule ``risk``), and where that shows a source
-    (:func:`own_sizes`) each voxel becomes an unknown of its own: lesions that no contrast shows,
+    (:func:`free_sizes`) each voxel becomes an unknown of its own: lesions that no contrast shows,
     parts of a nucleus that its cells do not follow.
 
     Memory: 52 bytes per voxel of the mask's box with its margin, and 8 per voxel of the mask and
@@ -140,7 +140,7 @@ def fit_prior(
     inner_size : float, optional
         Expected size of the susceptibility inside, ppm; the root mean square of the local field
         that a PDF of 30 iterations leaves if omitted.
-    own_sources : bool
+    free_voxels : bool
         Whether what the fit leaves gives the prior sources of their own. Only for a prior that
         describes most of what is inside: what a prior of few coefficients leaves is its error.
     workers : int
@@ -183,7 +183,7 @@ def fit_prior(
         local = pdf(field, mask, voxel_size, b0_dir, weights, workers=workers).local_field
         inner_size = _robust_rms(local[mask], weights[mask] if weights is not None else None)
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
-    weights = noise_weights(sd, mask, FLOOR * inner_size)
+    weights = noise_weights(sd, mask, MODEL_ERROR * inner_size)
 
     system = DipoleSystem(mask, voxel_size, b0_dir, workers)
     grid = system.grid
@@ -210,12 +210,12 @@ def fit_prior(
         residual -= system.convolve(sources)
     robust = np.ones(np.count_nonzero(mask), np.float32)
     w_robust = w_squared.copy()
-    own_squared = np.zeros_like(sources)
+    free_squared = np.zeros_like(sources)
     for i in range(rounds):
         if i:
             robust = _huber(residual.reshape(-1)[rows], w_squared.reshape(-1)[rows])
             w_robust.reshape(-1)[rows] = w_squared.reshape(-1)[rows] * robust
-        if own_sources and i == max(rounds - OWN_ROUNDS, 1) and residual[inside].any():
+        if free_voxels and i == max(rounds - FREE_ROUNDS, 1) and residual[inside].any():
             shown = l2_inversion(
                 grid.extract(residual, mask.shape),
                 mask,
@@ -225,19 +225,19 @@ def fit_prior(
                 workers=workers,
                 rule='risk',
             )
-            own_squared = grid.embed(own_sizes(shown.chi, mask)) ** 2
-            expected_squared += own_squared
+            free_squared = grid.embed(free_sizes(shown.chi, mask)) ** 2
+            expected_squared += free_squared
         steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
         system.descend(sources, residual, w_robust, expected_squared, steps, unknowns)
 
     prior = fitted()
     box, inside = grid.inner, mask[grid.box]
-    expected_squared, own_squared = expected_squared[box], own_squared[box]
+    expected_squared, free_squared = expected_squared[box], free_squared[box]
     surface = np.zeros(inside.shape, np.float32)
     np.subtract(sources[box], prior[box], out=surface, where=inside & (expected_squared > 0))
     # Where a voxel of the surface is a source of its own too, each has its part by its variance.
     own = np.zeros_like(surface)
-    np.divide(surface * own_squared, expected_squared, out=own, where=own_squared > 0)
+    np.divide(surface * free_squared, expected_squared, out=own, where=free_squared > 0)
     surface -= own
     prior[box] += own
     constant = np.float32(0)
@@ -253,7 +253,7 @@ def fit_prior(
     number = np.searchsorted(last, np.arange(size.size), side='right')
     alone = [np.where(number == i, unknowns.values, 0) for i in range(last.size)]
     parts = _centred([unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
-    if own_sources:
+    if free_voxels:
         parts.append(own[inside])
 
     def in_volume(of_box: F32) -> F32:

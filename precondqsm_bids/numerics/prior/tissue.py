@@ -10,7 +10,7 @@ from precondqsm_bids.numerics.prior.basis import Basis, Overlap, balanced
 
 F32 = npt.NDArray[np.float32]
 
-LEAST_SHARE = 0.01
+LEAST_FRACTION = 0.01
 """Shares of a tissue in a voxel below this are left out."""
 _SIDES = {'left', 'right', 'lh', 'rh', 'l', 'r', 'bilateral'}
 _CLASSES = (
@@ -159,7 +159,7 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     if tissue.shape[3] != count:
         raise ValueError(f'{tissue.shape[3]} maps of shares for {count} classes')
     shares = np.clip(tissue[mask].astype(np.float32), 0, None)
-    if not np.any(shares >= LEAST_SHARE):
+    if not np.any(shares >= LEAST_FRACTION):
         raise ValueError('no tissue class has a voxel in the region of interest')
     total = shares.sum(axis=1, keepdims=True)
     shares = np.concatenate([shares / np.maximum(total, 1), np.clip(1 - total, 0, None)], axis=1)
@@ -169,7 +169,7 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     voxels = np.flatnonzero(mask)
     overlaps = []
     for rank in range(1, count + 1):
-        used = np.flatnonzero(ranked[:, rank] >= LEAST_SHARE)
+        used = np.flatnonzero(ranked[:, rank] >= LEAST_FRACTION)
         if used.size:
             overlaps.append(Overlap(voxels[used], order[used, rank], ranked[used, rank]))
     return balanced(Basis(labels, weight, 0.0, tuple(overlaps)))

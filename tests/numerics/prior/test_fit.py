@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.basis import Basis, clusters, constant_parcels, whole_map
 from precondqsm_bids.numerics.prior.contrast import Scale, bin_edges, contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import FLOOR, fit_prior
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, fit_prior
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.2, -0.3, 0.93]) / np.linalg.norm([0.2, -0.3, 0.93])
@@ -433,29 +433,29 @@ def test_what_no_parcel_describes_becomes_a_source_of_its_own():
     chi, field, cells = hidden_lesions()
     keywords = {'field_sd': np.full(MASK.shape, 0.002, np.float32), 'inner_size': 0.05}
     without = fit(field, [cells], **keywords)
-    result = fit(field, [cells], own_sources=True, **keywords)
-    assert not without.own_chi.any()
-    assert len(without.shares) == 1
+    result = fit(field, [cells], free_voxels=True, **keywords)
+    assert not without.free_chi.any()
+    assert len(without.fractions) == 1
     for lesion in (chi > 0, chi < 0):
         true = chi[lesion].mean()
         assert without.prior_chi[lesion].mean() / true < 0.5
         assert result.prior_chi[lesion].mean() == pytest.approx(true, rel=0.15)
-    assert np.mean(result.own_chi[MASK] != 0) < 0.05
+    assert np.mean(result.free_chi[MASK] != 0) < 0.05
     assert result.explained > without.explained
-    assert sum(result.shares) == pytest.approx(result.explained, rel=1e-4)
-    assert result.shares[1] > 0.5
+    assert sum(result.fractions) == pytest.approx(result.explained, rel=1e-4)
+    assert result.fractions[1] > 0.5
 
 
 def test_noise_alone_has_no_source_of_its_own():
     noise = 0.002 * np.random.default_rng(3).normal(size=MASK.shape) * MASK
     cells = hidden_lesions()[2]
-    result = fit(noise, [cells], own_sources=True, inner_size=0.05)
-    assert np.abs(result.own_chi).max() < 1e-3
+    result = fit(noise, [cells], free_voxels=True, inner_size=0.05)
+    assert np.abs(result.free_chi).max() < 1e-3
 
 
 def test_a_field_that_is_explained_whole_leaves_no_source():
-    result = fit(np.zeros(MASK.shape), [hidden_lesions()[2]], own_sources=True, inner_size=0.05)
-    assert not result.own_chi.any()
+    result = fit(np.zeros(MASK.shape), [hidden_lesions()[2]], free_voxels=True, inner_size=0.05)
+    assert not result.free_chi.any()
 
 
 # --- the surface ----------------------------------------------------------------------------
@@ -513,7 +513,7 @@ def test_standard_errors_are_those_of_the_jackknife_over_blocks():
     field, sd, edge = measured(noise=0.02), np.full(MASK.shape, 0.02), 4.0
     basis = Basis(LABELS, WEIGHT, 1.0)
     result = fit(field, [basis], field_sd=sd, iterations=10, rounds=1, inner_size=0.1)
-    weights = noise_weights(sd, MASK, FLOOR * 0.1)
+    weights = noise_weights(sd, MASK, MODEL_ERROR * 0.1)
 
     def project(f):
         local = pdf(f, MASK, VOXEL_SIZE, B0_DIR, weights).local_field

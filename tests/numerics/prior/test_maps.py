@@ -78,7 +78,7 @@ def tissue_fit():
 def test_class_values_come_back_from_the_field(tissue_fit):
     _, result = tissue_fit
     np.testing.assert_allclose(relative(result.coefficients[0][:3]), relative(CHI[:3]), atol=0.006)
-    assert result.shares == pytest.approx((result.explained,), rel=1e-4)
+    assert result.fractions == pytest.approx((result.explained,), rel=1e-4)
     assert result.explained > 0.9
 
 
@@ -164,7 +164,7 @@ def test_a_prior_that_the_field_does_not_support_goes_to_zero_and_has_no_share()
     false[20:25, 8:13, 10:15] = 0.4
     result = fit(measured(chi), [tissue_parcels(LABELS, 3, MASK), susceptibility_map(false, MASK)])
     assert abs(result.coefficients[1][0]) < 0.05
-    assert abs(result.shares[1]) < 0.01 < 0.9 < result.shares[0]
+    assert abs(result.fractions[1]) < 0.01 < 0.9 < result.fractions[0]
     np.testing.assert_allclose(relative(result.coefficients[0][:3]), relative(CHI[:3]), atol=0.01)
 
 
@@ -180,8 +180,8 @@ def test_shares_add_up_to_what_is_explained(centred):
     if not centred:
         bases.append(susceptibility_map(np.where(RADIUS < 0.4, 0.03, 0), MASK))
     result = fit(measured(chi), bases, iterations=30)
-    assert sum(result.shares) == pytest.approx(result.explained, abs=1e-4)
-    assert min(result.shares) > -0.05
+    assert sum(result.fractions) == pytest.approx(result.explained, abs=1e-4)
+    assert min(result.fractions) > -0.05
 
 
 def test_contrast_and_tissue_together_are_better_than_tissue_alone():
