@@ -7,7 +7,6 @@ computes node by node.
 import time
 from contextlib import contextmanager
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 from scipy import fft, ndimage
@@ -41,7 +40,7 @@ from precondqsm_bids.numerics import (
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
-from precondqsm_bids.numerics.prior import fit as prior_fit
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
@@ -58,7 +57,7 @@ class Variant(NamedTuple):
 
     pdf_model_error: float | None = None
     """Floor of the noise weights in PDF, ppm; None: the expected size after contrast."""
-    fit_model_error: float = prior_fit.MODEL_ERROR
+    fit_model_error: float = FIT_MODEL_ERROR
     """Floor of the weights in the prior's fit, relative to the expected size."""
     size_factor: float = 1.0
     """Factor on the expected size of the fitted susceptibility, which must be given."""
@@ -167,17 +166,17 @@ def fit_basis(stages, name, shape_chi, variant, inner_size):
         bases = [clusters(stages.theory, stages.roi)]
     else:
         bases = [whole_map(stages.theory, stages.roi)]
-    with mock.patch.object(prior_fit, 'MODEL_ERROR', variant.fit_model_error):
-        fit = fit_prior(
-            field,
-            bases,
-            *stages.geometry,
-            stages.fit.field_sd,
-            stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
-            inner_size=inner_size,
-            free_voxels=name == 'contrast' and variant.free_voxels,
-            workers=WORKERS,
-        )
+    fit = fit_prior(
+        field,
+        bases,
+        *stages.geometry,
+        stages.fit.field_sd,
+        stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
+        inner_size=inner_size,
+        free_voxels=name == 'contrast' and variant.free_voxels,
+        workers=WORKERS,
+        model_error=variant.fit_model_error,
+    )
     return fit, bases, field
 
 
@@ -225,18 +224,18 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
             field = flatten_field(
                 field, prior_chi, *stages.geometry, shape_chi, WORKERS
             ).flattened_field
-    rich = name == 'contrast'
+    interior = name == 'contrast'
     with timed(seconds, 'background_removal'):
         model_error = (
             prior.inner_size
-            if rich and variant.pdf_model_error is None
+            if interior and variant.pdf_model_error is None
             else variant.pdf_model_error
         )
         model_error = solver.MODEL_ERROR if model_error is None else model_error
         weights = noise_weights(fit.field_sd, stages.roi, model_error)
-        iterations = 30 * (LONGER if rich else 1)
+        iterations = 30 * (LONGER if interior else 1)
         local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
-    suppress_noise = rich if variant.suppress_noise is None else variant.suppress_noise
+    suppress_noise = interior if variant.suppress_noise is None else variant.suppress_noise
     with timed(seconds, 'dipole_inversion'):
         rule = 'l-curve' if name == 'conventional' else 'risk'
         inversion = invert(local, stages, suppress_noise, rule)

@@ -4,11 +4,26 @@ Everything here is linear in the susceptibility and dimensionless: ppm in, ppm o
 are the axes of the array; ``b0_dir`` is a unit vector along them (in mm, not in voxels).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
 Array = npt.NDArray[np.floating]
+
+
+class Geometry(NamedTuple):
+    """Region of interest, how it lies to B0, and the threads: what travels together."""
+
+    mask: npt.NDArray[np.bool_]
+    """Region of interest, (X, Y, Z)."""
+    voxel_size: npt.ArrayLike
+    """mm, (3,)."""
+    b0_dir: npt.ArrayLike
+    """Direction of B0 along the voxel axes, (3,)."""
+    workers: int = 1
+    """Threads of the Fourier transforms."""
 
 
 def b0_direction(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:

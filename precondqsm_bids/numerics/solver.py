@@ -143,10 +143,10 @@ class DipoleSystem:
         self.workers = workers
         n0, n1, n2 = self.grid.shape
         planes = max(1, PART_VOXELS // (n1 * n2))
-        self._parts = [slice(i, min(i + planes, n0)) for i in range(0, n0, planes)]
+        self.parts = [slice(i, min(i + planes, n0)) for i in range(0, n0, planes)]
         first, *across = self.grid.inner
         # What of each part lies in the mask's box: of some nothing does.
-        self._boxes = [(_overlap(part, first), *across) for part in self._parts]
+        self.boxes = [(_overlap(part, first), *across) for part in self.parts]
 
     def convolve(self, chi: F32) -> F32:
         """Field (ppm) of ``chi`` (ppm), a new array."""
@@ -165,19 +165,16 @@ class DipoleSystem:
     ) -> float:
         """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
 
-        Every unknown is expressed in units of its expected size, ``x = S y``. Written for ``x``
-        this is preconditioning by ``S S'``, which for single voxels is a product.
-
         Parameters
         ----------
         sources : ndarray
             ``x``, ppm, on the solver's grid: the start, and then the solution.
         residual : ndarray
-            ``f - D x``, ppm.
+            ``r = f - D x``, ppm.
         w_squared : ndarray
             ``W^2``.
         expected_squared : ndarray
-            Square of the expected size of a voxel's source of its own; zero where there is none.
+            ``S^2``, square of the expected size of a voxel's own source; zero where there is none.
         iterations : int
             Conjugate-gradient iterations.
         unknowns : Unknowns, optional
@@ -188,82 +185,15 @@ class DipoleSystem:
         float
             Norm of the last gradient over that of the first.
         """
-        gradient = self.convolve(w_squared * residual)
-        direction = np.zeros_like(gradient)
-        image = weighted = change = gradient
-        beta = step = 0.0
-        columns = unknowns.parts if unknowns else [(None, None)] * len(self._parts)
-        values = unknowns.values if unknowns else np.zeros(0)
-        pulled, towards = np.zeros_like(values), np.zeros_like(values)
-        single = pulled.astype(np.float32)
-
-        def pull(i: int) -> tuple[float, F32 | float]:
-            part, (_, transposed) = self._parts[i], columns[i]
-            g = gradient[part]
-            energy = float(np.sum(expected_squared[part] * g * g, dtype=np.float64))
-            if transposed is None:
-                return energy, 0.0
-            return energy, transposed @ gradient[self._boxes[i]].reshape(-1)
-
-        def turn(i: int) -> None:
-            part, (rows, _) = self._parts[i], columns[i]
-            d = direction[part]
-            d *= np.float32(beta)
-            d += expected_squared[part] * gradient[part]
-            if rows is not None:
-                d = direction[self._boxes[i]]
-                d += (rows @ single).reshape(d.shape)
-
-        def weigh(i: int) -> float:
-            part = self._parts[i]
-            np.multiply(image[part], w_squared[part], out=weighted[part])
-            return float(np.sum(image[part] * weighted[part], dtype=np.float64))
-
-        def advance(i: int) -> tuple[float, F32 | float]:
-            part = self._parts[i]
-            sources[part] += np.float32(step) * direction[part]
-            residual[part] -= np.float32(step) * image[part]
-            gradient[part] -= np.float32(step) * change[part]
-            return pull(i)
-
+        state = _Descent(self, sources, residual, w_squared, expected_squared, unknowns)
         with ThreadPoolExecutor(self.workers) as pool:
-            # A few runs of parts for each thread: a thread that is held up delays no other.
-            count, runs = len(self._parts), RUNS * self.workers
-            shares = [range(k * count // runs, (k + 1) * count // runs) for k in range(runs)]
-
-            def each(function: Callable[[int], Result]) -> Iterator[Result]:
-                # In the order of the parts: no sum depends on the number of threads.
-                return chain(*pool.map(lambda share: [function(i) for i in share], shares))
-
-            def total(function: Callable[[int], tuple[float, F32 | float]]) -> float:
-                pulled[:] = energy = 0.0
-                for own, further in each(function):
-                    energy += own
-                    pulled[:] += further
-                return energy + float(np.sum(pulled**2))
-
-            energy = first = total(pull)
-            for _ in range(iterations):
-                if energy <= 1e-10 * first or energy == 0:
-                    break
-                single = pulled.astype(np.float32)
-                towards *= beta
-                towards += pulled
-                list(each(turn))
-                image = self.convolve(direction)
-                weighted = np.empty_like(image)
-                step = energy / sum(each(weigh))
-                change = self.convolve(weighted)
-                values += step * towards
-                previous, energy = energy, total(advance)
-                beta = energy / previous
-        return float(np.sqrt(energy / first)) if first > 0 else 0.0
+            return state.run(iterations, pool)
 
     def split(self, columns: sparse.csr_array) -> list[Columns]:
         """The rows of each part of the box and their transpose, or None where they are empty."""
         out: list[Columns] = []
         done = 0
-        for box in self._boxes:
+        for box in self.boxes:
             out.append((None, None))
             count = int(np.prod([s.stop - s.start for s in box]))
             start = columns.indptr[done : done + count + 1]
@@ -278,6 +208,107 @@ class DipoleSystem:
                 few = rows.nnz <= rows.shape[0]
                 out[-1] = rows, rows.T.tocsr() if few else rows.T
         return out
+
+
+class _Descent:
+    """Conjugate gradients on the normal equations ``D W^2 D x = D W^2 f`` (``D`` is symmetric).
+
+    Every unknown is in units of its expected size, ``x = S y``; written for ``x`` this is
+    preconditioning by ``S^2``, which for single voxels is a product:
+
+        g = D W^2 r                                           the negative gradient
+        gamma_k = <g, S^2 g>
+        d = S^2 g + beta d,          beta = gamma_k / gamma_(k-1)
+        alpha = gamma_k / <D d, W^2 D d>
+        x += alpha d,    r -= alpha D d,    g -= alpha D W^2 D d
+
+    Further unknowns ``y`` of columns ``E s`` have the gradient ``(E s)' g`` and add to ``d``.
+    """
+
+    def __init__(
+        self,
+        system: DipoleSystem,
+        sources: F32,
+        residual: F32,
+        w_squared: F32,
+        expected_squared: F32,
+        unknowns: Unknowns | None,
+    ):
+        self.system = system
+        self.sources, self.residual = sources, residual
+        self.w_squared, self.expected_squared = w_squared, expected_squared
+        self.gradient = system.convolve(w_squared * residual)
+        self.direction = np.zeros_like(self.gradient)
+        self.image = self.weighted = self.change = self.gradient
+        self.alpha = self.beta = 0.0
+        self.columns = unknowns.parts if unknowns else [(None, None)] * len(system.parts)
+        self.y = unknowns.values if unknowns else np.zeros(0)
+        self.y_gradient, self.y_direction = np.zeros_like(self.y), np.zeros_like(self.y)
+        self.y_single = self.y_gradient.astype(np.float32)
+
+    def run(self, iterations: int, pool: ThreadPoolExecutor) -> float:
+        """Norm of the last gradient over that of the first."""
+        # A few runs of parts for each thread: a thread that is held up delays no other.
+        count, runs = len(self.system.parts), RUNS * self.system.workers
+        batches = [range(k * count // runs, (k + 1) * count // runs) for k in range(runs)]
+
+        def each(function: Callable[[int], Result]) -> Iterator[Result]:
+            # In the order of the parts: no sum depends on the number of threads.
+            return chain(*pool.map(lambda batch: [function(i) for i in batch], batches))
+
+        gamma = first = self._gamma(each(self._measure))
+        for _ in range(iterations):
+            if gamma <= 1e-10 * first or gamma == 0:
+                break
+            self.y_single = self.y_gradient.astype(np.float32)
+            self.y_direction *= self.beta
+            self.y_direction += self.y_gradient
+            list(each(self._turn))
+            self.image = self.system.convolve(self.direction)
+            self.weighted = np.empty_like(self.image)
+            self.alpha = gamma / sum(each(self._weigh))
+            self.change = self.system.convolve(self.weighted)
+            self.y += self.alpha * self.y_direction
+            previous, gamma = gamma, self._gamma(each(self._advance))
+            self.beta = gamma / previous
+        return float(np.sqrt(gamma / first)) if first > 0 else 0.0
+
+    def _gamma(self, parts: Iterator[tuple[float, F32 | float]]) -> float:
+        """``<g, S^2 g>`` over voxels and further unknowns, whose gradient it sums."""
+        self.y_gradient[:] = energy = 0.0
+        for own, further in parts:
+            energy += own
+            self.y_gradient[:] += further
+        return energy + float(np.sum(self.y_gradient**2))
+
+    def _measure(self, i: int) -> tuple[float, F32 | float]:
+        part, (_, transposed) = self.system.parts[i], self.columns[i]
+        g = self.gradient[part]
+        energy = float(np.sum(self.expected_squared[part] * g * g, dtype=np.float64))
+        if transposed is None:
+            return energy, 0.0
+        return energy, transposed @ self.gradient[self.system.boxes[i]].reshape(-1)
+
+    def _turn(self, i: int) -> None:
+        part, (rows, _) = self.system.parts[i], self.columns[i]
+        d = self.direction[part]
+        d *= np.float32(self.beta)
+        d += self.expected_squared[part] * self.gradient[part]
+        if rows is not None:
+            d = self.direction[self.system.boxes[i]]
+            d += (rows @ self.y_single).reshape(d.shape)
+
+    def _weigh(self, i: int) -> float:
+        part = self.system.parts[i]
+        np.multiply(self.image[part], self.w_squared[part], out=self.weighted[part])
+        return float(np.sum(self.image[part] * self.weighted[part], dtype=np.float64))
+
+    def _advance(self, i: int) -> tuple[float, F32 | float]:
+        part, alpha = self.system.parts[i], np.float32(self.alpha)
+        self.sources[part] += alpha * self.direction[part]
+        self.residual[part] -= alpha * self.image[part]
+        self.gradient[part] -= alpha * self.change[part]
+        return self._measure(i)
 
 
 def _overlap(one: slice, other: slice) -> slice:

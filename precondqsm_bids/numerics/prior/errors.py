@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.prior.basis import Basis
-from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, PriorFit
+from precondqsm_bids.numerics.prior.fit import PriorFit
 from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
 LEAST_BLOCKS = 32
@@ -75,7 +75,7 @@ def coefficient_errors(
     [ True] [ True]
     """
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
-    weights = noise_weights(sd, mask, MODEL_ERROR * fit.inner_size)
+    weights = noise_weights(sd, mask, fit.model_error)
     system = DipoleSystem(mask, voxel_size, b0_dir, workers)
 
     def projected(values: npt.NDArray) -> npt.NDArray[np.float64]:

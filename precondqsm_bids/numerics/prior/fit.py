@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.solver import DipoleGrid, DipoleSystem, Unknowns, noise_weights
@@ -19,13 +20,13 @@ OUTER_SIZE = 9.0
 SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
 MODEL_ERROR = 0.35
-"""What no prior can describe of the field, relative to the size of the local field."""
+"""What no prior can describe of the field, relative to the expected size."""
 FREE_LEAST = 4.0
-"""Standard deviations that a source must exceed to become one of its own."""
+"""Standard deviations beyond which the voxels of a source become unknowns: free voxels."""
 FREE_GAIN = 3.0
 """Expected size of such a source, relative to what the inversion shows of it."""
 FREE_ROUNDS = 2
-"""Rounds of the fit with them, the last ones."""
+"""Rounds of the fit with free voxels, the last ones."""
 
 
 class PriorFit(NamedTuple):
@@ -36,18 +37,20 @@ class PriorFit(NamedTuple):
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
     free_chi: F32
-    """What of the prior are sources of their own, which no basis describes, ppm, (X, Y, Z)."""
+    """What of the prior is in free voxels, which no basis describes, ppm, (X, Y, Z)."""
     surface_chi: F32
     """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
     inner_size: float
     """Expected size of the fitted susceptibility, ppm: that of the local field."""
     explained: float
-    """Share of the local field's energy that the fitted prior explains, at most 1."""
-    shares: tuple[float, ...]
-    """Share of each basis in ``explained``, and last of sources of their own, if they were asked
+    """Fraction of the local field's energy that the fitted prior explains, at most 1."""
+    fractions: tuple[float, ...]
+    """What of ``explained`` is due to each basis, and last to the free voxels, if they were asked
     for; they add up to it."""
     down_weighted: float
-    """Share of the voxels that the robust weights hold at less than half."""
+    """Fraction of the voxels that the robust weights hold at less than half."""
+    model_error: float
+    """Model error in the weights, ppm."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -91,6 +94,8 @@ def fit_prior(
     inner_size: float | None = None,
     free_voxels: bool = False,
     workers: int = 1,
+    *,
+    model_error: float = MODEL_ERROR,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
 
@@ -103,15 +108,15 @@ def fit_prior(
 
     With ``free_voxels``, what the fit leaves is inverted before the last two rounds
     (:func:`~precondqsm_bids.numerics.l2_inversion`, rule ``risk``), and where that shows a source
-    (:func:`free_sizes`) each voxel becomes an unknown of its own: lesions that no contrast shows,
+    (:func:`free_sizes`) each voxel becomes an unknown: lesions that no contrast shows,
     parts of a nucleus that its cells do not follow.
 
     Memory: 52 bytes per voxel of the mask's box with its margin, and 8 per voxel of the mask and
     parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale; 16 if
     that is one), 20 while it starts;
     transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
-    iterations before, unless ``inner_size`` is given. Sources of their own take one inversion,
-    whose memory comes on top.
+    iterations before, unless ``inner_size`` is given. Free voxels take one inversion, whose
+    memory comes on top.
 
     Parameters
     ----------
@@ -127,8 +132,8 @@ def fit_prior(
         Direction of B0 along the voxel axes.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm. The weights are
-        ``1 / sqrt(field_sd^2 + (0.35 inner_size)^2)``: with noise alone, a strong source, whose
-        signal decays fast, would have no say in its own coefficient.
+        ``1 / sqrt(field_sd^2 + (model_error inner_size)^2)``: with noise alone, a
+        strong source, whose signal decays fast, would have no say in its own coefficient.
     shape_sd : (X, Y, Z) ndarray, optional
         Expected error of the shape's susceptibility, ppm: where it is not zero, the fit has a
         source of that size too (``surface_chi``), so that an error of the object's surface does
@@ -141,10 +146,12 @@ def fit_prior(
         Expected size of the susceptibility inside, ppm; the root mean square of the local field
         that a PDF of 30 iterations leaves if omitted.
     free_voxels : bool
-        Whether what the fit leaves gives the prior sources of their own. Only for a prior that
+        Whether voxels where the fit leaves a source become unknowns. Only for a prior that
         describes most of what is inside: what a prior of few coefficients leaves is its error.
     workers : int
         Threads of the Fourier transforms.
+    model_error : float
+        What the prior cannot describe of the field, relative to ``inner_size``.
 
     Returns
     -------
@@ -178,99 +185,184 @@ def fit_prior(
     for basis in bases:
         if not basis.labels.shape == basis.weight.shape == mask.shape == field.shape:
             raise ValueError(f'a basis {basis.labels.shape} and the field {field.shape} differ')
+    geometry = Geometry(mask, voxel_size, b0_dir, workers)
     if inner_size is None:
-        weights = None if field_sd is None else noise_weights(field_sd, mask)
-        local = pdf(field, mask, voxel_size, b0_dir, weights, workers=workers).local_field
-        inner_size = _robust_rms(local[mask], weights[mask] if weights is not None else None)
+        inner_size = _inner_size(field, field_sd, geometry)
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
-    weights = noise_weights(sd, mask, MODEL_ERROR * inner_size)
-
-    system = DipoleSystem(mask, voxel_size, b0_dir, workers)
-    grid = system.grid
-    inside = np.zeros(grid.shape, bool)
-    inside[grid.inner] = mask[grid.box]
-    rows = np.flatnonzero(inside)
-    size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
-    start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
-    columns = _columns(bases, mask, grid, size)
-    unknowns = Unknowns(columns, start / size, system.split(columns))
-    expected_squared = np.where(inside, 0, np.float32(OUTER_SIZE**2))
-    if shape_sd is not None:
-        expected_squared += grid.embed(shape_sd * mask) ** 2
-    w_squared = grid.embed(weights) ** 2
-
-    def fitted() -> F32:
-        chi = np.zeros(grid.shape, np.float32)
-        chi[grid.inner] = unknowns.chi(unknowns.values).reshape(chi[grid.inner].shape)
-        return chi
-
-    sources = fitted()
-    residual = grid.embed(field * mask)
-    if sources.any():
-        residual -= system.convolve(sources)
-    robust = np.ones(np.count_nonzero(mask), np.float32)
-    w_robust = w_squared.copy()
-    free_squared = np.zeros_like(sources)
+    weights = noise_weights(sd, mask, model_error * inner_size)
+    state = _Fit(field, bases, geometry, weights, inner_size, shape_sd)
     for i in range(rounds):
         if i:
-            robust = _huber(residual.reshape(-1)[rows], w_squared.reshape(-1)[rows])
-            w_robust.reshape(-1)[rows] = w_squared.reshape(-1)[rows] * robust
-        if free_voxels and i == max(rounds - FREE_ROUNDS, 1) and residual[inside].any():
-            shown = l2_inversion(
-                grid.extract(residual, mask.shape),
-                mask,
-                voxel_size,
-                b0_dir,
-                field_sd=field_sd,
-                workers=workers,
-                rule='risk',
-            )
-            free_squared = grid.embed(free_sizes(shown.chi, mask)) ** 2
-            expected_squared += free_squared
-        steps = iterations // rounds + (iterations % rounds if i == 0 else 0)
-        system.descend(sources, residual, w_robust, expected_squared, steps, unknowns)
-
-    prior = fitted()
-    box, inside = grid.inner, mask[grid.box]
-    expected_squared, free_squared = expected_squared[box], free_squared[box]
-    surface = np.zeros(inside.shape, np.float32)
-    np.subtract(sources[box], prior[box], out=surface, where=inside & (expected_squared > 0))
-    # Where a voxel of the surface is a source of its own too, each has its part by its variance.
-    own = np.zeros_like(surface)
-    np.divide(surface * free_squared, expected_squared, out=own, where=free_squared > 0)
-    surface -= own
-    prior[box] += own
-    constant = np.float32(0)
-    if all(basis.expected == 0 for basis in bases):
-        # A constant over the region is the field of its surroundings: the fit cannot tell it.
-        constant = np.median(prior[box][inside])
-        prior[box][inside] -= constant
-    field_of_prior = system.convolve(prior)[box]
-    residual, w_robust = residual[box], w_robust[box]
-    total = float(np.sum((w_robust * (residual + field_of_prior) ** 2), dtype=float))
-    left = float(np.sum(w_robust * residual**2, dtype=float))
-    last = np.cumsum([basis.parcels for basis in bases])
-    number = np.searchsorted(last, np.arange(size.size), side='right')
-    alone = [np.where(number == i, unknowns.values, 0) for i in range(last.size)]
-    parts = _centred([unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
-    if free_voxels:
-        parts.append(own[inside])
-
-    def in_volume(of_box: F32) -> F32:
-        out = np.zeros(mask.shape, np.float32)
-        out[grid.box] = of_box
-        return out
-
-    return PriorFit(
-        grid.extract(prior, mask.shape),
-        tuple(np.split(size * unknowns.values, last[:-1])),
-        in_volume(own),
-        in_volume(surface),
-        inner_size,
-        1 - left / total if total > 0 else 0.0,
-        _shares(system, parts, inside, field_of_prior, residual, w_robust, total),
-        float(np.mean(robust < 0.5)),
+            state.reweigh()
+        if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
+            state.free_voxels(field_sd)
+        state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
+    return state.result(free_voxels)._replace(
+        inner_size=inner_size, model_error=model_error * inner_size
     )
+
+
+def _inner_size(field: npt.NDArray, field_sd: npt.NDArray | None, geometry: Geometry) -> float:
+    """Root mean square of the local field that a PDF of 30 iterations leaves, ppm."""
+    mask, voxel_size, b0_dir, workers = geometry
+    weights = None if field_sd is None else noise_weights(field_sd, mask)
+    local = pdf(field, mask, voxel_size, b0_dir, weights, workers=workers).local_field
+    return _robust_rms(local[mask], weights[mask] if weights is not None else None)
+
+
+class _Fit:
+    """The unknowns, what they leave of the field, and the weights, on the solver's grid."""
+
+    def __init__(
+        self,
+        field: npt.NDArray,
+        bases: Sequence[Basis],
+        geometry: Geometry,
+        weights: F32,
+        inner_size: float,
+        shape_sd: npt.NDArray | None,
+    ):
+        mask = geometry.mask
+        self.geometry, self.bases = geometry, bases
+        self.system = DipoleSystem(*geometry)
+        self.grid = grid = self.system.grid
+        self.inside = np.zeros(grid.shape, bool)
+        self.inside[grid.inner] = mask[grid.box]
+        self.rows = np.flatnonzero(self.inside)
+        self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
+        start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
+        columns = _columns(bases, mask, grid, self.size)
+        self.unknowns = Unknowns(columns, start / self.size, self.system.split(columns))
+        self.expected_squared = np.where(self.inside, 0, np.float32(OUTER_SIZE**2))
+        if shape_sd is not None:
+            self.expected_squared += grid.embed(shape_sd * mask) ** 2
+        self.w_squared = grid.embed(weights) ** 2
+        self.sources = self.prior()
+        self.residual = grid.embed(field * mask)
+        if self.sources.any():
+            self.residual -= self.system.convolve(self.sources)
+        self.robust = np.ones(np.count_nonzero(mask), np.float32)
+        self.w_robust = self.w_squared.copy()
+        self.free_squared = np.zeros_like(self.sources)
+
+    def prior(self) -> F32:
+        """``sum_j c_j b_j``, ppm, on the solver's grid."""
+        chi = np.zeros(self.grid.shape, np.float32)
+        box = chi[self.grid.inner]
+        box[:] = self.unknowns.chi(self.unknowns.values).reshape(box.shape)
+        return chi
+
+    def reweigh(self) -> None:
+        """Take weight from the voxels that the fit leaves far off."""
+        w_squared = self.w_squared.reshape(-1)[self.rows]
+        self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
+        self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
+
+    def free_voxels(self, field_sd: npt.NDArray | None) -> None:
+        """Make unknowns of the voxels in which the inversion of the residual shows a source."""
+        if not self.residual[self.inside].any():
+            return
+        mask, voxel_size, b0_dir, workers = self.geometry
+        residual = self.grid.extract(self.residual, mask.shape)
+        shown = l2_inversion(
+            residual, mask, voxel_size, b0_dir,
+            field_sd=field_sd, workers=workers, rule='risk', suppress_noise=True,
+        )  # fmt: skip
+        self.free_squared = self.grid.embed(free_sizes(shown.chi, mask)) ** 2
+        self.expected_squared += self.free_squared
+
+    def descend(self, iterations: int) -> None:
+        self.system.descend(
+            self.sources,
+            self.residual,
+            self.w_robust,
+            self.expected_squared,
+            iterations,
+            self.unknowns,
+        )
+
+    def result(self, free_voxels: bool) -> PriorFit:
+        """The fit; its ``inner_size`` and ``model_error`` are for the caller to state."""
+        mask, grid, box = self.geometry.mask, self.grid, self.grid.inner
+        prior = self.prior()
+        inside = mask[grid.box]
+        free, surface = self._free_and_surface(prior, inside)
+        prior[box] += free
+        constant = np.float32(0)
+        if all(basis.expected == 0 for basis in self.bases):
+            # A constant over the region is the field of its surroundings: the fit cannot tell it.
+            constant = np.median(prior[box][inside])
+            prior[box][inside] -= constant
+        last = np.cumsum([basis.parcels for basis in self.bases])
+        number = np.searchsorted(last, np.arange(self.size.size), side='right')
+        values = self.unknowns.values
+        field_of_prior = self.system.convolve(prior)[box]
+        alone = [np.where(number == i, values, 0) for i in range(last.size)]
+        parts = _centred([self.unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
+        if free_voxels:
+            parts.append(free[inside])
+        explained, fractions = self._explained(parts, inside, field_of_prior)
+
+        def in_volume(of_box: F32) -> F32:
+            out = np.zeros(mask.shape, np.float32)
+            out[grid.box] = of_box
+            return out
+
+        return PriorFit(
+            grid.extract(prior, mask.shape),
+            tuple(np.split(self.size * values, last[:-1])),
+            in_volume(free),
+            in_volume(surface),
+            np.nan,
+            explained,
+            fractions,
+            float(np.mean(self.robust < 0.5)),
+            np.nan,
+        )
+
+    def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
+        """Sources inside beyond the bases: of free voxels, and of the object's surface, ppm."""
+        box = self.grid.inner
+        expected_squared, free_squared = self.expected_squared[box], self.free_squared[box]
+        surface = np.zeros(inside.shape, np.float32)
+        where = inside & (expected_squared > 0)
+        np.subtract(self.sources[box], prior[box], out=surface, where=where)
+        # Where a voxel of the surface is free too, each has its part by its variance.
+        free = np.zeros_like(surface)
+        np.divide(surface * free_squared, expected_squared, out=free, where=free_squared > 0)
+        surface -= free
+        return free, surface
+
+    def _explained(
+        self, parts: list[F32], inside: npt.NDArray[np.bool_], field_of_prior: F32
+    ) -> tuple[float, tuple[float, ...]]:
+        """Fraction of the local field's energy that the prior explains, and that of each part.
+
+        With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of
+        the prior, the energy explained is ``<g, W^2 g> - <r, W^2 r> = sum_j <p_j, W^2 (g + r)>``:
+        each part's gain, averaged over the orders in which the parts can be added. It is negative
+        for a part that the field speaks against.
+
+        References
+        ----------
+        Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
+        """
+        box = self.grid.inner
+        residual, w_squared = self.residual[box], self.w_robust[box]
+        total = float(np.sum((w_squared * (residual + field_of_prior) ** 2), dtype=float))
+        left = float(np.sum(w_squared * residual**2, dtype=float))
+        both = w_squared * (field_of_prior + 2 * residual)
+        source = np.zeros(self.grid.shape, np.float32)
+
+        def gain(part: F32) -> float:
+            field = field_of_prior
+            if len(parts) > 1:
+                source[box][inside] = part
+                field = self.system.convolve(source)[box]
+            return float(np.sum(field * both, dtype=float))
+
+        explained = 1 - left / total if total > 0 else 0.0
+        return explained, tuple(gain(part) / total if total > 0 else 0.0 for part in parts)
 
 
 def _centred(parts: list[F32], constant: np.float32) -> list[F32]:
@@ -280,39 +372,6 @@ def _centred(parts: list[F32], constant: np.float32) -> list[F32]:
     medians = [np.median(part) for part in parts]
     rest = (constant - sum(medians)) / len(parts)
     return [part - (median + rest) for part, median in zip(parts, medians, strict=True)]
-
-
-def _shares(
-    system: DipoleSystem,
-    parts: list[F32],
-    inside: npt.NDArray[np.bool_],
-    field_of_prior: F32,
-    residual: F32,
-    w_squared: F32,
-    total: float,
-) -> tuple[float, ...]:
-    """What each part of the prior explains of the local field's energy; all in the mask's box.
-
-    With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of the
-    prior, the energy explained is ``<g, W^2 g> - <r, W^2 r> = sum_j <p_j, W^2 (g + r)>``: each
-    part's gain, averaged over the orders in which the parts can be added. It is negative for a
-    part that the field speaks against.
-
-    References
-    ----------
-    Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
-    """
-    both = w_squared * (field_of_prior + 2 * residual)
-    source = np.zeros(system.grid.shape, np.float32)
-
-    def gain(part: F32) -> float:
-        field = field_of_prior
-        if len(parts) > 1:
-            source[system.grid.inner][inside] = part
-            field = system.convolve(source)[system.grid.inner]
-        return float(np.sum(field * both, dtype=float))
-
-    return tuple(gain(part) / total if total > 0 else 0.0 for part in parts)
 
 
 def _robust_rms(values: npt.NDArray, weights: npt.NDArray | None) -> float:
