@@ -52,9 +52,8 @@ class Reconstruction:
 
     def invert(self, field, prior, field_sd=None, rule='risk'):
         local = pdf(field, *self.geometry(), self.weights, **self.threads).local_field
-        inversion = l2_inversion(
-            local, *self.geometry(), field_sd=field_sd, rule=rule, **self.threads
-        )
+        keywords = {'rule': rule, 'suppress_noise': field_sd is not None} | self.threads
+        inversion = l2_inversion(local, *self.geometry(), field_sd=field_sd, **keywords)
         self.reg_weight = inversion.reg_weight
         return recombine(inversion.chi, prior, self.roi, self.roi).chi
 

@@ -3,12 +3,11 @@
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
-    SimpleInterface,
     TraitedSpec,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
+from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
@@ -22,7 +21,7 @@ class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
         value=MODEL_ERROR,
         exclude_low=True,
         usedefault=True,
-        desc='what the model does not know of the field, ppm, for the weights',
+        desc='model error of the field, ppm, for the weights',
     )
     iterations = traits.Range(1, 10000, value=30, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
@@ -34,33 +33,30 @@ class BackgroundRemovalOutputSpec(TraitedSpec):
     record = traits.Dict(desc='what the stage measured and chose')
 
 
-class BackgroundRemoval(SimpleInterface):
+class BackgroundRemoval(Stage):
     """Projection onto dipole fields: :func:`precondqsm_bids.numerics.pdf`."""
 
     input_spec = BackgroundRemovalInputSpec
     output_spec = BackgroundRemovalOutputSpec
+    like = 'field'
 
-    def _run_interface(self, runtime):
-        _, voxel_size = geometry(self.inputs.field)
-        mask = load(self.inputs.mask, bool)
+    def _compute(self):
+        inputs, field_sd = self.inputs, self._load('field_sd')
+        mask, voxel_size, b0_dir, workers = self._geometry()
         weights = None
-        if self.inputs.field_sd:
-            weights = noise_weights(load(self.inputs.field_sd), mask, self.inputs.model_error)
+        if field_sd is not None:
+            weights = noise_weights(field_sd, mask, inputs.model_error)
         result = pdf(
-            load(self.inputs.field),
-            mask,
-            voxel_size,
-            b0_along(self.inputs.field),
-            weights,
-            self.inputs.iterations,
-            self.inputs.num_threads,
+            self._load('field'), mask, voxel_size, b0_dir, weights, inputs.iterations, workers
         )
-        for name in ('local_field', 'background_field'):
-            self._results[name] = save(getattr(result, name), self.inputs.field, runtime.cwd, name)
-        self._results['record'] = {
-            'iterations': self.inputs.iterations,
+        record = {
+            'iterations': inputs.iterations,
             'relative_residual': result.relative_residual,
             'noise_weights': weights is not None,
-            'model_error': self.inputs.model_error if weights is not None else None,
+            'model_error': inputs.model_error if weights is not None else None,
         }
-        return runtime
+        return {
+            'local_field': result.local_field,
+            'background_field': result.background_field,
+            'record': record,
+        }

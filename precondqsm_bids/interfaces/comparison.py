@@ -3,14 +3,12 @@
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
-    SimpleInterface,
     TraitedSpec,
-    isdefined,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
-from precondqsm_bids.numerics.comparison import REVERSED, compare, r2star_agreement
+from precondqsm_bids.interfaces.stage import Stage
+from precondqsm_bids.numerics.comparison import compare, comparison_record, r2star_agreement
 from precondqsm_bids.numerics.solver import noise_weights
 
 _FIELDS = ('local_field', 'conventional_local_field', 'chi', 'conventional_chi')
@@ -32,49 +30,22 @@ class ComparisonOutputSpec(TraitedSpec):
     record = traits.Dict(desc='what the stage measured')
 
 
-class Comparison(SimpleInterface):
+class Comparison(Stage):
     """Did the prior help? :func:`precondqsm_bids.numerics.compare`."""
 
     input_spec = ComparisonInputSpec
     output_spec = ComparisonOutputSpec
+    like = 'chi'
 
-    def _run_interface(self, runtime):
-        _, voxel_size = geometry(self.inputs.chi)
-        mask = load(self.inputs.mask, bool)
-        result = compare(
-            *(load(getattr(self.inputs, name)) for name in _FIELDS),
-            mask,
-            voxel_size,
-            b0_along(self.inputs.chi),
-            noise_weights(load(self.inputs.field_sd), mask),
-            self.inputs.num_threads,
-        )
-        agreement, warnings = self._witness(mask, voxel_size)
-        record = {
-            'explained': result.explained,
-            'streaking': result.streaking,
-            'conventional_streaking': result.conventional_streaking,
-            'r2star_agreement': agreement,
-            'warnings': [*result.warnings, *warnings],
-        }
-        if len(result.by_body) > 1:
-            record['explained_by_body'] = list(result.by_body)
-        self._results['record'] = record
-        return runtime
-
-    def _witness(self, mask, voxel_size):
-        """Agreement of the conventional map with R2*, and what it says of an assumed sign."""
-        if not isdefined(self.inputs.r2star):
-            return None, []
-        chi, r2star = load(self.inputs.conventional_chi), load(self.inputs.r2star)
-        agreement = r2star_agreement(chi, r2star, mask, voxel_size)
-        fit = self.inputs.echo_fit if isdefined(self.inputs.echo_fit) else {}
+    def _compute(self):
+        mask, voxel_size, b0_dir, workers = self._geometry()
+        fields = [self._load(name) for name in _FIELDS]
+        weights = noise_weights(self._load('field_sd'), mask)
+        result = compare(*fields, mask, voxel_size, b0_dir, weights, workers)
+        agreement, r2star = None, self._load('r2star')
+        if r2star is not None:
+            agreement = r2star_agreement(fields[-1], r2star, mask, voxel_size)
+        fit = self._given('echo_fit', {})
         assumed = fit.get('phase_sign_source') in ('vendor', 'convention')
-        if agreement is None or agreement > REVERSED or not assumed:
-            return agreement, []
-        return agreement, [
-            'the susceptibility falls where R2* rises (rank correlation '
-            f'{agreement:.2f}): the sign of the phase, which was assumed to be '
-            f'{fit["phase_sign"]:+d}, may be wrong; state --phase-sign {-fit["phase_sign"]:+d} if '
-            'the strongest R2* is that of iron or blood'
-        ]
+        sign = fit['phase_sign'] if assumed else None
+        return {'record': comparison_record(result, agreement, sign)}

@@ -1,17 +1,14 @@
 """Dipole inversion: closed-form l2, lambda from the L-curve."""
 
-import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
-    SimpleInterface,
     TraitedSpec,
-    isdefined,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
-from precondqsm_bids.numerics.dipole_inversion import NO_CURVE, RULES, l2_inversion
+from precondqsm_bids.interfaces.stage import Stage
+from precondqsm_bids.numerics.dipole_inversion import RULES, inversion_record, l2_inversion
 
 
 class DipoleInversionInputSpec(BaseInterfaceInputSpec):
@@ -21,7 +18,7 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm')
     suppress_noise = traits.Bool(
-        False, usedefault=True, desc='hold down what of the field is no more than noise'
+        False, usedefault=True, desc='reduce the field where it is no more than noise'
     )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
@@ -33,50 +30,25 @@ class DipoleInversionOutputSpec(TraitedSpec):
     record = traits.Dict(desc='what the stage measured and chose')
 
 
-class DipoleInversion(SimpleInterface):
+class DipoleInversion(Stage):
     """Closed-form l2 inversion: :func:`precondqsm_bids.numerics.l2_inversion`."""
 
     input_spec = DipoleInversionInputSpec
     output_spec = DipoleInversionOutputSpec
+    like = 'local_field'
 
-    def _run_interface(self, runtime):
-        _, voxel_size = geometry(self.inputs.local_field)
-        given = self.inputs.reg_weight if isdefined(self.inputs.reg_weight) else None
+    def _compute(self):
+        mask, voxel_size, b0_dir, workers = self._geometry()
+        rule, given = self.inputs.rule, self._given('reg_weight')
+        suppress = self.inputs.suppress_noise
         result = l2_inversion(
-            load(self.inputs.local_field),
-            load(self.inputs.mask, bool),
-            voxel_size,
-            b0_along(self.inputs.local_field),
-            given,
-            load(self.inputs.field_sd) if self.inputs.field_sd else None,
-            self.inputs.num_threads,
-            rule=self.inputs.rule,
-            suppress_noise=self.inputs.suppress_noise,
-        )
-        self._results['chi'] = save(result.chi, self.inputs.local_field, runtime.cwd, 'chi')
-        curve = result.curve
-        weight, corner = (
-            value if np.isfinite(value) else None
-            for value in (result.reg_weight, curve.reg_weight)
-        )
-        if weight is not None:
-            self._results['reg_weight'] = weight
-        self._results['l_curve'] = {
-            'reg_weights': curve.reg_weights.tolist(),
-            'consistency': curve.consistency.tolist(),
-            'regularization': curve.regularization.tolist(),
-            'curvature': curve.curvature.tolist(),
-            'reg_weight': weight,
-            'corner': corner,
-            'warnings': list(curve.warnings),
+            self._load('local_field'), mask, voxel_size, b0_dir, given, self._load('field_sd'),
+            workers, rule=rule, suppress_noise=suppress,
+        )  # fmt: skip
+        record, curve = inversion_record(result, rule if given is None else None, suppress)
+        return {
+            'chi': result.chi,
+            'reg_weight': record['reg_weight'],
+            'l_curve': curve,
+            'record': record,
         }
-        self._results['record'] = {
-            'reg_weight': weight,
-            'rule': self.inputs.rule if given is None else 'given',
-            'corner': corner,
-            'noise_suppressed': bool(self.inputs.field_sd) and self.inputs.suppress_noise,
-            'warnings': list(curve.warnings)
-            if curve is NO_CURVE or (given is None and self.inputs.rule == 'l-curve')
-            else [],
-        }
-        return runtime

@@ -4,12 +4,11 @@ import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
-    SimpleInterface,
     TraitedSpec,
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, save
+from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.flattening import flatten_field
 
 
@@ -27,33 +26,22 @@ class FlattenFieldOutputSpec(TraitedSpec):
     record = traits.Dict(desc='what the stage measured and chose')
 
 
-class FlattenField(SimpleInterface):
+class FlattenField(Stage):
     """Subtract the prior's field: :func:`precondqsm_bids.numerics.flatten_field`."""
 
     input_spec = FlattenFieldInputSpec
     output_spec = FlattenFieldOutputSpec
+    like = 'total_field'
 
-    def _run_interface(self, runtime):
-        _, voxel_size = geometry(self.inputs.total_field)
-        total_field = load(self.inputs.total_field)
-        mask = load(self.inputs.mask, bool)
-        shape_chi = load(self.inputs.shape_chi) if self.inputs.shape_chi else None
+    def _compute(self):
+        total_field, shape_chi = self._load('total_field'), self._load('shape_chi')
+        mask, voxel_size, b0_dir, workers = self._geometry()
         flat = flatten_field(
-            total_field,
-            load(self.inputs.prior_chi),
-            mask,
-            voxel_size,
-            b0_along(self.inputs.total_field),
-            shape_chi,
-            self.inputs.num_threads,
+            total_field, self._load('prior_chi'), mask, voxel_size, b0_dir, shape_chi, workers
         )
-        for name in ('flattened_field', 'prior_field'):
-            self._results[name] = save(
-                getattr(flat, name), self.inputs.total_field, runtime.cwd, name
-            )
-        self._results['record'] = {
+        record = {
             'shape': shape_chi is not None and bool(shape_chi.any()),
             'total_field_sd': float(np.std(total_field[mask], dtype=np.float64)),
             'flattened_field_sd': float(np.std(flat.flattened_field[mask], dtype=np.float64)),
         }
-        return runtime
+        return flat._asdict() | {'record': record}

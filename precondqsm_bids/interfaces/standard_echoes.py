@@ -17,13 +17,13 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.recognition import check_signed
 from precondqsm_bids.interfaces.volumes import (
-    check_finite,
     check_whole,
     clear_pair,
     load_stored,
     object_in,
     state_b0,
 )
+from precondqsm_bids.numerics.arrays import check_finite
 
 
 class Volume(NamedTuple):

@@ -13,7 +13,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.volumes import canonical, check_finite, load_stored, save
+from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
+from precondqsm_bids.numerics.arrays import check_finite
 
 
 class TissueMapsInputSpec(BaseInterfaceInputSpec):

@@ -16,14 +16,18 @@ import numpy as np
 from scipy import ndimage
 
 from precondqsm_bids.interfaces.recognition import check_not_phase
+from precondqsm_bids.numerics.arrays import check_finite
 from precondqsm_bids.numerics.dipole import b0_direction
+
+GRID_TOLERANCE = 1e-3
+"""mm by which the affines of images on one grid may differ."""
 
 OBJECT_LEVEL = 0.25
 """Share of the median signal above which a voxel certainly is object."""
 
 STATED = 'B0 is along'
 """How the description in the header of a working copy begins whose affine does not say where B0
-is (``--b0-dir``); three numbers follow, along the stored axes. It goes from file to file."""
+is (``b0_dir``); three numbers follow, along the stored axes. It goes from file to file."""
 
 
 def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
@@ -92,23 +96,6 @@ def check_whole(path: str) -> None:
         raise OSError(
             f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
         ) from error
-
-
-def check_finite(data: np.ndarray, path: str) -> None:
-    """Raise ValueError if the data of a file have NaN or infinity.
-
-    >>> check_finite(np.array([1.0, np.nan]), 'echo.nii')
-    Traceback (most recent call last):
-    ...
-    ValueError: echo.nii has 1 voxels that are not finite (NaN 1, infinite 0): set them to 0, ...
-    """
-    if np.all(np.isfinite(data)):
-        return
-    nan, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
-    raise ValueError(
-        f'{path} has {nan + infinite} voxels that are not finite (NaN {nan}, infinite '
-        f'{infinite}): set them to 0, or export the image again'
-    )
 
 
 def object_in(magnitude: np.ndarray) -> np.ndarray:
@@ -213,7 +200,7 @@ def check_varies(data: np.ndarray, path: str) -> None:
     if data.max() <= data.min():
         raise ValueError(
             f'{path} is {data.min():g} in every voxel and tells nothing: export the image again, '
-            'or leave this echo out with --bids-filter-file'
+            'or leave this echo out'
         )
 
 
@@ -288,11 +275,45 @@ def load_echoes(paths: list[str]) -> np.ndarray:
     return echoes
 
 
+def is_image(value: object) -> bool:
+    """Whether the value of an input is the path of a NIfTI file.
+
+    >>> is_image('/a/chi.nii.gz'), is_image('roi-mean'), is_image(['chi.nii'])
+    (True, False, False)
+    """
+    return isinstance(value, str) and value.endswith(('.nii', '.nii.gz'))
+
+
+def grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
+    """Matrix and affine of the array that :func:`load` gives, from the header alone."""
+    image = nb.load(path)
+    axes = nb.io_orientation(image.affine)
+    stored = image.shape[:3]
+    matrix = tuple(stored[i] for i in np.argsort(axes[:, 0]))
+    return matrix, image.affine @ nb.orientations.inv_ornt_aff(axes, stored)
+
+
+def check_grid(paths: Iterable[str]) -> None:
+    """Raise ValueError unless images have one matrix and one affine as arrays of :func:`load`."""
+    first, *others = [(path, *grid(path)) for path in dict.fromkeys(paths)]
+    for path, matrix, affine in others:
+        if matrix != first[1]:
+            raise ValueError(
+                f'{path} {matrix} and {first[0]} {first[1]} differ in matrix size: resample one '
+                'to the other'
+            )
+        if (most := float(np.abs(affine - first[2]).max())) > GRID_TOLERANCE:
+            raise ValueError(
+                f'{path} and {first[0]} differ in the affines of their headers, by up to '
+                f'{most:.4g} mm: they are not on one grid; resample one to the other'
+            )
+
+
 def geometry(path: str) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Affine and voxel size (mm) of the array that :func:`load` gives."""
-    image = nb.as_closest_canonical(nb.load(path))
-    dx, dy, dz = nb.affines.voxel_sizes(image.affine)
-    return image.affine, (float(dx), float(dy), float(dz))
+    _, affine = grid(path)
+    dx, dy, dz = nb.affines.voxel_sizes(affine)
+    return affine, (float(dx), float(dy), float(dz))
 
 
 def b0_along(path: str) -> np.ndarray:
@@ -303,7 +324,7 @@ def b0_along(path: str) -> np.ndarray:
     image = nb.load(path)
     stated = stated_b0(image.header)
     if stated is None:
-        return b0_direction(nb.as_closest_canonical(image).affine)
+        return b0_direction(grid(path)[1])
     axes, flips = nb.io_orientation(image.affine).T
     direction = np.empty(3)
     direction[axes.astype(int)] = flips * stated

@@ -18,7 +18,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.comparison import Comparison, compare
-from precondqsm_bids.numerics.dipole import b0_direction, dipole_kernel, forward_field
+from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
     LCurve,
@@ -58,9 +58,17 @@ from precondqsm_bids.numerics.prior.basis import (
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
-from precondqsm_bids.numerics.prior.r2prime import R2PrimePrior, r2prime_prior, relaxivity
+from precondqsm_bids.numerics.prior.r2prime import (
+    R2Inputs,
+    R2PrimeEstimate,
+    R2PrimePrior,
+    estimate_r2prime,
+    r2prime_prior,
+    relaxivity,
+)
 from precondqsm_bids.numerics.prior.tissue import (
     class_means,
     contradictions,
@@ -68,8 +76,19 @@ from precondqsm_bids.numerics.prior.tissue import (
     tissue_class,
     tissue_parcels,
 )
-from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
-from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_fraction
+from precondqsm_bids.numerics.recombination import (
+    BodyReference,
+    Recombination,
+    recombine,
+    reference_region,
+)
+from precondqsm_bids.numerics.shape_mask import (
+    Region,
+    ShapeMask,
+    region_of_interest,
+    shape_mask,
+    surface_fraction,
+)
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
@@ -81,15 +100,21 @@ __all__ = [
     'DipoleInversion',
     'EchoFit',
     'Flattening',
+    'Geometry',
     'LCurve',
     'OneEcho',
     'Overlap',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',
+    'PriorEstimate',
     'PriorFit',
+    'PriorInputs',
+    'R2Inputs',
+    'R2PrimeEstimate',
     'R2PrimePrior',
     'Recombination',
+    'Region',
     'ShapeField',
     'ShapeMask',
     'alternating_axes',
@@ -105,6 +130,8 @@ __all__ = [
     'contradictions',
     'contrast_cells',
     'dipole_kernel',
+    'estimate_prior',
+    'estimate_r2prime',
     'field_of_one_echo',
     'first_field',
     'fit_echoes',
@@ -126,6 +153,8 @@ __all__ = [
     'phase_to_radians',
     'r2prime_prior',
     'recombine',
+    'reference_region',
+    'region_of_interest',
     'relaxivity',
     'repair_phase',
     'shape_field',

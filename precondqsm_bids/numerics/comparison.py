@@ -1,6 +1,6 @@
 """Comparison of the two arms without a truth: did the prior help?"""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ RIM = 12.0
 """Depth below the surface of the region, mm, from which susceptibility and R2* are compared: air
 and errors of the background raise R2* nearer to it."""
 STRONGEST = 0.01
-"""Share of those voxels, of the strongest R2*, that are compared with the others. Iron, blood and
-contrast agents are among them; less strong R2* is as well that of myelin, which is diamagnetic."""
+"""Fraction of those voxels, of the strongest R2*, that are compared with the others. Iron, blood
+and contrast agents are among them; less strong R2* is also that of myelin, a diamagnet."""
 REVERSED = -0.4
 """Rank correlation of the two groups from which the sign of the phase may be reversed. Heads of
 the right sign have 0.6 to 0.8 (3 to 5 mm, with and without brain mask, hard), tubes 1.0."""
@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
     """What :func:`compare` measured."""
 
     explained: float
-    """Share of the local field's energy that preconditioning takes off it; negative if it adds."""
+    """Fraction of the local field's energy that preconditioning takes off; negative if it adds."""
     streaking: float
     """Preconditioned map: spectral power in the cone over that beside it; 1 without preference."""
     conventional_streaking: float
@@ -217,9 +217,9 @@ def compare(
     if len(by_body) > 1:
         warnings += [
             f'the prior did not help in body {number} of {len(by_body)} (the largest first): with '
-            f'it the local field has {1 - share:.2f} times the energy that it has without'
-            for number, (share, part) in enumerate(zip(by_body, parts, strict=True), start=1)
-            if share <= 0 and left[part].any()
+            f'it the local field has {1 - fraction:.2f} times the energy that it has without'
+            for number, (fraction, part) in enumerate(zip(by_body, parts, strict=True), start=1)
+            if fraction <= 0 and left[part].any()
         ]
     arms = [cone_ratio(c, mask, voxel_size, b0_dir, workers) for c in (chi, conventional_chi)]
     return Comparison(explained, arms[0], arms[1], by_body, tuple(warnings))
@@ -229,3 +229,43 @@ def _explained(left: npt.NDArray, without: npt.NDArray) -> float:
     """``1 - sum left / sum without``; 0 where there is nothing to explain."""
     energy = float(np.sum(without))
     return 1 - float(np.sum(left)) / energy if energy > 0 else 0.0
+
+
+def comparison_record(
+    result: Comparison, agreement: float | None = None, assumed_sign: int | None = None
+) -> dict[str, Any]:
+    """Record of a comparison, with what R2* says of a sign of the phase that was assumed.
+
+    Parameters
+    ----------
+    result : Comparison
+        From :func:`compare`.
+    agreement : float, optional
+        From :func:`r2star_agreement`.
+    assumed_sign : int, optional
+        Sign of the phase, 1 or -1, if nothing measured decides it.
+
+    Examples
+    --------
+    >>> result = Comparison(0.5, 1.0, 1.0, (0.5,), ())
+    >>> comparison_record(result, -0.9, 1)['warnings'][0][:45]
+    'the susceptibility falls where R2* rises (ran'
+    """
+    warnings = list(result.warnings)
+    if assumed_sign is not None and agreement is not None and agreement <= REVERSED:
+        warnings.append(
+            'the susceptibility falls where R2* rises (rank correlation '
+            f'{agreement:.2f}): the sign of the phase, which was assumed to be '
+            f'{assumed_sign:+d}, may be wrong; state phase_sign {-assumed_sign:+d} if the '
+            'strongest R2* is that of iron or blood'
+        )
+    record: dict[str, Any] = {
+        'explained': result.explained,
+        'streaking': result.streaking,
+        'conventional_streaking': result.conventional_streaking,
+        'r2star_agreement': agreement,
+        'warnings': warnings,
+    }
+    if len(result.by_body) > 1:
+        record['explained_by_body'] = list(result.by_body)
+    return record

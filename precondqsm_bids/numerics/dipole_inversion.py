@@ -1,6 +1,6 @@
 """Dipole inversion: closed-form l2 with gradient regularisation, lambda from the L-curve."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -164,7 +164,7 @@ def _corner(weights: F64, curvature: F64) -> tuple[float, tuple[str, ...]]:
     if best in (0, len(weights) - 1):
         return float(weights[best]), (
             f'the L-curve bends most at the end of the grid, lambda {weights[best]:g}: it has no '
-            'corner inside; consider --reg-weight NUMBER',
+            'corner inside; consider a given reg_weight',
         )
     warnings: tuple[str, ...] = ()
     if bend[best] < 0.1:
@@ -276,11 +276,11 @@ def least_risk(
 def trusted_field(
     local_field: npt.NDArray, field_sd: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> F32:
-    """Residual field, held down voxel by voxel as far as it is noise, without single outliers.
+    """Residual field, reduced voxel by voxel as far as it is noise, without single outliers.
 
     The local Wiener filter ``f P / (P + field_sd^2)``: ``P`` is the power of the residual itself
     in the 27 voxels around, each weighted by ``1 / field_sd^2`` and less the noise that these
-    weights let expect. Then values are held to within four robust deviations of their neighbours'
+    weights let expect. Then values are limited to four robust deviations of their neighbours'
     median: beyond lie wraps, partly filled voxels, signal that decayed before the second echo.
     After a fitted prior this is what lets the prior speak where the field is not to be trusted. A
     source that the prior does not know has a residual in many voxels together and stays. After a
@@ -334,7 +334,7 @@ def l2_inversion(
     workers: int = 1,
     *,
     rule: str = 'l-curve',
-    suppress_noise: bool = True,
+    suppress_noise: bool = False,
 ) -> DipoleInversion:
     """Susceptibility by closed-form regularised division in k-space.
 
@@ -366,8 +366,8 @@ def l2_inversion(
     rule : {'l-curve', 'risk'}
         The corner of the L-curve, or :func:`least_risk`.
     suppress_noise : bool
-        Whether the field goes through :func:`trusted_field` first, if ``field_sd`` is given. For
-        the residual of a fitted prior only.
+        Whether the field goes through :func:`trusted_field` first, which takes ``field_sd``. For
+        the residual of a fitted prior only; the plain closed form without.
 
     Returns
     -------
@@ -376,7 +376,8 @@ def l2_inversion(
     Raises
     ------
     ValueError
-        Shapes differ, the mask is empty, or lambda is not positive.
+        Shapes differ, the mask is empty, lambda is not positive, or noise is to be suppressed
+        without ``field_sd``.
 
     References
     ----------
@@ -399,7 +400,9 @@ def l2_inversion(
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
     if rule not in RULES:
         raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
-    if field_sd is not None and suppress_noise:
+    if suppress_noise:
+        if field_sd is None:
+            raise ValueError('suppress_noise needs the standard deviation of the field: field_sd')
         local_field = trusted_field(local_field, field_sd, mask)
     if np.abs(local_field[mask]).max() <= NOTHING:
         weight = np.nan if reg_weight is None else float(reg_weight)
@@ -408,14 +411,7 @@ def l2_inversion(
     spectrum = fft.rfftn(grid.embed(local_field * mask), workers=workers)
     kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)
     gradient = gradient_power(grid.shape, voxel_size)
-
-    power = spectrum.real**2 + spectrum.imag**2
-    power /= np.float32(np.prod(grid.shape))
-    multiplicity = np.ones(power.shape, np.float32)
-    # Frequencies that stand for their negatives too
-    multiplicity[..., 1 : (grid.shape[2] + 1) // 2] = 2
-    multiplicity[0, 0, 0] = 0
-    power *= multiplicity
+    power, multiplicity = _power(spectrum, grid.shape)
     curve = l_curve(power, kernel**2, gradient)
     if reg_weight is not None:
         weight = float(reg_weight)
@@ -426,7 +422,6 @@ def l2_inversion(
         weight = least_risk(power, kernel**2, gradient, radius, multiplicity)
     else:
         weight = curve.reg_weight
-
     gradient *= np.float32(weight**2)
     gradient += kernel**2
     gradient[0, 0, 0] = 1
@@ -435,3 +430,58 @@ def l2_inversion(
     chi = grid.extract(fft.irfftn(spectrum, s=grid.shape, workers=workers), mask.shape)
     chi[~mask] = 0
     return DipoleInversion(chi, weight, curve)
+
+
+def _power(spectrum: npt.NDArray, shape: tuple[int, int, int]) -> tuple[F32, F32]:
+    """``|F f|^2``, scaled to norms over voxels, and the number of frequencies per element."""
+    power = spectrum.real**2 + spectrum.imag**2
+    power /= np.float32(np.prod(shape))
+    multiplicity = np.ones(power.shape, np.float32)
+    # Frequencies that stand for their negatives too
+    multiplicity[..., 1 : (shape[2] + 1) // 2] = 2
+    multiplicity[0, 0, 0] = 0
+    power *= multiplicity
+    return power, multiplicity
+
+
+def inversion_record(
+    result: DipoleInversion, rule: str | None, suppress_noise: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Record of an inversion, and its L-curve, as dictionaries of plain numbers and lists.
+
+    Parameters
+    ----------
+    result : DipoleInversion
+        From :func:`l2_inversion`.
+    rule : str or None
+        How lambda was chosen; None if it was given.
+    suppress_noise : bool
+        Whether noise was suppressed.
+
+    Returns
+    -------
+    record, l_curve : dict
+        Lambda in mm; None where the field is zero and nothing was inverted.
+
+    Examples
+    --------
+    >>> nothing = DipoleInversion(np.zeros((1, 1, 1), np.float32), np.nan, NO_CURVE)
+    >>> inversion_record(nothing, 'risk', False)[0]['reg_weight'] is None
+    True
+    """
+    curve = result.curve
+    weight, corner = (
+        value if np.isfinite(value) else None for value in (result.reg_weight, curve.reg_weight)
+    )
+    shown = curve is NO_CURVE or rule == 'l-curve'
+    record = {
+        'reg_weight': weight,
+        'rule': rule or 'given',
+        'corner': corner,
+        'noise_suppressed': suppress_noise,
+        'warnings': list(curve.warnings) if shown else [],
+    }
+    names = ('reg_weights', 'consistency', 'regularization', 'curvature')
+    arrays = {name: getattr(curve, name).tolist() for name in names}
+    last = {'reg_weight': weight, 'corner': corner, 'warnings': list(curve.warnings)}
+    return record, arrays | last

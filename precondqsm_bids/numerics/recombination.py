@@ -1,6 +1,7 @@
 """Recombination: residual plus prior, against a stated reference."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from precondqsm_bids.numerics.bodies import bodies
 
 F32 = npt.NDArray[np.float32]
 LEAST_FRACTION = 0.01
-"""Share of the reference's voxels from which a body holds it: a few that a segmentation left in
+"""Fraction of the reference's voxels from which a body holds it: a few that a segmentation left in
 another body are no reference for that."""
 
 
@@ -128,3 +129,103 @@ def _refer(
         value, sd = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     mean = float(chi[body].mean(dtype=np.float64))
     return BodyReference(int(np.count_nonzero(body)), bool(held), value, sd, mean)
+
+
+def reference_region(
+    name: str,
+    mask: npt.NDArray[np.bool_],
+    labels: npt.NDArray | None = None,
+    label_names: Mapping[int, str] | None = None,
+) -> npt.NDArray[np.bool_] | None:
+    """The region that a map is relative to, by its name.
+
+    Parameters
+    ----------
+    name : str
+        ``none``, ``roi-mean`` or one of ``label_names``.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    labels : (X, Y, Z) ndarray of int, optional
+        Segmentation.
+    label_names : mapping of int to str, optional
+        Names of the labels; several labels may have one name.
+
+    Returns
+    -------
+    (X, Y, Z) ndarray of bool, or None if there is no reference
+
+    Raises
+    ------
+    ValueError
+        No label has that name.
+
+    Examples
+    --------
+    >>> labels = np.array([[[1, 2, 2]]])
+    >>> reference_region('csf', labels > 0, labels, {1: 'wm', 2: 'csf'}).tolist()
+    [[[False, True, True]]]
+    """
+    if name == 'none':
+        return None
+    if name == 'roi-mean':
+        return mask
+    names = label_names or {}
+    indices = [index for index, label in names.items() if label == name]
+    if not indices or labels is None:
+        known = ', '.join(sorted(names.values())) or 'there is no segmentation'
+        raise ValueError(
+            f'no label is named {name!r} to reference the map to (labels: {known}); '
+            'the reference is none, roi-mean or one of the labels'
+        )
+    return np.isin(labels, indices)
+
+
+def recombination_record(
+    result: Recombination, name: str, voxel_size: npt.ArrayLike
+) -> dict[str, Any]:
+    """Record of a recombination, as a dictionary of plain numbers and lists.
+
+    Parameters
+    ----------
+    result : Recombination
+        From :func:`recombine`.
+    name : str
+        Name of the reference, as in :func:`reference_region`.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+
+    Examples
+    --------
+    >>> mask = np.ones((1, 1, 4), bool)
+    >>> result = recombine(np.zeros(mask.shape), None, mask, mask)
+    >>> recombination_record(result, 'roi-mean', (1, 1, 1))['reference_value']
+    0.0
+    """
+    record: dict[str, Any] = {'reference': name} | {
+        key: getattr(result, key)
+        for key in ('reference_value', 'reference_sd', 'roi_mean', 'roi_sd')
+    }
+    found = result.bodies
+    if len(found) < 2:
+        return record
+    voxel = float(np.prod(np.asarray(voxel_size))) / 1000  # mL
+    record['bodies'] = [
+        {
+            'voxels': body.voxels,
+            'volume': round(body.voxels * voxel, 3),
+            'reference': name if body.held or name == 'none' else 'roi-mean',
+            'reference_value': body.value,
+            'reference_sd': body.sd,
+            'mean': body.mean,
+        }
+        for body in found
+    ]
+    alone = [str(number) for number, body in enumerate(found, start=1) if not body.held]
+    record['warnings'] = []
+    if alone and name != 'none':
+        record['warnings'].append(
+            f'the region has {len(found)} bodies that are not connected (numbered by size): body '
+            f'{", ".join(alone)} does not hold the reference {name!r} and is relative to its own '
+            'mean'
+        )
+    return record

@@ -1,27 +1,28 @@
 """Shape mask: the object against air, and the susceptibility step that its shape stands for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.noise import air_around, without_floor
 
 WHOLE = 0.9
-"""Least share of object in a voxel of the region of interest. A voxel that is half air measures
+"""Least fraction of object in a voxel of the region of interest. A voxel that is half air measures
 the field of its other half, ppm away from that at its centre."""
 
 SURFACE_ERROR = 0.1
-"""Expected error of the filled share of a voxel on the border: ringing of a sharp edge is 9 % of
-its height."""
+"""Expected error of the filled fraction of a border voxel: ringing of a sharp edge is 9 % of its
+height."""
 
 THIN = 5.0
 """Half the thickness, mm, up to which a layer without signal in the object is bone, not air."""
 
 LEAST_SURFACE = 0.5
-"""Share of a region's border on the surface of the object below which the shape's field, whose
+"""Fraction of a region's border on the surface of the object below which the shape's field, whose
 sources lie outside the region, is better left to the background removal."""
 
 LARGE = 0.1
@@ -38,6 +39,11 @@ LARGEST_BUBBLE = 5000.0
 LEAST_REGION = 27
 """Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
 
+NO_AIR_WORDS = (
+    'there is no air in the field of view: all of it was taken for the object, and its shape is '
+    'not known'
+)
+
 
 class ShapeMask(NamedTuple):
     """What :func:`shape_mask` found, (X, Y, Z)."""
@@ -48,20 +54,37 @@ class ShapeMask(NamedTuple):
     """Object without the border voxels that are partly air and the layers without signal: what
     can be reconstructed."""
     shape_chi: npt.NDArray[np.float32]
-    """Susceptibility relative to air, ppm: the step times the share of object in each voxel."""
+    """Susceptibility relative to air, ppm: the step times the fraction of object in each voxel."""
     shape_sd: npt.NDArray[np.float32]
     """Expected error of ``shape_chi``, ppm: a tenth of the step on the border, zero elsewhere."""
     threshold: float
     """Magnitude above which a voxel is object."""
 
 
+class Region(NamedTuple):
+    """What :func:`region_of_interest` found, (X, Y, Z)."""
+
+    shape_mask: npt.NDArray[np.bool_]
+    """Object (true) against air."""
+    roi_mask: npt.NDArray[np.bool_]
+    """Region of interest: the object without voxels that are partly air, inside the mask."""
+    shape_chi: npt.NDArray[np.float32]
+    """Susceptibility of the shape relative to air, ppm; zero if the region lies inside it."""
+    shape_sd: npt.NDArray[np.float32]
+    """Expected error of ``shape_chi`` at the surface, ppm."""
+    inner: bool
+    """Whether the region lies inside the object, its border off the surface."""
+    record: dict[str, Any]
+    """What was measured and chosen."""
+
+
 def filled_fraction(
     magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Share of object in each voxel: 1 inside, 0 in air, from the signal on the border.
+    """Fraction of object in each voxel: 1 inside, 0 in air, from the signal on the border.
 
     Air gives no signal, so that a border voxel's magnitude over that of the object beside it
-    (Gaussian mean of 2 voxels, at least two voxels deep) is the share that is filled. Border
+    (Gaussian mean of 2 voxels, at least two voxels deep) is the fraction that is filled. Border
     means the outermost layer of the mask and the first layer outside. A surface known to a
     fraction of a voxel takes most of the error out of the shape's field near it.
 
@@ -88,10 +111,8 @@ def filled_fraction(
     mean = ndimage.gaussian_filter(np.where(deep, magnitude, 0).astype(np.float32), 2.0)
     border = (ndimage.binary_dilation(mask) & ~mask) | _surface(mask)
     border &= weight > 1e-4
-    share = (
-        magnitude[border] * weight[border] / np.maximum(mean[border], np.finfo(np.float32).tiny)
-    )
-    fraction[border] = np.clip(share, 0, 1)
+    filled = magnitude[border] * weight[border]
+    fraction[border] = np.clip(filled / np.maximum(mean[border], np.finfo(np.float32).tiny), 0, 1)
     return fraction
 
 
@@ -311,7 +332,7 @@ def _object(
 
 
 def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
-    """Share of the region's border that lies within three voxels of the object's surface.
+    """Fraction of the region's border that lies within three voxels of the object's surface.
 
     1 for the object itself, near 0 for a brain within its head, and 0 for an object without a
     surface in the field of view.
@@ -335,3 +356,123 @@ def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np
         return 0.0
     border = _surface(roi_mask)
     return float(np.mean(surface[border])) if border.any() else 1.0
+
+
+def region_of_interest(
+    magnitude: npt.NDArray,
+    voxel_size: npt.ArrayLike,
+    mask: npt.NDArray | None = None,
+    erosion: float = 0.0,
+    step: float = WATER_CHI - AIR_CHI,
+) -> Region:
+    """Object, region of interest, and the shape's susceptibility as far as the region reaches it.
+
+    Where less than half of the region's border lies on the surface of the object
+    (:func:`surface_fraction`), the field of the shape is better left to the background removal.
+
+    Parameters
+    ----------
+    magnitude : (X, Y, Z) ndarray
+        Magnitude of the first echo, any unit.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    mask : (X, Y, Z) ndarray, optional
+        Restricts the region of interest: 0 outside, one other value inside.
+    erosion : float
+        Depth that is taken off the region of interest, mm.
+    step : float
+        Susceptibility of the object relative to air, ppm.
+
+    Returns
+    -------
+    Region
+
+    Raises
+    ------
+    ValueError
+        No object, not a valid mask, or a region of fewer than 27 voxels. The message opens with
+        the name of the parameter.
+
+    Examples
+    --------
+    >>> magnitude = np.zeros((9, 9, 9)); magnitude[2:7, 2:7, 2:7] = 1
+    >>> region = region_of_interest(magnitude, (1, 1, 1), erosion=1)
+    >>> int(region.roi_mask.sum()), region.record['eroded_voxels'], region.inner
+    (27, 98, False)
+    """
+    try:
+        shape = shape_mask(magnitude, step, voxel_size=voxel_size)
+    except ValueError as error:
+        raise ValueError(f'magnitude: {error}') from error
+    roi, source = shape.roi_mask, 'magnitude'
+    if mask is not None:
+        roi, source = roi & _checked(mask, roi), 'mask'
+    whole = int(np.count_nonzero(roi))
+    if mask is not None and not whole:
+        raise ValueError(
+            'mask has no voxel in common with the object '
+            f'({np.count_nonzero(shape.roi_mask)} voxels): give a mask of this image'
+        )
+    if whole < LEAST_REGION:
+        raise ValueError(
+            f'{source}: the region of interest has {whole} voxels, fewer than {LEAST_REGION}: the '
+            'object is too small for these voxels, or not in the image'
+        )
+    if erosion > 0:
+        roi = erode(roi, voxel_size, erosion)
+        if (left := np.count_nonzero(roi)) < LEAST_REGION:
+            raise ValueError(
+                f'{source}: an erosion of {erosion:g} mm leaves {left} of the {whole} voxels of '
+                f'the region of interest, fewer than {LEAST_REGION}: give a smaller erosion'
+            )
+    whole_view = bool(shape.shape_mask.all())
+    beside = mask is not None or whole_view
+    fraction = surface_fraction(roi, shape.shape_mask) if beside else 1.0
+    used = np.float32(fraction >= LEAST_SURFACE)
+    record = {
+        'threshold': shape.threshold,
+        'step': step,
+        'shape_voxels': int(np.count_nonzero(shape.shape_mask)),
+        'roi_voxels': int(np.count_nonzero(roi)),
+        'least_filled_fraction': WHOLE,
+        'mask': 'auto' if mask is None else 'given',
+        'erosion': erosion,
+        'eroded_voxels': whole - int(np.count_nonzero(roi)),
+        'surface_fraction': fraction,
+        'shape_used': bool(used),
+        'warnings': [NO_AIR_WORDS] if whole_view else [],
+    }
+    shape_chi, shape_sd = used * shape.shape_chi, used * shape.shape_sd
+    return Region(shape.shape_mask, roi, shape_chi, shape_sd, not used, record)
+
+
+def _checked(mask: npt.NDArray, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """A mask that was given, as booleans."""
+    check_map(mask, 'mask', like)
+    values = np.unique(mask)
+    if not values.any():
+        raise ValueError('mask is an empty mask (0 in every voxel): give another')
+    if len(values[values != 0]) > 1:
+        raise ValueError(
+            f'mask is not a valid mask: it has {len(values)} different values, from {values[0]:g} '
+            f'to {values[-1]:g}; a mask is 0 outside and 1 inside'
+        )
+    return mask != 0
+
+
+def erode(
+    mask: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike, depth: float
+) -> npt.NDArray[np.bool_]:
+    """The voxels of a mask that are deeper than ``depth`` (mm), counted from voxel centres.
+
+    The edge of the field of view is no border: a slab is cut there, and does not end.
+
+    >>> int(erode(np.ones((3, 3, 3), bool), (1, 1, 1), 1).sum())
+    27
+    >>> mask = np.zeros((1, 1, 9), bool); mask[..., 1:8] = True
+    >>> int(erode(mask, (1, 1, 2), 2).sum())
+    5
+    """
+    if mask.all():
+        return mask
+    return ndimage.distance_transform_edt(mask, sampling=voxel_size) > depth

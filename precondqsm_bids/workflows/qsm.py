@@ -109,8 +109,6 @@ def init_precondqsm_wf(
         *((stage, 'gather', [('record', stage)]) for stage in nodes),
         ('gather', 'outputnode', [('record', 'record')]),
     ]
-    if method.reads_contrast and not one_echo:
-        nodes['contrasts'] = pe.Node(niu.Merge(2), name='contrasts', run_without_submitting=True)
     nodes |= {'inputnode': inputnode, 'outputnode': outputnode, 'gather': gather}
     workflow.connect(
         [
@@ -182,15 +180,11 @@ def _edges(method, one_echo):
         ('echo_fit', 'r2prime_prior', _same('r2star', 'reliable')),
         ('shape_mask', 'r2prime_prior', [('roi_mask', 'mask')]),
         ('inputnode', 'prior_fit', _same('field_strength', 'tissue', 'tissue_names')),
-        ('inputnode', 'prior_fit', [('contrasts', 'further_contrasts')] * contrast),
         ('inputnode', 'prior_fit',
-            [(('magnitude', _first), 'contrasts')] * (contrast and one_echo)),
-        ('echo_fit', 'contrasts', [('r2star', 'in1')]),
-        ('inputnode', 'contrasts', [(('magnitude', _first), 'in2')]),
-        ('contrasts', 'prior_fit', [('out', 'contrasts')]),
+            [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
+            ('r2star', 'r2star'), ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),

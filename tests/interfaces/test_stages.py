@@ -1,7 +1,9 @@
 """Interfaces load, call and save: the same arrays as the functions, and nothing else."""
 
+import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +18,15 @@ from scipy import ndimage
 
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.bids import _reference
-from precondqsm_bids.interfaces.volumes import geometry, load, load_echoes, save
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.dipole import b0_direction, forward_field
+from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
+from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
@@ -179,7 +182,7 @@ def test_erosion_takes_off_a_depth_in_millimetres(data, tmp_path):
     [
         ({}, 'is an empty mask'),
         ({0: 1}, 'no voxel in common with the object'),
-        ({0: 1, 1: 2}, 'is no mask: it has 3 different values, from 0 to 2'),
+        ({0: 1, 1: 2}, 'is not a valid mask: it has 3 different values, from 0 to 2'),
         ({0: np.nan}, 'not finite'),
     ],
     ids=['empty', 'elsewhere', 'labels', 'nan'],
@@ -412,7 +415,7 @@ def test_r2prime_prior(data, tmp_path, source):
         ({'r2_source': 'map', 'r2_map': 80.0, 'r2_map_kind': 'T2map'}, 'T2map in s: convert it'),
         (
             {'r2_source': 'literature', 'tissue': 1.0, 'tissue_names': ['tumour']},
-            r'none of the classes .* \(tumour\) has an R2 .*tissue\.nii\.gz.*give --r2 NUMBER',
+            r'tissue\.nii\.gz: none of the classes .* \(tumour\) has an R2 .*give r2 as a number',
         ),
         (
             {
@@ -472,7 +475,8 @@ def test_prior_fit(data, tmp_path, priors, fit):
         priors=[f'map:{path}' if name == 'map' else name for name in priors],
         fit=fit,
         prior_chi=data.file('chi'),
-        contrasts=[data.file('r2star'), data.file('first', first)],
+        r2star=data.file('r2star'),
+        magnitude=data.file('first', first),
         tissue=data.file('tissue', tissue),
         tissue_names=TISSUE,
         field_strength=3.0,
@@ -534,15 +538,18 @@ def test_further_contrasts_have_cells_of_their_own(data, tmp_path, name):
         'total_field': data.file('field'),
         'field_sd': data.file('sd'),
         'mask': data.file('mask'),
-        'contrasts': [data.file('r2star'), data.file('first', first)],
+        'r2star': data.file('r2star'),
+        'magnitude': data.file('first', first),
         'field_strength': 3.0,
         'iterations': 6,
     }
     path = data.file(name, other)
-    result = run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
-    images = {'first': first} | ({'T1w': other} if name == 'T1w' else {})  # a map has no shading
+    result = run(interfaces.PriorFit, tmp_path, **inputs, contrasts=[path])
+    images = {'magnitude': first} | (
+        {'T1w': other} if name == 'T1w' else {}
+    )  # a map has no shading
     bias = {what: bias_field(image, data.r2star, data.mask) for what, image in images.items()}
-    bases = contrast_cells([data.r2star, first / bias['first']], data.mask, VOXEL_SIZE)
+    bases = contrast_cells([data.r2star, first / bias['magnitude']], data.mask, VOXEL_SIZE)
     bases += contrast_cells([data.r2star, other / bias.get(name, 1)], data.mask, VOXEL_SIZE)
     expected = fit_prior(data.field, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=6)
     scale = float(np.abs(expected.prior_chi).max())
@@ -562,7 +569,7 @@ def test_further_contrasts_have_cells_of_their_own(data, tmp_path, name):
     ):
         path = data.file('wrong', wrong.astype(np.float32))
         with pytest.raises(ValueError, match=told):
-            run(interfaces.PriorFit, tmp_path, **inputs, further_contrasts=[path])
+            run(interfaces.PriorFit, tmp_path, **inputs, contrasts=[path])
 
 
 def test_a_map_that_is_taken_as_it_is(data, tmp_path):
@@ -590,7 +597,7 @@ def test_a_map_that_is_taken_as_it_is(data, tmp_path):
         (0.0, 'is 0 in the whole region'),
         (50.0, 'is in ppm .*convert it'),
         (np.inf, 'not finite'),
-        (np.ones((3, 3, 3), np.float32), 'differ in matrix size: resample the map'),
+        (np.ones((3, 3, 3), np.float32), 'differ in matrix size: resample'),
     ],
 )
 def test_a_map_that_cannot_be_a_prior(data, tmp_path, value, message):
@@ -663,7 +670,7 @@ def test_dipole_inversion(data, tmp_path, given, weighted):
         mask=data.file('mask'),
         **inputs,
     )
-    sd = {'field_sd': data.sd} if weighted else {}
+    sd = {'field_sd': data.sd, 'suppress_noise': True} if weighted else {}
     expected = l2_inversion(data.field, data.mask, VOXEL_SIZE, B0_DIR, given, **sd)
     np.testing.assert_allclose(result['chi'], expected.chi, atol=1e-5)
     assert result['reg_weight'] == pytest.approx(expected.reg_weight, rel=1e-4)
@@ -748,7 +755,7 @@ def test_unknown_reference_names_those_there_are(data, tmp_path):
         'reference': 'csf',
         'label_names': {2: 'agar'},
     }
-    with pytest.raises(ValueError, match=r"'csf'.*agar.*--reference none"):
+    with pytest.raises(ValueError, match=r"'csf'.*agar.*none, roi-mean"):
         run(interfaces.Recombination, tmp_path, **inputs)
 
 
@@ -826,3 +833,121 @@ def test_echoes_of_different_size_are_named(tmp_path, data):
     nb.save(nb.Nifti1Image(np.zeros((4, 5, 6), np.float32), AFFINE), tmp_path / 'other.nii')
     with pytest.raises(ValueError, match=r'field\.nii\.gz.*other\.nii.*differ'):
         load_echoes([first, str(tmp_path / 'other.nii')])
+
+
+@pytest.mark.parametrize(
+    'priors, missing',
+    [
+        (['contrast'], 'prior contrast needs magnitude'),
+        (['tissue'], 'prior tissue needs tissue and tissue_names'),
+        (['r2prime'], 'prior r2prime needs prior_chi'),
+        (['contrast', 'r2prime-by-tissue'], 'needs tissue and tissue_names and prior_chi'),
+        (['iron'], 'prior iron is not one of contrast, tissue'),
+    ],
+)
+def test_what_a_prior_lacks_is_named(data, tmp_path, priors, missing):
+    inputs = {'magnitude': data.file('sd')} if len(priors) > 1 else {}
+    files = {'total_field': data.file('field'), 'field_sd': data.file('sd')}
+    with pytest.raises(ValueError, match=missing):
+        run(
+            interfaces.PriorFit,
+            tmp_path,
+            mask=data.file('mask'),
+            priors=priors,
+            field_strength=3.0,
+            **files,
+            **inputs,
+        )
+
+
+def test_estimate_is_the_same_without_files(data, tmp_path):
+    """The estimate from files, to the last bit that storage keeps, is that from arrays."""
+    combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
+    arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
+    arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
+    settings = {'inner': True, 'free_voxels': True, 'iterations': 10}
+    files = {name: data.file(name, array) for name, array in arrays.items()}
+    files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}
+    files |= {'mask': data.file('mask'), 'shape_chi': data.file('chi')}
+    found = run(interfaces.PriorFit, tmp_path, **files, **settings, field_strength=3.0)
+    voxel_size = geometry(files['mask'])[1]
+    view = Geometry(data.mask, voxel_size, b0_along(files['mask']))
+    inputs = PriorInputs(**arrays, contrasts={}, field_strength=3.0)
+    expected = estimate_prior(data.field, data.sd, view, inputs, shape_chi=data.chi, **settings)
+    assert_same(found, expected, ('prior_chi', 'shape_chi', 'prior_labels'))
+    assert found['record'] == expected.record
+    assert found['expected_size'] == expected.expected_size
+
+
+MOVED = {
+    'shape_mask': (interfaces.ShapeMask, ('magnitude', 'mask')),
+    'r2prime_prior': (interfaces.R2PrimePrior, ('r2star', 'mask', 'reliable')),
+    'prior_fit': (
+        interfaces.PriorFit,
+        ('total_field', 'field_sd', 'mask', 'r2star', 'magnitude', 'contrasts'),
+    ),
+    'flattening': (interfaces.FlattenField, ('total_field', 'prior_chi', 'mask')),
+    'background_removal': (interfaces.BackgroundRemoval, ('field', 'field_sd', 'mask')),
+    'dipole_inversion': (interfaces.DipoleInversion, ('local_field', 'mask')),
+    'recombination': (interfaces.Recombination, ('residual_chi', 'prior_chi', 'mask')),
+    'comparison': (
+        interfaces.Comparison,
+        ('local_field', 'conventional_local_field', 'chi', 'conventional_chi', 'field_sd', 'mask'),
+    ),
+}
+
+
+@pytest.mark.parametrize('stage', MOVED)
+def test_images_that_are_not_on_one_grid_are_refused(data, tmp_path, stage):
+    interface, names = MOVED[stage]
+    files = {name: data.file(name, data.field) for name in names}
+    for moved in names[1:]:
+        image = nb.load(files[moved])
+        affine = image.affine.copy()
+        affine[0, 3] += 0.01
+        path = str(tmp_path / f'moved_{moved}.nii.gz')
+        nb.save(nb.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+        others = {'field_strength': 3.0} if stage in ('r2prime_prior', 'prior_fit') else {}
+        message = rf'{names[0]}\.nii\.gz.*up to 0\.01 mm|moved_{moved}.*up to 0\.01 mm'
+        with pytest.raises(ValueError, match=message):
+            run(interface, tmp_path, **files | {moved: path}, **others)
+
+
+def test_a_map_of_the_prior_on_another_grid_is_refused(data, tmp_path):
+    files = {'total_field': data.file('field'), 'field_sd': data.file('sd')}
+    affine = AFFINE.copy()
+    affine[:3, 3] += 1
+    path = str(tmp_path / 'elsewhere.nii')
+    nb.save(nb.Nifti1Image(data.chi, affine), path)
+    with pytest.raises(ValueError, match=r'elsewhere\.nii and .*field\.nii\.gz.* 1 mm'):
+        run(
+            interfaces.PriorFit,
+            tmp_path,
+            mask=data.file('mask'),
+            priors=[f'map:{path}'],
+            field_strength=3.0,
+            **files,
+        )
+
+
+def test_noise_is_suppressed_only_where_it_is_said():
+    default = inspect.signature(l2_inversion).parameters['suppress_noise'].default
+    assert default is interfaces.DipoleInversion().inputs.suppress_noise is False
+
+
+SOURCES = [
+    path
+    for folder in ('numerics', 'interfaces')
+    for path in sorted((Path(interfaces.__file__).parents[1] / folder).rglob('*.py'))
+    if path.parent.name != 'phase' and path.stem not in ('field_quality', 'reports')
+]
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: path.stem)
+def test_functions_and_nodes_do_not_speak_of_the_command_line(path):
+    texts = (node.value for node in ast.walk(ast.parse(path.read_text())) if _is_text(node))
+    assert not [text for text in texts if re.search(r'(?<![\w-])--[a-z]', text)]
+
+
+def _is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

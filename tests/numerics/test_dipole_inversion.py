@@ -264,13 +264,14 @@ def test_a_field_below_its_noise_everywhere_leaves_nothing_to_invert():
     rng = np.random.default_rng(3)
     field = 1e-3 * rng.normal(size=(14, 14, 14))
     inside = np.ones(field.shape, bool)
-    result = l2_inversion(
-        field, inside, (1, 1, 1), (0, 0, 1), field_sd=np.full(field.shape, 0.1), rule='risk'
-    )
+    keywords = {'field_sd': np.full(field.shape, 0.1), 'rule': 'risk'}
+    result = l2_inversion(field, inside, (1, 1, 1), (0, 0, 1), **keywords, suppress_noise=True)
     assert not result.chi.any()
     assert result.curve is NO_CURVE
-    kept = l2_inversion(field, inside, (1, 1, 1), (0, 0, 1), rule='risk')
+    kept = l2_inversion(field, inside, (1, 1, 1), (0, 0, 1), **keywords)
     assert kept.chi.any()
+    with pytest.raises(ValueError, match=r'suppress_noise needs .*field_sd'):
+        l2_inversion(field, inside, (1, 1, 1), (0, 0, 1), suppress_noise=True)
 
 
 def test_a_small_field_is_inverted_as_a_large_one():

@@ -44,8 +44,8 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     """
     by_value = (bins - 1) // 2 + (bins - 1) % 2
     by_volume = bins - 1 - by_value
-    shares = np.linspace(0, 100, by_volume + 2)[1:-1]
-    low, high, *quantiles = np.percentile(values, [0.1, 99.9, *shares])
+    volumes = np.linspace(0, 100, by_volume + 2)[1:-1]
+    low, high, *quantiles = np.percentile(values, [0.1, 99.9, *volumes])
     equal = np.linspace(low, high, by_value + 2)[1:-1]
     edges = np.unique(np.concatenate([equal, quantiles]))
     return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
@@ -162,8 +162,8 @@ class _Places(NamedTuple):
     """Bin of each voxel."""
     other: npt.NDArray[np.int64]
     """The neighbouring bin at its nearest edge."""
-    share: F32
-    """Share of that bin."""
+    fraction: F32
+    """Fraction of that bin."""
     number: int
     """Number of bins."""
 
@@ -174,21 +174,21 @@ def _places(values: npt.NDArray, bins: int) -> _Places:
     if known.all():
         return _Places(*_soft_bin(values, bin_edges(values, bins)), bins)
     found = np.full(values.size, bins, np.int64)
-    other, share = found.copy(), np.zeros(values.size, np.float32)
+    other, fraction = found.copy(), np.zeros(values.size, np.float32)
     if known.any():
-        found[known], other[known], share[known] = _soft_bin(
+        found[known], other[known], fraction[known] = _soft_bin(
             values[known], bin_edges(values[known], bins)
         )
-    return _Places(found, other, share, bins + 1)
+    return _Places(found, other, fraction, bins + 1)
 
 
 def _soft_bin(
     values: npt.NDArray, edges: npt.NDArray
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F32]:
-    """Bin of each value, the neighbouring bin at its nearest edge, and the share of that bin.
+    """Bin of each value, the neighbouring bin at its nearest edge, and the fraction of that bin.
 
-    The share is a half on the edge and falls to zero at ``TRANSITION`` widths from it: a value
-    that moves across an edge moves from one bin to the other by and by. Without this the rounding
+    The fraction is a half on the edge and falls to zero at ``TRANSITION`` widths from it: a value
+    that moves across an edge moves from one bin to the other gradually. Without this the rounding
     of a float decides which cell a voxel belongs to, and by how much its prior jumps.
     """
     edges, values = edges.astype(np.float32), values.astype(np.float32, copy=False)
@@ -203,8 +203,8 @@ def _soft_bin(
     from_above = np.abs(values - edges[above]) / reach[above]
     from_below[bins == 0] = from_above[bins == edges.size] = np.inf
     other = np.where(from_below < from_above, bins - 1, bins + 1)
-    share = np.float32(0.5) * np.clip(1 - np.minimum(from_below, from_above), 0, None)
-    return bins, other, share
+    fraction = np.float32(0.5) * np.clip(1 - np.minimum(from_below, from_above), 0, None)
+    return bins, other, fraction
 
 
 def _soft_parcels(
@@ -217,9 +217,9 @@ def _soft_parcels(
     entries = []
     for corner in np.ndindex(*(2,) * len(places)):
         key, weight = block, np.ones(voxels.size, np.float32)
-        for second, (here, other, share, number) in zip(corner, places, strict=True):
+        for second, (here, other, fraction, number) in zip(corner, places, strict=True):
             key = key * number + (other if second else here)
-            weight = weight * (share if second else 1 - share)
+            weight = weight * (fraction if second else 1 - fraction)
         used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
         entries.append((key[used], weight[used], voxels[used]))
     used = np.zeros(

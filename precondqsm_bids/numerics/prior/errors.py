@@ -104,10 +104,10 @@ def coefficient_errors(
     inverse = np.linalg.pinv(u.T @ u)
     scores = np.stack([np.bincount(number, column * r) for column in u.T], axis=1)
     stopped = inverse @ scores.sum(axis=0)
-    share = np.stack(
+    of_block = np.stack(
         [np.stack([np.bincount(number, a * b) for a in u.T], axis=1) for b in u.T], axis=2
     )
-    free = np.eye(u.shape[1]) - share @ inverse
+    free = np.eye(u.shape[1]) - of_block @ inverse
     without = np.linalg.solve(free, scores[..., None])[..., 0]
     variance = np.diag(inverse @ (without.T @ without) @ inverse)
     errors[known] = np.sqrt(np.maximum(variance, 0) + stopped**2)

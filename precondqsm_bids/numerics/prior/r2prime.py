@@ -1,14 +1,19 @@
 """R2' prior: a first estimate of the susceptibility from static-dephasing theory."""
 
+from collections.abc import Sequence
 from math import pi, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.constants import GAMMA
+from precondqsm_bids.numerics.prior.tissue import R2_CITATION, literature_r2
 
 F32 = npt.NDArray[np.float32]
+R2_RANGE = (0.2, 2000.0)
+"""1/s: the median R2 of a map lies within, or its unit is another."""
 
 
 class R2PrimePrior(NamedTuple):
@@ -98,3 +103,113 @@ def r2prime_prior(
     chi = r2prime / np.float32(relaxivity(field_strength))
     subtracted = np.median(r2[mask]) if isinstance(r2, np.ndarray) else r2
     return R2PrimePrior(chi, r2prime, float(subtracted))
+
+
+class R2Inputs(NamedTuple):
+    """Where R2 may come from beside R2* itself."""
+
+    r2_map: npt.NDArray | None = None
+    """R2 (1/s) or T2 (s), (X, Y, Z)."""
+    r2_map_kind: str = 'R2map'
+    """Which of the two ``r2_map`` is: ``R2map`` or ``T2map``."""
+    tissue: npt.NDArray | None = None
+    """Class of each voxel, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
+    tissue_names: Sequence[str] = ()
+    """Names of the C classes."""
+
+
+class R2PrimeEstimate(NamedTuple):
+    """What :func:`estimate_r2prime` found; maps are (X, Y, Z), zero outside the mask."""
+
+    prior_chi: F32
+    """Prior susceptibility relative to a medium without R2', ppm."""
+    r2prime: F32
+    """Reversible relaxation rate, 1/s."""
+    record: dict[str, Any]
+    """What was measured and chosen."""
+
+
+def estimate_r2prime(
+    r2star: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    field_strength: float,
+    r2: float | str = 'median',
+    reliable: npt.NDArray[np.bool_] | None = None,
+    inputs: R2Inputs = R2Inputs(),  # noqa: B008 (frozen)
+) -> R2PrimeEstimate:
+    """Susceptibility from R2' (:func:`r2prime_prior`), R2 being what the method says.
+
+    Parameters
+    ----------
+    r2star : (X, Y, Z) ndarray
+        Effective transverse relaxation rate, 1/s.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    field_strength : float
+        B0, T.
+    r2 : float or {'median', 'map', 'literature'}
+        Transverse relaxation rate, 1/s; or the median of R2*, the map of ``inputs``, or the
+        literature's by the tissue of ``inputs``.
+    reliable : (X, Y, Z) ndarray of bool, optional
+        Voxels whose R2* is to be trusted; elsewhere the prior is zero.
+    inputs : R2Inputs
+        A map, or tissue classes.
+
+    Returns
+    -------
+    R2PrimeEstimate
+
+    Raises
+    ------
+    ValueError
+        What ``r2`` needs is missing, or is not what it should be.
+
+    Examples
+    --------
+    >>> r2star = np.full((3, 3, 3), 20.0)
+    >>> estimate_r2prime(r2star, r2star > 0, 3.0, 0.0).record['r2_source']
+    "R2* used as R2' (R2 taken as 0)"
+    """
+    rate, source = _rate(r2, mask, field_strength, inputs)
+    prior = r2prime_prior(r2star, mask, field_strength, rate, reliable)
+    record = {'r2': prior.r2, 'r2_source': source, 'relaxivity': relaxivity(field_strength)}
+    return R2PrimeEstimate(prior.prior_chi, prior.r2prime, record)
+
+
+def _rate(
+    r2: float | str, mask: npt.NDArray[np.bool_], field_strength: float, inputs: R2Inputs
+) -> tuple[float | npt.NDArray | None, str]:
+    """R2 (1/s; None for the median of R2*), and where it comes from."""
+    if not isinstance(r2, str):
+        return r2, 'given' if r2 else "R2* used as R2' (R2 taken as 0)"
+    if r2 == 'median':
+        return None, 'median of R2* in the region of interest'
+    if r2 == 'map':
+        if inputs.r2_map is None:
+            raise ValueError('R2 is to come from a map, and there is none: give r2_map')
+        return _mapped(inputs.r2_map, inputs.r2_map_kind, mask), inputs.r2_map_kind
+    if r2 != 'literature':
+        raise ValueError(f'r2 is a number (1/s), median, map or literature, not {r2!r}')
+    if inputs.tissue is None:
+        raise ValueError('the R2 of the literature needs tissue classes: give tissue')
+    found = literature_r2(inputs.tissue, inputs.tissue_names, mask, field_strength)
+    return found, f'literature, by tissue class: {R2_CITATION}'
+
+
+def _mapped(data: npt.NDArray, kind: str, mask: npt.NDArray[np.bool_]) -> F32:
+    """R2 (1/s) of a map; where it has no positive value, the median of those it has."""
+    check_map(data, 'r2_map', mask)
+    known = mask & (data > 0)
+    if not known.any():
+        raise ValueError('r2_map has no positive value in the region of interest')
+    r2 = np.zeros(mask.shape, np.float32)
+    r2[known] = data[known] if kind == 'R2map' else 1 / data[known]
+    median = float(np.median(r2[known]))
+    low, high = R2_RANGE
+    if not low <= median <= high:
+        raise ValueError(
+            f'r2_map: the median R2 would be {median:.3g}/s, not between {low} and {high:g}; '
+            'an R2map is in 1/s and a T2map in s: convert it, or give r2 as a number'
+        )
+    r2[mask & ~known] = median
+    return r2

@@ -119,7 +119,7 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     Parameters
     ----------
     tissue : (X, Y, Z) ndarray of int or (X, Y, Z, C) ndarray
-        Class of each voxel, 1 to ``count`` (0: none), or the shares of the classes, 0 to 1.
+        Class of each voxel, 1 to ``count`` (0: none), or the fractions of the classes, 0 to 1.
     count : int
         Number of classes, C.
     mask : (X, Y, Z) ndarray of bool
@@ -138,8 +138,8 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     --------
     >>> tissue_parcels(np.array([[[1, 2, 0]]]), 2, np.ones((1, 1, 3), bool)).labels
     array([[[0, 1, 2]]], dtype=int32)
-    >>> shares = np.array([[[[0.75, 0.25], [0.0, 1.0]]]])
-    >>> basis = tissue_parcels(shares, 2, np.ones((1, 1, 2), bool))
+    >>> fractions = np.array([[[[0.75, 0.25], [0.0, 1.0]]]])
+    >>> basis = tissue_parcels(fractions, 2, np.ones((1, 1, 2), bool))
     >>> basis.labels.tolist(), basis.weight.tolist(), basis.overlaps[0].labels.tolist()
     ([[[0, 1]]], [[[0.75, 1.0]]], [1])
     """
@@ -150,21 +150,24 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
         found = tissue[mask].astype(np.int32)
         if found.size and not 0 <= found.min() <= found.max() <= count:
             raise ValueError(
-                f'classes {found.min()} to {found.max()} are not among the {count} that have names'
+                f'tissue: classes {found.min()} to {found.max()} are not among the {count} that '
+                'have names'
             )
         if not np.any(found):
-            raise ValueError('no tissue class has a voxel in the region of interest')
+            raise ValueError('tissue: no class has a voxel in the region of interest')
         labels[mask], weight[mask] = np.where(found > 0, found - 1, count), 1
         return balanced(Basis(labels, weight, 0.0))
     if tissue.shape[3] != count:
-        raise ValueError(f'{tissue.shape[3]} maps of shares for {count} classes')
-    shares = np.clip(tissue[mask].astype(np.float32), 0, None)
-    if not np.any(shares >= LEAST_FRACTION):
-        raise ValueError('no tissue class has a voxel in the region of interest')
-    total = shares.sum(axis=1, keepdims=True)
-    shares = np.concatenate([shares / np.maximum(total, 1), np.clip(1 - total, 0, None)], axis=1)
-    order = np.argsort(-shares, axis=1, kind='stable').astype(np.int32)
-    ranked = np.take_along_axis(shares, order, axis=1)
+        raise ValueError(f'tissue: {tissue.shape[3]} maps of fractions for {count} classes')
+    fractions = np.clip(tissue[mask].astype(np.float32), 0, None)
+    if not np.any(fractions >= LEAST_FRACTION):
+        raise ValueError('tissue: no class has a voxel in the region of interest')
+    total = fractions.sum(axis=1, keepdims=True)
+    fractions = np.concatenate(
+        [fractions / np.maximum(total, 1), np.clip(1 - total, 0, None)], axis=1
+    )
+    order = np.argsort(-fractions, axis=1, kind='stable').astype(np.int32)
+    ranked = np.take_along_axis(fractions, order, axis=1)
     labels[mask], weight[mask] = order[:, 0], ranked[:, 0]
     voxels = np.flatnonzero(mask)
     overlaps = []
@@ -180,13 +183,13 @@ def literature_r2(
 ) -> F32:
     """R2 of each voxel by the literature's value for its tissue class.
 
-    ``R2(r) = sum_c p_c(r) R2_c``, with the shares ``p_c`` of the classes in the voxel. Classes
+    ``R2(r) = sum_c p_c(r) R2_c``, with the fractions ``p_c`` of the classes in the voxel. Classes
     without a value, and voxels in no class, take the mean over the voxels that have one.
 
     Parameters
     ----------
     tissue : (X, Y, Z) ndarray of int or (X, Y, Z, C) ndarray
-        Class of each voxel, 1 to C, or the shares of the classes.
+        Class of each voxel, 1 to C, or the fractions of the classes.
     names : sequence of str
         Names of the C classes.
     mask : (X, Y, Z) ndarray of bool
@@ -218,24 +221,26 @@ def literature_r2(
     low, high = R2_FIELD_STRENGTH
     if not low <= field_strength <= high:
         raise ValueError(
-            f'the R2 of the literature is that of 3 T, and the field strength {field_strength:g} T'
+            f'the R2 of the literature is that of 3 T, and the field strength {field_strength:g} '
+            'T: give r2 as a number, median or map'
         )
     basis = tissue_parcels(tissue, len(names), mask)
     rates = np.array([R2_LITERATURE.get(name, np.nan) for name in (*names, '')])
     known = np.isfinite(rates)
-    share, total = np.zeros(mask.shape), np.zeros(mask.shape)
+    fraction, total = np.zeros(mask.shape), np.zeros(mask.shape)
     parts = [(np.flatnonzero(mask), basis.labels[mask], basis.weight[mask]), *basis.overlaps]
     for voxels, labels, weight in parts:
         used = weight * known[labels]
-        share.reshape(-1)[voxels] += used
+        fraction.reshape(-1)[voxels] += used
         total.reshape(-1)[voxels] += used * np.where(known, rates, 0)[labels]
-    if not np.any(share > 0):
+    if not np.any(fraction > 0):
         raise ValueError(
-            f'none of the classes in the region of interest ({", ".join(names)}) has an R2 in the '
-            f'literature, which has {", ".join(R2_LITERATURE)}'
+            f'tissue: none of the classes in the region of interest ({", ".join(names)}) has an '
+            f'R2 in the literature, which has {", ".join(R2_LITERATURE)}: give r2 as a number, '
+            'median or map'
         )
-    mean = total.sum() / share.sum()
-    return np.where(mask, total + (1 - share) * mean, 0).astype(np.float32)
+    mean = total.sum() / fraction.sum()
+    return np.where(mask, total + (1 - fraction) * mean, 0).astype(np.float32)
 
 
 def class_means(chi: npt.NDArray, basis: Basis, names: Sequence[str]) -> dict[str, float]:

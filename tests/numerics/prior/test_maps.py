@@ -207,9 +207,9 @@ def test_contrast_and_tissue_together_are_better_than_tissue_alone():
     [
         (np.ones((2, 2, 3), int), 1, r'tissue \(2, 2, 3\) and mask \(2, 2, 2\) differ'),
         (np.full((2, 2, 2), 4), 3, 'classes 4 to 4 are not among the 3'),
-        (np.zeros((2, 2, 2), int), 3, 'no tissue class has a voxel'),
-        (np.zeros((2, 2, 2, 3)), 3, 'no tissue class has a voxel'),
-        (np.ones((2, 2, 2, 2)), 3, '2 maps of shares for 3 classes'),
+        (np.zeros((2, 2, 2), int), 3, 'tissue: no class has a voxel'),
+        (np.zeros((2, 2, 2, 3)), 3, 'tissue: no class has a voxel'),
+        (np.ones((2, 2, 2, 2)), 3, '2 maps of fractions for 3 classes'),
     ],
 )
 def test_tissue_that_cannot_be(tissue, count, message):

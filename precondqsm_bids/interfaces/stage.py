@@ -1,0 +1,69 @@
+"""What every stage's interface does around its one function: check, load, save."""
+
+import re
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import File, SimpleInterface, isdefined
+
+from precondqsm_bids.interfaces.volumes import b0_along, check_grid, geometry, is_image, load, save
+from precondqsm_bids.numerics.dipole import Geometry
+
+
+class Stage(SimpleInterface):
+    """Base of the stages: all images are on one grid, and so is what is computed of them.
+
+    A subclass says in ``like`` which input has the grid and the header of its outputs, and in
+    ``_compute`` the outputs by name: arrays, which become files, and other values; None is left
+    undefined. Where an error of the function opens with the name of an input that is a file, the
+    file takes its place.
+    """
+
+    like: str = ''
+
+    def _run_interface(self, runtime):
+        check_grid(self._images())
+        try:
+            outputs = self._compute()
+        except ValueError as error:
+            raise ValueError(self._with_file(str(error))) from error
+        for name, value in outputs.items():
+            if isinstance(value, np.ndarray):
+                value = save(value, getattr(self.inputs, self.like), runtime.cwd, name)
+            if value is not None:
+                self._results[name] = value
+        return runtime
+
+    def _images(self) -> list[str]:
+        """Files of all inputs that are images."""
+        values = []
+        for name, trait in self.inputs.traits(transient=None).items():
+            if any(t.is_trait_type(File) for t in (trait, *trait.inner_traits)):
+                value = self._given(name, [])
+                values += value if isinstance(value, list) else [value]
+        return [path for path in values if is_image(path)]
+
+    def _compute(self) -> dict[str, Any]:
+        """Outputs by name."""
+        raise NotImplementedError
+
+    def _given(self, name: str, default: Any = None) -> Any:
+        """An input, or the default where it is undefined."""
+        value = getattr(self.inputs, name)
+        return value if isdefined(value) else default
+
+    def _load(self, name: str, dtype: type | None = np.float32) -> np.ndarray | None:
+        """The array of an input, None where it is undefined."""
+        path = self._given(name)
+        return None if path is None else load(path, dtype)
+
+    def _geometry(self) -> Geometry:
+        """Region of interest and how it lies to B0."""
+        like = getattr(self.inputs, self.like)
+        voxel_size, mask = geometry(like)[1], self._load('mask', bool)
+        return Geometry(mask, voxel_size, b0_along(like), self._given('num_threads', 1))
+
+    def _with_file(self, message: str) -> str:
+        word = re.match(r'\w*', message)[0]
+        path = self.inputs.get().get(word)
+        return f'{path}{message[len(word) :]}' if is_image(path) else message

@@ -1,0 +1,36 @@
+"""Checks that arrays are what they are taken for."""
+
+import numpy as np
+import numpy.typing as npt
+
+
+def check_finite(data: npt.NDArray, name: str) -> None:
+    """Raise ValueError if an array has NaN or infinity; the message opens with its name.
+
+    >>> check_finite(np.array([1.0, np.nan]), 'echo.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: echo.nii has 1 voxels that are not finite (NaN 1, infinite 0): set them to 0, ...
+    """
+    if np.all(np.isfinite(data)):
+        return
+    nan, infinite = int(np.isnan(data).sum()), int(np.isinf(data).sum())
+    raise ValueError(
+        f'{name} has {nan + infinite} voxels that are not finite (NaN {nan}, infinite '
+        f'{infinite}): set them to 0, or export the image again'
+    )
+
+
+def check_map(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Raise ValueError unless a map has the matrix of the mask and finite values.
+
+    >>> check_map(np.zeros((2, 2, 2)), 'r2_map', np.ones((2, 2, 3), bool))
+    Traceback (most recent call last):
+    ...
+    ValueError: r2_map (2, 2, 2) and mask (2, 2, 3) differ in matrix size: resample the first
+    """
+    if data.shape != mask.shape:
+        raise ValueError(
+            f'{name} {data.shape} and mask {mask.shape} differ in matrix size: resample the first'
+        )
+    check_finite(data, name)

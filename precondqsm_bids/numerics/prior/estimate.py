@@ -1,0 +1,348 @@
+"""Estimate: the first estimate of the susceptibility, the sum of the terms of the method."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from precondqsm_bids.method import MAP, TERMS, term
+from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.prior.basis import Basis, whole_map
+from precondqsm_bids.numerics.prior.bias_field import bias_field
+from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.errors import coefficient_errors
+from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
+from precondqsm_bids.numerics.prior.r2prime import relaxivity
+from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
+
+LEAST_SUPPORT = 0.01
+"""Fraction of the local field's energy below which the field does not support a term."""
+MOST_PPM = 30.0
+"""99th percentile of a susceptibility map in ppm: larger ones are in another unit."""
+NEEDS = {
+    'contrast': ('magnitude',),
+    'tissue': ('tissue', 'tissue_names'),
+    'r2prime-by-tissue': ('tissue', 'tissue_names', 'prior_chi'),
+    'r2prime': ('prior_chi',),
+}
+"""Fields of :class:`PriorInputs` that a term takes."""
+
+
+class PriorInputs(NamedTuple):
+    """What a first estimate may be made of; each term takes what it needs."""
+
+    r2star: npt.NDArray | None = None
+    """R2*, 1/s, (X, Y, Z); None of a single echo."""
+    reliable: npt.NDArray[np.bool_] | None = None
+    """Voxels whose R2* is known; the others have cells of their own."""
+    magnitude: npt.NDArray | None = None
+    """Magnitude of the first echo, any unit, (X, Y, Z)."""
+    combined_magnitude: npt.NDArray | None = None
+    """Root sum of squares over the echoes, which has less noise. It takes the place of the first
+    magnitude in a region inside the object: beside air the field's gradient takes the late echoes
+    away, and the cells would describe what is wrong with the field there."""
+    contrasts: Mapping[str, npt.NDArray] | None = None
+    """Further images by name, any unit; a name in ``map`` is of one without shading."""
+    prior_chi: npt.NDArray | None = None
+    """Susceptibility from R2' (:func:`~precondqsm_bids.numerics.r2prime_prior`), ppm."""
+    tissue: npt.NDArray | None = None
+    """Class of each voxel, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
+    tissue_names: Sequence[str] = ()
+    """Names of the C classes."""
+    maps: Mapping[str, npt.NDArray] | None = None
+    """Susceptibility maps, ppm, by what follows ``map:`` in their terms."""
+    field_strength: float | None = None
+    """B0, T, for the relaxivity that the coefficients of R2' imply."""
+
+
+class PriorEstimate(NamedTuple):
+    """What :func:`estimate_prior` found."""
+
+    prior_chi: npt.NDArray[np.float32]
+    """Prior susceptibility, ppm, (X, Y, Z)."""
+    shape_chi: npt.NDArray[np.float32] | None
+    """Susceptibility of the shape, its surface corrected, ppm; None if none was given."""
+    prior_labels: npt.NDArray[np.int32] | None
+    """Finest parcels of the prior, from 1, 0 where there is none; None of a map without a fit."""
+    expected_size: float | None
+    """Expected size of the fitted susceptibility, ppm; None without a fit."""
+    record: dict[str, Any]
+    """What was measured and chosen."""
+
+
+def estimate_prior(
+    total_field: npt.NDArray,
+    field_sd: npt.NDArray,
+    geometry: Geometry,
+    inputs: PriorInputs,
+    terms: Sequence[str] = ('contrast',),
+    fit: str | None = 'global',
+    *,
+    shape_chi: npt.NDArray | None = None,
+    shape_sd: npt.NDArray | None = None,
+    inner: bool = False,
+    free_voxels: bool = False,
+    iterations: int = 150,
+) -> PriorEstimate:
+    """First estimate of the susceptibility, by the terms of the method.
+
+    Each term gives basis maps (:class:`~precondqsm_bids.numerics.Basis`), and the field chooses
+    their coefficients (:func:`~precondqsm_bids.numerics.fit_prior`). Of a single map alone the
+    estimate may be that map as it is.
+
+    Parameters
+    ----------
+    total_field, field_sd : (X, Y, Z) ndarray
+        Measured relative field and its standard deviation, ppm.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
+    inputs : PriorInputs
+        What the terms are made of.
+    terms : sequence of str
+        Words of :data:`precondqsm_bids.method.TERMS`.
+    fit : {'global', 'clusters', None}
+        How whole maps are fitted; None takes the only one as it is.
+    shape_chi, shape_sd : (X, Y, Z) ndarray, optional
+        Susceptibility of the shape relative to air and its expected error, which the fit may
+        correct, ppm.
+    inner : bool
+        Whether the region lies inside the object, its border off the surface.
+    free_voxels : bool
+        Whether voxels where the fit leaves a source become unknowns.
+    iterations : int
+        Conjugate-gradient iterations of the fit.
+
+    Returns
+    -------
+    PriorEstimate
+
+    Raises
+    ------
+    ValueError
+        An input of a term is missing, or is not what it should be.
+
+    Examples
+    --------
+    >>> mask = np.ones((24, 24, 24), bool); chi = np.zeros(mask.shape)
+    >>> chi[8:16, 8:16, 8:16] = 0.5
+    >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    >>> field = forward_field(-chi, (1, 1, 1), (0, 0, 1))
+    >>> inputs = PriorInputs(maps={'chi.nii': chi}, field_strength=3)
+    >>> found = estimate_prior(field, 0 * field, geometry, inputs, ['map:chi.nii'])
+    >>> round(found.record['coefficients']['map:chi.nii'][0], 1)
+    -1.0
+    """
+    if fit is None and len(terms) != 1:
+        raise ValueError(f'prior {" ".join(terms)}: only one term can be taken without a fit')
+    builder = _Builder(inputs, geometry, terms, fit or 'global', inner)
+    bases = {word: builder.bases(word) for word in terms}
+    if fit is None:
+        word, (basis, *_) = next(iter(bases.items()))
+        unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
+        record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
+        return PriorEstimate(basis.weight, shape_chi, None, None, record)
+    mask, voxel_size, b0_dir, workers = geometry
+    field = total_field
+    if shape_chi is not None:
+        field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
+    flat = [basis for group in bases.values() for basis in group]
+    fitted = fit_prior(
+        field, flat, mask, voxel_size, b0_dir, field_sd, shape_sd, iterations,
+        free_voxels=free_voxels, workers=workers,
+    )  # fmt: skip
+    record = builder.record(bases, fitted)
+    record |= {'fit': fit, 'iterations': iterations}
+    if free_voxels:
+        record['free_voxels'] = {
+            'voxels': int(np.count_nonzero(fitted.free_chi)),
+            'explained': fitted.fractions[-1],
+        }
+    if len(flat) == 1 and flat[0].expected != 0:
+        record['coefficient_errors'] = coefficient_errors(
+            field, flat[0], fitted, mask, voxel_size, b0_dir, field_sd, workers=workers
+        ).tolist()
+    finest = max(flat, key=lambda basis: basis.parcels)
+    return PriorEstimate(
+        fitted.prior_chi,
+        None if shape_chi is None else shape_chi + fitted.surface_chi,
+        (finest.labels + 1).astype(np.int32),
+        fitted.inner_size,
+        record,
+    )
+
+
+class _Builder:
+    """Basis maps of each term, and the record of their coefficients."""
+
+    def __init__(
+        self, inputs: PriorInputs, geometry: Geometry, terms: Sequence[str], fit: str, inner: bool
+    ):
+        for word in terms:
+            _check_term(word, inputs)
+        self.inputs, self.mask, self.voxel_size = inputs, geometry.mask, geometry.voxel_size
+        self.fit, self.among = fit, sum(term(word).whole_map for word in terms)
+        self.combined = inner and inputs.combined_magnitude is not None
+        self.shading: dict[str, list[float]] = {}
+
+    def bases(self, word: str) -> list[Basis]:
+        """Basis maps of one term."""
+        build: dict[str, Callable[[], list[Basis]]] = {
+            'contrast': self._cells,
+            'tissue': lambda: [self.tissue],
+            'r2prime-by-tissue': lambda: [
+                map_by_tissue(self.tissue, self._needed('prior_chi'), self.mask)
+            ],
+            'r2prime': lambda: [self._map(self._needed('prior_chi'))],
+            'shape': lambda: [whole_map(np.zeros(self.mask.shape, np.float32), self.mask)],
+        }
+        return build[word]() if word in build else [self._map(self._given_map(word))]
+
+    def _needed(self, name: str) -> Any:
+        """An input that a term needs: that it is there has been checked."""
+        return getattr(self.inputs, name)
+
+    @cached_property
+    def tissue(self) -> Basis:
+        """Parcels of the tissue classes."""
+        return tissue_parcels(self._needed('tissue'), len(self.inputs.tissue_names), self.mask)
+
+    def _map(self, chi: npt.NDArray) -> Basis:
+        return susceptibility_map(chi, self.mask, self.fit, self.among)
+
+    def _given_map(self, word: str) -> npt.NDArray:
+        """A susceptibility map that was given, ppm."""
+        name = word.removeprefix(MAP)
+        chi = self._needed('maps')[name]
+        check_map(chi, name, self.mask)
+        inside = np.abs(chi[self.mask])
+        largest = float(inside.max())
+        if largest == 0:
+            raise ValueError(f'{name} is 0 in the whole region of interest: give another map')
+        if np.percentile(inside, 99) > MOST_PPM:
+            raise ValueError(
+                f'{name} goes up to {largest:g}; a susceptibility map is in ppm (parts per '
+                'billion are a thousand times that): convert it'
+            )
+        return chi
+
+    def _cells(self) -> list[Basis]:
+        """Cells of the contrasts, images freed of their shading, for which R2* must be known."""
+        inputs, mask, voxel_size = self.inputs, self.mask, self.voxel_size
+        magnitude = self._needed('combined_magnitude' if self.combined else 'magnitude')
+        images = {'magnitude': np.nan_to_num(magnitude)}  # NaN is no signal
+        for name, image in (inputs.contrasts or {}).items():
+            check_map(image, name, mask)
+            if np.ptp(image[mask]) == 0:
+                raise ValueError(
+                    f'{name} is {image[mask][0]:g} in the whole region of interest and tells '
+                    'nothing: leave it out'
+                )
+            images[name] = image
+        if inputs.r2star is None:
+            first, *further = images.values()
+            cells = contrast_cells([first], mask, voxel_size)
+            return cells + further_cells(first, further, mask, voxel_size)
+        r2star = np.nan_to_num(inputs.r2star)
+        for name, image in images.items():
+            if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
+                continue
+            bias = bias_field(image, r2star, mask)
+            images[name] = image / bias
+            self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
+        if inputs.reliable is not None:
+            r2star = np.where(inputs.reliable, r2star, np.float32(np.nan))
+        first, *further = images.values()
+        cells = contrast_cells([r2star, first], mask, voxel_size)
+        return cells + further_cells(r2star, further, mask, voxel_size)
+
+    def record(self, bases: Mapping[str, Sequence[Basis]], fitted: PriorFit) -> dict[str, Any]:
+        """What the fit made of each term."""
+        inputs = self.inputs
+        priors, coefficients, number = {}, {}, 0
+        for word, group in bases.items():
+            here = slice(number, number + len(group))
+            number += len(group)
+            explained = sum(fitted.fractions[here])
+            priors[word] = {
+                'parcels': sum(basis.parcels for basis in group),
+                'explained': explained,
+                'supported': explained >= LEAST_SUPPORT,
+            }
+            if word != 'contrast':
+                coefficients[word] = self._named(word, fitted.coefficients[here][0], group[0])
+        record: dict[str, Any] = {
+            'priors': priors,
+            'expected_size': fitted.inner_size,
+            'explained': fitted.explained,
+            'down_weighted_fraction': fitted.down_weighted,
+            'warnings': [
+                f'the field does not support the prior {word}: it explains '
+                f'{prior["explained"]:.2%} of the local field'
+                for word, prior in priors.items()
+                if not prior['supported']
+            ],
+        }
+        if 'contrast' in priors:
+            record |= {'combined_magnitude': self.combined, 'bias_field': self.shading}
+        if inputs.contrasts:
+            record['further_contrasts'] = [PurePath(name).name for name in inputs.contrasts]
+        if coefficients:
+            record['coefficients'] = coefficients
+        if inputs.tissue is not None:
+            means = class_means(fitted.prior_chi, self.tissue, inputs.tissue_names)
+            record['tissue_means'] = means
+            record['warnings'] += _order(means)
+        if 'r2prime' in coefficients and inputs.field_strength is not None:
+            values = np.asarray(coefficients['r2prime'])
+            implied = relaxivity(inputs.field_strength) / np.where(values == 0, np.nan, values)
+            record['implied_relaxivity'] = implied.tolist()
+        return record
+
+    def _named(
+        self, word: str, coefficients: npt.NDArray, basis: Basis
+    ) -> list[float] | dict[str, float]:
+        """Coefficients for the record: by class where there are classes, else a list.
+
+        Constants are relative to their mean over the region, since the field does not tell it.
+        """
+        if word == 'tissue':
+            part = coefficients[basis.labels[self.mask]] * basis.weight[self.mask]
+            total = part.sum() + sum(
+                np.sum(coefficients[o.labels] * o.weight) for o in basis.overlaps
+            )
+            coefficients = coefficients - total / part.size
+        if word == 'r2prime-by-tissue':
+            coefficients = coefficients / map_scale(self._needed('prior_chi'), self.mask)
+        if not term(word).needs_tissue:
+            return coefficients.tolist()
+        names = [*self.inputs.tissue_names, 'rest']
+        return dict(zip(names, coefficients.tolist(), strict=False))
+
+
+def _check_term(word: str, inputs: PriorInputs) -> None:
+    """Raise ValueError if a term is not known, or what it needs is not there."""
+    if word.startswith(MAP):
+        missing = [] if word.removeprefix(MAP) in (inputs.maps or {}) else ['maps']
+    elif word in TERMS:
+        needed = {name: getattr(inputs, name) for name in NEEDS.get(word, ())}
+        missing = [name for name, value in needed.items() if value is None or not len(value)]
+    else:
+        raise ValueError(f'prior {word} is not one of {", ".join(TERMS)}')
+    if missing:
+        raise ValueError(f'prior {word} needs {" and ".join(missing)}, which is not given')
+
+
+def _order(means: Mapping[str, float]) -> list[str]:
+    """A warning if the classes have another order of susceptibility than the literature."""
+    if not (wrong := contradictions(means)):
+        return []
+    return [
+        'the tissue classes have another order of susceptibility than the literature: '
+        f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
+        'image? Look at the outlines'
+    ]
