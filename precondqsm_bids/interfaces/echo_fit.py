@@ -24,8 +24,9 @@ from precondqsm_bids.interfaces.volumes import (
     stored_axes,
 )
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
+from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.field_quality import judge_field
+from precondqsm_bids.numerics.one_echo import field_of_one_echo
 from precondqsm_bids.numerics.phase import (
     ObjectInAir,
     apply_scale,

@@ -28,14 +28,10 @@ from precondqsm_bids.numerics.dipole_inversion import (
     least_risk,
     trusted_field,
 )
-from precondqsm_bids.numerics.echo_fit import (
-    EchoFit,
-    OneEcho,
-    field_of_one_echo,
-    fit_echoes,
-)
+from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
 from precondqsm_bids.numerics.noise import noise_inside
+from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase import (
     PhaseRepair,
     PhaseScale,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, sample, turn_back
+from precondqsm_bids.numerics.echoes import fit_phase, in_chunks, sample, turn_back
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho
+from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit
+from precondqsm_bids.numerics.one_echo import OneEcho
 
 Bools = npt.NDArray[np.bool_]
 MOST_MISFIT, REFUSED_MISFIT = 0.35, 0.9
@@ -72,7 +73,7 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
 
     Examples
     --------
-    >>> from precondqsm_bids.numerics.echo_fit import field_of_one_echo
+    >>> from precondqsm_bids.numerics.one_echo import field_of_one_echo
     >>> rng = np.random.default_rng(0)
     >>> one = field_of_one_echo(np.ones((8, 8, 8)), rng.normal(0, 0.01, (8, 8, 8)), 0.02, 3.0,
     ...                         np.ones((8, 8, 8), bool), noise_sd=0.01)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 from scipy.interpolate import BSpline
 
-from precondqsm_bids.numerics.phase_fit import sample
+from precondqsm_bids.numerics.echoes import sample
 from precondqsm_bids.numerics.unwrapping import TWO_PI, unwrap
 
 F32 = npt.NDArray[np.float32]

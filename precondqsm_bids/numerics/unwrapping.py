@@ -3,7 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.echoes import chunks, fit_phase, in_place, turn_back
 
 F32 = npt.NDArray[np.float32]
 TWO_PI = np.float32(2 * np.pi)
@@ -101,3 +103,116 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
         jumps += float(np.sum(pair[step > limit], dtype=float))
         pairs += float(np.sum(pair, dtype=float))
     return jumps, pairs
+
+
+def field_from_advance(
+    signal: npt.NDArray,
+    te: npt.NDArray,
+    field_strength: float,
+    mask: npt.NDArray[np.bool_],
+    prediction: F32,
+) -> F32:
+    """First field less the prediction (ppm), from the phase advance over the shortest spacing.
+
+    The prediction takes most wraps out of the advance where it is right, as it is at the ends of
+    a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
+    left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
+    """
+    advance, spacing = phase_advance(signal, te)
+    step = TWO_PI * np.float32(hz_per_ppm(field_strength) * spacing)
+    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), mask)
+    if not prediction.any():
+        return unwrapped / step
+    amplitude = in_place(np.sqrt(np.abs(advance)), mask)
+
+    def jumps(phase: F32) -> float:
+        return count_jumps(in_place(phase, mask), amplitude, np.pi)[0]
+
+    if left := jumps(unwrapped):
+        plain = unwrap(np.angle(advance), mask)
+        if jumps(plain) < left:
+            unwrapped = plain - step * prediction
+    return unwrapped / step
+
+
+def repair_wraps(
+    signal: npt.NDArray, to_rad: F32, field: F32, offset: F32, own: npt.NDArray[np.bool_]
+) -> None:
+    """Move the field by whole turns of the echo spacing where the known offset asks for it.
+
+    A voxel unwrapped one turn off is ``1 / dTE`` off in frequency, which turns the first echo by
+    ``TE1 / dTE``: with the offset known the coherent sum of all echoes tells the turns apart.
+    """
+    step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
+    candidates = np.array([0, -1, 1], np.float32)
+    middle = np.median(field)
+    for part in chunks(len(signal)):
+        rotated = signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
+        rotated *= np.abs(signal[part])
+        score = np.stack(
+            [(rotated * np.exp(-1j * c * step * to_rad)).real.sum(1) for c in candidates]
+        )
+        # With TE1 near half the spacing a turn up and a turn down look alike: the one that ends
+        # nearer to the rest of the object counts.
+        down, up = np.abs(field[part] - middle - step), np.abs(field[part] - middle + step)
+        alike = np.abs(score[1] - score[2]) < 0.2 * (np.abs(signal[part]) ** 2).sum(1)
+        score[1, alike & (up < down)] = -np.inf
+        score[2, alike & (down <= up)] = -np.inf
+        best = np.argmax(score, axis=0)
+        # Only a clear win moves a voxel: half of what full coherence would give.
+        clear = score.max(0) - score[0] > 0.5 * (np.abs(signal[part]) ** 2).sum(1)
+        clear &= ~own[part]  # an offset of the voxel's own holds the turn
+        field[part] += np.where(clear, candidates[best] * step, 0)
+
+
+def join_bodies(
+    signal: npt.NDArray,
+    to_rad: F32,
+    field: F32,
+    offset: F32,
+    mask: npt.NDArray[np.bool_],
+    workers: int,
+) -> tuple[int, ...]:
+    """Move each body but the largest by whole turns, field and offset in place; the turns.
+
+    A body that is unwrapped alone may be any number of turns of the echo spacing off. Each turn
+    moves its offset by ``2 pi TE1 / dTE``. Taken is the number that brings offset and field,
+    both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
+    offset to half a radian, the field (a prediction taken off) to 1.5 ppm.
+    """
+    labels = bodies(mask)
+    if labels.max() < 2:
+        return ()
+    turn = float(TWO_PI / np.diff(to_rad).min())
+    points = np.stack(np.nonzero(mask), axis=1).astype(np.float32)
+    of = labels[mask]
+    main = np.flatnonzero(of == 1)
+    out = []
+    for number in range(2, labels.max() + 1):
+        own = np.flatnonzero(of == number)
+        near_main = main[_nearest(points[main], points[own].mean(0))]
+        near_own = own[_nearest(points[own], points[near_main].mean(0))]
+        apart = float(np.median(field[near_own]) - np.median(field[near_main]))
+        change = np.angle(
+            np.exp(1j * offset[near_own]).mean() * np.exp(-1j * offset[near_main]).mean()
+        )
+        counts = np.arange(-8, 9)
+        moved = np.angle(np.exp(1j * (change - counts * turn * float(to_rad[0]))))
+        cost = (moved / 0.5) ** 2 + ((apart + counts * turn) / 1.5) ** 2
+        best = int(counts[np.argmin(cost)])
+        out.append(best)
+        if best:
+            here, there = field[own] + np.float32(best * turn), offset[own]
+            fit_phase(signal[own], to_rad, here, there, True, workers)
+            field[own], offset[own] = here, there
+    return tuple(out)
+
+
+def _nearest(points: F32, to: F32, most: int = 2000) -> npt.NDArray[np.intp]:
+    """Indices of the ``most`` points nearest to a position."""
+    distance = ((points - to) ** 2).sum(1)
+    return (
+        np.argpartition(distance, most - 1)[:most]
+        if distance.size > most
+        else np.arange(distance.size)
+    )

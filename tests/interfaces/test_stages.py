@@ -21,8 +21,9 @@ from precondqsm_bids.numerics.background_removal import noise_weights, pdf
 from precondqsm_bids.numerics.bias_field import bias_field
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
-from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
+from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.one_echo import field_of_one_echo
 from precondqsm_bids.numerics.prior_basis import (
     map_by_tissue,
     susceptibility_map,

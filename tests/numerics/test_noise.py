@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 
+from precondqsm_bids.numerics.air import Air, air_around, without_floor
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.echoes import fit_phase
 from precondqsm_bids.numerics.noise import (
-    Air,
-    air_around,
     local_level,
     noise_from_residual,
     noise_inside,
-    without_floor,
 )
-from precondqsm_bids.numerics.phase_fit import fit_phase
 
 SHAPE = (32, 30, 28)
 X, Y, Z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing='ij')

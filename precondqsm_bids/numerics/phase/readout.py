@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.echo_fit import check_echoes
+from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.unwrapping import phase_advance
 
 F32 = npt.NDArray[np.float32]

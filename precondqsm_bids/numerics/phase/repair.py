@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.air import air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import check_echoes
-from precondqsm_bids.numerics.noise import air_around
+from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
 from precondqsm_bids.numerics.phase.readout import (
     _alternating_axes,
@@ -151,7 +151,7 @@ def repair_phase(
     ValueError
         The field contradicts the stated sign, or the header's direction of B0; the message has
         the correlations and the way out. See also
-        :func:`~precondqsm_bids.numerics.echo_fit.check_echoes`.
+        :func:`~precondqsm_bids.numerics.echoes.check_echoes`.
 
     Examples
     --------

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.air import Air, without_floor
+
 F32 = npt.NDArray[np.float32]
 _CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
 
@@ -109,3 +111,67 @@ def fit_phase(
 
     in_chunks(refine, len(signal), workers)
     return offset_sd
+
+
+def check_echoes(
+    magnitude: npt.NDArray, phase: npt.NDArray, echo_times: npt.ArrayLike, least: int = 2
+) -> npt.NDArray[np.float64]:
+    """Echo times (s) as an array, after checking them and the data against each other.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, fewer than ``least`` echoes, or echo times that are not increasing seconds.
+    """
+    te = np.asarray(echo_times, dtype=np.float64)
+    if magnitude.shape != phase.shape:
+        raise ValueError(f'magnitude {magnitude.shape} and phase {phase.shape} differ in shape')
+    if magnitude.ndim != 4 or te.shape != magnitude.shape[-1:]:
+        raise ValueError(
+            f'magnitude must be (X, Y, Z, echoes) with one echo time each: '
+            f'shape {magnitude.shape}, {te.size} echo times'
+        )
+    if te.size < least:
+        raise ValueError(
+            f'fitting the field and R2* takes at least two echoes, got {te.size}; the field of '
+            'one echo is field_of_one_echo'
+        )
+    if not np.all(np.isfinite(te)) or te[0] <= 0 or np.any(np.diff(te) <= 0):
+        raise ValueError(f'echo times must be positive and increasing, in seconds: {te.tolist()}')
+    if te[-1] > 1:
+        raise ValueError(f'echo times are in seconds, these look like milliseconds: {te.tolist()}')
+    return te
+
+
+def masked_signal(
+    magnitude: npt.NDArray, phase: npt.NDArray, mask: npt.NDArray[np.bool_], air: Air | None
+) -> tuple[npt.NDArray[np.complex64], float]:
+    """Signal of the masked voxels, (V, E), and the unit in which it is.
+
+    The unit is the median of the first echo, as a power of two, so that neither squares of squares
+    nor rounding depend on the unit of the magnitude.
+    """
+    signal = np.empty((np.count_nonzero(mask), magnitude.shape[-1]), np.complex64)
+    unit = 1.0
+    for e in range(signal.shape[1]):
+        amplitude = without_floor(magnitude[..., e][mask], air)
+        if e == 0 and 0 < (median := float(np.median(amplitude))) < np.inf:
+            unit = float(np.exp2(np.round(np.log2(median))))
+        signal[:, e] = turn_back(-phase[..., e][mask])
+        signal[:, e] *= amplitude / amplitude.dtype.type(unit)
+    if bad := np.count_nonzero(~np.isfinite(signal.sum(1))):
+        raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
+    return signal, unit
+
+
+def in_place(values: npt.NDArray, mask: npt.NDArray[np.bool_]) -> npt.NDArray:
+    """Values of the masked voxels in place, zero elsewhere."""
+    out = np.zeros(mask.shape, values.dtype)
+    out[mask] = values
+    return out
+
+
+def demodulate(signal: npt.NDArray, field: F32, to_rad: F32) -> None:
+    """Multiply ``signal`` (V, E) by ``exp(-i field to_rad)``, in place."""
+    for part in chunks(len(signal)):
+        signal[part] *= turn_back(field[part, None] * to_rad)
