@@ -11,6 +11,7 @@ signal, and for the field again. The demodulated signal has zero-mean noise, so 
 hold only noise do not bias R2* as they would bias a fit of magnitudes.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,23 +19,15 @@ import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.decay import fit_signal, pool_decay, voxel_gradient
+from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
-from precondqsm_bids.numerics.echoes import (
-    check_echoes,
-    demodulate,
-    fit_phase,
-    in_place,
-    masked_signal,
-    turn_back,
-)
+from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place, turn_back
 from precondqsm_bids.numerics.noise import local_level, noise_from_residual, noise_inside
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import field_from_advance, join_bodies, repair_wraps
 
 F32 = npt.NDArray[np.float32]
-TWO_PI = np.float32(2 * np.pi)
 MIXED = 3.0
 """Mean squared residual, over the noise variance, above which one field and one rate do not
 describe a voxel."""
@@ -158,7 +151,8 @@ def fit_echoes(
     Raises
     ------
     ValueError
-        See :func:`check_echoes`; also for an empty mask or values that are not finite.
+        See :func:`~precondqsm_bids.numerics.echoes.check_echoes`; also for an empty mask or
+        values that are not finite.
 
     References
     ----------
@@ -178,138 +172,127 @@ def fit_echoes(
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel to fit')
     air = air_around(magnitude, mask if object_mask is None else object_mask)
-    box, whole = bounding_box(mask), mask.shape
-    mask = mask[box]
-    signal, unit = masked_signal(magnitude[box], phase[box], mask, air)
-    to_rad = TWO_PI * np.float32(hz_per_ppm(field_strength)) * te.astype(np.float32)  # rad/ppm
-    prediction = np.zeros(len(signal), np.float32)
+    box = bounding_box(mask)
+    echoes = Echoes.of(magnitude[box], phase[box], te, mask[box], field_strength, air)
+    echoes = replace(echoes, workers=workers)
+    prediction = np.zeros(len(echoes.signal), np.float32)
     if predicted_field is not None:
-        prediction += predicted_field[box][mask]
-    field = field_from_advance(signal, te, field_strength, mask, prediction)
+        prediction += predicted_field[box][echoes.mask]
+    field = field_from_advance(echoes, prediction)
     if predicted_field is not None:
-        demodulate(signal, prediction, to_rad)
+        for part in echoes.chunks():
+            echoes.signal[part] *= turn_back(prediction[part, None] * echoes.to_rad)
     own_phase = None
     if te.size > 2:
-        own_phase = echo_phase(signal, to_rad, field, mask, voxel_size, workers)
-        field += take_off(signal, own_phase, mask, voxel_size, workers)
+        own_phase = echo_phase(echoes, field, voxel_size)
+        field += take_off(echoes, own_phase, voxel_size)
         own_phase = own_phase._replace(centre=own_phase.centre + [side.start for side in box])
     offset = np.zeros_like(field)
-    sd = fit_phase(signal, to_rad, field, offset, True, workers)
-    noise_source = 'given' if noise_sd is not None else 'phase' if te.size > 2 else 'magnitude'
-    if noise_source == 'phase':
-        noise_sd, noise = noise_from_residual(signal, to_rad, field, offset, mask)
-        noise_sd = max(noise_sd, LEAST_NOISE)
-        noise = np.maximum(noise, np.float32(max(noise_sd / 100, LEAST_NOISE)))
-    else:
-        if noise_sd is None:
-            noise_sd = max(noise_inside(in_place(np.abs(signal[:, 0]), mask), mask), LEAST_NOISE)
-        else:
-            noise_sd = max(noise_sd / unit, 1e-6)
-        noise = np.full_like(field, noise_sd)
-    turns = join_bodies(signal, to_rad, field, offset, mask, workers)
-
-    smooth = smooth_offset(offset, sd * noise, mask, voxel_size)
-    free: npt.NDArray[np.bool_] | bool = smooth.own
+    sd = fit_phase(echoes, field, offset, True)
+    noise = _noise(echoes, field, offset, noise_sd)
+    turns = join_bodies(echoes, field, offset)
+    smooth = smooth_offset(offset, sd * noise.local, echoes.mask, voxel_size)
+    fit_offset = False if smooth.model == 'quartic' else smooth.own
     if smooth.model != 'voxelwise':
-        if smooth.model == 'quartic':
-            free = False
-        offset = smooth.offset
-        repair_wraps(signal, to_rad, field, offset, smooth.own)
-        fit_phase(signal, to_rad, field, offset, free, workers)
-    fit = fit_signal(
-        signal,
-        to_rad,
-        te.astype(np.float32),
-        field,
-        offset,
-        voxel_gradient(field + prediction, mask),
-        noise,
-        free,
-        workers,
-    )
-    field_sd, r2star, s0, usable, misfit_ratio, snr = fit
-    # A residual beyond noise: several fields or rates in one voxel, flow, a ghost, ringing.
-    mixed = np.flatnonzero(misfit_ratio > MIXED)
-    field_sd[mixed] *= np.sqrt(misfit_ratio[mixed])
-    # An error of the offset turns the field by what a line through the origin makes of it.
-    error = np.where(smooth.own, 0, np.hypot(smooth.error, smooth.misfit))
-    field_sd[...] = np.hypot(field_sd, error / to_rad[len(te) // 2])
-    _follow_initial_slope(signal, to_rad, field, offset, field_sd, mixed, smooth, noise, mask)
-    turn = np.float32(1 / (hz_per_ppm(field_strength) * te[0]))
-    # The phase of one echo, or of echoes that hold little but noise, is known but for turns.
-    lone = (usable < 2) | (snr < LEAST_SNR)
-    field_sd[lone] = np.hypot(field_sd[lone], turn / np.sqrt(np.float32(12)))
-    pooled = pool_decay(signal, to_rad, te.astype(np.float32), field, offset, r2star, s0,
-                         usable, noise, mask)  # fmt: skip
+        repair_wraps(echoes, field, smooth.offset, smooth.own)
+        fit_phase(echoes, field, smooth.offset, fit_offset)
+    across = field_across_voxels(field + prediction, echoes.mask)
+    decay = fit_signal(echoes, field, smooth.offset, across, noise.local, fit_offset)
+    _doubt_field(echoes, field, smooth, decay, noise.local)
+    pooled = pool_decay(echoes, field, smooth.offset, decay, noise.local)
     # A decay of which one echo or none is seen could be any: no number is better than noise.
-    r2star[pooled < 2] = s0[pooled < 2] = 0
-    np.minimum(field_sd, turn, out=field_sd)
-
-    def volume(values: npt.NDArray) -> npt.NDArray:
-        out = np.zeros(whole, values.dtype)
-        out[box] = in_place(values, mask)
-        return out
-
+    decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
     return EchoFit(
-        total_field=volume(field + prediction),
-        field_sd=volume(field_sd),
-        r2star=volume(r2star),
-        s0=volume(s0 * np.float32(unit)),
-        phase_offset=volume(np.angle(np.exp(1j * offset)).astype(np.float32)),
-        usable_echoes=volume(usable),
-        reliable=volume(pooled >= 2),
-        misfit=volume(np.sqrt(misfit_ratio) * noise / np.float32(noise_sd)),
-        noise_sd=float(noise_sd * unit),
-        noise_source=noise_source,
+        total_field=in_place(field + prediction, mask),
+        field_sd=in_place(decay.field_sd, mask),
+        r2star=in_place(decay.r2star, mask),
+        s0=in_place(decay.s0 * np.float32(echoes.unit), mask),
+        phase_offset=in_place(np.angle(np.exp(1j * smooth.offset)).astype(np.float32), mask),
+        usable_echoes=in_place(decay.usable_echoes, mask),
+        reliable=in_place(pooled >= 2, mask),
+        misfit=in_place(np.sqrt(decay.misfit) * noise.local / np.float32(noise.sd), mask),
+        noise_sd=float(noise.sd * echoes.unit),
+        noise_source=noise.source,
         air=air,
         offset_model=smooth.model,
         offset_misfit=float(smooth.misfit),
-        own_offset=volume(smooth.own),
+        own_offset=in_place(smooth.own, mask),
         echo_phase=own_phase,
         body_turns=turns,
     )
 
 
-def _initial_slope(signal: npt.NDArray, to_rad: F32, field: F32, offset: F32) -> tuple[F32, F32]:
-    """What the initial slope of the phase adds to the field, and its sd per unit noise.
+class _Noise(NamedTuple):
+    """Noise of one channel, in the unit of the echoes."""
+
+    sd: float
+    local: F32
+    """(V,)"""
+    source: str
+
+
+def _noise(echoes: Echoes, field: F32, offset: F32, given: float | None) -> _Noise:
+    """Noise that is given, that of the residual, or of two echoes that of the magnitude."""
+    if given is None and echoes.echo_times.size > 2:
+        sd, local = noise_from_residual(echoes, field, offset)
+        sd = max(sd, LEAST_NOISE)
+        return _Noise(sd, np.maximum(local, np.float32(max(sd / 100, LEAST_NOISE))), 'phase')
+    if given is None:
+        first = echoes.volume(np.abs(echoes.signal[:, 0]))
+        sd, source = max(noise_inside(first, echoes.mask), LEAST_NOISE), 'magnitude'
+    else:
+        sd, source = max(given / echoes.unit, 1e-6), 'given'
+    return _Noise(sd, np.full_like(field, sd), source)
+
+
+def _doubt_field(echoes: Echoes, field: F32, smooth: Offset, decay: Decay, noise: F32) -> None:
+    """Deviation of the field by more than noise, and the field of mixed voxels, in place."""
+    to_rad, field_sd = echoes.to_rad, decay.field_sd
+    # A residual beyond noise: several fields or rates in one voxel, flow, a ghost, ringing.
+    mixed = np.flatnonzero(decay.misfit > MIXED)
+    field_sd[mixed] *= np.sqrt(decay.misfit[mixed])
+    # An error of the offset turns the field by what a line through the origin makes of it.
+    error = np.where(smooth.own, 0, np.hypot(smooth.error, smooth.misfit))
+    field_sd[...] = np.hypot(field_sd, error / to_rad[len(to_rad) // 2])
+    mixed = mixed[~smooth.own[mixed]]  # an own offset has taken the first echo's departure
+    if mixed.size:
+        _follow_initial_slope(echoes, field, field_sd, smooth, noise, mixed)
+    turn = np.float32(1 / (hz_per_ppm(echoes.field_strength) * echoes.echo_times[0]))
+    # The phase of one echo, or of echoes that hold little but noise, is known but for turns.
+    lone = (decay.usable_echoes < 2) | (decay.snr < LEAST_SNR)
+    field_sd[lone] = np.hypot(field_sd[lone], turn / np.sqrt(np.float32(12)))
+    np.minimum(field_sd, turn, out=field_sd)
+
+
+def _follow_initial_slope(
+    echoes: Echoes,
+    field: F32,
+    field_sd: F32,
+    smooth: Offset,
+    noise: F32,
+    mixed: npt.NDArray[np.intp],
+) -> None:
+    """Move mixed voxels to the initial slope of their phase, field and its sd in place.
 
     Where a voxel holds several fields and rates (the wall of a strong source) its phase is no
     straight line: late echoes follow whichever part decays slowest. The slope at TE = 0 is that
     of the mean field whatever the parts are. Two echoes give it to second order:
     ``(t2 theta1 / t1 - t1 theta2 / t2) / (t2 - t1)``.
+
+    Voxels are moved only by what the departure has beyond that of the 7 x 7 x 7 voxels around: an
+    error of the phase that is smooth in space bends it everywhere, and is no wall of a source. An
+    error of the offset turns the slope by ``error (1 / t1 + 1 / t2)``.
     """
-    t1, t2 = to_rad[0], to_rad[1]
-    residual = np.angle(signal[:, :2] * turn_back(offset[:, None] + field[:, None] * to_rad[:2]))
+    t1, t2 = echoes.to_rad[:2]
+    early = echoes.first(2)
+    residual = np.angle(early.demodulated(field, smooth.offset))
     a, b = t2 / (t1 * (t2 - t1)), t1 / (t2 * (t2 - t1))
-    amplitude = np.maximum(np.abs(signal[:, :2]), np.finfo(np.float32).tiny)
+    amplitude = np.maximum(np.abs(early.signal), np.finfo(np.float32).tiny)
     sd = np.hypot(a / amplitude[:, 0], b / amplitude[:, 1])
-    return (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32), sd
-
-
-def _follow_initial_slope(
-    signal: npt.NDArray,
-    to_rad: F32,
-    field: F32,
-    offset: F32,
-    field_sd: F32,
-    mixed: npt.NDArray[np.intp],
-    smooth: Offset,
-    noise: F32,
-    mask: npt.NDArray[np.bool_],
-) -> None:
-    """Move mixed voxels to the initial slope of their phase, field and its sd in place.
-
-    Only by what the departure has beyond that of the 7 x 7 x 7 voxels around: an error of the
-    phase that is smooth in space bends it everywhere, and is no wall of a source. An error of the
-    offset turns the slope by ``error (1 / t1 + 1 / t2)``.
-    """
-    mixed = mixed[~smooth.own[mixed]]  # an own offset has taken the first echo's departure
-    if mixed.size == 0:
-        return
-    change, early_sd = _initial_slope(signal, to_rad, field, offset)
-    early_sd = np.hypot(early_sd * noise, smooth.error * (1 / to_rad[0] + 1 / to_rad[1]))
-    around = local_level(change, early_sd, mask)[mixed]
-    change, early_sd = change[mixed] - around, early_sd[mixed]
-    bent = np.abs(change) > 3 * early_sd
+    change = (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32)
+    sd = np.hypot(sd * noise, smooth.error * (1 / t1 + 1 / t2))
+    around = local_level(change, sd, echoes.mask)[mixed]
+    change, sd = change[mixed] - around, sd[mixed]
+    bent = np.abs(change) > 3 * sd
     field[mixed[bent]] += change[bent]
-    field_sd[mixed[bent]] = np.hypot(early_sd, 0.2 * change)[bent]
+    field_sd[mixed[bent]] = np.hypot(sd, 0.2 * change)[bent]

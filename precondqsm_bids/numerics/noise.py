@@ -5,7 +5,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
-from precondqsm_bids.numerics.echoes import chunks, turn_back
+from precondqsm_bids.numerics.echoes import Echoes, in_place, turn_back
 
 F32 = npt.NDArray[np.float32]
 
@@ -40,9 +40,7 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     return float(1.4826 * np.median(found) / np.sqrt(6)) if found.size else 0.0
 
 
-def noise_from_residual(
-    signal: npt.NDArray, to_rad: F32, field: F32, offset: F32, mask: npt.NDArray[np.bool_]
-) -> tuple[float, F32]:
+def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float, F32]:
     """Noise of one channel, from the quadrature component that a free phase fit leaves.
 
     Each voxel spends two of its E degrees of freedom, three or more, on field and offset; the rest
@@ -59,14 +57,10 @@ def noise_from_residual(
 
     Parameters
     ----------
-    signal : (V, E) ndarray of complex
-        Echoes of the masked voxels.
-    to_rad : (E,) ndarray
-        Phase per field, rad/ppm.
+    echoes : Echoes
+        Three or more.
     field, offset : (V,) ndarray
         Fitted field, ppm, and offset, rad.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels.
 
     Returns
     -------
@@ -75,16 +69,17 @@ def noise_from_residual(
     level : (V,) ndarray
         Local noise, in the unit of the signal, from a hundredth of ``noise_sd`` up.
     """
-    variance, rough = _left_variance(signal, to_rad, field, offset)
-    freedom = signal.shape[1] - 2
+    variance, rough = _left_variance(echoes, field, offset)
+    number = echoes.echo_times.size
+    freedom = number - 2
     measured = variance[variance > 0]  # a scanner may have set some of the voxels to zero
     if measured.size == 0:
         return 0.0, variance
     noise_sd = float(np.sqrt(np.median(measured) / _chi2_median(freedom)))
-    level = _variance_level(variance / np.float32(noise_sd**2), freedom, mask, 7)
+    level = _variance_level(variance / np.float32(noise_sd**2), freedom, echoes.mask, 7)
     if rough is not None:
-        freedom = signal.shape[1] - 1 - _degree(signal.shape[1])
-        close = _variance_level(rough / np.float32(noise_sd**2), freedom, mask, 3)
+        freedom = number - 1 - _degree(number)
+        close = _variance_level(rough / np.float32(noise_sd**2), freedom, echoes.mask, 3)
         level = np.where(close > 2.25 * level, close, level)
     return noise_sd, np.float32(noise_sd) * np.sqrt(np.maximum(level, np.float32(1e-4)))
 
@@ -99,26 +94,24 @@ def _chi2_median(freedom: int) -> float:
     return 2 * float(gammaincinv(freedom / 2, 0.5)) / freedom
 
 
-def _left_variance(
-    signal: npt.NDArray, to_rad: F32, field: F32, offset: F32
-) -> tuple[F32, F32 | None]:
+def _left_variance(echoes: Echoes, field: F32, offset: F32) -> tuple[F32, F32 | None]:
     """Variance per degree of freedom of the quadrature component, and of its rough part.
 
     The rough part, of four echoes or more, is what the polynomial in TE leaves of the phase.
     """
-    echoes = signal.shape[1]
-    degree = _degree(echoes)
+    to_rad, number = echoes.to_rad, echoes.echo_times.size
+    degree = _degree(number)
     t = (2 * (to_rad - to_rad[0]) / (to_rad[-1] - to_rad[0]) - 1).astype(np.float32)
     powers = t[:, None] ** np.arange(2 * degree + 1, dtype=np.float32)  # (E, 2 degree + 1)
     index = np.arange(degree + 1)
     index = index[:, None] + index
-    variance = np.empty(len(signal), np.float32)
-    rough = np.empty_like(variance) if echoes > 3 else None
-    for part in chunks(len(signal)):
+    variance = np.empty_like(field)
+    rough = np.empty_like(variance) if number > 3 else None
+    for part in echoes.chunks():
         turn = turn_back(offset[part, None] + field[part, None] * to_rad)
-        s = signal[part] * turn
+        s = echoes.signal[part] * turn
         quadrature, amplitude = s.imag, np.abs(s)
-        variance[part] = (quadrature**2).sum(1) / (echoes - 2)
+        variance[part] = (quadrature**2).sum(1) / (number - 2)
         if rough is None:
             continue
         normal = (amplitude**2 @ powers)[:, index].astype(np.float64)
@@ -126,7 +119,7 @@ def _left_variance(
         right = (amplitude * quadrature) @ powers[:, : degree + 1]
         found = np.linalg.solve(normal, right[..., None].astype(np.float64))[..., 0]
         left = quadrature - amplitude * (found.astype(np.float32) @ powers[:, : degree + 1].T)
-        rough[part] = (left**2).sum(1) / (echoes - 1 - degree)
+        rough[part] = (left**2).sum(1) / (number - 1 - degree)
     return variance, rough
 
 
@@ -160,9 +153,7 @@ def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7
     """
 
     def box(v: npt.NDArray) -> F32:
-        volume = np.zeros(mask.shape, np.float32)
-        volume[mask] = v
-        return ndimage.uniform_filter(volume, size, mode='constant')[mask]
+        return ndimage.uniform_filter(in_place(v, mask), size, mode='constant')[mask]
 
     limit = np.float32(np.median(sd))
     tiny = np.float32(np.finfo(np.float32).tiny)
@@ -178,6 +169,6 @@ def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7
         # Where all of a cube were left out its last level stands.
         level = np.where(total > least, found, level)
         left = np.abs(clipped - level)
-        spread = np.maximum(sd, np.float32(1.4826 * np.median(left)))
-        kept = np.where(left < 3 * spread, weight, np.float32(0))
+        deviation = np.maximum(sd, np.float32(1.4826 * np.median(left)))
+        kept = np.where(left < 3 * deviation, weight, np.float32(0))
     return level.astype(np.float32)

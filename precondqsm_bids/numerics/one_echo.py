@@ -7,12 +7,11 @@ import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echoes import check_echoes, masked_signal
+from precondqsm_bids.numerics.echoes import TWO_PI, Echoes
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.unwrapping import field_from_advance
 
 F32 = npt.NDArray[np.float32]
-TWO_PI = np.float32(2 * np.pi)
 
 
 class OneEcho(NamedTuple):
@@ -78,7 +77,8 @@ def field_of_one_echo(
     Raises
     ------
     ValueError
-        See :func:`check_echoes`; also for an empty mask or values that are not finite.
+        See :func:`~precondqsm_bids.numerics.echoes.check_echoes`; also for an empty mask or
+        values that are not finite.
 
     References
     ----------
@@ -93,26 +93,27 @@ def field_of_one_echo(
     >>> print(one.total_field[0, 0, 0].round(4), one.field_sd[0, 0, 0].round(5))
     0.05 0.00062
     """
-    te = check_echoes(magnitude[..., None], phase[..., None], [echo_time], least=1)
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel whose field could be found')
-    signal, unit = masked_signal(magnitude[..., None], phase[..., None], mask, None)
+    echoes = Echoes.of(magnitude[..., None], phase[..., None], [echo_time], mask, field_strength)
     noise_source = 'given'
     if noise_sd is None:
         air = air_around(magnitude[..., None], mask if object_mask is None else object_mask)
         noise_sd = air.noise_sd if air else noise_inside(magnitude, mask)
         noise_source = 'air' if air else 'magnitude'
-    amplitude = np.abs(signal[:, 0])
-    relative = max(noise_sd / unit, 1e-6)
+    amplitude = np.abs(echoes.signal[:, 0])
+    relative = max(noise_sd / echoes.unit, 1e-6)
 
-    prediction = np.zeros(len(signal), np.float32)
+    prediction = np.zeros_like(amplitude)
     if predicted_field is not None:
         prediction += predicted_field[mask]
-    field = field_from_advance(signal, te, field_strength, mask, prediction) + prediction
+    field = field_from_advance(echoes, prediction) + prediction
     turn = 1 / (hz_per_ppm(field_strength) * echo_time)
     sd = relative / np.maximum(amplitude, np.finfo(np.float32).tiny) * turn / TWO_PI
-    total_field, field_sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
-    total_field[mask], field_sd[mask] = field, np.minimum(sd, turn)
-    usable = np.zeros(mask.shape, np.uint8)
-    usable[mask] = amplitude > 2 * relative
-    return OneEcho(total_field, field_sd, usable, float(relative * unit), noise_source)
+    return OneEcho(
+        echoes.volume(field),
+        echoes.volume(np.minimum(sd, turn).astype(np.float32, copy=False)),
+        echoes.volume((amplitude > 2 * relative).astype(np.uint8)),
+        float(relative * echoes.unit),
+        noise_source,
+    )

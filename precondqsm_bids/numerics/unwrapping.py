@@ -1,17 +1,18 @@
 """Unwrapping in space: phase advance between echoes, turns, and where they may be wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echoes import chunks, fit_phase, in_place, turn_back
+from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, fit_phase, turn_back
 
 F32 = npt.NDArray[np.float32]
-TWO_PI = np.float32(2 * np.pi)
 
 
-def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
+def phase_advance(echoes: Echoes) -> tuple[npt.NDArray, float]:
     """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s).
 
     Pairs whose advance is not that of the first one (eddy currents, readouts that alternate) are
@@ -19,6 +20,7 @@ def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, fl
     echo it is the advance since the excitation, ``s |s|`` over the echo time, with the phase
     offset in it.
     """
+    signal, te = echoes.signal, echoes.echo_times
     if te.size == 1:
         return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
     spacing = np.diff(te)
@@ -58,7 +60,7 @@ def ambiguous_fraction(
     field_strength: float,
     mask: npt.NDArray[np.bool_],
 ) -> float:
-    """Share of neighbours whose fields differ by more than half a turn of the shortest spacing.
+    """Fraction of neighbours whose fields differ by more than half a turn of the shortest spacing.
 
     Unwrapping takes neighbours to be less than half a turn apart. Where the echoes are so far
     apart that they are not, it may be wrong by whole turns. Only voxels whose field is known to a
@@ -105,49 +107,42 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
     return jumps, pairs
 
 
-def field_from_advance(
-    signal: npt.NDArray,
-    te: npt.NDArray,
-    field_strength: float,
-    mask: npt.NDArray[np.bool_],
-    prediction: F32,
-) -> F32:
+def field_from_advance(echoes: Echoes, prediction: F32) -> F32:
     """First field less the prediction (ppm), from the phase advance over the shortest spacing.
 
     The prediction takes most wraps out of the advance where it is right, as it is at the ends of
     a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
     left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
     """
-    advance, spacing = phase_advance(signal, te)
-    step = TWO_PI * np.float32(hz_per_ppm(field_strength) * spacing)
-    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), mask)
+    advance, spacing = phase_advance(echoes)
+    step = TWO_PI * np.float32(hz_per_ppm(echoes.field_strength) * spacing)
+    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), echoes.mask)
     if not prediction.any():
         return unwrapped / step
-    amplitude = in_place(np.sqrt(np.abs(advance)), mask)
+    amplitude = echoes.volume(np.sqrt(np.abs(advance)))
 
     def jumps(phase: F32) -> float:
-        return count_jumps(in_place(phase, mask), amplitude, np.pi)[0]
+        return count_jumps(echoes.volume(phase), amplitude, np.pi)[0]
 
     if left := jumps(unwrapped):
-        plain = unwrap(np.angle(advance), mask)
+        plain = unwrap(np.angle(advance), echoes.mask)
         if jumps(plain) < left:
             unwrapped = plain - step * prediction
     return unwrapped / step
 
 
-def repair_wraps(
-    signal: npt.NDArray, to_rad: F32, field: F32, offset: F32, own: npt.NDArray[np.bool_]
-) -> None:
+def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bool_]) -> None:
     """Move the field by whole turns of the echo spacing where the known offset asks for it.
 
     A voxel unwrapped one turn off is ``1 / dTE`` off in frequency, which turns the first echo by
     ``TE1 / dTE``: with the offset known the coherent sum of all echoes tells the turns apart.
     """
+    signal, to_rad = echoes.signal, echoes.to_rad
     step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
     candidates = np.array([0, -1, 1], np.float32)
     middle = np.median(field)
-    for part in chunks(len(signal)):
-        rotated = signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
+    for part in echoes.chunks():
+        rotated = echoes.demodulated(field, offset, part)
         rotated *= np.abs(signal[part])
         score = np.stack(
             [(rotated * np.exp(-1j * c * step * to_rad)).real.sum(1) for c in candidates]
@@ -165,14 +160,7 @@ def repair_wraps(
         field[part] += np.where(clear, candidates[best] * step, 0)
 
 
-def join_bodies(
-    signal: npt.NDArray,
-    to_rad: F32,
-    field: F32,
-    offset: F32,
-    mask: npt.NDArray[np.bool_],
-    workers: int,
-) -> tuple[int, ...]:
+def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
     """Move each body but the largest by whole turns, field and offset in place; the turns.
 
     A body that is unwrapped alone may be any number of turns of the echo spacing off. Each turn
@@ -180,12 +168,12 @@ def join_bodies(
     both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
     offset to half a radian, the field (a prediction taken off) to 1.5 ppm.
     """
-    labels = bodies(mask)
+    labels, to_rad = bodies(echoes.mask), echoes.to_rad
     if labels.max() < 2:
         return ()
     turn = float(TWO_PI / np.diff(to_rad).min())
-    points = np.stack(np.nonzero(mask), axis=1).astype(np.float32)
-    of = labels[mask]
+    points = np.stack(np.nonzero(echoes.mask), axis=1).astype(np.float32)
+    of = labels[echoes.mask]
     main = np.flatnonzero(of == 1)
     out = []
     for number in range(2, labels.max() + 1):
@@ -203,7 +191,7 @@ def join_bodies(
         out.append(best)
         if best:
             here, there = field[own] + np.float32(best * turn), offset[own]
-            fit_phase(signal[own], to_rad, here, there, True, workers)
+            fit_phase(replace(echoes, signal=echoes.signal[own]), here, there, True)
             field[own], offset[own] = here, there
     return tuple(out)
 

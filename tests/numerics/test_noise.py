@@ -6,7 +6,7 @@ import pytest
 from precondqsm_bids.numerics.air import Air, air_around, without_floor
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
-from precondqsm_bids.numerics.echoes import fit_phase
+from precondqsm_bids.numerics.echoes import Echoes, fit_phase
 from precondqsm_bids.numerics.noise import (
     local_level,
     noise_from_residual,
@@ -111,11 +111,10 @@ def left_by_fit(clean, noise, mask=BODY, te=TE, seed=0):
 
 
 def noise_of(echoes, mask=BODY, te=TE):
-    signal = echoes[mask].astype(np.complex64)
-    to_rad = (2 * np.pi * hz_per_ppm(3.0) * te).astype(np.float32)
-    field, offset = (np.zeros(len(signal), np.float32) for _ in range(2))
-    fit_phase(signal, to_rad, field, offset, True, 1)
-    return noise_from_residual(signal, to_rad, field, offset, mask)
+    masked = Echoes(echoes[mask].astype(np.complex64), te, mask, 3.0)
+    field, offset = (np.zeros(len(masked.signal), np.float32) for _ in range(2))
+    fit_phase(masked, field, offset, True)
+    return noise_from_residual(masked, field, offset)
 
 
 def tissue(te=TE, rate=25.0):

@@ -6,14 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.air import air_around
+from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echoes import check_echoes
+from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
-from precondqsm_bids.numerics.phase.readout import (
-    _alternating_axes,
-    _signal,
-)
+from precondqsm_bids.numerics.phase.readout import alternating_axes_of
 from precondqsm_bids.numerics.phase.sign import (
     AxisTest,
     PhaseSign,
@@ -79,28 +76,21 @@ def first_field(
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
-    te = check_echoes(magnitude, phase, echo_times, least=1)
-    signal = _signal(magnitude, phase, mask)
-    return _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
+    echoes = Echoes.of(magnitude, phase, echo_times, mask, field_strength)
+    return _first_field(echoes, air_around(magnitude, mask))
 
 
-def _first_field(
-    signal: npt.NDArray,
-    te: npt.NDArray,
-    field_strength: float,
-    mask: Bools,
-    noise_sd: float | None,
-) -> tuple[F32, F32]:
-    advance, spacing = phase_advance(signal, te)
-    to_rad = np.float32(TWO_PI * hz_per_ppm(field_strength) * spacing)
+def _first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
+    advance, spacing = phase_advance(echoes)
+    to_rad = np.float32(TWO_PI * hz_per_ppm(echoes.field_strength) * spacing)
     amplitude = np.sqrt(np.abs(advance))
-    if noise_sd is None:  # no air: a plain guess, since only the weights of voxels depend on it
-        noise_sd = 0.02 * float(np.median(amplitude))
+    # Without air a plain guess, since only the weights of voxels depend on it.
+    noise_sd = air.noise_sd / echoes.unit if air else 0.02 * float(np.median(amplitude))
     ratio = np.sqrt(2) * noise_sd / np.maximum(amplitude, 1e-3 * noise_sd + 1e-30)
-    field, sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
-    field[mask] = unwrap(np.angle(advance), mask) / to_rad
-    sd[mask] = np.minimum(ratio, np.pi) / to_rad
-    return field, sd
+    return (
+        echoes.volume(unwrap(np.angle(advance), echoes.mask) / to_rad),
+        echoes.volume((np.minimum(ratio, np.pi) / to_rad).astype(np.float32, copy=False)),
+    )
 
 
 def repair_phase(
@@ -162,22 +152,21 @@ def repair_phase(
     >>> print(repaired.notes[0], repaired.phase[0, 0, 0, 0].round(1))
     the sign of the phase is reversed: it was negated -0.4
     """
-    te = check_echoes(magnitude, phase, echo_times, least=1)
     if sign not in (None, 1, -1):
         raise ValueError(f'the sign of the phase is 1 or -1, not {sign!r}')
     if not mask.any():
         raise ValueError('the mask is empty: there is no phase to look at')
     notes = []
-    signal = _signal(magnitude, phase, mask)
+    echoes = Echoes.of(magnitude, phase, echo_times, mask, field_strength)
     repaired = phase
 
-    alternating = _alternating_axes(signal, te, mask)
+    alternating = alternating_axes_of(echoes)
     for axis in alternating:
         odd = [slice(None)] * 4
         odd[axis] = slice(1, None, 2)
         repaired = repaired.copy() if repaired is phase else repaired
         repaired[tuple(odd)] += np.float32(np.pi)
-        signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
+        echoes.signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
         notes.append(
             'the sign of the signal alternates from slice to slice: every second slice was turned '
             'by half a turn'
@@ -185,7 +174,7 @@ def repair_phase(
 
     test = axes = None
     if body is not None:
-        field, sd = _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
+        field, sd = _first_field(echoes, air_around(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         inner = inner if inner.any() else mask
@@ -202,9 +191,3 @@ def repair_phase(
     return PhaseRepair(
         repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes)
     )
-
-
-def _noise(magnitude: npt.NDArray, mask: Bools) -> float | None:
-    """Noise of one channel from the air, None where there is none."""
-    air = air_around(magnitude, mask)
-    return air.noise_sd if air else None
