@@ -15,7 +15,6 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.recognition import check_signed
 from precondqsm_bids.interfaces.volumes import (
     check_finite,
     check_whole,
@@ -24,6 +23,7 @@ from precondqsm_bids.interfaces.volumes import (
     object_in,
     state_b0,
 )
+from precondqsm_bids.numerics.phase.checks import check_signed
 
 
 class Volume(NamedTuple):

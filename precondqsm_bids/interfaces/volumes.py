@@ -15,8 +15,8 @@ import nibabel as nb
 import numpy as np
 from scipy import ndimage
 
-from precondqsm_bids.interfaces.recognition import check_not_phase
 from precondqsm_bids.numerics.dipole import b0_direction
+from precondqsm_bids.numerics.phase.checks import check_not_phase
 
 OBJECT_LEVEL = 0.25
 """Share of the median signal above which a voxel certainly is object."""

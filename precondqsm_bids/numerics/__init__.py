@@ -30,6 +30,7 @@ from precondqsm_bids.numerics.dipole_inversion import (
 )
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase import (
@@ -65,6 +66,7 @@ from precondqsm_bids.numerics.prior_fit import (
 )
 from precondqsm_bids.numerics.r2prime_prior import R2PrimePrior, r2prime_prior, relaxivity
 from precondqsm_bids.numerics.recombination import BodyReference, Recombination, recombine
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import ShapeMask, shape_mask, surface_share
 from precondqsm_bids.numerics.tissue import (
     class_means,
@@ -83,6 +85,7 @@ __all__ = [
     'EchoFit',
     'Flattening',
     'LCurve',
+    'MeasuredField',
     'OneEcho',
     'Overlap',
     'PhaseRepair',
@@ -91,6 +94,7 @@ __all__ = [
     'PriorFit',
     'R2PrimePrior',
     'Recombination',
+    'Scan',
     'ShapeField',
     'ShapeMask',
     'alternating_axes',
@@ -119,6 +123,7 @@ __all__ = [
     'literature_r2',
     'map_by_tissue',
     'map_scale',
+    'measure_field',
     'noise_inside',
     'noise_weights',
     'pdf',

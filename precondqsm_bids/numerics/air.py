@@ -20,7 +20,7 @@ MOST_DECAY = 1.3
 
 
 class Air(NamedTuple):
-    """What :func:`air_around` found."""
+    """Result of :func:`air_around`."""
 
     noise_sd: float
     """Noise of one channel (real or imaginary), in the unit of the magnitude."""
@@ -29,7 +29,7 @@ class Air(NamedTuple):
 
     @property
     def floor(self) -> float:
-        """What the root sum of squares adds to the squared magnitude beyond one channel."""
+        """Addition of the root sum of squares to the squared magnitude beyond one channel."""
         return 2 * max(self.channels - 1, 0) * self.noise_sd**2
 
 

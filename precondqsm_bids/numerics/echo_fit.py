@@ -22,7 +22,7 @@ from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
-from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place, turn_back
+from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place
 from precondqsm_bids.numerics.noise import local_level, noise_from_residual, noise_inside
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import field_from_advance, join_bodies, repair_wraps
@@ -38,7 +38,7 @@ LEAST_NOISE = 1e-3
 
 
 class EchoFit(NamedTuple):
-    """What :func:`fit_echoes` found; maps are (X, Y, Z) and zero outside the mask."""
+    """Result of :func:`fit_echoes`; maps are (X, Y, Z) and zero outside the mask."""
 
     total_field: F32
     """Relative field, ppm."""
@@ -180,8 +180,7 @@ def fit_echoes(
         prediction += predicted_field[box][echoes.mask]
     field = field_from_advance(echoes, prediction)
     if predicted_field is not None:
-        for part in echoes.chunks():
-            echoes.signal[part] *= turn_back(prediction[part, None] * echoes.to_rad)
+        echoes.take_off(prediction)
     own_phase = None
     if te.size > 2:
         own_phase = echo_phase(echoes, field, voxel_size)

@@ -31,7 +31,7 @@ ROUNDS = 4
 
 
 class EchoPhase(NamedTuple):
-    """What :func:`echo_phase` found."""
+    """Result of :func:`echo_phase`."""
 
     coefficients: F64
     """(E, 4): constant at the centre of the mask, rad, and gradient along the array axes,

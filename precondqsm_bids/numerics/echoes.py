@@ -90,6 +90,11 @@ class Echoes:
         to_rad = self.to_rad
         return self.signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
 
+    def take_off(self, field: F32) -> None:
+        """Take the phase of a field (ppm) off the signal, in place."""
+        for part in self.chunks():
+            self.signal[part] *= turn_back(field[part, None] * self.to_rad)
+
     def in_chunks(self, function: Callable[[slice], None]) -> None:
         """Call ``function`` with slices that cover the voxels, on the threads."""
         parts = self.chunks()

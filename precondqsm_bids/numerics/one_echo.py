@@ -15,7 +15,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class OneEcho(NamedTuple):
-    """What :func:`field_of_one_echo` found; maps are (X, Y, Z) and zero outside the mask."""
+    """Result of :func:`field_of_one_echo`; maps are (X, Y, Z) and zero outside the mask."""
 
     total_field: F32
     """Relative field, ppm, with the phase offset in it."""

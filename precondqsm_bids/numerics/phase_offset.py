@@ -38,14 +38,14 @@ LEAST_LENGTH = 0.8
 
 
 class Offset(NamedTuple):
-    """What :func:`smooth_offset` found, (V,) each."""
+    """Result of :func:`smooth_offset`, (V,) each."""
 
     offset: F32
     """Smooth offset, rad; where ``own`` the voxel's own."""
     own: Bools
     """Voxels whose offset no smooth function describes: their own offset stands."""
     error: F32
-    """What the smooth offset leaves around each voxel, rad: its local error."""
+    """Local error of the smooth offset: what it leaves around each voxel, rad."""
     misfit: float
     """Root mean square of what it leaves in blocks of voxels, rad."""
     model: str

@@ -145,7 +145,7 @@ def test_poles(fraction, said):
 def test_free_offset():
     fit = ordinary(offset_model='voxelwise', own_offset=MASK, offset_misfit=0.2)
     (words,) = judge_field(fit, MASK).warnings
-    assert 'no smooth function of position' in words
+    assert 'not a smooth function of position' in words
     small = ordinary(offset_model='voxelwise', own_offset=MASK, offset_misfit=0.0)
     assert not judge_field(small, MASK).warnings
 

@@ -328,7 +328,7 @@ def test_slab_across_a_cylinder_has_the_usual_sign(part):
     (warning,) = result.notes
     assert 'ASSUMED to be +1' in warning
     assert 'partial correlation' in warning
-    assert '--phase-sign' in warning
+    assert 'state phase_sign, +1 if' in warning
     usual = data.repaired(-data.phase, manufacturer='GE MEDICAL SYSTEMS')
     assert (usual.sign, usual.sign_source) == (-1, 'vendor')
     assert 'the usual of GE MEDICAL SYSTEMS' in usual.notes[0]
@@ -370,7 +370,7 @@ def test_no_air_gives_no_evidence():
 def test_given_sign_that_the_field_contradicts_is_refused():
     with pytest.raises(ValueError, match='given as -1, but the field of the shape says') as error:
         scan().repaired(sign=-1)
-    assert 'leave --phase-sign out' in str(error.value)
+    assert 'leave phase_sign out' in str(error.value)
     assert not scan().repaired(sign=1).notes
 
 
@@ -426,10 +426,10 @@ def test_wrong_direction_of_b0_is_refused_with_the_axis_that_fits():
         body = ObjectInAir(mask, size, wrong, stored_axes=(1, 2, 0))
         with pytest.raises(ValueError, match='fits the first axis better') as error:
             data.repaired_with(body)
-        assert '--b0-dir 1 0 0' in str(error.value)
+        assert 'state the direction of B0 (b0_dir): 1 0 0' in str(error.value)
         stated = data.repaired_with(body._replace(b0_stated=True))
         assert stated.axes.certain
-        assert 'by --b0-dir' in stated.notes[0]
+        assert 'stored axes as stated' in stated.notes[0]
         assert stated.axes.correlations[2] > 0.95
     assert np.argmax(np.abs(b0_dir)) == 2
 

@@ -49,7 +49,7 @@ def test_head(mask, sign):
     assert min(sign * shell for shell in found.sign_test.shells) > 0.7
     assert not found.axes or not found.axes.better
     assert decide_sign(found.sign_test, stated=sign).source == 'given'
-    with pytest.raises(ValueError, match='leave --phase-sign out'):
+    with pytest.raises(ValueError, match='leave phase_sign out'):
         decide_sign(found.sign_test, stated=-sign)
 
 

@@ -16,7 +16,7 @@ from precondqsm_bids.numerics.phase.outline import (
     ObjectInAir,
     closed_outline,
     coarse_field,
-    cut_share,
+    cut_fraction,
 )
 from precondqsm_bids.numerics.phase.readout import (
     alternating_axes,
@@ -71,7 +71,7 @@ __all__ = [
     'closed_outline',
     'coarse_field',
     'compare_axes',
-    'cut_share',
+    'cut_fraction',
     'decide_sign',
     'fills_quarter_turn',
     'first_field',

@@ -27,7 +27,7 @@ TWO_PI = 2 * np.pi
 
 
 class PhaseRepair(NamedTuple):
-    """What :func:`repair_phase` did."""
+    """Result of :func:`repair_phase`."""
 
     phase: F32
     """Phase of the convention, rad, (X, Y, Z, E)."""
@@ -42,7 +42,7 @@ class PhaseRepair(NamedTuple):
     axes: AxisTest | None
     """The same for B0 along each voxel axis; None if they could not be compared."""
     notes: tuple[str, ...]
-    """What was repaired or is doubtful, in sentences."""
+    """Repairs and doubts, in sentences."""
 
 
 def first_field(
