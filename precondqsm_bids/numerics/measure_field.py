@@ -10,10 +10,9 @@ from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase.checks import check_phase, check_stored
-from precondqsm_bids.numerics.phase.outline import ObjectInAir
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, apply_scale, phase_scale
-from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
+from precondqsm_bids.numerics.phase.shape_field import shape_field
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
@@ -119,27 +118,18 @@ def measure_field(
     0.059 radians
     """
     _check(scan, mask, shape_mask)
-    body = shape = None
+    shape = None
     if shape_mask is not None:
-        body = ObjectInAir(
-            shape_mask, scan.voxel_size, scan.b0_dir, scan.b0_stated, scan.stored_axes
-        )
-        shape = shape_field(body.mask, body.voxel_size, body.b0_dir, mask, workers)
+        shape = shape_field(shape_mask, scan.voxel_size, scan.b0_dir, mask, workers)
     check_stored(scan, mask)
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
         scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite_phase))
     check_phase(scan, mask, shape)
     with scan.named():
-        repair = repair_phase(
-            *_echoes(scan),
-            mask,
-            body=body,
-            sign=scan.phase_sign,
-            manufacturer=scan.manufacturer,
-            workers=workers,
-        )
-    fit = _fit(scan._replace(phase=repair.phase), mask, body, shape, workers)
+        repair = repair_phase(scan, mask, shape_mask, workers)
+    predicted = shape.field if shape else None
+    fit = _fit(scan._replace(phase=repair.phase), mask, shape_mask, predicted, workers)
     with scan.named():
         quality = judge_field(fit, mask)
     record = _record(scan, scale, repair) | _record_of_fit(scan, fit, quality, mask)
@@ -164,34 +154,27 @@ def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
             raise ValueError(f'{name} {part.shape} and the echoes {grid} differ in shape')
 
 
-def _echoes(scan: Scan) -> tuple[npt.NDArray, npt.NDArray, npt.ArrayLike, float]:
-    return scan.magnitude, scan.phase, scan.echo_times, scan.field_strength
-
-
 def _fit(
-    scan: Scan, mask: Bools, body: ObjectInAir | None, shape: ShapeField | None, workers: int
+    scan: Scan, mask: Bools, shape_mask: Bools | None, predicted: F32 | None, workers: int
 ) -> EchoFit | OneEcho:
     """The fit of all echoes, or the field of the one."""
-    outer = body.mask if body else None
-    predicted = shape.field if shape else None
-    magnitude, phase, times, field_strength = _echoes(scan)
     if scan.one_echo:
         return field_of_one_echo(
-            magnitude[..., 0],
-            phase[..., 0],
-            float(np.asarray(times)[0]),
-            field_strength,
+            scan.magnitude[..., 0],
+            scan.phase[..., 0],
+            float(np.asarray(scan.echo_times)[0]),
+            scan.field_strength,
             mask,
-            object_mask=outer,
+            object_mask=shape_mask,
             predicted_field=predicted,
         )
     return fit_echoes(
-        magnitude,
-        phase,
-        times,
-        field_strength,
+        scan.magnitude,
+        scan.phase,
+        scan.echo_times,
+        scan.field_strength,
         mask,
-        object_mask=outer,
+        object_mask=shape_mask,
         voxel_size=scan.voxel_size,
         predicted_field=predicted,
         workers=workers,

@@ -13,7 +13,6 @@ stored codes does not matter.
 
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
-    ObjectInAir,
     closed_outline,
     coarse_field,
     cut_fraction,
@@ -58,7 +57,6 @@ __all__ = [
     'AxisTest',
     'CoarseField',
     'Growth',
-    'ObjectInAir',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',

@@ -19,21 +19,6 @@ several ppm. Of the two the outline whose field fits better counts: in the simul
 10 mm (.79, .40 at 20 mm)."""
 
 
-class ObjectInAir(NamedTuple):
-    """The object, and where B0 is."""
-
-    mask: Bools
-    """Object against air, (X, Y, Z)."""
-    voxel_size: tuple[float, float, float]
-    """mm"""
-    b0_dir: npt.ArrayLike
-    """Direction of B0 along the voxel axes."""
-    b0_stated: bool = False
-    """The user states the direction; it is the header's otherwise."""
-    stored_axes: tuple[int, int, int] = (0, 1, 2)
-    """Axis of the file that each axis of the array is, for what is said of them."""
-
-
 class CoarseField(NamedTuple):
     """A measured field and the object on a coarse grid, (X, Y, Z) each."""
 

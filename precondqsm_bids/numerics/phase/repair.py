@@ -9,7 +9,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import Echoes
-from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
+from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.readout import alternating_axes_of
 from precondqsm_bids.numerics.phase.sign import (
     AxisTest,
@@ -19,6 +19,7 @@ from precondqsm_bids.numerics.phase.sign import (
     decide_sign,
     shape_evidence,
 )
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import phase_advance, unwrap
 
 F32 = npt.NDArray[np.float32]
@@ -94,16 +95,7 @@ def _first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
 
 
 def repair_phase(
-    magnitude: npt.NDArray,
-    phase: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: Bools,
-    *,
-    body: ObjectInAir | None = None,
-    sign: int | None = None,
-    manufacturer: str | None = None,
-    workers: int = 1,
+    scan: Scan, mask: Bools, shape_mask: Bools | None = None, workers: int = 1
 ) -> PhaseRepair:
     """Phase of the convention: slices of one sign, and the right sign.
 
@@ -114,20 +106,12 @@ def repair_phase(
 
     Parameters
     ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        Echo times, s.
-    field_strength : float
-        B0, T.
+    scan : Scan
+        Its phase in rad.
     mask : (X, Y, Z) ndarray of bool
         The object.
-    body : ObjectInAir, optional
-        The object against air, and B0. Without it nothing is compared with the field.
-    sign : {1, -1}, optional
-        Sign that the phase has; found from the field if omitted.
-    manufacturer : str, optional
-        Of the scanner: its usual sign counts where the field does not tell.
+    shape_mask : (X, Y, Z) ndarray of bool, optional
+        The object against air. Without it nothing is compared with the field.
     workers : int
         Threads of the Fourier transforms.
 
@@ -148,16 +132,17 @@ def repair_phase(
     >>> te = np.array([2, 4, 6]) * 1e-3
     >>> phase = 0.2 + 100 * te + np.zeros((12, 12, 12, 3))
     >>> mask = np.ones((12, 12, 12), bool)
-    >>> repaired = repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, sign=-1)
+    >>> repaired = repair_phase(Scan(np.ones(phase.shape), phase, te, 3.0, phase_sign=-1), mask)
     >>> print(repaired.notes[0], repaired.phase[0, 0, 0, 0].round(1))
     the sign of the phase is reversed: it was negated -0.4
     """
-    if sign not in (None, 1, -1):
-        raise ValueError(f'the sign of the phase is 1 or -1, not {sign!r}')
+    if scan.phase_sign not in (None, 1, -1):
+        raise ValueError(f'the sign of the phase is 1 or -1, not {scan.phase_sign!r}')
     if not mask.any():
         raise ValueError('the mask is empty: there is no phase to look at')
     notes = []
-    echoes = Echoes.of(magnitude, phase, echo_times, mask, field_strength)
+    magnitude, phase = scan.magnitude, scan.phase
+    echoes = Echoes.of(magnitude, phase, scan.echo_times, mask, scan.field_strength)
     repaired = phase
 
     alternating = alternating_axes_of(echoes)
@@ -173,17 +158,17 @@ def repair_phase(
         )
 
     test = axes = None
-    if body is not None:
+    if shape_mask is not None:
         field, sd = _first_field(echoes, air_around(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         inner = inner if inner.any() else mask
-        coarse = coarse_field(field, sd, inner, body.mask, body.voxel_size)
-        test = shape_evidence(coarse, body.b0_dir, workers)
-        axes = compare_axes(coarse, body.b0_dir, test, workers)
-        if words := check_b0(axes, test, body):
+        coarse = coarse_field(field, sd, inner, shape_mask, scan.voxel_size)
+        test = shape_evidence(coarse, scan.b0_dir, workers)
+        axes = compare_axes(coarse, scan.b0_dir, test, workers)
+        if words := check_b0(axes, test, scan):
             notes.append(words)
-    decided = decide_sign(test, sign, manufacturer)
+    decided = decide_sign(test, scan.phase_sign, scan.manufacturer)
     notes += decided.warnings
     if decided.sign < 0:
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)

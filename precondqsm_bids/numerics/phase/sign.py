@@ -10,11 +10,11 @@ from scipy import ndimage
 from precondqsm_bids.numerics.phase.outline import (
     OUTLINES,
     CoarseField,
-    ObjectInAir,
     closed_outline,
     cut_fraction,
 )
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field, shim_terms
+from precondqsm_bids.numerics.scan import Scan
 
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -369,7 +369,7 @@ def _numbers(test: PhaseSign) -> str:
     )
 
 
-def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir) -> str:
+def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Scan) -> str:
     """Warning of an axis of B0 that fits better than the direction in use.
 
     Parameters
@@ -378,8 +378,8 @@ def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir)
         :func:`compare_axes`.
     header : PhaseSign or None
         :func:`shape_evidence` for the direction in use.
-    body : ObjectInAir
-        Has that direction, and whether it is stated.
+    scan : Scan
+        Has that direction, stated or not.
 
     Returns
     -------
@@ -393,20 +393,20 @@ def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir)
     """
     if axes is None or header is None or not axes.better:
         return ''
-    places = [body.stored_axes.index(axis) for axis in range(3)]
-    b0 = np.abs(np.asarray(body.b0_dir, np.float64))[places]
+    places = [scan.stored_axes.index(axis) for axis in range(3)]
+    b0 = np.abs(np.asarray(scan.b0_dir, np.float64))[places]
     along = ' '.join(f'{v:.3g}' for v in b0)
     others = ', '.join(f'{axes.correlations[place]:.2f}' for place in places)
-    best = body.stored_axes[axes.best]
+    best = scan.stored_axes[axes.best]
     stated = ' '.join(str(int(axis == best)) for axis in range(3))
     words = (
         f'B0 is along ({along}) of the stored axes '
-        f'{"as stated" if body.b0_stated else "by the header"} (signs left out), but the field of '
+        f'{"as stated" if scan.b0_stated else "by the header"} (signs left out), but the field of '
         f"the object's shape fits the {('first', 'second', 'third')[best]} axis better: partial "
         f'correlation {header.correlation:.2f}, and {others} along the three axes'
     )
-    if axes.certain and not body.b0_stated:
+    if axes.certain and not scan.b0_stated:
         raise ValueError(f'{words}; state the direction of B0 (b0_dir): {stated}')
-    if body.b0_stated:
+    if scan.b0_stated:
         return words
     return f'{words}; if the header is wrong, state b0_dir: {stated}'
