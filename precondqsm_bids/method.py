@@ -121,6 +121,11 @@ class Arm(NamedTuple):
     reg_weight: float | None = None
     suppress_noise: bool = False
 
+    @property
+    def conventional(self) -> bool:
+        """Whether the field is not flattened."""
+        return bool(self.prefix)
+
 
 @dataclass(frozen=True)
 class Method:

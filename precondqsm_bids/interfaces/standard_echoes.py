@@ -1,5 +1,6 @@
 """Standard echoes: whatever a run is stored as, as one magnitude and one phase image per echo."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from precondqsm_bids.interfaces.recognition import check_signed
 from precondqsm_bids.interfaces.volumes import (
     check_whole,
     clear_pair,
@@ -24,6 +24,7 @@ from precondqsm_bids.interfaces.volumes import (
     state_b0,
 )
 from precondqsm_bids.numerics.arrays import check_finite
+from precondqsm_bids.numerics.phase.checks import check_signed
 
 
 class Volume(NamedTuple):
@@ -77,7 +78,7 @@ class StandardEchoes(SimpleInterface):
         folder, inputs = Path(runtime.cwd), self.inputs
         parts = ('real', 'imaginary') if isdefined(inputs.real) else ('magnitude', 'phase')
         magnitude, phase, inside = [], [], None
-        for one, other in zip(*map(self._volumes, parts), strict=True):
+        for one, other in self._pairs(parts):
             data, names = (one.data, other.data), (one.name, other.name)
             if parts[0] == 'real':
                 check_signed(*data, (one.path, other.path))
@@ -101,6 +102,20 @@ class StandardEchoes(SimpleInterface):
                 data = np.asanyarray(image.dataobj)
                 self._results[name] = self._save(data, image, folder / f'{name}.nii.gz')
         return runtime
+
+    def _pairs(self, parts):
+        """Both parts of each echo, one after the other."""
+        for part in parts:
+            if not isdefined(getattr(self.inputs, part)):
+                raise ValueError(f'no files of the {part}: give {parts[0]} and {parts[1]}')
+        for one, other in zip_longest(*map(self._volumes, parts)):
+            if one is None or other is None:
+                alone = (one or other).path
+                raise ValueError(
+                    f'{parts[0]} and {parts[1]} differ in their numbers of echoes: {alone} has an '
+                    'echo to which the other has none'
+                )
+            yield one, other
 
     def _volumes(self, part):
         """Each echo in the files of a part, one after the other."""

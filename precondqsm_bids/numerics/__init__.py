@@ -27,14 +27,11 @@ from precondqsm_bids.numerics.dipole_inversion import (
     least_risk,
     trusted_field,
 )
-from precondqsm_bids.numerics.echo_fit import (
-    EchoFit,
-    OneEcho,
-    field_of_one_echo,
-    fit_echoes,
-)
+from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside
+from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase import (
     PhaseRepair,
     PhaseScale,
@@ -82,6 +79,13 @@ from precondqsm_bids.numerics.recombination import (
     recombine,
     reference_region,
 )
+from precondqsm_bids.numerics.reconstruct import (
+    ArmResult,
+    Companions,
+    Reconstruction,
+    reconstruct,
+)
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import (
     Region,
     ShapeMask,
@@ -93,15 +97,18 @@ from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 __all__ = [
+    'ArmResult',
     'BackgroundRemoval',
     'Basis',
     'BodyReference',
+    'Companions',
     'Comparison',
     'DipoleInversion',
     'EchoFit',
     'Flattening',
     'Geometry',
     'LCurve',
+    'MeasuredField',
     'OneEcho',
     'Overlap',
     'PhaseRepair',
@@ -114,7 +121,9 @@ __all__ = [
     'R2PrimeEstimate',
     'R2PrimePrior',
     'Recombination',
+    'Reconstruction',
     'Region',
+    'Scan',
     'ShapeField',
     'ShapeMask',
     'alternating_axes',
@@ -145,6 +154,7 @@ __all__ = [
     'literature_r2',
     'map_by_tissue',
     'map_scale',
+    'measure_field',
     'noise_inside',
     'noise_weights',
     'pdf',
@@ -153,6 +163,7 @@ __all__ = [
     'phase_to_radians',
     'r2prime_prior',
     'recombine',
+    'reconstruct',
     'reference_region',
     'region_of_interest',
     'relaxivity',

@@ -5,12 +5,13 @@ each echo a constant and a gradient in space that are no straight line in TE. Fr
 and offset leave them in their residual, where they are found.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.phase_fit import fit_phase, in_chunks, sample, turn_back
+from precondqsm_bids.numerics.echoes import Echoes, fit_phase, sample, turn_back
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -30,7 +31,7 @@ ROUNDS = 4
 
 
 class EchoPhase(NamedTuple):
-    """What :func:`echo_phase` found."""
+    """Result of :func:`echo_phase`."""
 
     coefficients: F64
     """(E, 4): constant at the centre of the mask, rad, and gradient along the array axes,
@@ -56,12 +57,7 @@ def positions(mask: Bools, voxel_size: npt.ArrayLike) -> tuple[F64, F32]:
 
 
 def echo_phase(
-    signal: npt.NDArray,
-    to_rad: F32,
-    field: F32,
-    mask: Bools,
-    voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
-    workers: int = 1,
+    echoes: Echoes, field: F32, voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0)
 ) -> EchoPhase:
     """Constant and gradient of the phase of each echo, beyond what is linear in TE.
 
@@ -84,19 +80,13 @@ def echo_phase(
 
     Parameters
     ----------
-    signal : (V, E) ndarray of complex64
-        Echoes of the masked voxels, three or more.
-    to_rad : (E,) ndarray
-        Phase per field, rad/ppm, of each echo.
+    echoes : Echoes
+        Three or more.
     field : (V,) ndarray
         First field, ppm: right to a part of a turn of every spacing, but for a constant and a
         gradient.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels.
     voxel_size : (3,) array_like
         Voxel size, mm.
-    workers : int
-        Threads.
 
     Returns
     -------
@@ -109,30 +99,31 @@ def echo_phase(
 
     Examples
     --------
-    >>> to_rad = 2 * np.pi * 127.729 * np.array([2, 4, 6, 8], np.float32) * 1e-3
+    >>> te = np.array([2, 4, 6, 8]) * 1e-3
     >>> mask = np.ones((12, 12, 12), bool)
     >>> x = np.nonzero(mask)[0][:, None] - 5.5
-    >>> phase = 0.2 + 0.05 * to_rad + np.array([0, 1, 0, 1]) * (0.5 + 0.1 * x)  # bipolar
-    >>> found = echo_phase(np.exp(1j * phase).astype(np.complex64), to_rad,
-    ...                    np.full(phase.shape[0], 0.05, np.float32), mask)
+    >>> phase = 0.2 + 40 * te + np.array([0, 1, 0, 1]) * (0.5 + 0.1 * x)  # bipolar
+    >>> echoes = Echoes(np.exp(1j * phase).astype(np.complex64), te, mask, 3.0)
+    >>> found = echo_phase(echoes, np.full(len(x), 0.05, np.float32))
     >>> print(found.coefficients[:, :2].round(3).tolist())
     [[-0.1, -0.02], [0.3, 0.06], [-0.3, -0.06], [0.1, 0.02]]
     """
+    mask, to_rad = echoes.mask, echoes.to_rad
     centre, design = positions(mask, voxel_size)
     chosen = sample(mask, MOST_VOXELS)
-    used, r = signal[chosen], design[chosen].astype(np.float64)
+    used, r = echoes.signal[chosen], design[chosen].astype(np.float64)
     power = used.real**2 + used.imag**2
     weight = np.minimum(power, np.median(power, axis=0))
-    found = _aligned(signal, to_rad, field, mask, design, np.asarray(voxel_size, float))
-    turned = used * turn_back(r @ found.T)
+    found = _aligned(echoes, field, design, np.asarray(voxel_size, float))
+    turned = replace(echoes, signal=used * turn_back(r @ found.T))
     for _ in range(ROUNDS):
         own, offset = field[chosen].copy(), np.zeros(len(used), np.float32)
-        fit_phase(turned, to_rad, own, offset, True, workers)
-        left = turned * turn_back(offset[:, None] + own[:, None] * to_rad)
+        fit_phase(turned, own, offset, True)
+        left = turned.demodulated(own, offset)
         angle = np.angle(left)
         step = np.stack([_plane(x, w, r) for x, w in zip(angle.T, weight.T, strict=True)])
         found += step
-        turned *= turn_back(r @ step.T)
+        turned.signal[...] *= turn_back(r @ step.T)
     # An echo that is noise everywhere has no phase, and no say in what is linear in TE.
     coherent = np.maximum(left.real.mean(0, dtype=float), 0)
     known = coherent > LEAST_COHERENCE * np.abs(left).mean(0, dtype=float)
@@ -148,21 +139,19 @@ def echo_phase(
     return EchoPhase(found, centre, size, line)
 
 
-def _aligned(
-    signal: npt.NDArray, to_rad: F32, field: F32, mask: Bools, design: F32, size: F64
-) -> F64:
+def _aligned(echoes: Echoes, field: F32, design: F32, size: F64) -> F64:
     """Constant and gradient of each echo against the first, the first field taken off, (E, 4).
 
     The gradient from neighbouring voxels, so that it may be of many turns over the object.
     """
-    volume = np.zeros(mask.shape, np.complex64)
+    signal, to_rad = echoes.signal, echoes.to_rad
     out = np.zeros((len(to_rad), 4))
     first = signal[:, 0].conj()
     for e in range(1, len(to_rad)):
         turned = signal[:, e] * first
         turned /= np.sqrt(np.maximum(np.abs(turned), np.finfo(np.float32).tiny))
         turned *= turn_back(field * (to_rad[e] - to_rad[0]))
-        volume[mask] = turned
+        volume = echoes.volume(turned)
         for axis in range(3):
             along = np.moveaxis(volume, axis, 0)
             step = np.sum(along[1:] * along[:-1].conj(), dtype=complex)
@@ -211,29 +200,23 @@ def _without_line(found: F64, to_rad: F64, power: F64) -> tuple[F64, F64]:
     return phases - design @ lines, slope
 
 
-def take_off(
-    signal: npt.NDArray, phase: EchoPhase, mask: Bools, voxel_size: npt.ArrayLike, workers: int = 1
-) -> F32:
-    """Take the phases off the echoes of the masked voxels, in place; the change of the field, ppm.
+def take_off(echoes: Echoes, phase: EchoPhase, voxel_size: npt.ArrayLike) -> F32:
+    """Take the phases off the echoes, in place; the change of the field, ppm.
 
     Parameters
     ----------
-    signal : (V, E) ndarray of complex64
+    echoes : Echoes
         Echoes of the masked voxels.
     phase : EchoPhase
-        What :func:`echo_phase` found.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels.
+        Result of :func:`echo_phase`.
     voxel_size : (3,) array_like
         Voxel size, mm.
-    workers : int
-        Threads.
     """
-    design = positions(mask, voxel_size)[1]
+    design = positions(echoes.mask, voxel_size)[1]
     coefficients = phase.coefficients.astype(np.float32)
 
     def turn(part: slice) -> None:
-        signal[part] *= turn_back(design[part] @ coefficients.T)
+        echoes.signal[part] *= turn_back(design[part] @ coefficients.T)
 
-    in_chunks(turn, len(signal), workers)
+    echoes.in_chunks(turn)
     return design @ phase.field.astype(np.float32)

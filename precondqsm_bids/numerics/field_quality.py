@@ -1,4 +1,4 @@
-"""Judgement of a fitted field: what is doubtful is warned of, what is no field is refused."""
+"""Judgement of a fitted field: warnings of what is doubtful, errors for what is not a field."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit, OneEcho
+from precondqsm_bids.numerics.echo_fit import MIXED, EchoFit
+from precondqsm_bids.numerics.one_echo import OneEcho
 
 Bools = npt.NDArray[np.bool_]
 MOST_MISFIT, REFUSED_MISFIT = 0.35, 0.9
@@ -32,7 +33,7 @@ MOST_OWN = 0.01
 
 
 class FieldQuality(NamedTuple):
-    """What :func:`judge_field` found."""
+    """Result of :func:`judge_field`."""
 
     misfit_fraction: float | None
     """Fraction of the region that one field and one rate do not describe; None of one echo."""
@@ -47,7 +48,7 @@ class FieldQuality(NamedTuple):
     bodies: int
     """Bodies that are not connected."""
     warnings: tuple[str, ...]
-    """What is doubtful, in sentences."""
+    """Doubts, in sentences."""
 
 
 def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
@@ -56,7 +57,7 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     Parameters
     ----------
     fit : EchoFit or OneEcho
-        What the echo fit found.
+        Result of the echo fit.
     mask : (X, Y, Z) ndarray of bool
         Region that was fitted.
 
@@ -72,7 +73,7 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
 
     Examples
     --------
-    >>> from precondqsm_bids.numerics.echo_fit import field_of_one_echo
+    >>> from precondqsm_bids.numerics.one_echo import field_of_one_echo
     >>> rng = np.random.default_rng(0)
     >>> one = field_of_one_echo(np.ones((8, 8, 8)), rng.normal(0, 0.01, (8, 8, 8)), 0.02, 3.0,
     ...                         np.ones((8, 8, 8), bool), noise_sd=0.01)
@@ -122,13 +123,13 @@ def _limit(value: float, most: float, refused: float, words: str) -> str:
     if value > refused:
         raise ValueError(
             f'{words.format(value)}; look at the phase images and the echo times, and restrict '
-            'the region (--mask) to what has signal'
+            'the mask to what has signal'
         )
     return words.format(value) if value > most else ''
 
 
 def _of_echoes(fit: EchoFit, own: float, ratio: float | None) -> list[str]:
-    """What the fit of several echoes says of phase per echo, offset and noise."""
+    """Doubts about phase per echo, offset and noise of a fit of several echoes."""
     said = []
     if fit.echo_phase is None:
         said.append(
@@ -143,8 +144,8 @@ def _of_echoes(fit: EchoFit, own: float, ratio: float | None) -> list[str]:
         )
     if fit.offset_model == 'voxelwise' and fit.offset_misfit > 0:  # else the region is small
         said.append(
-            'the phase offset is no smooth function of position: it was left free in each voxel, '
-            'which makes the field less precise'
+            'the phase offset is not a smooth function of position: it was left free in each '
+            'voxel, which makes the field less precise'
         )
     elif fit.offset_model == 'spline' and own > MOST_OWN:
         said.append(

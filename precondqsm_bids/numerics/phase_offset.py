@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 from scipy.interpolate import BSpline
 
-from precondqsm_bids.numerics.phase_fit import sample
-from precondqsm_bids.numerics.unwrapping import TWO_PI, unwrap
+from precondqsm_bids.numerics.echoes import TWO_PI, in_place, sample
+from precondqsm_bids.numerics.unwrapping import unwrap
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -38,14 +38,14 @@ LEAST_LENGTH = 0.8
 
 
 class Offset(NamedTuple):
-    """What :func:`smooth_offset` found, (V,) each."""
+    """Result of :func:`smooth_offset`, (V,) each."""
 
     offset: F32
     """Smooth offset, rad; where ``own`` the voxel's own."""
     own: Bools
     """Voxels whose offset no smooth function describes: their own offset stands."""
     error: F32
-    """What the smooth offset leaves around each voxel, rad: its local error."""
+    """Local error of the smooth offset: what it leaves around each voxel, rad."""
     misfit: float
     """Root mean square of what it leaves in blocks of voxels, rad."""
     model: str
@@ -261,9 +261,7 @@ def _level(left: F32, weight: F32, mask: Bools, size: int = 5) -> F32:
     """Angle of the robust mean of ``exp(i left)`` over the cube of ``size`` voxels around each."""
 
     def box(values: F32) -> F32:
-        volume = np.zeros(mask.shape, np.float32)
-        volume[mask] = values
-        return ndimage.uniform_filter(volume, size, mode='constant')[mask]
+        return ndimage.uniform_filter(in_place(values, mask), size, mode='constant')[mask]
 
     kept, cosine, sine = weight, np.cos(left), np.sin(left)
     least = weight[weight > 0].min() / np.float32(2 * size**3)

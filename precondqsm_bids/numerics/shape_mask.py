@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.noise import air_around, without_floor
 
 WHOLE = 0.9
 """Least fraction of object in a voxel of the region of interest. A voxel that is half air measures

@@ -1,15 +1,18 @@
 """Unwrapping in space: phase advance between echoes, turns, and where they may be wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, fit_phase, turn_back
 
 F32 = npt.NDArray[np.float32]
-TWO_PI = np.float32(2 * np.pi)
 
 
-def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, float]:
+def phase_advance(echoes: Echoes) -> tuple[npt.NDArray, float]:
     """``sum_e s_(e+1) s_e*`` over the pairs of the shortest spacing, and that spacing (s).
 
     Pairs whose advance is not that of the first one (eddy currents, readouts that alternate) are
@@ -17,6 +20,7 @@ def phase_advance(signal: npt.NDArray, te: npt.NDArray) -> tuple[npt.NDArray, fl
     echo it is the advance since the excitation, ``s |s|`` over the echo time, with the phase
     offset in it.
     """
+    signal, te = echoes.signal, echoes.echo_times
     if te.size == 1:
         return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
     spacing = np.diff(te)
@@ -56,7 +60,7 @@ def ambiguous_fraction(
     field_strength: float,
     mask: npt.NDArray[np.bool_],
 ) -> float:
-    """Share of neighbours whose fields differ by more than half a turn of the shortest spacing.
+    """Fraction of neighbours whose fields differ by more than half a turn of the shortest spacing.
 
     Unwrapping takes neighbours to be less than half a turn apart. Where the echoes are so far
     apart that they are not, it may be wrong by whole turns. Only voxels whose field is known to a
@@ -101,3 +105,102 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
         jumps += float(np.sum(pair[step > limit], dtype=float))
         pairs += float(np.sum(pair, dtype=float))
     return jumps, pairs
+
+
+def field_from_advance(echoes: Echoes, prediction: F32) -> F32:
+    """First field less the prediction (ppm), from the phase advance over the shortest spacing.
+
+    The prediction takes most wraps out of the advance where it is right, as it is at the ends of
+    a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
+    left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
+    """
+    advance, spacing = phase_advance(echoes)
+    step = TWO_PI * np.float32(hz_per_ppm(echoes.field_strength) * spacing)
+    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), echoes.mask)
+    if not prediction.any():
+        return unwrapped / step
+    amplitude = echoes.volume(np.sqrt(np.abs(advance)))
+
+    def jumps(phase: F32) -> float:
+        return count_jumps(echoes.volume(phase), amplitude, np.pi)[0]
+
+    if left := jumps(unwrapped):
+        plain = unwrap(np.angle(advance), echoes.mask)
+        if jumps(plain) < left:
+            unwrapped = plain - step * prediction
+    return unwrapped / step
+
+
+def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bool_]) -> None:
+    """Move the field by whole turns of the echo spacing where the known offset asks for it.
+
+    A voxel unwrapped one turn off is ``1 / dTE`` off in frequency, which turns the first echo by
+    ``TE1 / dTE``: with the offset known the coherent sum of all echoes tells the turns apart.
+    """
+    signal, to_rad = echoes.signal, echoes.to_rad
+    step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
+    candidates = np.array([0, -1, 1], np.float32)
+    middle = np.median(field)
+    for part in echoes.chunks():
+        rotated = echoes.demodulated(field, offset, part)
+        rotated *= np.abs(signal[part])
+        score = np.stack(
+            [(rotated * np.exp(-1j * c * step * to_rad)).real.sum(1) for c in candidates]
+        )
+        # With TE1 near half the spacing a turn up and a turn down look alike: the one that ends
+        # nearer to the rest of the object counts.
+        down, up = np.abs(field[part] - middle - step), np.abs(field[part] - middle + step)
+        alike = np.abs(score[1] - score[2]) < 0.2 * (np.abs(signal[part]) ** 2).sum(1)
+        score[1, alike & (up < down)] = -np.inf
+        score[2, alike & (down <= up)] = -np.inf
+        best = np.argmax(score, axis=0)
+        # Only a clear win moves a voxel: half of what full coherence would give.
+        clear = score.max(0) - score[0] > 0.5 * (np.abs(signal[part]) ** 2).sum(1)
+        clear &= ~own[part]  # an offset of the voxel's own holds the turn
+        field[part] += np.where(clear, candidates[best] * step, 0)
+
+
+def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
+    """Move each body but the largest by whole turns, field and offset in place; the turns.
+
+    A body that is unwrapped alone may be any number of turns of the echo spacing off. Each turn
+    moves its offset by ``2 pi TE1 / dTE``. Taken is the number that brings offset and field,
+    both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
+    offset to half a radian, the field (a prediction taken off) to 1.5 ppm.
+    """
+    labels, to_rad = bodies(echoes.mask), echoes.to_rad
+    if labels.max() < 2:
+        return ()
+    turn = float(TWO_PI / np.diff(to_rad).min())
+    points = np.stack(np.nonzero(echoes.mask), axis=1).astype(np.float32)
+    of = labels[echoes.mask]
+    main = np.flatnonzero(of == 1)
+    out = []
+    for number in range(2, labels.max() + 1):
+        own = np.flatnonzero(of == number)
+        near_main = main[_nearest(points[main], points[own].mean(0))]
+        near_own = own[_nearest(points[own], points[near_main].mean(0))]
+        apart = float(np.median(field[near_own]) - np.median(field[near_main]))
+        change = np.angle(
+            np.exp(1j * offset[near_own]).mean() * np.exp(-1j * offset[near_main]).mean()
+        )
+        counts = np.arange(-8, 9)
+        moved = np.angle(np.exp(1j * (change - counts * turn * float(to_rad[0]))))
+        cost = (moved / 0.5) ** 2 + ((apart + counts * turn) / 1.5) ** 2
+        best = int(counts[np.argmin(cost)])
+        out.append(best)
+        if best:
+            here, there = field[own] + np.float32(best * turn), offset[own]
+            fit_phase(replace(echoes, signal=echoes.signal[own]), here, there, True)
+            field[own], offset[own] = here, there
+    return tuple(out)
+
+
+def _nearest(points: F32, to: F32, most: int = 2000) -> npt.NDArray[np.intp]:
+    """Indices of the ``most`` points nearest to a position."""
+    distance = ((points - to) ** 2).sum(1)
+    return (
+        np.argpartition(distance, most - 1)[:most]
+        if distance.size > most
+        else np.arange(distance.size)
+    )

@@ -238,7 +238,7 @@ def _arm_edges(method, arm: Arm):
         (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
         (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
     ]
-    if arm.prefix:
+    if arm.conventional:
         return [
             *edges,
             ('echo_fit', pdf, [('total_field', 'field')]),

@@ -22,8 +22,10 @@ from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_ec
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
-from precondqsm_bids.numerics.echo_fit import field_of_one_echo, fit_echoes
+from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.measure_field import measure_field
+from precondqsm_bids.numerics.one_echo import field_of_one_echo
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
@@ -32,6 +34,7 @@ from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_ma
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
 from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.recombination import recombine
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
 
@@ -244,6 +247,41 @@ def test_echo_fit(data, tmp_path, with_shape):
     assert (record['bodies'], record['body_turns']) == (1, [])
     assert record['alternating_axes'] == []
     assert record['warnings'] == []
+
+
+def test_echo_fit_is_measure_field(data, tmp_path):
+    """To the last bit, whatever the axes of the files."""
+    files = {
+        'magnitude': data.echoes('magnitude'),
+        'phase': data.echoes('phase'),
+        'mask': data.file('mask'),
+        'shape_mask': data.file('object'),
+    }
+    result = run(interfaces.EchoFit, tmp_path, echo_times=TE, field_strength=3.0, **files)
+    magnitude, phase = (load_echoes(files[part]) for part in ('magnitude', 'phase'))
+    scan = Scan(magnitude, phase, TE, 3.0, geometry(files['mask'])[1], b0_along(files['mask']))
+    expected = measure_field(scan, data.mask, data.object)
+    for name, array in expected._asdict().items():
+        if name != 'record':
+            np.testing.assert_array_equal(result[name], array, err_msg=name)
+    of_files = {'b0_dir': result['record']['b0_dir']}
+    assert result['record'] == expected.record | of_files
+
+
+@pytest.mark.parametrize('part', ['magnitude', 'phase', 'echo_times'])
+def test_echo_fit_takes_one_of_each_per_echo(data, tmp_path, part):
+    inputs = {
+        'magnitude': data.echoes('magnitude'),
+        'phase': data.echoes('phase'),
+        'echo_times': TE,
+        'field_strength': 3.0,
+        'mask': data.file('mask'),
+    }
+    with pytest.raises(ValueError, match=f'for each echo, not .*{part} 2'):
+        run(interfaces.EchoFit, tmp_path, **inputs | {part: inputs[part][:2]})
+    del inputs[part]
+    with pytest.raises(ValueError, match=part):
+        run(interfaces.EchoFit, tmp_path, **inputs)
 
 
 def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):

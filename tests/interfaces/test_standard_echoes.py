@@ -53,6 +53,20 @@ def test_real_and_imaginary_parts(signal, write, tmp_path):
     np.testing.assert_array_equal(nib.load(result.phase[0]).affine, AFFINE)
 
 
+@pytest.mark.parametrize('part', ['magnitude', 'phase'])
+def test_parts_that_do_not_pair_are_refused(signal, write, tmp_path, part):
+    files = {
+        'magnitude': [write('m0', np.abs(signal[..., 0])), write('m1', np.abs(signal[..., 1]))],
+        'phase': [write('p', np.angle(signal[..., :2]))],
+    }
+    missing = {key: value for key, value in files.items() if key != part}
+    with pytest.raises(ValueError, match=f'no files of the {part}: give magnitude and phase'):
+        StandardEchoes(**missing).run(cwd=str(tmp_path))
+    files[part] = [write('one', np.ones(SHAPE))]
+    with pytest.raises(ValueError, match=r'numbers of echoes: .*nii\.gz has an echo to which'):
+        StandardEchoes(**files).run(cwd=str(tmp_path))
+
+
 def test_one_file_with_an_axis_of_echoes(signal, write, tmp_path):
     result = outputs(
         tmp_path, magnitude=[write('m', np.abs(signal))], phase=[write('p', np.angle(signal))]

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
+from precondqsm_bids.numerics.air import air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import (
-    field_of_one_echo,
-    fit_echoes,
-)
-from precondqsm_bids.numerics.noise import air_around
+from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.one_echo import field_of_one_echo
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))

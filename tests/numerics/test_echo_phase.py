@@ -8,6 +8,7 @@ import pytest
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.echo_phase import echo_phase, positions, take_off
+from precondqsm_bids.numerics.echoes import Echoes
 
 SHAPE = (24, 22, 20)
 SIZE = (1.5, 1.0, 2.0)
@@ -31,10 +32,8 @@ def echoes(te, added=None, noise=0.005, seed=0, rate=RATE):
 
 
 def found_in(signal, te, field=FIELD):
-    to_rad = (2 * np.pi * hz_per_ppm(3.0) * te).astype(np.float32)
-    return echo_phase(
-        signal[MASK].astype(np.complex64), to_rad, field[MASK].astype(np.float32), MASK, SIZE
-    )
+    masked = Echoes(signal[MASK].astype(np.complex64), te, MASK, 3.0)
+    return echo_phase(masked, field[MASK].astype(np.float32), SIZE)
 
 
 def without_line(phases, te, weight):
@@ -65,11 +64,10 @@ def test_what_is_taken_off_and_the_field_that_is_given_add_up():
     te = EVEN
     added = np.zeros((8, 4))
     added[1::2] = [0.8, 0.02, 0, 0]
-    signal = echoes(te, added, noise=0.001)[MASK].astype(np.complex64)
-    to_rad = (2 * np.pi * hz_per_ppm(3.0) * te).astype(np.float32)
-    found = echo_phase(signal, to_rad, FIELD[MASK].astype(np.float32), MASK, SIZE)
-    field = FIELD[MASK] + take_off(signal, found, MASK, SIZE)
-    left = np.angle(signal * np.exp(-1j * field[:, None] * to_rad))
+    masked = Echoes(echoes(te, added, noise=0.001)[MASK].astype(np.complex64), te, MASK, 3.0)
+    found = echo_phase(masked, FIELD[MASK].astype(np.float32), SIZE)
+    field = FIELD[MASK] + take_off(masked, found, SIZE)
+    left = np.angle(masked.signal * np.exp(-1j * field[:, None] * masked.to_rad))
     # the offset alone is left, the same in all echoes
     np.testing.assert_allclose(left - left[:, :1], 0, atol=0.05)
     assert found.size.max() < 0.6

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from precondqsm_bids.numerics.air import Air
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import EchoFit, OneEcho, fit_echoes
+from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echo_phase import EchoPhase
 from precondqsm_bids.numerics.field_quality import judge_field
-from precondqsm_bids.numerics.noise import Air
+from precondqsm_bids.numerics.one_echo import OneEcho
 
 SHAPE = (10, 10, 10)
 MASK = np.ones(SHAPE, bool)
@@ -144,7 +145,7 @@ def test_poles(fraction, said):
 def test_free_offset():
     fit = ordinary(offset_model='voxelwise', own_offset=MASK, offset_misfit=0.2)
     (words,) = judge_field(fit, MASK).warnings
-    assert 'no smooth function of position' in words
+    assert 'not a smooth function of position' in words
     small = ordinary(offset_model='voxelwise', own_offset=MASK, offset_misfit=0.0)
     assert not judge_field(small, MASK).warnings
 

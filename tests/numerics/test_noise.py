@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 
+from precondqsm_bids.numerics.air import Air, air_around, without_floor
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
+from precondqsm_bids.numerics.echoes import Echoes, fit_phase
 from precondqsm_bids.numerics.noise import (
-    Air,
-    air_around,
     local_level,
     noise_from_residual,
     noise_inside,
-    without_floor,
 )
-from precondqsm_bids.numerics.phase_fit import fit_phase
 
 SHAPE = (32, 30, 28)
 X, Y, Z = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing='ij')
@@ -113,11 +111,10 @@ def left_by_fit(clean, noise, mask=BODY, te=TE, seed=0):
 
 
 def noise_of(echoes, mask=BODY, te=TE):
-    signal = echoes[mask].astype(np.complex64)
-    to_rad = (2 * np.pi * hz_per_ppm(3.0) * te).astype(np.float32)
-    field, offset = (np.zeros(len(signal), np.float32) for _ in range(2))
-    fit_phase(signal, to_rad, field, offset, True, 1)
-    return noise_from_residual(signal, to_rad, field, offset, mask)
+    masked = Echoes(echoes[mask].astype(np.complex64), te, mask, 3.0)
+    field, offset = (np.zeros(len(masked.signal), np.float32) for _ in range(2))
+    fit_phase(masked, field, offset, True)
+    return noise_from_residual(masked, field, offset)
 
 
 def tissue(te=TE, rate=25.0):

@@ -10,7 +10,6 @@ from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.phase import (
-    ObjectInAir,
     PhaseSign,
     alternating_axes,
     decide_sign,
@@ -22,6 +21,7 @@ from precondqsm_bids.numerics.phase import (
     shape_field,
     vendor_sign,
 )
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.phantom import tubes
 from precondqsm_bids.phantom.spec import TubesSpec
@@ -40,7 +40,7 @@ def simulated(shim=True, **changes):
         return tubes.simulate_tubes(TubesSpec(**(SMALL | changes)))
 
 
-class Scan:
+class Data:
     """Echoes of a phantom or of a part of it, its masks and the field of its shape."""
 
     def __init__(self, phantom, part=WHOLE):
@@ -51,17 +51,11 @@ class Scan:
         self.mask = self.shape.roi_mask
         voxel_size = np.sqrt((phantom.affine[:3, :3] ** 2).sum(axis=0))
         b0_dir = b0_direction(phantom.affine)
-        self.body = ObjectInAir(self.shape.shape_mask, voxel_size, b0_dir)
+        self.scan = Scan(self.magnitude, self.phase, self.te, 3.0, voxel_size, b0_dir)
         self.outline = shape_field(self.shape.shape_mask, voxel_size, b0_dir, self.mask)
 
-    def repaired(self, phase=None, **keywords):
-        phase = self.phase if phase is None else phase
-        return repair_phase(
-            self.magnitude, phase, self.te, 3.0, self.mask, body=self.body, **keywords
-        )
-
-    def repaired_with(self, body):
-        return repair_phase(self.magnitude, self.phase, self.te, 3.0, self.mask, body=body)
+    def repaired(self, **changes):
+        return repair_phase(self.scan._replace(**changes), self.mask, self.shape.shape_mask)
 
     def fitted(self, phase):
         return fit_echoes(
@@ -76,7 +70,7 @@ class Scan:
 
 @functools.cache
 def scan():
-    return Scan(simulated())
+    return Data(simulated())
 
 
 def angle(values):
@@ -298,8 +292,8 @@ DECISIVE = {
 @pytest.mark.parametrize('sign', [1, -1])
 def test_sign_of_the_phantom(name, sign):
     changes, part = DECISIVE[name]
-    data = Scan(simulated(**changes), part)
-    result = data.repaired(sign * data.phase)
+    data = Data(simulated(**changes), part)
+    result = data.repaired(phase=sign * data.phase)
     assert result.sign == result.sign_test.sign == sign
     assert result.sign_test.decisive
     # The phase offset is part of the field of a single echo.
@@ -322,20 +316,22 @@ def test_shim_hides_the_sign_from_the_plain_correlation():
 @pytest.mark.parametrize('part', [np.s_[:, :, 9:19], np.s_[:, :, 11:17]])
 def test_slab_across_a_cylinder_has_the_usual_sign(part):
     # Inside a long cylinder along B0 the field of the shape is a constant: nothing tells the sign.
-    data = Scan(simulated(), part)
+    data = Data(simulated(), part)
     result = data.repaired()
     assert (result.sign, result.sign_source) == (1, 'convention')
     (warning,) = result.notes
     assert 'ASSUMED to be +1' in warning
     assert 'partial correlation' in warning
-    assert '--phase-sign' in warning
-    usual = data.repaired(-data.phase, manufacturer='GE MEDICAL SYSTEMS')
+    assert 'state phase_sign, +1 if' in warning
+    usual = data.repaired(phase=-data.phase, manufacturer='GE MEDICAL SYSTEMS')
     assert (usual.sign, usual.sign_source) == (-1, 'vendor')
     assert 'the usual of GE MEDICAL SYSTEMS' in usual.notes[0]
     np.testing.assert_array_equal(usual.phase, data.phase)
-    given = data.repaired(sign=1)
+    given = data.repaired(phase_sign=1)
     assert (given.sign, given.sign_source, given.notes) == (1, 'given', ())
-    np.testing.assert_array_equal(data.repaired(-data.phase, sign=-1).phase, data.phase)
+    np.testing.assert_array_equal(
+        data.repaired(phase=-data.phase, phase_sign=-1).phase, data.phase
+    )
 
 
 def ellipsoid(semi_axes=(8.0, 8.0, 8.0), b0_dir=(0, 0, 1)):
@@ -344,34 +340,31 @@ def ellipsoid(semi_axes=(8.0, 8.0, 8.0), b0_dir=(0, 0, 1)):
     mask = sum((x[i] / semi_axes[i]) ** 2 for i in range(3)) < 1
     te = np.array([0.004, 0.008])
     phase = 2 * np.pi * hz_per_ppm(3.0) * te * 0.02 * x[0][..., None]
-    body = ObjectInAir(mask, (1.0, 1.0, 1.0), b0_dir)
-    return np.ones(phase.shape), phase, te, 3.0, mask, body
+    return Scan(np.ones(phase.shape), phase, te, 3.0, b0_dir=b0_dir), mask
 
 
 @pytest.mark.parametrize('semi_axes', [(8.0, 8.0, 8.0), (10.0, 7.0, 8.0)])
 @pytest.mark.parametrize('sign', [1, -1])
 def test_ellipsoid_gives_no_evidence(semi_axes, sign):
-    magnitude, phase, te, b0, mask, body = ellipsoid(semi_axes)
-    result = repair_phase(magnitude, sign * phase, te, b0, mask, body=body)
+    scan, mask = ellipsoid(semi_axes)
+    result = repair_phase(scan._replace(phase=sign * scan.phase), mask, mask)
     assert (result.sign, result.sign_source) == (1, 'convention')
     assert 'ASSUMED' in result.notes[-1]
 
 
 def test_no_air_gives_no_evidence():
-    magnitude, phase, te, b0, mask, _ = ellipsoid()
+    scan, mask = ellipsoid()
     everything = np.ones_like(mask)
-    result = repair_phase(
-        magnitude, phase, te, b0, everything, body=ObjectInAir(everything, (1, 1, 1), (0, 0, 1))
-    )
+    result = repair_phase(scan, everything, everything)
     assert (result.sign, result.sign_source, result.sign_test) == (1, 'convention', None)
     assert 'no field of a shape' in result.notes[-1]
 
 
 def test_given_sign_that_the_field_contradicts_is_refused():
     with pytest.raises(ValueError, match='given as -1, but the field of the shape says') as error:
-        scan().repaired(sign=-1)
-    assert 'leave --phase-sign out' in str(error.value)
-    assert not scan().repaired(sign=1).notes
+        scan().repaired(phase_sign=-1)
+    assert 'leave phase_sign out' in str(error.value)
+    assert not scan().repaired(phase_sign=1).notes
 
 
 def test_weak_contradiction_warns():
@@ -418,20 +411,19 @@ def test_correlation_of_one_layer_does_not_decide():
 
 def test_wrong_direction_of_b0_is_refused_with_the_axis_that_fits():
     data = scan()
-    mask, size, b0_dir = data.body[:3]
     right = data.repaired()
     assert not right.axes.better
     for wrong in ((1, 0, 0), (0, 1, 0)):
         # the file has its axes in another order: x, y, z of the array are stored second to first
-        body = ObjectInAir(mask, size, wrong, stored_axes=(1, 2, 0))
+        turned = {'b0_dir': wrong, 'stored_axes': (1, 2, 0)}
         with pytest.raises(ValueError, match='fits the first axis better') as error:
-            data.repaired_with(body)
-        assert '--b0-dir 1 0 0' in str(error.value)
-        stated = data.repaired_with(body._replace(b0_stated=True))
+            data.repaired(**turned)
+        assert 'state the direction of B0 (b0_dir): 1 0 0' in str(error.value)
+        stated = data.repaired(**turned, b0_stated=True)
         assert stated.axes.certain
-        assert 'by --b0-dir' in stated.notes[0]
+        assert 'stored axes as stated' in stated.notes[0]
         assert stated.axes.correlations[2] > 0.95
-    assert np.argmax(np.abs(b0_dir)) == 2
+    assert np.argmax(np.abs(data.scan.b0_dir)) == 2
 
 
 def test_coefficients_of_a_closed_form():
@@ -507,9 +499,9 @@ def test_coarse_continuation_is_that_of_the_fine_grid(b0_dir, edges):
 @pytest.mark.parametrize('echoes', [2, 3, 8])
 @pytest.mark.parametrize('changes', [{}, {'air_bubble': 2.0}, {'snr': 15.0}, {'b0_tilt': 25.0}])
 def test_ordinary_phase_is_untouched(echoes, changes):
-    data = Scan(simulated(**changes))
+    data = Data(simulated(**changes))
     magnitude, phase, te = data.magnitude[..., :echoes], data.phase[..., :echoes], data.te[:echoes]
-    result = repair_phase(magnitude, phase, te, 3.0, data.mask, body=data.body, sign=1)
+    result = data.repaired(magnitude=magnitude, phase=phase, echo_times=te, phase_sign=1)
     assert result.phase is phase
     assert result.notes == ()
 
@@ -522,7 +514,7 @@ def test_odd_storage_gives_the_field_of_the_plain_twin(sign):
     phase = data.phase.astype(float).copy()
     phase[..., 1::2] += data.readout_phase(0.7, 0.06)[..., None]
     stored = stored_in(sign * phase + np.pi, 4096, 0).astype(np.int16)
-    result = data.repaired(phase_to_radians(stored, 'arbitrary'))
+    result = data.repaired(phase=phase_to_radians(stored, 'arbitrary'))
     assert result.sign == sign
     twin = data.fitted(result.phase)
     # which part of the readouts' phase is field is a matter of convention: a constant, a gradient
@@ -541,10 +533,7 @@ def test_unit_of_the_magnitude_does_not_matter(unit):
     data = scan()
     phase = -data.phase
     phase[..., 1::2] += np.float32(0.7)
-    results = [
-        repair_phase(u * data.magnitude, phase, data.te, 3.0, data.mask, body=data.body)
-        for u in (1, unit)
-    ]
+    results = [data.repaired(magnitude=u * data.magnitude, phase=phase) for u in (1, unit)]
     for result in results:
         assert (result.sign, result.alternating_axes) == (-1, ())
     np.testing.assert_allclose(results[1].phase, results[0].phase, atol=1e-4)
@@ -557,13 +546,13 @@ def test_unit_of_the_magnitude_does_not_matter(unit):
 @pytest.mark.parametrize('sign', [1, -1])
 @pytest.mark.parametrize('changes', [{}, ONE_ECHO], ids=['echoes', 'one'])
 def test_alternating_slices_are_repaired(axes, sign, changes):
-    data = Scan(simulated(**changes))
+    data = Data(simulated(**changes))
     phase = sign * data.phase.astype(float)
     for axis in axes:
         phase += np.pi * (np.indices(data.mask.shape)[axis] % 2)[..., None]
     phase = angle(phase).astype(np.float32)
     assert alternating_axes(data.magnitude, phase, data.te, data.mask) == axes
-    result = data.repaired(phase)
+    result = data.repaired(phase=phase)
     assert result.alternating_axes == axes
     assert sum('alternates' in note for note in result.notes) == len(axes)
     # of each axis one parity is right: all of them together are right but for half a turn
@@ -594,15 +583,15 @@ def test_noise_is_no_alternating_sign():
 def test_errors():
     data = scan()
     with pytest.raises(ValueError, match='mask is empty'):
-        repair_phase(data.magnitude, data.phase, data.te, 3.0, data.mask & False)
+        repair_phase(data.scan, data.mask & False)
     with pytest.raises(ValueError, match='1 or -1, not 2'):
-        data.repaired(sign=2)
+        data.repaired(phase_sign=2)
     with pytest.raises(ValueError, match='differ in shape'):
-        repair_phase(data.magnitude[..., :3], data.phase, data.te, 3.0, data.mask)
+        data.repaired(magnitude=data.magnitude[..., :3])
 
 
 def test_without_a_shape_the_sign_stays():
     data = scan()
-    result = repair_phase(data.magnitude, -data.phase, data.te, 3.0, data.mask)
+    result = repair_phase(data.scan._replace(phase=-data.phase), data.mask)
     assert result.sign == 1
     assert result.sign_test is None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.phase_fit import sample
+from precondqsm_bids.numerics.echoes import sample
 from precondqsm_bids.numerics.phase_offset import smooth_offset
 
 SHAPE = (36, 32, 30)

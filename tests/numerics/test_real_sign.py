@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
-from precondqsm_bids.numerics.phase import ObjectInAir, decide_sign, phase_to_radians, repair_phase
+from precondqsm_bids.numerics.phase import decide_sign, phase_to_radians, repair_phase
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,15 +31,16 @@ def repaired(name, factor=1, mask=None, **keywords):
         shape = shape._replace(shape_mask=region)
     elif mask:
         region = region & load(str(REAL / name / mask), bool)
-    return repair_phase(
+    scan = Scan(
         magnitude,
         factor * phase_to_radians(phase, 'arbitrary'),
         [sidecar['EchoTime'] for sidecar in sidecars],
         sidecars[0]['MagneticFieldStrength'],
-        region,
-        body=ObjectInAir(shape.shape_mask, size, b0_along(paths[0][0])),
+        size,
+        b0_along(paths[0][0]),
         **keywords,
     )
+    return repair_phase(scan, region, shape.shape_mask)
 
 
 @pytest.mark.parametrize('mask, sign', [(None, 1), ('brain.nii.gz', -1)])
@@ -49,7 +51,7 @@ def test_head(mask, sign):
     assert min(sign * shell for shell in found.sign_test.shells) > 0.7
     assert not found.axes or not found.axes.better
     assert decide_sign(found.sign_test, stated=sign).source == 'given'
-    with pytest.raises(ValueError, match='leave --phase-sign out'):
+    with pytest.raises(ValueError, match='leave phase_sign out'):
         decide_sign(found.sign_test, stated=-sign)
 
 

@@ -147,7 +147,7 @@ def test_nothing_good_is_refused(name):
         parts = (f(one.phase[..., e]) * one.magnitude[..., e] for f in (np.cos, np.sin))
         assert not unsigned_parts(*parts)
         assert not fills_quarter_turn(one.phase[..., e])
-    assert growth(one.magnitude, one.mask).share < 0.2
+    assert growth(one.magnitude, one.mask).fraction < 0.2
     slow = one.slow()
     assert slow.size > 1.5 * min(SLOW_PHASE[0], SLOW_PHASE[1] * slow.expected)
     if (advance := one.advance()) and min(advance.first, advance.correlation) > FIRST_ECHO[0]:

@@ -13,10 +13,9 @@ stored codes does not matter.
 
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
-    ObjectInAir,
     closed_outline,
     coarse_field,
-    cut_share,
+    cut_fraction,
 )
 from precondqsm_bids.numerics.phase.readout import (
     alternating_axes,
@@ -58,7 +57,6 @@ __all__ = [
     'AxisTest',
     'CoarseField',
     'Growth',
-    'ObjectInAir',
     'PhaseRepair',
     'PhaseScale',
     'PhaseSign',
@@ -71,7 +69,7 @@ __all__ = [
     'closed_outline',
     'coarse_field',
     'compare_axes',
-    'cut_share',
+    'cut_fraction',
     'decide_sign',
     'fills_quarter_turn',
     'first_field',

@@ -19,21 +19,6 @@ several ppm. Of the two the outline whose field fits better counts: in the simul
 10 mm (.79, .40 at 20 mm)."""
 
 
-class ObjectInAir(NamedTuple):
-    """The object, and where B0 is."""
-
-    mask: Bools
-    """Object against air, (X, Y, Z)."""
-    voxel_size: tuple[float, float, float]
-    """mm"""
-    b0_dir: npt.ArrayLike
-    """Direction of B0 along the voxel axes."""
-    b0_stated: bool = False
-    """Whether the user states the direction; it is the header's otherwise."""
-    stored_axes: tuple[int, int, int] = (0, 1, 2)
-    """Axis of the file that each axis of the array is, for what is said of them."""
-
-
 class CoarseField(NamedTuple):
     """A measured field and the object on a coarse grid, (X, Y, Z) each."""
 
@@ -80,15 +65,15 @@ def coarse_field(
     (array([1. , 2.5, 4.5, 6.5]), array([2., 1., 1.]))
     """
     factors = [-(-n // most) for n in field.shape]
-    share = _block_means(mask.astype(np.float64), factors, 'constant')
-    known = np.maximum(share, 1e-12)
+    fraction = _block_means(mask.astype(np.float64), factors, 'constant')
+    known = np.maximum(fraction, 1e-12)
     means = [
-        np.where(share > 0, _block_means(np.where(mask, v, 0), factors, 'constant') / known, 0)
+        np.where(fraction > 0, _block_means(np.where(mask, v, 0), factors, 'constant') / known, 0)
         for v in (field, sd)
     ]
     whole = _block_means(shape.astype(np.float64), factors, 'edge') >= 0.5
     size = np.asarray(voxel_size, np.float64) * factors
-    return CoarseField(means[0], means[1], share >= 0.5, whole, size)
+    return CoarseField(means[0], means[1], fraction >= 0.5, whole, size)
 
 
 def _block_means(volume: npt.NDArray, factors: list[int], mode: str) -> F64:
@@ -131,8 +116,8 @@ def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bo
     return closed[tuple(slice(n, -n) for n, _ in margin)]
 
 
-def cut_share(shape: Bools, voxel_size: npt.ArrayLike) -> float:
-    """Share of the object's surface that is the edge of the field of view: 0 if it lies within.
+def cut_fraction(shape: Bools, voxel_size: npt.ArrayLike) -> float:
+    """Fraction of the object's surface that is the edge of the field of view: 0 if it lies within.
 
     Parameters
     ----------
@@ -144,7 +129,7 @@ def cut_share(shape: Bools, voxel_size: npt.ArrayLike) -> float:
     Examples
     --------
     >>> shape = np.zeros((4, 4, 4), bool); shape[1:3, 1:3, :] = True
-    >>> round(cut_share(shape, (1, 1, 1)), 2), cut_share(shape[1:3, 1:3], (1, 1, 1))
+    >>> round(cut_fraction(shape, (1, 1, 1)), 2), cut_fraction(shape[1:3, 1:3], (1, 1, 1))
     (0.2, 1.0)
     """
     size = np.asarray(voxel_size, np.float64)

@@ -3,10 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.echo_fit import check_echoes
+from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.unwrapping import phase_advance
 
-F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -42,17 +41,16 @@ def alternating_axes(
     >>> alternating_axes(np.ones(phase.shape), phase, te, np.ones((8, 8, 8), bool))
     (2,)
     """
-    te = check_echoes(magnitude, phase, echo_times, least=1)
-    signal = _signal(magnitude, phase, mask)
-    return _alternating_axes(signal, te, mask)
+    return alternating_axes_of(Echoes.of(magnitude, phase, echo_times, mask))
 
 
-def _alternating_axes(signal: npt.NDArray, te: npt.NDArray, mask: Bools) -> tuple[int, ...]:
-    advance, spacing = phase_advance(signal, te)
-    first = signal[:, 0]
+def alternating_axes_of(echoes: Echoes) -> tuple[int, ...]:
+    """:func:`alternating_axes` of complex echoes."""
+    advance, spacing = phase_advance(echoes)
+    first, te = echoes.signal[:, 0], echoes.echo_times
     found = []
     for axis in range(3):
-        low, high = _neighbours(mask, axis)
+        low, high = _neighbours(echoes.mask, axis)
         if low.size < 100:
             continue
         step = first[high] * first[low].conj()
@@ -64,11 +62,6 @@ def _alternating_axes(signal: npt.NDArray, te: npt.NDArray, mask: Bools) -> tupl
         if np.sum(weight * cosine) < -0.3 * np.sum(weight):
             found.append(axis)
     return tuple(found)
-
-
-def _signal(magnitude: npt.NDArray, phase: npt.NDArray, mask: Bools) -> npt.NDArray:
-    """Complex echoes of the masked voxels, (V, E)."""
-    return (magnitude[mask] * np.exp(1j * phase[mask])).astype(np.complex64)
 
 
 def _neighbours(mask: Bools, axis: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:

@@ -6,7 +6,7 @@ the good data: a fault that is not recognised fails later, with a message that s
 good scan that is refused cannot be reconstructed at all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,25 +15,26 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.phase.readout import alternating_axes
+from precondqsm_bids.numerics.phase.shape_field import shim_terms
 
 Bools = npt.NDArray[np.bool_]
 TWO_PI = 2 * np.pi
 LEAST_VOXELS = 200
 """Voxels of the smallest object that is looked at: a few may do anything."""
 EVEN = 0.25
-"""Share of an even histogram that every bin of a wrapped phase with noise has; a magnitude's upper
-bins are all but empty, or those between object and air are."""
+"""Fraction of an even histogram that every bin of a wrapped phase with noise has; a magnitude's
+upper bins are all but empty, or those between object and air are."""
 SYMMETRY = 0.1
-"""Share by which the ends of a phase around 0 may differ in size."""
+"""Fraction by which the ends of a phase around 0 may differ in size."""
 SAME_IMAGE = 0.9
 """Correlation of phase and magnitude, and of their differences between neighbours, above which
 they are one image. Their noise is independent in good data."""
 GROWTH = (1.05, 0.8)
-"""Factor from the first to the last echo, and share of the object where the magnitude grows by
+"""Factor from the first to the last echo, and fraction of the object where the magnitude grows by
 more than that, from which echo times are called reversed."""
 SLOW_PHASE = (0.25, 0.25)
-"""rad, root mean square of the smoothed phase below which it is called filtered, and its share of
-what is expected of the object's shape, ..."""
+"""rad, root mean square of the smoothed phase below which it is called filtered, and its fraction
+of what is expected of the object's shape, ..."""
 EXPECTED_PHASE = 0.2
 """... where that is at least this, rad, whatever a shim takes off."""
 ADVANCE = 0.25
@@ -45,7 +46,7 @@ within (1 of a difference by theory), and its correlation is at least the lower.
 
 
 def is_phase(data: npt.NDArray) -> bool:
-    """Whether the values of an image are those of a wrapped phase: magnitude and phase swapped.
+    """Check for the values of a wrapped phase in an image: magnitude and phase swapped.
 
     Either it is negative in a fifth of the voxels or more, to the same size as it is positive
     (-pi..pi); or it fills its range evenly, every 32nd of it to at least a quarter of an even
@@ -130,11 +131,11 @@ def _correlation(one: npt.NDArray, two: npt.NDArray) -> float:
 
 
 def unsigned_parts(real: npt.NDArray, imaginary: npt.NDArray) -> bool:
-    """Whether real and imaginary parts have lost their signs, so that phase fills a quarter turn.
+    """Check for real and imaginary parts without their signs, so that phase fills a quarter turn.
 
     Neither is negative anywhere, and either the phase of what is not 0 is that of
     :func:`fills_quarter_turn`, or the faces of the field of view have one value in both parts, to
-    2 %, with a spread of less than a tenth of it: codes whose 0 is in the middle of their range.
+    2 %, with deviations of less than a tenth of it: codes whose 0 is in the middle of their range.
 
     Parameters
     ----------
@@ -156,13 +157,13 @@ def unsigned_parts(real: npt.NDArray, imaginary: npt.NDArray) -> bool:
     faces[1:-1, 1:-1, 1:-1] = False
     one, other = (np.asarray(part[faces], np.float64) for part in (real, imaginary))
     level = float(np.median(one))
-    spread = max(float(np.median(np.abs(part - np.median(part)))) for part in (one, other))
+    deviation = max(float(np.median(np.abs(part - np.median(part)))) for part in (one, other))
     alike = abs(float(np.median(other)) - level) < 0.02 * level
-    return level > 0 and alike and spread < 0.1 * level
+    return level > 0 and alike and deviation < 0.1 * level
 
 
 def fills_quarter_turn(phase: npt.NDArray) -> bool:
-    """Whether phase (rad) fills the turn's first quarter, and nothing else.
+    """Check for a phase (rad) that fills the turn's first quarter, and nothing else.
 
     To both ends: each 16th of it has at least a quarter of an even share.
 
@@ -183,14 +184,14 @@ def fills_quarter_turn(phase: npt.NDArray) -> bool:
 
 
 class Growth(NamedTuple):
-    """What :func:`growth` found."""
+    """Result of :func:`growth`."""
 
     factor: float
     """Median of the last echo's magnitude over that of the first."""
-    share: float
-    """Share of the object in which it grows by more than 5 %."""
+    fraction: float
+    """Fraction of the object in which it grows by more than 5 %."""
     reversed: bool
-    """Whether that is most of it."""
+    """That is most of it."""
 
 
 def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
@@ -218,19 +219,19 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
     if np.count_nonzero(there) < LEAST_VOXELS:
         return Growth(1.0, 0.0, False)
     ratio = last[there].astype(np.float64) / first[there]
-    share = float(np.mean(ratio > GROWTH[0]))
-    return Growth(float(np.median(ratio)), share, share > GROWTH[1])
+    fraction = float(np.mean(ratio > GROWTH[0]))
+    return Growth(float(np.median(ratio)), fraction, fraction > GROWTH[1])
 
 
 class SlowPhase(NamedTuple):
-    """What :func:`slow_phase` found."""
+    """Result of :func:`slow_phase`."""
 
     size: float
     """Root mean square of the smoothed phase, rad; the largest of first, middle and last echo."""
     expected: float
-    """What the field of the shape makes of it at least, rad, whatever a shim takes off."""
+    """Least that the field of the shape makes of it, rad, whatever a shim takes off."""
     filtered: bool
-    """Whether the first is small and the second is not."""
+    """The first is small and the second is not."""
 
 
 def slow_phase(
@@ -275,8 +276,8 @@ def slow_phase(
     sigma = [float(np.clip(n / 8, 0, 10)) if n > 3 else 0.0 for n in inside.shape]
     block = [max(1, int(width / 3)) for width in sigma]
     sigma = [width / size for width, size in zip(sigma, block, strict=True)]
-    share = _blocks(inside.astype(np.float32), block)
-    there = share > 0.5
+    fraction = _blocks(inside.astype(np.float32), block)
+    there = fraction > 0.5
     size = 0.0
     for echo in {usable[0], usable[len(usable) // 2], usable[-1]}:
         unit = np.where(inside, np.exp(1j * phase[box][..., echo]), 0)
@@ -286,7 +287,7 @@ def slow_phase(
         size = max(size, float(np.sqrt(np.mean(np.arctan2(imaginary, real)[there] ** 2))))
     echo = usable[-1]
     expected = _blocks(np.where(inside, shape_field[box], 0), block)
-    weight = np.maximum(ndimage.gaussian_filter(share, sigma), 1e-6)
+    weight = np.maximum(ndimage.gaussian_filter(fraction, sigma), 1e-6)
     expected = ndimage.gaussian_filter(expected.astype(np.float64), sigma) / weight
     left = _without_shim(expected, there)
     radians = float(TWO_PI * hz_per_ppm(field_strength) * times[echo] * left.std())
@@ -307,17 +308,15 @@ def _blocks(data: npt.NDArray, block: Sequence[int]) -> npt.NDArray:
 
 def _without_shim(field: npt.NDArray, mask: Bools) -> npt.NDArray[np.float64]:
     """Values in the mask less their fit by polynomials of second order."""
-    from precondqsm_bids.numerics.phase.sign import _second_order
-
     voxels = np.flatnonzero(mask)
     voxels = voxels[:: max(1, voxels.size // 200_000)]
-    design = _second_order(mask.shape, voxels)
+    design = shim_terms(mask.shape, voxels)
     values = np.asarray(field.ravel()[voxels], np.float64)
     return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
 
 
 class Advance(NamedTuple):
-    """What :func:`phase_growth` found."""
+    """Result of :func:`phase_growth`."""
 
     coefficient: float
     """Coefficient of the shape's field in the phase advance from the first echo to the second: +1
@@ -329,7 +328,7 @@ class Advance(NamedTuple):
     correlation: float
     """Correlation of the two in the first echo."""
     differences: bool
-    """Whether the first echo has the field of the shape and the advance has not."""
+    """The first echo has the field of the shape and the advance has not."""
 
 
 def phase_growth(
@@ -370,38 +369,17 @@ def phase_growth(
     # The border is where the field of the shape is least certain.
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
-    first = np.where(inner, magnitude[..., 0] * np.exp(1j * phase[..., 0]), 0)
-    second = np.where(inner, magnitude[..., 1] * np.exp(1j * phase[..., 1]), 0)
-    turn = TWO_PI * hz_per_ppm(field_strength)
-    columns: list[list[npt.NDArray]] = [[], [], []]
+    first, second = (
+        np.where(inner, magnitude[..., e] * np.exp(1j * phase[..., e]), 0) for e in (0, 1)
+    )
     # Slices whose sign alternates are repaired later.
     skipped = alternating_axes(magnitude[..., :2], phase[..., :2], times[:2], mask)
-    for axis in set(range(3)) - set(skipped):
-        here, there = (
-            tuple(part if a == axis else slice(None) for a in range(3))
-            for part in (slice(None, -1), slice(1, None))
-        )
-        both = inner[here] & inner[there]
-        steps = np.asarray(shape_field[there] - shape_field[here], np.float64)
-        if np.count_nonzero(both) < 100:
-            continue
-        step = steps[both]
-        design = np.column_stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
-        advance = second * first.conj()
-        for column, values in zip(
-            columns,
-            (
-                step,
-                np.angle(first[there] * first[here].conj())[both],
-                np.angle(advance[there] * advance[here].conj())[both],
-            ),
-            strict=True,
-        ):
-            column.append(values - design @ np.linalg.lstsq(design, values, rcond=None)[0])
-    if not columns[0]:
+    axes = set(range(3)) - set(skipped)
+    steps = _steps(shape_field, (first, second * first.conj()), inner, axes)
+    if not steps:
         return None
-    shape, one, advanced = (np.concatenate(column) for column in columns)
-    shape *= turn * (times[1] - times[0])
+    shape, one, advanced = (np.concatenate(column) for column in zip(*steps, strict=True))
+    shape *= TWO_PI * hz_per_ppm(field_strength) * (times[1] - times[0])
     power = float(shape @ shape)
     if power == 0:
         return None
@@ -418,3 +396,26 @@ def phase_growth(
         and abs(correlation) > FIRST_ECHO[0]
     )
     return Advance(coefficient, error, of_first, correlation, differences)
+
+
+def _steps(
+    shape_field: npt.NDArray, signals: Sequence[npt.NDArray], inner: Bools, axes: Iterable[int]
+) -> list[list[npt.NDArray]]:
+    """Differences between neighbours along each axis, less polynomials of first order.
+
+    Of the shape's field and of the phase of each signal; axes of few neighbours are left out.
+    """
+    found = []
+    for axis in axes:
+        here, there = (
+            tuple(part if a == axis else slice(None) for a in range(3))
+            for part in (slice(None, -1), slice(1, None))
+        )
+        both = inner[here] & inner[there]
+        if np.count_nonzero(both) < 100:
+            continue
+        step = np.asarray(shape_field[there] - shape_field[here], np.float64)[both]
+        design = np.column_stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
+        columns = [step, *(np.angle(s[there] * s[here].conj())[both] for s in signals)]
+        found.append([v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in columns])
+    return found

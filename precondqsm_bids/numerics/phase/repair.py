@@ -6,14 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.echo_fit import check_echoes
-from precondqsm_bids.numerics.noise import air_around
-from precondqsm_bids.numerics.phase.outline import ObjectInAir, coarse_field
-from precondqsm_bids.numerics.phase.readout import (
-    _alternating_axes,
-    _signal,
-)
+from precondqsm_bids.numerics.echoes import Echoes
+from precondqsm_bids.numerics.phase.outline import coarse_field
+from precondqsm_bids.numerics.phase.readout import alternating_axes_of
 from precondqsm_bids.numerics.phase.sign import (
     AxisTest,
     PhaseSign,
@@ -22,6 +19,7 @@ from precondqsm_bids.numerics.phase.sign import (
     decide_sign,
     shape_evidence,
 )
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import phase_advance, unwrap
 
 F32 = npt.NDArray[np.float32]
@@ -30,7 +28,7 @@ TWO_PI = 2 * np.pi
 
 
 class PhaseRepair(NamedTuple):
-    """What :func:`repair_phase` did."""
+    """Result of :func:`repair_phase`."""
 
     phase: F32
     """Phase of the convention, rad, (X, Y, Z, E)."""
@@ -45,7 +43,7 @@ class PhaseRepair(NamedTuple):
     axes: AxisTest | None
     """The same for B0 along each voxel axis; None if they could not be compared."""
     notes: tuple[str, ...]
-    """What was repaired or is doubtful, in sentences."""
+    """Repairs and doubts, in sentences."""
 
 
 def first_field(
@@ -79,41 +77,25 @@ def first_field(
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
-    te = check_echoes(magnitude, phase, echo_times, least=1)
-    signal = _signal(magnitude, phase, mask)
-    return _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
+    echoes = Echoes.of(magnitude, phase, echo_times, mask, field_strength)
+    return _first_field(echoes, air_around(magnitude, mask))
 
 
-def _first_field(
-    signal: npt.NDArray,
-    te: npt.NDArray,
-    field_strength: float,
-    mask: Bools,
-    noise_sd: float | None,
-) -> tuple[F32, F32]:
-    advance, spacing = phase_advance(signal, te)
-    to_rad = np.float32(TWO_PI * hz_per_ppm(field_strength) * spacing)
+def _first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
+    advance, spacing = phase_advance(echoes)
+    to_rad = np.float32(TWO_PI * hz_per_ppm(echoes.field_strength) * spacing)
     amplitude = np.sqrt(np.abs(advance))
-    if noise_sd is None:  # no air: a plain guess, since only the weights of voxels depend on it
-        noise_sd = 0.02 * float(np.median(amplitude))
+    # Without air a plain guess, since only the weights of voxels depend on it.
+    noise_sd = air.noise_sd / echoes.unit if air else 0.02 * float(np.median(amplitude))
     ratio = np.sqrt(2) * noise_sd / np.maximum(amplitude, 1e-3 * noise_sd + 1e-30)
-    field, sd = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
-    field[mask] = unwrap(np.angle(advance), mask) / to_rad
-    sd[mask] = np.minimum(ratio, np.pi) / to_rad
-    return field, sd
+    return (
+        echoes.volume(unwrap(np.angle(advance), echoes.mask) / to_rad),
+        echoes.volume((np.minimum(ratio, np.pi) / to_rad).astype(np.float32, copy=False)),
+    )
 
 
 def repair_phase(
-    magnitude: npt.NDArray,
-    phase: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: Bools,
-    *,
-    body: ObjectInAir | None = None,
-    sign: int | None = None,
-    manufacturer: str | None = None,
-    workers: int = 1,
+    scan: Scan, mask: Bools, shape_mask: Bools | None = None, workers: int = 1
 ) -> PhaseRepair:
     """Phase of the convention: slices of one sign, and the right sign.
 
@@ -124,20 +106,12 @@ def repair_phase(
 
     Parameters
     ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        Echo times, s.
-    field_strength : float
-        B0, T.
+    scan : Scan
+        Its phase in rad.
     mask : (X, Y, Z) ndarray of bool
         The object.
-    body : ObjectInAir, optional
-        The object against air, and B0. Without it nothing is compared with the field.
-    sign : {1, -1}, optional
-        Sign that the phase has; found from the field if omitted.
-    manufacturer : str, optional
-        Of the scanner: its usual sign counts where the field does not tell.
+    shape_mask : (X, Y, Z) ndarray of bool, optional
+        The object against air. Without it nothing is compared with the field.
     workers : int
         Threads of the Fourier transforms.
 
@@ -151,50 +125,50 @@ def repair_phase(
     ValueError
         The field contradicts the stated sign, or the header's direction of B0; the message has
         the correlations and the way out. See also
-        :func:`~precondqsm_bids.numerics.echo_fit.check_echoes`.
+        :func:`~precondqsm_bids.numerics.echoes.check_echoes`.
 
     Examples
     --------
     >>> te = np.array([2, 4, 6]) * 1e-3
     >>> phase = 0.2 + 100 * te + np.zeros((12, 12, 12, 3))
     >>> mask = np.ones((12, 12, 12), bool)
-    >>> repaired = repair_phase(np.ones(phase.shape), phase, te, 3.0, mask, sign=-1)
+    >>> repaired = repair_phase(Scan(np.ones(phase.shape), phase, te, 3.0, phase_sign=-1), mask)
     >>> print(repaired.notes[0], repaired.phase[0, 0, 0, 0].round(1))
     the sign of the phase is reversed: it was negated -0.4
     """
-    te = check_echoes(magnitude, phase, echo_times, least=1)
-    if sign not in (None, 1, -1):
-        raise ValueError(f'the sign of the phase is 1 or -1, not {sign!r}')
+    if scan.phase_sign not in (None, 1, -1):
+        raise ValueError(f'the sign of the phase is 1 or -1, not {scan.phase_sign!r}')
     if not mask.any():
         raise ValueError('the mask is empty: there is no phase to look at')
     notes = []
-    signal = _signal(magnitude, phase, mask)
+    magnitude, phase = scan.magnitude, scan.phase
+    echoes = Echoes.of(magnitude, phase, scan.echo_times, mask, scan.field_strength)
     repaired = phase
 
-    alternating = _alternating_axes(signal, te, mask)
+    alternating = alternating_axes_of(echoes)
     for axis in alternating:
         odd = [slice(None)] * 4
         odd[axis] = slice(1, None, 2)
         repaired = repaired.copy() if repaired is phase else repaired
         repaired[tuple(odd)] += np.float32(np.pi)
-        signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
+        echoes.signal[np.nonzero(mask)[axis] % 2 == 1] *= -1
         notes.append(
             'the sign of the signal alternates from slice to slice: every second slice was turned '
             'by half a turn'
         )
 
     test = axes = None
-    if body is not None:
-        field, sd = _first_field(signal, te, field_strength, mask, _noise(magnitude, mask))
+    if shape_mask is not None:
+        field, sd = _first_field(echoes, air_around(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         inner = inner if inner.any() else mask
-        coarse = coarse_field(field, sd, inner, body.mask, body.voxel_size)
-        test = shape_evidence(coarse, body.b0_dir, workers)
-        axes = compare_axes(coarse, body.b0_dir, test, workers)
-        if words := check_b0(axes, test, body):
+        coarse = coarse_field(field, sd, inner, shape_mask, scan.voxel_size)
+        test = shape_evidence(coarse, scan.b0_dir, workers)
+        axes = compare_axes(coarse, scan.b0_dir, test, workers)
+        if words := check_b0(axes, test, scan):
             notes.append(words)
-    decided = decide_sign(test, sign, manufacturer)
+    decided = decide_sign(test, scan.phase_sign, scan.manufacturer)
     notes += decided.warnings
     if decided.sign < 0:
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
@@ -202,9 +176,3 @@ def repair_phase(
     return PhaseRepair(
         repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes)
     )
-
-
-def _noise(magnitude: npt.NDArray, mask: Bools) -> float | None:
-    """Noise of one channel from the air, None where there is none."""
-    air = air_around(magnitude, mask)
-    return air.noise_sd if air else None

@@ -9,14 +9,15 @@ import numpy.typing as npt
 F32 = npt.NDArray[np.float32]
 TWO_PI = 2 * np.pi
 UNITS = ('rad', 'arbitrary')
-"""What BIDS allows as ``Units`` of a phase image."""
+"""``Units`` of a phase image that BIDS allows."""
 LEAST_CODES = 250
 """Least number of steps of a turn: fewer would be a rounding of the phase to 1.4 degrees."""
 MOST_CODES = 1 << 17
 """Most steps of a turn that are looked for: scanners store 12 to 16 bits."""
 SMOOTH = {'rad': 0.75, None: 0.9}
-"""Share of neighbours less than half a turn apart from which a range of more than a turn is that
-of unwrapped radians, with ``Units`` and without: all in an object, some three quarters in air."""
+"""Fraction of neighbours less than half a turn apart from which a range of more than a turn is
+that of unwrapped radians, with ``Units`` and without: all in an object, some three quarters in
+air."""
 
 
 class PhaseScale(NamedTuple):
@@ -105,30 +106,7 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     step = _step(values)
     if units == 'rad':
         return _declared(echoes, values, low, high, step)
-    filled = _is_filled(echoes, values, low, high)
-    scale = _recognised(low, high, step, filled)
-    if scale is None and filled:
-        steps = span / step if step else np.inf
-        if steps >= LEAST_CODES:
-            turn = span + (step or 0)
-            scale = PhaseScale(turn, low + turn / 2, 'range')
-    if scale is None and not units and _may_be_radians(low, high, step):
-        scale = PhaseScale(TWO_PI, 0.0, 'radians')
-    if (
-        scale is None
-        and not units
-        and span > TWO_PI
-        and not _whole_numbers(low, step)
-        and _smoothness(echoes, _blank(values)) >= SMOOTH[None]
-    ):
-        scale = PhaseScale(TWO_PI, 0.0, 'unwrapped')
-    if scale is None:
-        raise ValueError(
-            f'the phase runs from {low:g} to {high:g}'
-            + (f' in steps of {step:g}' if step else '')
-            + ', which is neither radians nor a known range of codes, nor a range that noise '
-            'fills from end to end; store it in radians and write "Units": "rad" into its sidecar'
-        )
+    scale = _found(echoes, values, low, high, step, bool(units))
     if scale.convention not in ('radians', 'unwrapped'):
         for i, (least, most) in enumerate(ranges):
             if most - least < 0.02 * scale.turn:
@@ -138,6 +116,34 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
                     'all of them in radians'
                 )
     return scale
+
+
+def _found(
+    echoes: npt.NDArray,
+    values: npt.NDArray,
+    low: float,
+    high: float,
+    step: float | None,
+    declared: bool,
+) -> PhaseScale:
+    """Scale of what the metadata do not call radians: rules 2 to 8."""
+    span = high - low
+    filled = _is_filled(echoes, values, low, high)
+    if scale := _recognised(low, high, step, filled):
+        return scale
+    if filled and (not step or span / step >= LEAST_CODES):
+        turn = span + (step or 0)
+        return PhaseScale(turn, low + turn / 2, 'range')
+    if not declared and _may_be_radians(low, high, step):
+        return PhaseScale(TWO_PI, 0.0, 'radians')
+    beyond = not declared and span > TWO_PI and not _whole_numbers(low, step)
+    if beyond and _smoothness(echoes, _blank(values)) >= SMOOTH[None]:
+        return PhaseScale(TWO_PI, 0.0, 'unwrapped')
+    raise ValueError(
+        f'{_range(low, high, step)}, which is neither radians nor a known range of codes, nor a '
+        'range that noise fills from end to end; store it in radians and write "Units": "rad" '
+        'into its sidecar'
+    )
 
 
 def _sample(echoes: npt.NDArray, most: int = 1 << 20) -> npt.NDArray:
@@ -185,12 +191,15 @@ def _declared(
     )
     if _whole_numbers(low, step) or (wide and not smooth):
         raise ValueError(
-            f'the phase runs from {low:g} to {high:g}'
-            + (f' in steps of {step:g}' if step else '')
-            + ', which are no radians, though its Units are "rad"; write "Units": "arbitrary" '
-            'into the sidecar if these are codes of a full turn, else store radians'
+            f'{_range(low, high, step)}, which are no radians, though its Units are "rad"; write '
+            '"Units": "arbitrary" into the sidecar if these are codes of a full turn, else store '
+            'radians'
         )
     return PhaseScale(TWO_PI, 0.0, 'unwrapped' if smooth else 'radians')
+
+
+def _range(low: float, high: float, step: float | None) -> str:
+    return f'the phase runs from {low:g} to {high:g}' + (f' in steps of {step:g}' if step else '')
 
 
 def _whole_numbers(low: float, step: float | None) -> bool:
@@ -219,7 +228,7 @@ def _neighbours(
 
 
 def _smoothness(echoes: npt.NDArray, blank: float | None) -> float:
-    """Share of neighbouring voxels that are less than pi apart."""
+    """Fraction of neighbouring voxels that are less than pi apart."""
     near = pairs = 0
     for difference, both in _neighbours(echoes, blank):
         near += int(np.count_nonzero(both & (np.abs(difference) < np.pi)))
@@ -263,7 +272,7 @@ def _is_whole(value: float) -> bool:
 
 
 def _may_be_radians(low: float, high: float, step: float | None) -> bool:
-    """Whether a range that nothing fills can only be that of radians."""
+    """Check of a range that nothing fills: it can only be that of radians."""
     normalised = any(
         abs(low - a) < 0.01 and abs(high - b) < 0.01 for a, b in ((0, 1), (-1, 1), (-0.5, 0.5))
     )
@@ -282,15 +291,15 @@ def _middle(low: float, high: float, turn: float) -> float:
 
 
 def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float) -> bool:
-    """Whether the values fill the range to both ends and jump across it."""
+    """Check that the values fill the range to both ends and jump across it."""
     span = high - low
     blank = _blank(values)
     if blank is not None:
         values = values[values != blank]
     if values.size < 1000:
         return False
-    share = np.histogram(values, 32, (low, high))[0] / values.size
-    if min(share[0], share[-1]) < 0.25 / 32:
+    fraction = np.histogram(values, 32, (low, high))[0] / values.size
+    if min(fraction[0], fraction[-1]) < 0.25 / 32:
         return False
     jumps, pairs = 0, 0
     for difference, both in _neighbours(echoes, blank):
@@ -326,11 +335,15 @@ def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
     return apply_scale(phase, phase_scale(phase, units))
 
 
-def apply_scale(phase: npt.NDArray, scale: PhaseScale) -> F32:
-    """Stored phase in radians by a scale that is known; see :func:`phase_to_radians`."""
+def apply_scale(phase: npt.NDArray, scale: PhaseScale, overwrite: bool = False) -> F32:
+    """Stored phase in radians by a scale that is known; see :func:`phase_to_radians`.
+
+    With ``overwrite`` a phase in single precision is changed in place.
+    """
     if scale.convention in ('radians', 'unwrapped'):
         return np.asarray(phase, np.float32)
-    out = np.empty(phase.shape, np.float32)
+    in_place = overwrite and phase.dtype == np.float32
+    out = phase if in_place else np.empty(phase.shape, np.float32)
     for i in range(len(phase)):  # in double precision, a part at a time
         out[i] = (np.asarray(phase[i], np.float64) - scale.middle) * (TWO_PI / scale.turn)
     return out

@@ -11,11 +11,12 @@ from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import bounding_box, forward_field
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
 class ShapeField(NamedTuple):
-    """What :func:`shape_field` found, ppm, (X, Y, Z) each."""
+    """Result of :func:`shape_field`, ppm, (X, Y, Z) each."""
 
     field: F32
     """Field of the object in air, going on beyond the edges that cut it off."""
@@ -87,11 +88,10 @@ def shape_field(
     return ShapeField(field, tuple(beyond))
 
 
-def _continuations(
-    shape: Bools, h: npt.NDArray[np.float64]
-) -> Iterator[tuple[npt.NDArray[np.float64], F32, tuple[slice, ...]]]:
-    """Shells of what lies beyond each edge that cuts the object: voxel size (mm), share of object,
-    and where the field of view stands in it.
+def _continuations(shape: Bools, h: F64) -> Iterator[tuple[F64, F32, tuple[slice, ...]]]:
+    """Shells of what lies beyond each edge that cuts the object.
+
+    Of each the voxel size (mm), the fraction of object, and where the field of view stands in it.
 
     The grid divides the field of view evenly, so that its edges are faces of voxels.
     """
@@ -129,3 +129,16 @@ def _continuations(
                 shell = ~owned & (depth > inner) & (depth <= outer + 1e-9)
                 owned |= shell
                 yield coarse, np.where(shell, solid, np.float32(0)), inside
+
+
+def shim_terms(shape: tuple[int, ...], voxels: npt.NDArray) -> F64:
+    """Monomials up to second order, as a shim has them, at flat indices, (V, 10).
+
+    Coordinates are -1 to 1 along each axis of ``shape``.
+    """
+    x, y, z = (
+        2 * index / max(n - 1, 1) - 1
+        for index, n in zip(np.unravel_index(voxels, shape), shape, strict=True)
+    )
+    one = np.ones_like(x)
+    return np.stack([one, x, y, z, x * x, y * y, z * z, x * y, y * z, x * z], axis=1)

@@ -10,11 +10,11 @@ from scipy import ndimage
 from precondqsm_bids.numerics.phase.outline import (
     OUTLINES,
     CoarseField,
-    ObjectInAir,
     closed_outline,
-    cut_share,
+    cut_fraction,
 )
-from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
+from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field, shim_terms
+from precondqsm_bids.numerics.scan import Scan
 
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -27,10 +27,15 @@ STABLE_SHELLS = 3
 CONTRADICTION = 0.6
 """Partial correlation at which the field refuses a stated sign of the other kind; a weaker one
 warns."""
+MODEL_ERROR = 0.02
+"""Field that the shape and a shim do not describe, ppm."""
+ROUNDS = 5
+"""Rounds in which what they leave out (strong sources) loses weight."""
 LEAST_VOXELS = 300
 """Voxels of the coarse grid below which nothing is compared."""
 MOST_CUT = 0.25
-"""Share of the object's surface on the edge of the field of view up to which axes are compared."""
+"""Fraction of the object's surface on the edge of the field of view up to which axes are
+compared."""
 BETTER = 1.3
 """Factor on the unexplained variance that makes another axis of B0 worth a warning."""
 CERTAIN = (0.85, 3.0)
@@ -46,7 +51,7 @@ own may differ, so that this is weak evidence."""
 
 
 class PhaseSign(NamedTuple):
-    """What :func:`phase_sign` found."""
+    """Result of :func:`phase_sign`."""
 
     sign: int
     """+1 if the phase has the sign of the convention, -1 if it is reversed."""
@@ -57,13 +62,13 @@ class PhaseSign(NamedTuple):
     shells: tuple[float, ...]
     """The same within layers of equal volume, the outermost first."""
     decisive: bool
-    """Whether the correlation is large enough, and of one sign in the layers."""
-    radius: float
+    """The correlation is large enough, and of one sign in the layers."""
+    radius: float = 0.0
     """Radius by which the object was closed, mm."""
 
 
 class AxisTest(NamedTuple):
-    """What :func:`compare_axes` found."""
+    """Result of :func:`compare_axes`."""
 
     correlations: tuple[float, float, float]
     """Partial correlation with the shape's field for B0 along each voxel axis."""
@@ -72,20 +77,20 @@ class AxisTest(NamedTuple):
     factor: float
     """Unexplained variance by the header's direction over that by the best axis."""
     better: bool
-    """Whether the axis fits clearly better than the header's direction."""
+    """The axis fits clearly better than the header's direction."""
     certain: bool
-    """Whether it fits so well, and so much better, that the header must be wrong."""
+    """It fits so well, and so much better, that the header must be wrong."""
 
 
 class SignDecision(NamedTuple):
-    """What :func:`decide_sign` decided."""
+    """Result of :func:`decide_sign`."""
 
     sign: int
     """+1, or -1: the phase is to be negated."""
     source: str
     """``given``, ``field of the shape``, ``vendor`` or ``convention``."""
     warnings: tuple[str, ...]
-    """What is assumed or doubtful, in sentences."""
+    """Assumptions and doubts, in sentences."""
 
 
 def phase_sign(
@@ -96,9 +101,6 @@ def phase_sign(
     *,
     beyond: Sequence[npt.NDArray] = (),
     depth: npt.NDArray | None = None,
-    radius: float = 0.0,
-    floor: float = 0.02,
-    iterations: int = 5,
 ) -> PhaseSign:
     """Sign of the measured field against that which the shape of the object predicts.
 
@@ -107,7 +109,7 @@ def phase_sign(
 
         field = c shape_field + sum_{i+j+k <= 2} p_ijk x^i y^j z^k + sum_m q_m beyond_m,
 
-    weighted by ``1 / (sd^2 + floor^2)``, and again with voxels down-weighted that the model
+    weighted by ``1 / (sd^2 + model_error^2)``, and again with voxels down-weighted that the model
     leaves out (strong sources; Cauchy weights). The polynomials hold the solid harmonics
     whatever the orientation and voxel size; the last sum is what is not known of an object that
     the field of view cuts off. The sign of ``c`` decides if the partial correlation, that of the
@@ -129,12 +131,6 @@ def phase_sign(
         Fields from beyond the field of view, ppm: :func:`shape_field`.
     depth : (X, Y, Z) ndarray, optional
         Depth below the object's surface, for the layers; one layer if omitted.
-    radius : float
-        Radius by which the object was closed, mm; only passed on.
-    floor : float
-        What the model does not describe, ppm.
-    iterations : int
-        Rounds of the down-weighting.
 
     Returns
     -------
@@ -164,12 +160,12 @@ def phase_sign(
     voxels = voxels[:: max(1, voxels.size // 200_000)]
     f, s = (np.asarray(v.ravel()[voxels], np.float64) for v in (field, shape_field))
     columns = [np.asarray(part.ravel()[voxels], np.float64)[:, None] for part in beyond]
-    others = np.hstack([_second_order(mask.shape, voxels), *columns])
-    variance = np.full(f.shape, floor**2)
+    others = np.hstack([shim_terms(mask.shape, voxels), *columns])
+    variance = np.full(f.shape, MODEL_ERROR**2)
     if sd is not None:
         variance += np.asarray(sd.ravel()[voxels], np.float64) ** 2
     weight = 1 / variance
-    for _ in range(iterations):
+    for _ in range(ROUNDS):
         root = np.sqrt(weight)[:, None]
         both = np.stack([f, s], axis=1)
         fitted = np.linalg.lstsq(root * others, root * both, rcond=None)[0]
@@ -193,23 +189,13 @@ def phase_sign(
         and sign * shells[0] > 0
         and agreeing >= min(STABLE_SHELLS, len(shells))
     )
-    return PhaseSign(sign, coefficient, correlation, tuple(shells), bool(decisive), radius)
+    return PhaseSign(sign, coefficient, correlation, tuple(shells), bool(decisive))
 
 
 def _correlation(one: F64, other: F64, weight: F64) -> float:
     """Weighted correlation of two residuals about zero; 0 where there is nothing to correlate."""
     power = float(np.sum(weight * one**2)) * float(np.sum(weight * other**2))
     return float(np.sum(weight * one * other)) / float(np.sqrt(power)) if power > 1e-20 else 0.0
-
-
-def _second_order(shape: tuple[int, ...], voxels: npt.NDArray) -> F64:
-    """The ten monomials up to second order at flat indices, coordinates -1 to 1, (V, 10)."""
-    x, y, z = (
-        2 * index / max(n - 1, 1) - 1
-        for index, n in zip(np.unravel_index(voxels, shape), shape, strict=True)
-    )
-    one = np.ones_like(x)
-    return np.stack([one, x, y, z, x * x, y * y, z * z, x * y, y * z, x * z], axis=1)
 
 
 def shape_evidence(
@@ -258,21 +244,14 @@ def shape_evidence(
 def _test(coarse: CoarseField, body: Bools, predicted: ShapeField, radius: float) -> PhaseSign:
     """The measured field against that of an outline, in layers below its surface."""
     depth = ndimage.distance_transform_edt(body, sampling=coarse.voxel_size)
-    return phase_sign(
-        coarse.field,
-        predicted.field,
-        coarse.mask,
-        coarse.sd,
-        beyond=predicted.beyond,
-        depth=depth,
-        radius=radius,
-    )
+    fields = coarse.field, predicted.field, coarse.mask, coarse.sd
+    return phase_sign(*fields, beyond=predicted.beyond, depth=depth)._replace(radius=radius)
 
 
 def compare_axes(
     coarse: CoarseField, b0_dir: npt.ArrayLike, header: PhaseSign | None, workers: int = 1
 ) -> AxisTest | None:
-    """Whether the shape's field for B0 along another voxel axis fits better than the header's.
+    """Fit of the shape's field for B0 along each voxel axis against the header's direction.
 
     The fields of one shape for B0 along three perpendicular directions add up to zero inside it,
     so that along a wrong axis the correlation is negative and may be large (-0.80 where the true
@@ -295,7 +274,7 @@ def compare_axes(
     AxisTest or None
         None where the field of view cuts the object off by so much that its field is not known.
     """
-    if header is None or cut_share(coarse.shape, coarse.voxel_size) > MOST_CUT:
+    if header is None or cut_fraction(coarse.shape, coarse.voxel_size) > MOST_CUT:
         return None
     body = closed_outline(coarse.shape, coarse.voxel_size, header.radius)
     one, two = (
@@ -359,8 +338,7 @@ def decide_sign(
         )
         if abs(test.correlation) >= CONTRADICTION:
             raise ValueError(
-                f'{words}: leave --phase-sign out, or state --b0-dir if the direction of B0 is '
-                'wrong'
+                f'{words}: leave phase_sign out, or state b0_dir if the direction of B0 is wrong'
             )
         return SignDecision(stated, 'given', (words,))
     if test is not None and test.decisive:
@@ -377,7 +355,7 @@ def decide_sign(
     sign = usual or 1
     warning = (
         f'the sign of the phase is ASSUMED to be {sign:+d}, the {by}: {why}. If it is wrong, '
-        'every susceptibility has the wrong sign: state --phase-sign +1 if the phase grows with '
+        'every susceptibility has the wrong sign: state phase_sign, +1 if the phase grows with '
         'time where the field is stronger, -1 if it falls'
     )
     return SignDecision(sign, source, (warning,))
@@ -391,8 +369,8 @@ def _numbers(test: PhaseSign) -> str:
     )
 
 
-def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir) -> str:
-    """What is to be told of an axis of B0 that fits better than the direction in use.
+def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Scan) -> str:
+    """Warning of an axis of B0 that fits better than the direction in use.
 
     Parameters
     ----------
@@ -400,8 +378,8 @@ def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir)
         :func:`compare_axes`.
     header : PhaseSign or None
         :func:`shape_evidence` for the direction in use.
-    body : ObjectInAir
-        Has that direction, and whether it is stated.
+    scan : Scan
+        Has that direction, stated or not.
 
     Returns
     -------
@@ -415,18 +393,20 @@ def check_b0(axes: AxisTest | None, header: PhaseSign | None, body: ObjectInAir)
     """
     if axes is None or header is None or not axes.better:
         return ''
-    places = [body.stored_axes.index(axis) for axis in range(3)]
-    b0 = np.abs(np.asarray(body.b0_dir, np.float64))[places]
+    places = [scan.stored_axes.index(axis) for axis in range(3)]
+    b0 = np.abs(np.asarray(scan.b0_dir, np.float64))[places]
     along = ' '.join(f'{v:.3g}' for v in b0)
     others = ', '.join(f'{axes.correlations[place]:.2f}' for place in places)
-    best = body.stored_axes[axes.best]
-    option = ' '.join(str(int(axis == best)) for axis in range(3))
+    best = scan.stored_axes[axes.best]
+    stated = ' '.join(str(int(axis == best)) for axis in range(3))
     words = (
-        f'B0 is along ({along}) of the stored axes by '
-        f'{"--b0-dir" if body.b0_stated else "the header"} (signs left out), but the field of the '
-        f"object's shape fits the {('first', 'second', 'third')[best]} axis better: partial "
+        f'B0 is along ({along}) of the stored axes '
+        f'{"as stated" if scan.b0_stated else "by the header"} (signs left out), but the field of '
+        f"the object's shape fits the {('first', 'second', 'third')[best]} axis better: partial "
         f'correlation {header.correlation:.2f}, and {others} along the three axes'
     )
-    if axes.certain and not body.b0_stated:
-        raise ValueError(f'{words}; state the direction: --b0-dir {option}')
-    return words if body.b0_stated else f'{words}; if the header is wrong, give --b0-dir {option}'
+    if axes.certain and not scan.b0_stated:
+        raise ValueError(f'{words}; state the direction of B0 (b0_dir): {stated}')
+    if scan.b0_stated:
+        return words
+    return f'{words}; if the header is wrong, state b0_dir: {stated}'

@@ -1,4 +1,7 @@
-"""Images that are not what their names say, refused by their files, with values and way out."""
+"""Images that are not what their names say, refused by name, with values and way out."""
+
+import numpy as np
+import numpy.typing as npt
 
 from precondqsm_bids.numerics.phase.recognition import (
     SAME_IMAGE,
@@ -10,12 +13,15 @@ from precondqsm_bids.numerics.phase.recognition import (
     slow_phase,
     unsigned_parts,
 )
+from precondqsm_bids.numerics.phase.shape_field import ShapeField
+from precondqsm_bids.numerics.scan import Scan
+
+Bools = npt.NDArray[np.bool_]
 
 
-def check_not_phase(magnitude, path):
+def check_not_phase(magnitude: npt.NDArray, name: str) -> None:
     """Raise ValueError if a magnitude has the values of a phase.
 
-    >>> import numpy as np
     >>> check_not_phase(np.random.default_rng(0).uniform(-3, 3, (20, 20, 20)), 'mag.nii')
     Traceback (most recent call last):
     ...
@@ -23,96 +29,94 @@ def check_not_phase(magnitude, path):
     """
     if is_phase(magnitude):
         raise ValueError(
-            f'{path}, a magnitude by its name, has the values of a phase ({magnitude.min():g} to '
+            f'{name}, a magnitude by its name, has the values of a phase ({magnitude.min():g} to '
             f'{magnitude.max():g}, as noise and wraps fill it): magnitude and phase are swapped; '
             'rename part-mag and part-phase'
         )
 
 
-def check_signed(real, imaginary, paths):
+def check_signed(real: npt.NDArray, imaginary: npt.NDArray, names: tuple[str, str]) -> None:
     """Raise ValueError if real and imaginary parts have lost their signs."""
     if unsigned_parts(real, imaginary):
         raise ValueError(
-            f'{paths[0]} and {paths[1]}, real and imaginary parts, are never negative ('
+            f'{names[0]} and {names[1]}, real and imaginary parts, are never negative ('
             f'{real.min():g} to {real.max():g}, {imaginary.min():g} to {imaginary.max():g}): '
             'unsigned parts fill a quarter turn and hold no phase; export them with their sign, '
             'or with 0 stored as 0'
         )
 
 
-def check_stored(magnitude, phase, mask, files):
+def check_stored(scan: Scan, mask: Bools) -> None:
     """Raise ValueError if a stored phase is a magnitude, or the magnitude grows with time.
 
     Before the phase is scaled: the values of a magnitude are those of no phase.
 
     Parameters
     ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes as stored.
+    scan : Scan
+        As stored.
     mask : (X, Y, Z) ndarray of bool
         The object.
-    files : inputs of the echo fit
-        Their ``magnitude``, ``phase`` and ``echo_times``.
     """
-    for e, path in enumerate(files.phase):
-        values, differences = likeness(phase[..., e], magnitude[..., e], mask)
+    magnitudes = scan.names('magnitude')
+    for e, name in enumerate(scan.names('phase')):
+        values, differences = likeness(scan.phase[..., e], scan.magnitude[..., e], mask)
         if min(values, differences) > SAME_IMAGE:
             raise ValueError(
-                f'{path}, a phase by its name, is a magnitude: it correlates with '
-                f'{files.magnitude[e]} by {values:.2f} in the object, and {differences:.2f} from '
+                f'{name}, a phase by its name, is a magnitude: it correlates with '
+                f'{magnitudes[e]} by {values:.2f} in the object, and {differences:.2f} from '
                 'voxel to voxel; export the phase'
             )
-    if len(files.echo_times) > 1:
-        found = growth(magnitude, mask)
+    if not scan.one_echo:
+        found = growth(scan.magnitude, mask)
         if found.reversed:
-            first, last = (1e3 * files.echo_times[e] for e in (0, -1))
+            first, last = (1e3 * np.asarray(scan.echo_times)[e] for e in (0, -1))
             raise ValueError(
-                f'the magnitude grows from {files.magnitude[0]} ({first:g} ms) to '
-                f'{files.magnitude[-1]} ({last:g} ms) in {found.share:.0%} of the object, by a '
+                f'the magnitude grows from {magnitudes[0]} ({first:g} ms) to '
+                f'{magnitudes[-1]} ({last:g} ms) in {found.fraction:.0%} of the object, by a '
                 f'factor of {found.factor:.2f}, but signal decays: echo times in reverse order '
                 '(correct EchoTime), or echoes that are scaled one by one (export them with one '
                 'scale)'
             )
 
 
-def check_phase(magnitude, phase, mask, shape, files):
+def check_phase(scan: Scan, mask: Bools, shape: ShapeField | None) -> None:
     """Raise ValueError if a phase (rad) is filtered, does not grow with time or lost its sign.
 
     Parameters
     ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
+    scan : Scan
+        Its phase in rad.
     mask : (X, Y, Z) ndarray of bool
         The object.
     shape : ShapeField or None
         Field of the object's shape in air; without it only the range is looked at.
-    files : inputs of the echo fit
-        Their ``phase``, ``echo_times`` and ``field_strength``.
     """
-    for e, path in enumerate(files.phase):
-        there = magnitude[..., e] > 0
-        if fills_quarter_turn(phase[..., e][there]):
+    names = scan.names('phase')
+    for e, name in enumerate(names):
+        there = scan.magnitude[..., e] > 0
+        if fills_quarter_turn(scan.phase[..., e][there]):
             raise ValueError(
-                f'{path} fills a quarter turn only (0 to pi/2 rad), as the phase of real and '
+                f'{name} fills a quarter turn only (0 to pi/2 rad), as the phase of real and '
                 'imaginary parts that have lost their signs: compute it from signed parts'
             )
     if shape is None:
         return
-    scan = (magnitude, phase, files.echo_times, files.field_strength, mask, shape.field)
+    echoes = scan.magnitude, scan.phase, scan.echo_times, scan.field_strength
     # First, since what does not grow with time has less than the time of an echo makes of it.
-    advance = phase_growth(*scan)
+    advance = phase_growth(*echoes, mask, shape.field)
     if advance is not None and advance.differences:
         raise ValueError(
-            f'{files.phase[0]} and {files.phase[1]} are phase differences: the phase does not '
+            f'{names[0]} and {names[1]} are phase differences: the phase does not '
             "grow with echo time (the field of the object's shape has the coefficient "
             f'{advance.first:.2f} in the first echo and {advance.coefficient:.2f} between the '
             'two, +1 or -1 by theory); give the phase of each echo, or one difference as one '
             'echo with EchoTime1 and EchoTime2'
         )
-    slow = slow_phase(*scan)
+    slow = slow_phase(*echoes, mask, shape.field)
     if slow.filtered:
         raise ValueError(
-            f'{files.phase[-1]} is a filtered phase (high-pass, homodyne or SWI): what varies '
+            f'{names[-1]} is a filtered phase (high-pass, homodyne or SWI): what varies '
             f'slowly is {slow.size:.3f} rad (root mean square), where the shape of the object '
             f'alone makes {slow.expected:.2f} rad; the filter took most of the field, so export '
             'the phase before it'

@@ -1,0 +1,203 @@
+"""The method on arrays: preconditioned and conventional susceptibility of one scan."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from precondqsm_bids.method import Arm, Method
+from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
+from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, l2_inversion
+from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
+from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
+from precondqsm_bids.numerics.prior.r2prime import R2Inputs, R2PrimeEstimate, estimate_r2prime
+from precondqsm_bids.numerics.recombination import Recombination, recombine, reference_region
+from precondqsm_bids.numerics.scan import Scan
+from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
+from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+
+F32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+class Companions(NamedTuple):
+    """Images beside the echoes, on their grid; each is read where the method asks for it."""
+
+    mask: npt.NDArray | None = None
+    """Region of interest, (X, Y, Z); the object if None."""
+    tissue: npt.NDArray | None = None
+    """Class of each voxel, 1 to C, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
+    tissue_names: tuple[str, ...] = ()
+    """Names of the C classes."""
+    r2_map: npt.NDArray | None = None
+    """R2, 1/s, or T2, s."""
+    r2_map_kind: str = 'R2map'
+    """``R2map`` or ``T2map``."""
+    contrasts: Mapping[str, npt.NDArray] = {}
+    """Further images for the cells of the contrast, by name."""
+    maps: Mapping[str, npt.NDArray] = {}
+    """Susceptibility maps, ppm, by what follows ``map:`` in the terms of the prior."""
+    labels: npt.NDArray | None = None
+    """Segmentation with the region of the reference."""
+    label_names: Mapping[int, str] | None = None
+    """Names of the labels."""
+
+
+class ArmResult(NamedTuple):
+    """One arm, from its field to its map."""
+
+    local: BackgroundRemoval
+    """Field of the sources inside the region, and of those outside."""
+    inversion: DipoleInversion
+    """Susceptibility of the local field, lambda and L-curve."""
+    map: Recombination
+    """Susceptibility relative to the reference."""
+
+
+class Reconstruction(NamedTuple):
+    """Result of :func:`reconstruct`, stage by stage."""
+
+    region: Region
+    measured: MeasuredField
+    theory: R2PrimeEstimate | None
+    """None of one echo."""
+    prior: PriorEstimate
+    flattened_field: F32
+    """ppm, (X, Y, Z)."""
+    preconditioned: ArmResult
+    conventional: ArmResult | None = None
+    """None if the method has no conventional arm."""
+
+    @property
+    def chi(self) -> F32:
+        """Preconditioned susceptibility, ppm."""
+        return self.preconditioned.map.chi
+
+
+def reconstruct(
+    scan: Scan,
+    method: Method | None = None,
+    companions: Companions = Companions(),  # noqa: B008 (never changed)
+    workers: int = 1,
+) -> Reconstruction:
+    """Preconditioned susceptibility of a scan, and the conventional one beside it.
+
+    A first estimate of the susceptibility is made, its field subtracted from the measured one,
+    the rest inverted as usual, and the estimate added back:
+
+        f = measured field,  f' = f - D chi_prior,  chi = inversion(PDF(f')) + chi_prior
+
+    Parameters
+    ----------
+    scan : Scan
+        Echoes as stored; its field strength, direction of B0 and sign of the phase count, and not
+        those of the method.
+    method : Method, optional
+        Everything that changes the maps.
+    companions : Companions
+        Images beside the echoes.
+    workers : int
+        Threads of the Fourier transforms.
+
+    Returns
+    -------
+    Reconstruction
+
+    Raises
+    ------
+    ValueError
+        The scan or a companion is not what it should be, or one that the method needs is missing.
+
+    References
+    ----------
+    The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`, :func:`pdf`,
+    :func:`l2_inversion`, :func:`recombine`, each in its module.
+    """
+    method = method or Method()
+    first, mask = scan.magnitude[..., 0], companions.mask
+    region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
+    geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
+    measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
+    theory = _theory(scan, region.roi_mask, measured, method, companions)
+    prior = _first_estimate(scan, geometry, region, measured, theory, method, companions)
+    flattened_field = flatten_field(
+        measured.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
+    ).flattened_field
+    reference = reference_region(
+        method.reference, region.roi_mask, companions.labels, companions.label_names
+    )
+
+    def inverted(arm: Arm) -> ArmResult:
+        """Background removal, inversion and recombination of one arm."""
+        field = measured.total_field if arm.conventional else flattened_field
+        size = prior.expected_size if arm.suppress_noise else None
+        model_error = MODEL_ERROR if size is None else size
+        weights = noise_weights(measured.field_sd, region.roi_mask, model_error)
+        local = pdf(field, *geometry[:3], weights, arm.iterations, workers)
+        inversion = l2_inversion(
+            local.local_field, *geometry[:3], arm.reg_weight, measured.field_sd, workers,
+            rule=arm.rule, suppress_noise=arm.suppress_noise,
+        )  # fmt: skip
+        prior_chi = None if arm.conventional else prior.prior_chi
+        chi = recombine(inversion.chi, prior_chi, region.roi_mask, reference)
+        return ArmResult(local, inversion, chi)
+
+    preconditioned, *conventional = (inverted(arm) for arm in method.arms)
+    return Reconstruction(
+        region, measured, theory, prior, flattened_field, preconditioned, *conventional
+    )
+
+
+def _theory(
+    scan: Scan, mask: Bools, measured: MeasuredField, method: Method, companions: Companions
+) -> R2PrimeEstimate | None:
+    """Susceptibility from R2' by static dephasing; None of one echo."""
+    if measured.r2star is None:
+        return None
+    given = R2Inputs(
+        companions.r2_map, companions.r2_map_kind, companions.tissue, companions.tissue_names
+    )
+    rate, reliable = measured.r2star, measured.reliable
+    return estimate_r2prime(rate, mask, scan.field_strength, method.r2, reliable, given)
+
+
+def _first_estimate(
+    scan: Scan,
+    geometry: Geometry,
+    region: Region,
+    measured: MeasuredField,
+    theory: R2PrimeEstimate | None,
+    method: Method,
+    companions: Companions,
+) -> PriorEstimate:
+    """The prior by the terms of the method, and the shape with it if the method has it."""
+    shape_chi = region.shape_chi if method.shape else None
+    if theory and method.by_theory:
+        return PriorEstimate(theory.prior_chi, shape_chi, None, None, theory.record)
+    inputs = PriorInputs(
+        r2star=measured.r2star,
+        reliable=measured.reliable,
+        magnitude=scan.magnitude[..., 0],
+        combined_magnitude=None if scan.one_echo else measured.magnitude,
+        contrasts=companions.contrasts,
+        prior_chi=theory.prior_chi if theory else None,
+        tissue=companions.tissue,
+        tissue_names=companions.tissue_names,
+        maps=companions.maps,
+        field_strength=scan.field_strength,
+    )
+    return estimate_prior(
+        measured.total_field,
+        measured.field_sd,
+        geometry,
+        inputs,
+        method.prior,
+        method.fit,
+        shape_chi=shape_chi,
+        shape_sd=region.shape_sd if method.shape and method.describes_interior else None,
+        inner=region.inner,
+        free_voxels=method.describes_interior,
+    )
