@@ -317,9 +317,7 @@ def masked(name, data, *said):
 
 MASKS = [
     masked('mask-empty', np.zeros(SHAPE), 'is an empty mask (0 in every voxel)'),
-    masked(
-        'mask-is-labels', ball(6) + 1.0 * ball(3), 'is not a valid mask: it has 3 different'
-    ),
+    masked('mask-is-labels', ball(6) + 1.0 * ball(3), 'is not a valid mask: it has 3 different'),
     masked('mask-elsewhere', ball(1, 1), 'has no voxel in common with the object ('),
     masked('mask-not-finite', np.where(ball(6), np.nan, 0), 'voxels that are not finite'),
     masked(
