@@ -8,7 +8,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.stage import Stage
-from precondqsm_bids.numerics.comparison import compare, comparison_record, r2star_agreement
+from precondqsm_bids.numerics.comparison import compare, r2star_agreement
 from precondqsm_bids.numerics.solver import noise_weights
 
 _FIELDS = ('local_field', 'conventional_local_field', 'chi', 'conventional_chi')
@@ -48,4 +48,4 @@ class Comparison(Stage):
         fit = self._given('echo_fit', {})
         assumed = fit.get('phase_sign_source') in ('vendor', 'convention')
         sign = fit['phase_sign'] if assumed else None
-        return {'record': comparison_record(result, agreement, sign)}
+        return {'record': result.record(agreement, sign)}

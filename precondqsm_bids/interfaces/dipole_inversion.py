@@ -8,7 +8,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.stage import Stage
-from precondqsm_bids.numerics.dipole_inversion import RULES, inversion_record, l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
 
 
 class DipoleInversionInputSpec(BaseInterfaceInputSpec):
@@ -45,10 +45,10 @@ class DipoleInversion(Stage):
             self._load('local_field'), mask, voxel_size, b0_dir, given, self._load('field_sd'),
             workers, rule=rule, suppress_noise=suppress,
         )  # fmt: skip
-        record, curve = inversion_record(result, rule if given is None else None, suppress)
+        record = result.record(rule if given is None else None, suppress)
         return {
             'chi': result.chi,
             'reg_weight': record['reg_weight'],
-            'l_curve': curve,
+            'l_curve': result.l_curve(),
             'record': record,
         }

@@ -11,7 +11,12 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.stage import Stage
-from precondqsm_bids.numerics.prior.r2prime import R2Inputs, estimate_r2prime
+from precondqsm_bids.numerics.prior.r2prime import (
+    R2Inputs,
+    r2prime_prior,
+    relaxivity,
+    transverse_rate,
+)
 
 
 class R2PrimePriorInputSpec(BaseInterfaceInputSpec):
@@ -57,14 +62,14 @@ class R2PrimePrior(Stage):
             tissue=self._load('tissue', None) if source == 'literature' else None,
             tissue_names=self._given('tissue_names', ()),
         )
-        estimate = estimate_r2prime(
-            self._load('r2star'),
-            self._load('mask', bool),
-            inputs.field_strength,
-            inputs.r2 if source == 'number' else source,
-            self._load('reliable', bool),
-            given,
+        mask, field_strength = self._load('mask', bool), inputs.field_strength
+        rate, words = transverse_rate(
+            inputs.r2 if source == 'number' else source, mask, field_strength, given
         )
         if source == 'map':
-            estimate.record['r2_source'] += f': {Path(inputs.r2_map).name}'
-        return estimate._asdict()
+            words += f': {Path(inputs.r2_map).name}'
+        prior = r2prime_prior(
+            self._load('r2star'), mask, field_strength, rate, self._load('reliable', bool)
+        )
+        record = {'r2': prior.r2, 'r2_source': words, 'relaxivity': relaxivity(field_strength)}
+        return {'prior_chi': prior.prior_chi, 'r2prime': prior.r2prime, 'record': record}

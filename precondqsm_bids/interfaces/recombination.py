@@ -10,7 +10,6 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry
 from precondqsm_bids.numerics.recombination import (
-    recombination_record,
     recombine,
     reference_region,
 )
@@ -49,4 +48,4 @@ class Recombination(Stage):
             reference_region(name, mask, labels, names),
         )
         voxel_size = geometry(self.inputs.residual_chi)[1]
-        return {'chi': result.chi, 'record': recombination_record(result, name, voxel_size)}
+        return {'chi': result.chi, 'record': result.record(name, voxel_size)}

@@ -60,11 +60,10 @@ from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import (
     R2Inputs,
-    R2PrimeEstimate,
     R2PrimePrior,
-    estimate_r2prime,
     r2prime_prior,
     relaxivity,
+    transverse_rate,
 )
 from precondqsm_bids.numerics.prior.tissue import (
     class_means,
@@ -118,7 +117,6 @@ __all__ = [
     'PriorFit',
     'PriorInputs',
     'R2Inputs',
-    'R2PrimeEstimate',
     'R2PrimePrior',
     'Recombination',
     'Reconstruction',
@@ -140,7 +138,6 @@ __all__ = [
     'contrast_cells',
     'dipole_kernel',
     'estimate_prior',
-    'estimate_r2prime',
     'field_of_one_echo',
     'first_field',
     'fit_echoes',
@@ -174,6 +171,7 @@ __all__ = [
     'susceptibility_map',
     'tissue_class',
     'tissue_parcels',
+    'transverse_rate',
     'trusted_field',
     'whole_map',
 ]

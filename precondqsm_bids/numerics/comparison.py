@@ -41,6 +41,32 @@ class Comparison(NamedTuple):
     warnings: tuple[str, ...]
     """Says so if the prior did not help."""
 
+    def record(self, agreement: float | None, assumed_sign: int | None) -> dict[str, Any]:
+        """What was measured, with what R2* says (:func:`r2star_agreement`) of an assumed sign.
+
+        >>> result = Comparison(0.5, 1.0, 1.0, (0.5,), ())
+        >>> result.record(-0.9, assumed_sign=1)['warnings'][0][:45]
+        'the susceptibility falls where R2* rises (ran'
+        """
+        warnings = list(self.warnings)
+        if assumed_sign is not None and agreement is not None and agreement <= REVERSED:
+            warnings.append(
+                'the susceptibility falls where R2* rises (rank correlation '
+                f'{agreement:.2f}): the sign of the phase, which was assumed to be '
+                f'{assumed_sign:+d}, may be wrong; state phase_sign {-assumed_sign:+d} if the '
+                'strongest R2* is that of iron or blood'
+            )
+        record: dict[str, Any] = {
+            'explained': self.explained,
+            'streaking': self.streaking,
+            'conventional_streaking': self.conventional_streaking,
+            'r2star_agreement': agreement,
+            'warnings': warnings,
+        }
+        if len(self.by_body) > 1:
+            record['explained_by_body'] = list(self.by_body)
+        return record
+
 
 def cone_ratio(
     chi: npt.NDArray,
@@ -229,43 +255,3 @@ def _explained(left: npt.NDArray, without: npt.NDArray) -> float:
     """``1 - sum left / sum without``; 0 where there is nothing to explain."""
     energy = float(np.sum(without))
     return 1 - float(np.sum(left)) / energy if energy > 0 else 0.0
-
-
-def comparison_record(
-    result: Comparison, agreement: float | None = None, assumed_sign: int | None = None
-) -> dict[str, Any]:
-    """Record of a comparison, with what R2* says of a sign of the phase that was assumed.
-
-    Parameters
-    ----------
-    result : Comparison
-        From :func:`compare`.
-    agreement : float, optional
-        From :func:`r2star_agreement`.
-    assumed_sign : int, optional
-        Sign of the phase, 1 or -1, if nothing measured decides it.
-
-    Examples
-    --------
-    >>> result = Comparison(0.5, 1.0, 1.0, (0.5,), ())
-    >>> comparison_record(result, -0.9, 1)['warnings'][0][:45]
-    'the susceptibility falls where R2* rises (ran'
-    """
-    warnings = list(result.warnings)
-    if assumed_sign is not None and agreement is not None and agreement <= REVERSED:
-        warnings.append(
-            'the susceptibility falls where R2* rises (rank correlation '
-            f'{agreement:.2f}): the sign of the phase, which was assumed to be '
-            f'{assumed_sign:+d}, may be wrong; state phase_sign {-assumed_sign:+d} if the '
-            'strongest R2* is that of iron or blood'
-        )
-    record: dict[str, Any] = {
-        'explained': result.explained,
-        'streaking': result.streaking,
-        'conventional_streaking': result.conventional_streaking,
-        'r2star_agreement': agreement,
-        'warnings': warnings,
-    }
-    if len(result.by_body) > 1:
-        record['explained_by_body'] = list(result.by_body)
-    return record

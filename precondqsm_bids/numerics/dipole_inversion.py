@@ -69,6 +69,29 @@ class DipoleInversion(NamedTuple):
     curve: LCurve
     """The whole L-curve, also when lambda was given; :data:`NO_CURVE` where the field is zero."""
 
+    def record(self, rule: str | None, suppress_noise: bool) -> dict[str, Any]:
+        """What was chosen, in plain numbers; ``rule`` is None if lambda was given."""
+        shown = self.curve is NO_CURVE or rule == 'l-curve'
+        return {
+            'reg_weight': _finite(self.reg_weight),
+            'rule': rule or 'given',
+            'corner': _finite(self.curve.reg_weight),
+            'noise_suppressed': suppress_noise,
+            'warnings': list(self.curve.warnings) if shown else [],
+        }
+
+    def l_curve(self) -> dict[str, Any]:
+        """The L-curve in plain lists, its corner and the lambda that was used."""
+        curve = self.curve._asdict()
+        lists = {name: curve[name].tolist() for name in LCurve._fields[:4]}
+        corner = {'reg_weight': _finite(self.reg_weight), 'corner': _finite(curve['reg_weight'])}
+        return lists | corner | {'warnings': list(curve['warnings'])}
+
+
+def _finite(value: float) -> float | None:
+    """A number, or None where it is not one."""
+    return value if np.isfinite(value) else None
+
 
 def gradient_power(shape: tuple[int, int, int], voxel_size: npt.ArrayLike) -> F32:
     """``|G|^2`` of the forward difference, ``sum_i (2 - 2 cos(2 pi k_i h_i)) / h_i^2``, 1/mm^2.
@@ -442,46 +465,3 @@ def _power(spectrum: npt.NDArray, shape: tuple[int, int, int]) -> tuple[F32, F32
     multiplicity[0, 0, 0] = 0
     power *= multiplicity
     return power, multiplicity
-
-
-def inversion_record(
-    result: DipoleInversion, rule: str | None, suppress_noise: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Record of an inversion, and its L-curve, as dictionaries of plain numbers and lists.
-
-    Parameters
-    ----------
-    result : DipoleInversion
-        From :func:`l2_inversion`.
-    rule : str or None
-        How lambda was chosen; None if it was given.
-    suppress_noise : bool
-        Whether noise was suppressed.
-
-    Returns
-    -------
-    record, l_curve : dict
-        Lambda in mm; None where the field is zero and nothing was inverted.
-
-    Examples
-    --------
-    >>> nothing = DipoleInversion(np.zeros((1, 1, 1), np.float32), np.nan, NO_CURVE)
-    >>> inversion_record(nothing, 'risk', False)[0]['reg_weight'] is None
-    True
-    """
-    curve = result.curve
-    weight, corner = (
-        value if np.isfinite(value) else None for value in (result.reg_weight, curve.reg_weight)
-    )
-    shown = curve is NO_CURVE or rule == 'l-curve'
-    record = {
-        'reg_weight': weight,
-        'rule': rule or 'given',
-        'corner': corner,
-        'noise_suppressed': suppress_noise,
-        'warnings': list(curve.warnings) if shown else [],
-    }
-    names = ('reg_weights', 'consistency', 'regularization', 'curvature')
-    arrays = {name: getattr(curve, name).tolist() for name in names}
-    last = {'reg_weight': weight, 'corner': corner, 'warnings': list(curve.warnings)}
-    return record, arrays | last

@@ -47,6 +47,37 @@ class Recombination(NamedTuple):
     """Each body of the region, the largest first
     (:func:`~precondqsm_bids.numerics.bodies.bodies`)."""
 
+    def record(self, name: str, voxel_size: npt.ArrayLike) -> dict[str, Any]:
+        """What was measured, in plain numbers, by the reference's name and voxels in mm."""
+        record: dict[str, Any] = {'reference': name} | {
+            key: getattr(self, key)
+            for key in ('reference_value', 'reference_sd', 'roi_mean', 'roi_sd')
+        }
+        found = self.bodies
+        if len(found) < 2:
+            return record
+        voxel = float(np.prod(np.asarray(voxel_size))) / 1000  # mL
+        record['bodies'] = [
+            {
+                'voxels': body.voxels,
+                'volume': round(body.voxels * voxel, 3),
+                'reference': name if body.held or name == 'none' else 'roi-mean',
+                'reference_value': body.value,
+                'reference_sd': body.sd,
+                'mean': body.mean,
+            }
+            for body in found
+        ]
+        alone = [str(number) for number, body in enumerate(found, start=1) if not body.held]
+        record['warnings'] = []
+        if alone and name != 'none':
+            record['warnings'].append(
+                f'the region has {len(found)} bodies that are not connected (numbered by size): '
+                f'body {", ".join(alone)} does not hold the reference {name!r} and is relative '
+                'to its own mean'
+            )
+        return record
+
 
 def recombine(
     residual_chi: npt.NDArray,
@@ -178,54 +209,3 @@ def reference_region(
             'the reference is none, roi-mean or one of the labels'
         )
     return np.isin(labels, indices)
-
-
-def recombination_record(
-    result: Recombination, name: str, voxel_size: npt.ArrayLike
-) -> dict[str, Any]:
-    """Record of a recombination, as a dictionary of plain numbers and lists.
-
-    Parameters
-    ----------
-    result : Recombination
-        From :func:`recombine`.
-    name : str
-        Name of the reference, as in :func:`reference_region`.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-
-    Examples
-    --------
-    >>> mask = np.ones((1, 1, 4), bool)
-    >>> result = recombine(np.zeros(mask.shape), None, mask, mask)
-    >>> recombination_record(result, 'roi-mean', (1, 1, 1))['reference_value']
-    0.0
-    """
-    record: dict[str, Any] = {'reference': name} | {
-        key: getattr(result, key)
-        for key in ('reference_value', 'reference_sd', 'roi_mean', 'roi_sd')
-    }
-    found = result.bodies
-    if len(found) < 2:
-        return record
-    voxel = float(np.prod(np.asarray(voxel_size))) / 1000  # mL
-    record['bodies'] = [
-        {
-            'voxels': body.voxels,
-            'volume': round(body.voxels * voxel, 3),
-            'reference': name if body.held or name == 'none' else 'roi-mean',
-            'reference_value': body.value,
-            'reference_sd': body.sd,
-            'mean': body.mean,
-        }
-        for body in found
-    ]
-    alone = [str(number) for number, body in enumerate(found, start=1) if not body.held]
-    record['warnings'] = []
-    if alone and name != 'none':
-        record['warnings'].append(
-            f'the region has {len(found)} bodies that are not connected (numbered by size): body '
-            f'{", ".join(alone)} does not hold the reference {name!r} and is relative to its own '
-            'mean'
-        )
-    return record

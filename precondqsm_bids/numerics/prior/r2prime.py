@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import pi, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -118,46 +118,24 @@ class R2Inputs(NamedTuple):
     """Names of the C classes."""
 
 
-class R2PrimeEstimate(NamedTuple):
-    """What :func:`estimate_r2prime` found; maps are (X, Y, Z), zero outside the mask."""
-
-    prior_chi: F32
-    """Prior susceptibility relative to a medium without R2', ppm."""
-    r2prime: F32
-    """Reversible relaxation rate, 1/s."""
-    record: dict[str, Any]
-    """What was measured and chosen."""
-
-
-def estimate_r2prime(
-    r2star: npt.NDArray,
+def transverse_rate(
+    r2: float | str,
     mask: npt.NDArray[np.bool_],
     field_strength: float,
-    r2: float | str = 'median',
-    reliable: npt.NDArray[np.bool_] | None = None,
     inputs: R2Inputs = R2Inputs(),  # noqa: B008 (frozen)
-) -> R2PrimeEstimate:
-    """Susceptibility from R2' (:func:`r2prime_prior`), R2 being what the method says.
+) -> tuple[float | npt.NDArray | None, str]:
+    """R2 as the method says (1/s; None for the median of R2*), and where it comes from.
 
     Parameters
     ----------
-    r2star : (X, Y, Z) ndarray
-        Effective transverse relaxation rate, 1/s.
+    r2 : float or {'median', 'map', 'literature'}
+        1/s; or the median of R2*, the map of ``inputs``, or the literature's by its tissue.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
     field_strength : float
         B0, T.
-    r2 : float or {'median', 'map', 'literature'}
-        Transverse relaxation rate, 1/s; or the median of R2*, the map of ``inputs``, or the
-        literature's by the tissue of ``inputs``.
-    reliable : (X, Y, Z) ndarray of bool, optional
-        Voxels whose R2* is to be trusted; elsewhere the prior is zero.
     inputs : R2Inputs
         A map, or tissue classes.
-
-    Returns
-    -------
-    R2PrimeEstimate
 
     Raises
     ------
@@ -166,20 +144,9 @@ def estimate_r2prime(
 
     Examples
     --------
-    >>> r2star = np.full((3, 3, 3), 20.0)
-    >>> estimate_r2prime(r2star, r2star > 0, 3.0, 0.0).record['r2_source']
-    "R2* used as R2' (R2 taken as 0)"
+    >>> transverse_rate(0.0, np.ones((1, 1, 1), bool), 3.0)
+    (0.0, "R2* used as R2' (R2 taken as 0)")
     """
-    rate, source = _rate(r2, mask, field_strength, inputs)
-    prior = r2prime_prior(r2star, mask, field_strength, rate, reliable)
-    record = {'r2': prior.r2, 'r2_source': source, 'relaxivity': relaxivity(field_strength)}
-    return R2PrimeEstimate(prior.prior_chi, prior.r2prime, record)
-
-
-def _rate(
-    r2: float | str, mask: npt.NDArray[np.bool_], field_strength: float, inputs: R2Inputs
-) -> tuple[float | npt.NDArray | None, str]:
-    """R2 (1/s; None for the median of R2*), and where it comes from."""
     if not isinstance(r2, str):
         return r2, 'given' if r2 else "R2* used as R2' (R2 taken as 0)"
     if r2 == 'median':
