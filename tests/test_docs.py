@@ -219,7 +219,7 @@ def test_methods_state_the_defaults_of_the_code():
         f'at least {phase.sign.FAR:g} degrees from',
         f'leaves {phase.sign.BETTER} times less variance',
         f'and has {phase.sign.CERTAIN[0]} or more',
-        rf'({default(phase.phase_sign, "floor")}\ \mathrm{{ppm}})^2',
+        rf'({phase.sign.MODEL_ERROR}\ \mathrm{{ppm}})^2',
     ):
         assert statement in text, statement
 

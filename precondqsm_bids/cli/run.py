@@ -670,7 +670,7 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
 
 def _sign_words(settings: Settings, run: 'Run') -> str:
     """How the sign of the phase will be found."""
-    from precondqsm_bids.numerics.phase import vendor_sign
+    from precondqsm_bids.numerics.phase.sign import vendor_sign
 
     if settings.method.phase_sign:
         return f'{settings.method.phase_sign:+d}, stated; refused if the field contradicts it'

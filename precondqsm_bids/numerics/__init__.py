@@ -32,19 +32,10 @@ from precondqsm_bids.numerics.flattening import Flattening, flatten_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
-from precondqsm_bids.numerics.phase import (
-    PhaseRepair,
-    PhaseScale,
-    PhaseSign,
-    ShapeField,
-    alternating_axes,
-    first_field,
-    phase_scale,
-    phase_sign,
-    phase_to_radians,
-    repair_phase,
-    shape_field,
-)
+from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
+from precondqsm_bids.numerics.phase.scale import PhaseScale, phase_scale, phase_to_radians
+from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
+from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
 from precondqsm_bids.numerics.prior.basis import (
     Basis,
     Overlap,
@@ -124,7 +115,6 @@ __all__ = [
     'Scan',
     'ShapeField',
     'ShapeMask',
-    'alternating_axes',
     'ambiguous_fraction',
     'b0_direction',
     'bias_field',
@@ -139,7 +129,6 @@ __all__ = [
     'dipole_kernel',
     'estimate_prior',
     'field_of_one_echo',
-    'first_field',
     'fit_echoes',
     'fit_prior',
     'flatten_field',

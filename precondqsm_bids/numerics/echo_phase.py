@@ -63,6 +63,9 @@ def echo_phase(
 
         angle(S_e) = phi0(r) + 2 pi gammabar B0 TE_e field(r) + a_e + b_e . r
 
+    Of three echoes or more; the first field (V,), ppm, must be right to a part of a turn of every
+    spacing, but for a constant and a gradient, and the voxel size is in mm.
+
     Field and offset are free in each voxel. Their fit leaves of ``a_e + b_e . r`` what is neither
     constant nor linear in TE, and four numbers for each echo are fitted to it robustly over the
     whole mask (three rounds without what is beyond three deviations); then again, four times,
@@ -77,20 +80,6 @@ def echo_phase(
     is below 0.005 rad or ten standard errors is left alone, and so is an echo of noise.
 
     Memory: 80 bytes per voxel, and 30 E bytes for each of up to 100,000; no Fourier transform.
-
-    Parameters
-    ----------
-    echoes : Echoes
-        Three or more.
-    field : (V,) ndarray
-        First field, ppm: right to a part of a turn of every spacing, but for a constant and a
-        gradient.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-
-    Returns
-    -------
-    EchoPhase
 
     References
     ----------
@@ -201,17 +190,7 @@ def _without_line(found: F64, to_rad: F64, power: F64) -> tuple[F64, F64]:
 
 
 def take_off(echoes: Echoes, phase: EchoPhase, voxel_size: npt.ArrayLike) -> F32:
-    """Take the phases off the echoes, in place; the change of the field, ppm.
-
-    Parameters
-    ----------
-    echoes : Echoes
-        Echoes of the masked voxels.
-    phase : EchoPhase
-        Result of :func:`echo_phase`.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    """
+    """Take the phases off the echoes, in place; the change of the field, ppm."""
     design = positions(echoes.mask, voxel_size)[1]
     coefficients = phase.coefficients.astype(np.float32)
 

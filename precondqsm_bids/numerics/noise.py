@@ -41,7 +41,9 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
 
 
 def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float, F32]:
-    """Noise of one channel, from the quadrature component that a free phase fit leaves.
+    """Noise of one channel, and its local level (V,), from what a free phase fit leaves.
+
+    Field (ppm) and offset (rad) are those of the fit, (V,); what counts is the quadrature.
 
     Each voxel spends two of its E degrees of freedom, three or more, on field and offset; the rest
     over the noise variance is chi-square distributed, whose median over the voxels gives the
@@ -54,20 +56,6 @@ def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float,
     3 x 3 x 3 voxels of what is left is higher by a half, it counts.
 
     Memory: 90 bytes per voxel; no Fourier transform.
-
-    Parameters
-    ----------
-    echoes : Echoes
-        Three or more.
-    field, offset : (V,) ndarray
-        Fitted field, ppm, and offset, rad.
-
-    Returns
-    -------
-    noise_sd : float
-        Median over the voxels.
-    level : (V,) ndarray
-        Local noise, in the unit of the signal, from a hundredth of ``noise_sd`` up.
     """
     variance, rough = _left_variance(echoes, field, offset)
     number = echoes.echo_times.size
@@ -137,19 +125,10 @@ def _variance_level(ratio: F32, freedom: int, mask: npt.NDArray[np.bool_], size:
 
 
 def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7) -> F32:
-    """Robust mean of ``values`` over the cube of ``size`` voxels around each masked voxel.
+    """Robust mean of values (V,) over the cube of ``size`` voxels around each masked voxel.
 
-    Weights are ``1 / sd^2``, but no voxel counts more than the median one; values beyond three
-    deviations of the level are left out, in four rounds.
-
-    Parameters
-    ----------
-    values, sd : (V,) ndarray
-        Values at the masked voxels and their standard deviations.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels.
-    size : int
-        Edge of the cube, voxels.
+    Weights are ``1 / sd^2`` by the values' standard deviations, but no voxel counts more than the
+    median one; values beyond three deviations of the level are left out, in four rounds.
     """
 
     def box(v: npt.NDArray) -> F32:

@@ -60,6 +60,8 @@ def smooth_offset(
 ) -> Offset:
     """Smooth function of position for the phase offset: a quartic, else a spline.
 
+    Of offsets of free fits and their standard deviations, rad, (V,); the voxel size is in mm.
+
     A polynomial of fourth order serves if the block medians of what it leaves stay below
     0.015 rad.
     Else a cubic B-spline, of seven intervals along the longest axis of the mask, is fitted to the
@@ -75,21 +77,6 @@ def smooth_offset(
     it exceeds 0.03 rad, or the spline is shorter than 0.8, and the voxel's own is four deviations
     off. Both fits weight by the inverse variance and leave out, in four rounds, what is beyond
     four deviations.
-
-    Parameters
-    ----------
-    offset : (V,) ndarray
-        Offsets of free fits in the masked voxels, rad.
-    offset_sd : (V,) ndarray
-        Their standard deviations, rad.
-    mask : (X, Y, Z) ndarray of bool
-        The voxels.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-
-    Returns
-    -------
-    Offset
     """
     good = np.flatnonzero(offset_sd < LEAST_KNOWN)
     nothing = np.zeros_like(offset)

@@ -13,7 +13,12 @@ from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, l2_invers
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
-from precondqsm_bids.numerics.prior.r2prime import R2Inputs, R2PrimeEstimate, estimate_r2prime
+from precondqsm_bids.numerics.prior.r2prime import (
+    R2Inputs,
+    R2PrimePrior,
+    r2prime_prior,
+    transverse_rate,
+)
 from precondqsm_bids.numerics.recombination import Recombination, recombine, reference_region
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
@@ -62,7 +67,7 @@ class Reconstruction(NamedTuple):
 
     region: Region
     measured: MeasuredField
-    theory: R2PrimeEstimate | None
+    theory: R2PrimePrior | None
     """None of one echo."""
     prior: PriorEstimate
     flattened_field: F32
@@ -153,15 +158,15 @@ def reconstruct(
 
 def _theory(
     scan: Scan, mask: Bools, measured: MeasuredField, method: Method, companions: Companions
-) -> R2PrimeEstimate | None:
+) -> R2PrimePrior | None:
     """Susceptibility from R2' by static dephasing; None of one echo."""
     if measured.r2star is None:
         return None
     given = R2Inputs(
         companions.r2_map, companions.r2_map_kind, companions.tissue, companions.tissue_names
     )
-    rate, reliable = measured.r2star, measured.reliable
-    return estimate_r2prime(rate, mask, scan.field_strength, method.r2, reliable, given)
+    r2, _ = transverse_rate(method.r2, mask, scan.field_strength, given)
+    return r2prime_prior(measured.r2star, mask, scan.field_strength, r2, measured.reliable)
 
 
 def _first_estimate(
@@ -169,14 +174,14 @@ def _first_estimate(
     geometry: Geometry,
     region: Region,
     measured: MeasuredField,
-    theory: R2PrimeEstimate | None,
+    theory: R2PrimePrior | None,
     method: Method,
     companions: Companions,
 ) -> PriorEstimate:
     """The prior by the terms of the method, and the shape with it if the method has it."""
     shape_chi = region.shape_chi if method.shape else None
     if theory and method.by_theory:
-        return PriorEstimate(theory.prior_chi, shape_chi, None, None, theory.record)
+        return PriorEstimate(theory.prior_chi, shape_chi, None, None, {})
     inputs = PriorInputs(
         r2star=measured.r2star,
         reliable=measured.reliable,

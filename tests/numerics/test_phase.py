@@ -9,18 +9,12 @@ from scipy import ndimage
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.echo_fit import fit_echoes
-from precondqsm_bids.numerics.phase import (
-    PhaseSign,
-    alternating_axes,
-    decide_sign,
-    first_field,
-    phase_scale,
-    phase_sign,
-    phase_to_radians,
-    repair_phase,
-    shape_field,
-    vendor_sign,
-)
+from precondqsm_bids.numerics.echoes import Echoes
+from precondqsm_bids.numerics.phase.readout import alternating_axes
+from precondqsm_bids.numerics.phase.repair import first_field, repair_phase
+from precondqsm_bids.numerics.phase.scale import phase_scale, phase_to_radians
+from precondqsm_bids.numerics.phase.shape_field import shape_field
+from precondqsm_bids.numerics.phase.sign import PhaseSign, decide_sign, phase_sign, vendor_sign
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.phantom import tubes
@@ -307,7 +301,7 @@ def test_sign_of_the_phantom(name, sign):
 def test_shim_hides_the_sign_from_the_plain_correlation():
     # what the polynomials are for
     data = scan()
-    field, sd = first_field(data.magnitude, data.phase, data.te, 3.0, data.mask)
+    field, sd = first_field(Echoes.of(*data.scan[:3], data.mask, 3.0), None)
     plain = np.corrcoef(field[data.mask], data.outline.field[data.mask])[0, 1]
     assert plain < 0.5
     assert phase_sign(field, data.outline.field, data.mask, sd).correlation > 0.9
@@ -551,7 +545,7 @@ def test_alternating_slices_are_repaired(axes, sign, changes):
     for axis in axes:
         phase += np.pi * (np.indices(data.mask.shape)[axis] % 2)[..., None]
     phase = angle(phase).astype(np.float32)
-    assert alternating_axes(data.magnitude, phase, data.te, data.mask) == axes
+    assert alternating_axes(Echoes.of(data.magnitude, phase, data.te, data.mask)) == axes
     result = data.repaired(phase=phase)
     assert result.alternating_axes == axes
     assert sum('alternates' in note for note in result.notes) == len(axes)
@@ -567,14 +561,15 @@ def test_steep_field_is_no_alternating_sign():
     phase = (np.pi / te[0]) * 0.95 * z[..., None] * te + 0.01 * x[..., None]
     everywhere = np.ones(x.shape, bool)
     assert abs(np.angle(np.exp(1j * np.diff(phase[..., 0], axis=2))).mean()) > 2.9
-    assert alternating_axes(np.ones(phase.shape), phase, te, everywhere) == ()
+    assert alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, everywhere)) == ()
 
 
 def test_noise_is_no_alternating_sign():
     rng = np.random.default_rng(0)
     phase = rng.uniform(-3, 3, (12, 12, 12, 3))
     everywhere = np.ones(phase.shape[:3], bool)
-    assert alternating_axes(np.ones(phase.shape), phase, [0.002, 0.004, 0.006], everywhere) == ()
+    te = [0.002, 0.004, 0.006]
+    assert alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, everywhere)) == ()
 
 
 # --- errors -------------------------------------------------------------------------------------

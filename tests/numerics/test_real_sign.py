@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
-from precondqsm_bids.numerics.phase import decide_sign, phase_to_radians, repair_phase
+from precondqsm_bids.numerics.phase.repair import repair_phase
+from precondqsm_bids.numerics.phase.scale import phase_to_radians
+from precondqsm_bids.numerics.phase.sign import decide_sign
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 

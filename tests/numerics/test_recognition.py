@@ -14,16 +14,6 @@ import pytest
 
 from precondqsm_bids.interfaces.volumes import load
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.phase import (
-    growth,
-    is_phase,
-    likeness,
-    phase_growth,
-    phase_to_radians,
-    shape_field,
-    slow_phase,
-    unsigned_parts,
-)
 from precondqsm_bids.numerics.phase.recognition import (
     ADVANCE,
     FIRST_ECHO,
@@ -31,7 +21,16 @@ from precondqsm_bids.numerics.phase.recognition import (
     SAME_IMAGE,
     SLOW_PHASE,
     fills_quarter_turn,
+    growth,
+    is_phase,
+    likeness,
+    phase_growth,
+    slow_phase,
+    unsigned_parts,
 )
+from precondqsm_bids.numerics.phase.scale import phase_to_radians
+from precondqsm_bids.numerics.phase.shape_field import shape_field
+from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.head_spec import HeadSpec
@@ -55,7 +54,7 @@ SETS = {
 }
 
 
-class Scan:
+class Data:
     """Echoes, the object and the field of its shape."""
 
     def __init__(self, magnitude, stored, te, field_strength, affine, units=None):
@@ -65,13 +64,17 @@ class Scan:
         self.mask = shape.roi_mask
         voxel_size = nib.affines.voxel_sizes(affine)
         field = shape_field(shape.shape_mask, voxel_size, b0_direction(affine), self.mask).field
-        self.rest = (te, field_strength, self.mask, field)
+        self.scan = Scan(magnitude, self.phase, te, field_strength)
+        self.rest = (self.mask, field)
 
     def slow(self, phase=None):
-        return slow_phase(self.magnitude, self.phase if phase is None else phase, *self.rest)
+        return slow_phase(self.with_phase(phase), *self.rest)
 
     def advance(self, phase=None):
-        return phase_growth(self.magnitude, self.phase if phase is None else phase, *self.rest)
+        return phase_growth(self.with_phase(phase), *self.rest)
+
+    def with_phase(self, phase):
+        return self.scan if phase is None else self.scan._replace(phase=phase)
 
 
 def head_spec(name):
@@ -95,13 +98,13 @@ def scan(name):
         echoes = (np.stack([load(str(path)) for path in paths], axis=-1) for paths in files)
         field_strength, te = SETS[name]
         affine = nib.as_closest_canonical(nib.load(files[0][0])).affine
-        return Scan(*echoes, te, field_strength, affine, 'arbitrary')
+        return Data(*echoes, te, field_strength, affine, 'arbitrary')
     if name.startswith('difference of '):
         whole = scan(name.removeprefix('difference of '))
-        te, *rest = whole.rest[:2]
+        te, *rest = whole.scan[2:4]
         step = np.angle(np.exp(1j * (whole.phase[..., 2:3] - whole.phase[..., :1])))
         affine = simulated(name.removeprefix('difference of ')).affine
-        return Scan(whole.magnitude[..., :1], step, (te[2] - te[0],), *rest, affine)
+        return Data(whole.magnitude[..., :1], step, (te[2] - te[0],), *rest, affine)
     if name.startswith('head'):
         phantom, spec = simulated(name), head_spec(name)
         te, b0 = spec.echo_times, spec.field_strength
@@ -112,11 +115,11 @@ def scan(name):
         signal = np.stack([ball * np.exp(1j * x[0] - 20 * t) for t in te], axis=-1)
         noise = rng.normal(size=(2, *signal.shape))
         signal = signal + 0.02 * (noise[0] + 1j * noise[1])
-        return Scan(np.abs(signal), np.angle(signal), te, 3.0, np.diag([3.0, 3.0, 3.0, 1.0]))
+        return Data(np.abs(signal), np.angle(signal), te, 3.0, np.diag([3.0, 3.0, 3.0, 1.0]))
     else:
         phantom = simulated(name)
         te, b0 = phantom.echo_times, 3.0
-    return Scan(phantom.magnitude, phantom.phase, te, b0, phantom.affine)
+    return Data(phantom.magnitude, phantom.phase, te, b0, phantom.affine)
 
 
 GOOD = [*TUBES, 'head 3', 'head 7', 'uniform ball', *SETS]
@@ -151,7 +154,7 @@ def test_nothing_good_is_refused(name):
     slow = one.slow()
     assert slow.size > 1.5 * min(SLOW_PHASE[0], SLOW_PHASE[1] * slow.expected)
     if (advance := one.advance()) and min(advance.first, advance.correlation) > FIRST_ECHO[0]:
-        te = one.rest[0]
+        te = one.scan.echo_times
         due = advance.first * min(1, (te[1] - te[0]) / te[0])
         assert advance.coefficient > 2 * ADVANCE * due
     assert not advance or not advance.differences

@@ -10,7 +10,9 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
 from precondqsm_bids.method import Method
+from precondqsm_bids.numerics import Companions, Scan, reconstruct
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import (
@@ -376,3 +378,57 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
     """12.4 times the images at 64 x 64 x 53 voxels: benchmarks/scaling.py cost."""
     node = init_precondqsm_wf(mem_gb=2.0).get_node('echo_fit')
     assert node.mem_gb == 2.0 * 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'settings, echoes',
+    [
+        ({'reference': 'agar', 'pdf_iterations': 10}, 4),
+        ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5}, 4),
+        ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
+    ],
+    ids=['default', 'published', 'one echo and a map'],
+)
+def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, settings, echoes):
+    """To the last bit: the nodes and their files add nothing to :func:`reconstruct`."""
+    monkeypatch.chdir(tmp_path)
+    files = write(tmp_path, phantom)
+    chi = (0.9 * phantom.chi).astype(np.float32)
+    nb.save(nb.Nifti1Image(chi, phantom.affine), tmp_path / 'chi.nii')
+    if 'prior' in settings and 'map:chi.nii' in settings['prior']:
+        settings = settings | {'prior': ('contrast', f'map:{tmp_path / "chi.nii"}')}
+    method = Method(**settings)
+    workflow = init_precondqsm_wf(method, name='qsm', one_echo=echoes == 1)
+    workflow.base_dir = str(tmp_path / 'work')
+    given = workflow.inputs.inputnode
+    given.magnitude, given.phase = files['magnitude'][:echoes], files['phase'][:echoes]
+    given.echo_times, given.field_strength = list(phantom.echo_times[:echoes]), 3.0
+    given.labels, given.label_names = files['labels'], phantom.label_names
+    logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
+    workflow.config['execution'] = {'remove_unnecessary_outputs': 'false'}
+    nodes = {node.name: node for node in workflow.run(plugin='Linear').nodes()}
+
+    def volume(node, port):
+        return load(getattr(nodes[node].result.outputs, port), None)
+
+    magnitude, phase = load_signal(files['magnitude'][:echoes], files['phase'][:echoes])
+    path = files['magnitude'][0]
+    times, size = phantom.echo_times[:echoes], geometry(path)[1]
+    scan = Scan(magnitude, phase, times, 3.0, size, b0_along(path))
+    companions = Companions(
+        maps={str(tmp_path / 'chi.nii'): chi}, labels=load(files['labels'], None),
+        label_names=phantom.label_names,
+    )  # fmt: skip
+    found = reconstruct(scan, method, companions)
+    np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
+    np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
+    np.testing.assert_array_equal(volume('flattening', 'flattened_field'), found.flattened_field)
+    for prefix, arm in (('', found.preconditioned), ('conventional_', found.conventional)):
+        if arm is None:
+            assert not method.conventional
+            continue
+        local = volume(f'{prefix}background_removal', 'local_field')
+        np.testing.assert_array_equal(local, arm.local.local_field)
+        np.testing.assert_array_equal(volume(f'{prefix}recombination', 'chi'), arm.map.chi)
+    assert np.std(found.chi[found.region.roi_mask]) > 0.01

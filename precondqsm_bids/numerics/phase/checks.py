@@ -50,13 +50,6 @@ def check_stored(scan: Scan, mask: Bools) -> None:
     """Raise ValueError if a stored phase is a magnitude, or the magnitude grows with time.
 
     Before the phase is scaled: the values of a magnitude are those of no phase.
-
-    Parameters
-    ----------
-    scan : Scan
-        As stored.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
     """
     magnitudes = scan.names('magnitude')
     for e, name in enumerate(scan.names('phase')):
@@ -81,17 +74,7 @@ def check_stored(scan: Scan, mask: Bools) -> None:
 
 
 def check_phase(scan: Scan, mask: Bools, shape: ShapeField | None) -> None:
-    """Raise ValueError if a phase (rad) is filtered, does not grow with time or lost its sign.
-
-    Parameters
-    ----------
-    scan : Scan
-        Its phase in rad.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-    shape : ShapeField or None
-        Field of the object's shape in air; without it only the range is looked at.
-    """
+    """Raise ValueError if a phase (rad) is filtered, does not grow with time or lost its sign."""
     names = scan.names('phase')
     for e, name in enumerate(names):
         there = scan.magnitude[..., e] > 0
@@ -102,9 +85,8 @@ def check_phase(scan: Scan, mask: Bools, shape: ShapeField | None) -> None:
             )
     if shape is None:
         return
-    echoes = scan.magnitude, scan.phase, scan.echo_times, scan.field_strength
     # First, since what does not grow with time has less than the time of an echo makes of it.
-    advance = phase_growth(*echoes, mask, shape.field)
+    advance = phase_growth(scan, mask, shape.field)
     if advance is not None and advance.differences:
         raise ValueError(
             f'{names[0]} and {names[1]} are phase differences: the phase does not '
@@ -113,7 +95,7 @@ def check_phase(scan: Scan, mask: Bools, shape: ShapeField | None) -> None:
             'two, +1 or -1 by theory); give the phase of each echo, or one difference as one '
             'echo with EchoTime1 and EchoTime2'
         )
-    slow = slow_phase(*echoes, mask, shape.field)
+    slow = slow_phase(scan, mask, shape.field)
     if slow.filtered:
         raise ValueError(
             f'{names[-1]} is a filtered phase (high-pass, homodyne or SWI): what varies '

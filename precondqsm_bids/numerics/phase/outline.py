@@ -42,20 +42,10 @@ def coarse_field(
     voxel_size: npt.ArrayLike,
     most: int = MOST_VOXELS,
 ) -> CoarseField:
-    """Means of a field over blocks, so that no axis has more than ``most`` voxels.
+    """Means of a field (ppm) and its deviation over blocks, at most ``most`` along an axis.
 
-    Parameters
-    ----------
-    field, sd : (X, Y, Z) ndarray
-        Measured field and its standard deviation, ppm.
-    mask : (X, Y, Z) ndarray of bool
-        Where the field is known.
-    shape : (X, Y, Z) ndarray of bool
-        Object against air. Where the last block is not full, the object goes on in it as it ends.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    most : int
-        Voxels along an axis.
+    The field is known in the mask. Where the last block is not full, the object goes on in it as
+    it ends.
 
     Examples
     --------
@@ -85,18 +75,9 @@ def _block_means(volume: npt.NDArray, factors: list[int], mode: str) -> F64:
 
 
 def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bools:
-    """The object closed by a ball: cavities and gaps narrower than its diameter are filled.
+    """The object closed by a ball (radius in mm): gaps narrower than its diameter are filled.
 
     The object goes on beyond the edges of the field of view as it ends there.
-
-    Parameters
-    ----------
-    shape : (X, Y, Z) ndarray of bool
-        Object against air.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    radius : float
-        Of the ball, mm.
 
     Examples
     --------
@@ -118,13 +99,6 @@ def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bo
 
 def cut_fraction(shape: Bools, voxel_size: npt.ArrayLike) -> float:
     """Fraction of the object's surface that is the edge of the field of view: 0 if it lies within.
-
-    Parameters
-    ----------
-    shape : (X, Y, Z) ndarray of bool
-        Object against air.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
 
     Examples
     --------

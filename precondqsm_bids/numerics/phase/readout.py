@@ -9,9 +9,7 @@ from precondqsm_bids.numerics.unwrapping import phase_advance
 Bools = npt.NDArray[np.bool_]
 
 
-def alternating_axes(
-    magnitude: npt.NDArray, phase: npt.NDArray, echo_times: npt.ArrayLike, mask: Bools
-) -> tuple[int, ...]:
+def alternating_axes(echoes: Echoes) -> tuple[int, ...]:
     """Array axes along which the sign of the signal alternates from slice to slice.
 
     Some scanners reconstruct volumes without centring k-space along the slices, which turns every
@@ -24,28 +22,14 @@ def alternating_axes(
     for ordinary data and near -1 for alternating ones. An axis alternates below -0.3. The phase of
     a single echo is taken as it is.
 
-    Parameters
-    ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        Echo times, s.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-
     Examples
     --------
-    >>> te = [0.004, 0.008]
+    >>> te, mask = np.array([0.004, 0.008]), np.ones((8, 8, 8), bool)
     >>> phase = 0.3 * np.indices((8, 8, 8))[0][..., None] * np.array([1, 2])
     >>> phase[:, :, 1::2] += np.pi
-    >>> alternating_axes(np.ones(phase.shape), phase, te, np.ones((8, 8, 8), bool))
+    >>> alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, mask))
     (2,)
     """
-    return alternating_axes_of(Echoes.of(magnitude, phase, echo_times, mask))
-
-
-def alternating_axes_of(echoes: Echoes) -> tuple[int, ...]:
-    """:func:`alternating_axes` of complex echoes."""
     advance, spacing = phase_advance(echoes)
     first, te = echoes.signal[:, 0], echoes.echo_times
     found = []

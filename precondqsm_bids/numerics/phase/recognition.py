@@ -14,8 +14,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.phase.readout import alternating_axes
+from precondqsm_bids.numerics.phase.scale import common_value, jumps
 from precondqsm_bids.numerics.phase.shape_field import shim_terms
+from precondqsm_bids.numerics.scan import Scan
 
 Bools = npt.NDArray[np.bool_]
 TWO_PI = 2 * np.pi
@@ -53,11 +56,6 @@ def is_phase(data: npt.NDArray) -> bool:
     share, and jumps by more than half of it between at least 5 % of the neighbours (0..4095 with
     noise in the air). The most common value (blanked air) is left out.
 
-    Parameters
-    ----------
-    data : (X, Y, Z) ndarray
-        A magnitude by its name, as stored.
-
     Examples
     --------
     >>> rng = np.random.default_rng(0)
@@ -68,8 +66,7 @@ def is_phase(data: npt.NDArray) -> bool:
     data = np.asarray(data)
     stride = max(1, data.size >> 20) | 1
     values = np.asarray(data.ravel()[::stride], np.float64)
-    common, count = np.unique(values, return_counts=True)
-    blank = common[np.argmax(count)] if count.max() > 0.05 * values.size else None
+    blank = common_value(values)
     values = values[values != blank] if blank is not None else values
     if values.size < 1000:
         return False
@@ -81,14 +78,7 @@ def is_phase(data: npt.NDArray) -> bool:
     bins = np.histogram(values, 32, (low, high))[0]
     if bins.min() < EVEN * values.size / 32:
         return False
-    jumps = pairs = 0
-    for axis in range(3):
-        one, two = (np.moveaxis(data, axis, 0)[part] for part in (np.s_[:-1], np.s_[1:]))
-        both = (one != blank) & (two != blank) if blank is not None else np.ones(one.shape, bool)
-        apart = np.abs(np.subtract(two, one, dtype=np.float64)) > (high - low) / 2
-        jumps += int(np.count_nonzero(apart & both))
-        pairs += int(np.count_nonzero(both))
-    return jumps > 0.05 * max(pairs, 1)
+    return jumps(data[..., None], blank, (high - low) / 2) > 0.05
 
 
 def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[float, float]:
@@ -97,13 +87,6 @@ def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[f
     Both are near 1 for a magnitude that is stored as phase, whatever its scale: above
     :data:`SAME_IMAGE`. In good data the differences between neighbours are those of noise, which
     is independent in magnitude and phase, and of edges, which a field does not follow.
-
-    Parameters
-    ----------
-    phase, magnitude : (X, Y, Z) ndarray
-        One echo; the phase in any unit.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
 
     Examples
     --------
@@ -137,11 +120,6 @@ def unsigned_parts(real: npt.NDArray, imaginary: npt.NDArray) -> bool:
     :func:`fills_quarter_turn`, or the faces of the field of view have one value in both parts, to
     2 %, with deviations of less than a tenth of it: codes whose 0 is in the middle of their range.
 
-    Parameters
-    ----------
-    real, imaginary : (X, Y, Z) ndarray
-        Parts of the signal of one echo.
-
     Examples
     --------
     >>> parts = np.random.default_rng(0).normal(size=(2, 20, 20, 20))
@@ -166,11 +144,6 @@ def fills_quarter_turn(phase: npt.NDArray) -> bool:
     """Check for a phase (rad) that fills the turn's first quarter, and nothing else.
 
     To both ends: each 16th of it has at least a quarter of an even share.
-
-    Parameters
-    ----------
-    phase : ndarray
-        rad
 
     Examples
     --------
@@ -200,13 +173,6 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
     Echo times in reverse order, or echoes that are scaled one by one, let it grow in nearly the
     whole object; noise, or fat that comes into phase again, in parts of it.
 
-    Parameters
-    ----------
-    magnitude : (X, Y, Z, E) ndarray
-        Echoes in the order of their times.
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-
     Examples
     --------
     >>> decay = np.exp(-20 * np.array([0.004, 0.02])) * np.ones((9, 9, 9, 1))
@@ -234,14 +200,7 @@ class SlowPhase(NamedTuple):
     """The first is small and the second is not."""
 
 
-def slow_phase(
-    magnitude: npt.NDArray,
-    phase: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: Bools,
-    shape_field: npt.NDArray,
-) -> SlowPhase:
+def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     """Slow variations of the phase against those that the object's shape must make.
 
     A high-pass or homodyne filter (as for susceptibility-weighted images) divides the signal by
@@ -253,23 +212,10 @@ def slow_phase(
 
     Echoes of less than 0.3 times the magnitude of the strongest are left out. Smoothing begins
     with means over blocks of up to 3 voxels.
-
-    Parameters
-    ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        s
-    field_strength : float
-        T
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-    shape_field : (X, Y, Z) ndarray
-        Field of the object's shape in air, ppm.
     """
-    times = np.asarray(echo_times, np.float64)
+    times, phase = np.asarray(scan.echo_times, np.float64), scan.phase
     # An echo whose noise hides its slow phase would seem filtered.
-    level = [float(np.median(magnitude[mask][:, e])) for e in range(times.size)]
+    level = [float(np.median(scan.magnitude[mask][:, e])) for e in range(times.size)]
     usable = [e for e in range(times.size) if level[e] > 0.3 * max(level)]
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     inside = mask[box]
@@ -290,7 +236,7 @@ def slow_phase(
     weight = np.maximum(ndimage.gaussian_filter(fraction, sigma), 1e-6)
     expected = ndimage.gaussian_filter(expected.astype(np.float64), sigma) / weight
     left = _without_shim(expected, there)
-    radians = float(TWO_PI * hz_per_ppm(field_strength) * times[echo] * left.std())
+    radians = float(TWO_PI * hz_per_ppm(scan.field_strength) * times[echo] * left.std())
     least = min(SLOW_PHASE[0], SLOW_PHASE[1] * radians)
     return SlowPhase(size, radians, size < least and radians > EXPECTED_PHASE)
 
@@ -331,41 +277,18 @@ class Advance(NamedTuple):
     """The first echo has the field of the shape and the advance has not."""
 
 
-def phase_growth(
-    magnitude: npt.NDArray,
-    phase: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: Bools,
-    shape_field: npt.NDArray,
-) -> Advance | None:
+def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance | None:
     """Growth of the phase with echo time: none where every echo has the same phase difference.
 
     The differences between neighbouring voxels, of the first echo's phase and of the advance to
     the second, need no unwrapping. Along each axis they are regressed on those of the shape's
-    field, after polynomials of first order (a shim, a readout) are taken off both.
-
-    Parameters
-    ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        s
-    field_strength : float
-        T
-    mask : (X, Y, Z) ndarray of bool
-        The object.
-    shape_field : (X, Y, Z) ndarray
-        Field of the object's shape in air, ppm.
-
-    Returns
-    -------
-    Advance or None
-        None of a single echo, or where the shape has no field to compare with.
+    field (ppm), after polynomials of first order (a shim, a readout) are taken off both. None of a
+    single echo, or where the shape has no field to compare with.
     """
-    times = np.asarray(echo_times, np.float64)
-    if times.size < 2:
+    times = np.asarray(scan.echo_times, np.float64)[:2]
+    if scan.one_echo:
         return None
+    magnitude, phase = scan.magnitude[..., :2], scan.phase[..., :2]
     # The border is where the field of the shape is least certain.
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
@@ -373,13 +296,13 @@ def phase_growth(
         np.where(inner, magnitude[..., e] * np.exp(1j * phase[..., e]), 0) for e in (0, 1)
     )
     # Slices whose sign alternates are repaired later.
-    skipped = alternating_axes(magnitude[..., :2], phase[..., :2], times[:2], mask)
+    skipped = alternating_axes(Echoes.of(magnitude, phase, times, mask))
     axes = set(range(3)) - set(skipped)
     steps = _steps(shape_field, (first, second * first.conj()), inner, axes)
     if not steps:
         return None
     shape, one, advanced = (np.concatenate(column) for column in zip(*steps, strict=True))
-    shape *= TWO_PI * hz_per_ppm(field_strength) * (times[1] - times[0])
+    shape *= TWO_PI * hz_per_ppm(scan.field_strength) * (times[1] - times[0])
     power = float(shape @ shape)
     if power == 0:
         return None

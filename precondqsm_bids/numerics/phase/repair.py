@@ -10,7 +10,7 @@ from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.phase.outline import coarse_field
-from precondqsm_bids.numerics.phase.readout import alternating_axes_of
+from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.sign import (
     AxisTest,
     PhaseSign,
@@ -46,42 +46,20 @@ class PhaseRepair(NamedTuple):
     """Repairs and doubts, in sentences."""
 
 
-def first_field(
-    magnitude: npt.NDArray,
-    phase: npt.NDArray,
-    echo_times: npt.ArrayLike,
-    field_strength: float,
-    mask: Bools,
-) -> tuple[F32, F32]:
+def first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
     """Cheap field and its standard deviation, ppm, from the phase advance between echoes.
 
     ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. No prediction
     enters, so that its sign is that of the phase; the phase offset enters where there is one echo.
 
-    Parameters
-    ----------
-    magnitude, phase : (X, Y, Z, E) ndarray
-        Echoes; phase in rad.
-    echo_times : (E,) array_like
-        Echo times, s.
-    field_strength : float
-        B0, T.
-    mask : (X, Y, Z) ndarray of bool
-        Where the field is wanted; zero elsewhere.
-
     Examples
     --------
-    >>> te = np.array([0.004, 0.008])
+    >>> te, mask = np.array([0.004, 0.008]), np.ones((4, 4, 4), bool)
     >>> phase = np.full((4, 4, 4, 1), 0.1) + 2 * np.pi * 127.729 * 0.05 * te
-    >>> field, _ = first_field(np.ones(phase.shape), phase, te, 3.0, np.ones((4, 4, 4), bool))
+    >>> field, _ = first_field(Echoes.of(np.ones(phase.shape), phase, te, mask, 3.0), None)
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
-    echoes = Echoes.of(magnitude, phase, echo_times, mask, field_strength)
-    return _first_field(echoes, air_around(magnitude, mask))
-
-
-def _first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
     advance, spacing = phase_advance(echoes)
     to_rad = np.float32(TWO_PI * hz_per_ppm(echoes.field_strength) * spacing)
     amplitude = np.sqrt(np.abs(advance))
@@ -145,7 +123,7 @@ def repair_phase(
     echoes = Echoes.of(magnitude, phase, scan.echo_times, mask, scan.field_strength)
     repaired = phase
 
-    alternating = alternating_axes_of(echoes)
+    alternating = alternating_axes(echoes)
     for axis in alternating:
         odd = [slice(None)] * 4
         odd[axis] = slice(1, None, 2)
@@ -159,7 +137,7 @@ def repair_phase(
 
     test = axes = None
     if shape_mask is not None:
-        field, sd = _first_field(echoes, air_around(magnitude, mask))
+        field, sd = first_field(echoes, air_around(magnitude, mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         inner = inner if inner.any() else mask

@@ -137,7 +137,7 @@ def _found(
     if not declared and _may_be_radians(low, high, step):
         return PhaseScale(TWO_PI, 0.0, 'radians')
     beyond = not declared and span > TWO_PI and not _whole_numbers(low, step)
-    if beyond and _smoothness(echoes, _blank(values)) >= SMOOTH[None]:
+    if beyond and _smoothness(echoes, common_value(values)) >= SMOOTH[None]:
         return PhaseScale(TWO_PI, 0.0, 'unwrapped')
     raise ValueError(
         f'{_range(low, high, step)}, which is neither radians nor a known range of codes, nor a '
@@ -187,7 +187,7 @@ def _declared(
     smooth = (
         wide
         and _recognised(low, high, step, filled=False) is None
-        and _smoothness(echoes, _blank(values)) >= SMOOTH['rad']
+        and _smoothness(echoes, common_value(values)) >= SMOOTH['rad']
     )
     if _whole_numbers(low, step) or (wide and not smooth):
         raise ValueError(
@@ -206,8 +206,8 @@ def _whole_numbers(low: float, step: float | None) -> bool:
     return step is not None and _is_whole(low) and _is_whole(step)
 
 
-def _blank(values: npt.NDArray) -> float | None:
-    """The value of blanked air: the most common one, if it is that of more than 5 %."""
+def common_value(values: npt.NDArray) -> float | None:
+    """Value of blanked air: the most common one, if it is that of more than 5 %."""
     common, count = np.unique(values, return_counts=True)
     return float(common[np.argmax(count)]) if count.max() > 0.05 * values.size else None
 
@@ -234,6 +234,15 @@ def _smoothness(echoes: npt.NDArray, blank: float | None) -> float:
         near += int(np.count_nonzero(both & (np.abs(difference) < np.pi)))
         pairs += int(np.count_nonzero(both))
     return near / max(pairs, 1)
+
+
+def jumps(echoes: npt.NDArray, blank: float | None, limit: float) -> float:
+    """Fraction of neighbouring voxels that differ by more than ``limit``."""
+    found = pairs = 0
+    for difference, both in _neighbours(echoes, blank):
+        found += int(np.count_nonzero(both & (np.abs(difference) > limit)))
+        pairs += int(np.count_nonzero(both))
+    return found / max(pairs, 1)
 
 
 def _recognised(low: float, high: float, step: float | None, filled: bool) -> PhaseScale | None:
@@ -293,7 +302,7 @@ def _middle(low: float, high: float, turn: float) -> float:
 def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float) -> bool:
     """Check that the values fill the range to both ends and jump across it."""
     span = high - low
-    blank = _blank(values)
+    blank = common_value(values)
     if blank is not None:
         values = values[values != blank]
     if values.size < 1000:
@@ -301,11 +310,7 @@ def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float
     fraction = np.histogram(values, 32, (low, high))[0] / values.size
     if min(fraction[0], fraction[-1]) < 0.25 / 32:
         return False
-    jumps, pairs = 0, 0
-    for difference, both in _neighbours(echoes, blank):
-        jumps += int(np.count_nonzero(both & (np.abs(difference) > span / 2)))
-        pairs += int(np.count_nonzero(both))
-    return jumps > 0.05 * max(pairs, 1)
+    return jumps(echoes, blank, span / 2) > 0.05
 
 
 def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
