@@ -72,13 +72,14 @@ class DipoleInversion(NamedTuple):
     def record(self, rule: str | None, suppress_noise: bool) -> dict[str, Any]:
         """What was chosen, in plain numbers; ``rule`` is None if lambda was given."""
         shown = self.curve is NO_CURVE or rule == 'l-curve'
-        return {
+        record = {
             'reg_weight': _finite(self.reg_weight),
             'rule': rule or 'given',
             'corner': _finite(self.curve.reg_weight),
             'noise_suppressed': suppress_noise,
             'warnings': list(self.curve.warnings) if shown else [],
         }
+        return record
 
     def l_curve(self) -> dict[str, Any]:
         """The L-curve in plain lists, its corner and the lambda that was used."""

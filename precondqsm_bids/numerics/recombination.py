@@ -49,9 +49,12 @@ class Recombination(NamedTuple):
 
     def record(self, name: str, voxel_size: npt.ArrayLike) -> dict[str, Any]:
         """What was measured, in plain numbers, by the reference's name and voxels in mm."""
-        record: dict[str, Any] = {'reference': name} | {
-            key: getattr(self, key)
-            for key in ('reference_value', 'reference_sd', 'roi_mean', 'roi_sd')
+        record: dict[str, Any] = {
+            'reference': name,
+            'reference_value': self.reference_value,
+            'reference_sd': self.reference_sd,
+            'roi_mean': self.roi_mean,
+            'roi_sd': self.roi_sd,
         }
         found = self.bodies
         if len(found) < 2:

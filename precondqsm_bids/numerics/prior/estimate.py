@@ -156,7 +156,7 @@ def estimate_prior(
         free_voxels=free_voxels, workers=workers,
     )  # fmt: skip
     record = builder.record(bases, fitted)
-    record |= {'fit': fit, 'iterations': iterations}
+    record['fit'], record['iterations'] = fit, iterations
     if free_voxels:
         record['free_voxels'] = {
             'voxels': int(np.count_nonzero(fitted.free_chi)),
@@ -288,7 +288,8 @@ class _Builder:
             ],
         }
         if 'contrast' in priors:
-            record |= {'combined_magnitude': self.combined, 'bias_field': self.shading}
+            record['combined_magnitude'] = self.combined
+            record['bias_field'] = self.shading
         if inputs.contrasts:
             record['further_contrasts'] = [PurePath(name).name for name in inputs.contrasts]
         if coefficients:
