@@ -15,14 +15,14 @@ another body are no reference for that."""
 
 
 class BodyReference(NamedTuple):
-    """What one body of the region is relative to."""
+    """Reference of one body of the region."""
 
     voxels: int
     """Voxels of the body."""
     held: bool
-    """Whether the body holds the reference; if not, it is relative to its own mean."""
+    """True if the body has part of the reference; if not, it is relative to its own mean."""
     value: float
-    """What was subtracted, ppm."""
+    """Subtracted value, ppm."""
     sd: float
     """Standard deviation over what the body is relative to, ppm."""
     mean: float
@@ -30,12 +30,12 @@ class BodyReference(NamedTuple):
 
 
 class Recombination(NamedTuple):
-    """What :func:`recombine` computed."""
+    """Result of :func:`recombine`."""
 
     chi: F32
     """Susceptibility relative to the reference, ppm, (X, Y, Z), zero outside the mask."""
     reference_value: float
-    """What was subtracted: the mean over the reference region, ppm; of several bodies, that of
+    """Subtracted value: the mean over the reference region, ppm; of several bodies, that of
     the body that holds most of it."""
     reference_sd: float
     """Standard deviation over the reference region, ppm; of the same body."""
@@ -48,7 +48,7 @@ class Recombination(NamedTuple):
     (:func:`~precondqsm_bids.numerics.bodies.bodies`)."""
 
     def record(self, name: str, voxel_size: npt.ArrayLike) -> dict[str, Any]:
-        """What was measured, in plain numbers, by the reference's name and voxels in mm."""
+        """Measured values as plain numbers, by the reference's name and the voxel size in mm."""
         record: dict[str, Any] = {
             'reference': name,
             'reference_value': self.reference_value,

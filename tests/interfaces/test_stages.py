@@ -865,15 +865,17 @@ def test_estimate_is_the_same_without_files(data, tmp_path):
     combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
     arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
     arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
-    settings = {'inner': True, 'free_voxels': True, 'iterations': 10}
+    settings = {'free_voxels': True, 'iterations': 10}
     files = {name: data.file(name, array) for name, array in arrays.items()}
     files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}
     files |= {'mask': data.file('mask'), 'shape_chi': data.file('chi')}
-    found = run(interfaces.PriorFit, tmp_path, **files, **settings, field_strength=3.0)
+    found = run(interfaces.PriorFit, tmp_path, **files, **settings, inner=True, field_strength=3.0)
     voxel_size = geometry(files['mask'])[1]
     view = Geometry(data.mask, voxel_size, b0_along(files['mask']))
-    inputs = PriorInputs(**arrays, contrasts={}, field_strength=3.0)
-    expected = estimate_prior(data.field, data.sd, view, inputs, shape_chi=data.chi, **settings)
+    inputs = PriorInputs(
+        data.field, data.sd, shape_chi=data.chi, inner=True, **arrays, field_strength=3.0
+    )
+    expected = estimate_prior(inputs, view, **settings)
     assert_same(found, expected, ('prior_chi', 'shape_chi', 'prior_labels'))
     assert found['record'] == expected.record
     assert found['expected_size'] == expected.expected_size

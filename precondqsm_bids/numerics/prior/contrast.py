@@ -22,7 +22,7 @@ class Scale(NamedTuple):
     bins: tuple[int, ...]
     """Bins per contrast."""
     centred: bool
-    """Whether a block lies at the centre of the region, or a wall."""
+    """True if a block lies at the centre of the region, false if a wall does."""
 
 
 SCALES = (

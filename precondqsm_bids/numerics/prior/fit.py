@@ -20,7 +20,7 @@ OUTER_SIZE = 9.0
 SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
 MODEL_ERROR = 0.35
-"""What no prior can describe of the field, relative to the expected size."""
+"""Part of the field that no prior can describe, relative to the expected size."""
 FREE_LEAST = 4.0
 """Standard deviations beyond which the voxels of a source become unknowns: free voxels."""
 FREE_GAIN = 3.0
@@ -30,23 +30,23 @@ FREE_ROUNDS = 2
 
 
 class PriorFit(NamedTuple):
-    """What :func:`fit_prior` found."""
+    """Result of :func:`fit_prior`."""
 
     prior_chi: F32
     """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
     free_chi: F32
-    """What of the prior is in free voxels, which no basis describes, ppm, (X, Y, Z)."""
+    """Part of the prior that is in free voxels, which no basis describes, ppm, (X, Y, Z)."""
     surface_chi: F32
-    """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
+    """Correction of the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
     inner_size: float
     """Expected size of the fitted susceptibility, ppm: that of the local field."""
     explained: float
     """Fraction of the local field's energy that the fitted prior explains, at most 1."""
     fractions: tuple[float, ...]
-    """What of ``explained`` is due to each basis, and last to the free voxels, if they were asked
-    for; they add up to it."""
+    """Parts of ``explained`` due to each basis, and last to the free voxels, if they were asked
+    for; their sum is the whole."""
     down_weighted: float
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float

@@ -17,7 +17,7 @@ R2_RANGE = (0.2, 2000.0)
 
 
 class R2PrimePrior(NamedTuple):
-    """What :func:`r2prime_prior` computed; maps are (X, Y, Z), zero outside the mask."""
+    """Result of :func:`r2prime_prior`; maps are (X, Y, Z), zero outside the mask."""
 
     prior_chi: F32
     """Prior susceptibility relative to a medium without R2', ppm."""
