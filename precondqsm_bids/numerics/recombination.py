@@ -171,30 +171,11 @@ def reference_region(
     labels: npt.NDArray | None = None,
     label_names: Mapping[int, str] | None = None,
 ) -> npt.NDArray[np.bool_] | None:
-    """The region that a map is relative to, by its name.
+    """Region (X, Y, Z) that a map is relative to, by its name; None without a reference.
 
-    Parameters
-    ----------
-    name : str
-        ``none``, ``roi-mean`` or one of ``label_names``.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    labels : (X, Y, Z) ndarray of int, optional
-        Segmentation.
-    label_names : mapping of int to str, optional
-        Names of the labels; several labels may have one name.
+    The name is ``none``, ``roi-mean`` (the mask) or one of ``label_names``, which several labels
+    (X, Y, Z) may have. ValueError if no label has it.
 
-    Returns
-    -------
-    (X, Y, Z) ndarray of bool, or None if there is no reference
-
-    Raises
-    ------
-    ValueError
-        No label has that name.
-
-    Examples
-    --------
     >>> labels = np.array([[[1, 2, 2]]])
     >>> reference_region('csf', labels > 0, labels, {1: 'wm', 2: 'csf'}).tolist()
     [[[False, True, True]]]

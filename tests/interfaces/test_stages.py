@@ -409,6 +409,8 @@ def test_r2prime_prior(data, tmp_path, source):
     [
         ({'r2_source': 'map'}, 'there is none: give r2_map'),
         ({'r2_source': 'literature'}, 'needs tissue classes'),
+        ({'r2_source': 'number'}, 'there is none: give r2'),
+        ({'r2_source': 'map', 'r2_map': 20.0, 'r2_map_kind': None}, 'r2_map_kind is R2map'),
         ({'r2_source': 'map', 'r2_map': np.ones((3, 3, 3))}, 'differ in matrix size'),
         ({'r2_source': 'map', 'r2_map': 0.0}, 'has no positive value'),
         ({'r2_source': 'map', 'r2_map': np.nan}, 'not finite'),
@@ -430,6 +432,7 @@ def test_r2prime_prior(data, tmp_path, source):
 )
 def test_r2_that_cannot_be(data, tmp_path, inputs, message):
     files = {'r2_map_kind': 'R2map', 'field_strength': 3.0} | inputs
+    files = {name: value for name, value in files.items() if value is not None}
     for name in ('r2_map', 'tissue'):
         if name in files:
             value = files[name]

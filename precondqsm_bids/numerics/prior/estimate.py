@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
-from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
@@ -223,7 +223,11 @@ class _Builder:
         return chi
 
     def _cells(self) -> list[Basis]:
-        """Cells of the contrasts, images freed of their shading, for which R2* must be known."""
+        """Cells of the contrasts, images freed of their shading, for which R2* must be known.
+
+        R2* and each image have a joint histogram: one of all together would have cells of few
+        voxels, or few bins for each image; the sum of functions of two keeps the bins.
+        """
         inputs, mask, voxel_size = self.inputs, self.mask, self.voxel_size
         magnitude = inputs.combined_magnitude if self.combined else inputs.magnitude
         images = {'magnitude': np.nan_to_num(magnitude)}  # NaN is no signal
@@ -237,8 +241,8 @@ class _Builder:
             images[name] = image
         if inputs.r2star is None:
             first, *further = images.values()
-            cells = contrast_cells([first], mask, voxel_size)
-            return cells + further_cells(first, further, mask, voxel_size)
+            pairs = [[first], *([first, image] for image in further)]
+            return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
         r2star = np.nan_to_num(inputs.r2star)
         for name, image in images.items():
             if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
@@ -248,9 +252,8 @@ class _Builder:
             self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
         if inputs.reliable is not None:
             r2star = np.where(inputs.reliable, r2star, np.float32(np.nan))
-        first, *further = images.values()
-        cells = contrast_cells([r2star, first], mask, voxel_size)
-        return cells + further_cells(r2star, further, mask, voxel_size)
+        pairs = [[r2star, image] for image in images.values()]
+        return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
 
     def record(self, bases: Mapping[str, Sequence[Basis]], fitted: PriorFit) -> dict[str, Any]:
         """Result of the fit for each term."""
