@@ -918,6 +918,17 @@ def test_images_that_are_not_on_one_grid_are_refused(data, tmp_path, stage):
             run(interface, tmp_path, **files | {moved: path}, **others)
 
 
+def test_storage_does_not_make_another_grid(data, tmp_path):
+    """The mask is stored with other axes than the field, and is the same array."""
+    plain, turned = data.file('mask'), str(tmp_path / 'turned.nii.gz')
+    nb.save(nb.load(plain).as_reoriented([[1, 1], [2, -1], [0, -1]]), turned)
+    found = [
+        run(interfaces.BackgroundRemoval, tmp_path, field=data.file('field'), mask=mask)
+        for mask in (plain, turned)
+    ]
+    np.testing.assert_array_equal(found[0]['local_field'], found[1]['local_field'])
+
+
 def test_a_map_of_the_prior_on_another_grid_is_refused(data, tmp_path):
     files = {'total_field': data.file('field'), 'field_sd': data.file('sd')}
     affine = AFFINE.copy()
