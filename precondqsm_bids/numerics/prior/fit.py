@@ -197,9 +197,7 @@ def fit_prior(
         if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
             state.free_voxels(field_sd)
         state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
-    return state.result(free_voxels)._replace(
-        inner_size=inner_size, model_error=model_error * inner_size
-    )
+    return state.result(free_voxels, model_error * inner_size)
 
 
 def _inner_size(field: npt.NDArray, field_sd: npt.NDArray | None, geometry: Geometry) -> float:
@@ -223,7 +221,7 @@ class _Fit:
         shape_sd: npt.NDArray | None,
     ):
         mask = geometry.mask
-        self.geometry, self.bases = geometry, bases
+        self.geometry, self.bases, self.inner_size = geometry, bases, inner_size
         self.system = DipoleSystem(*geometry)
         self.grid = grid = self.system.grid
         self.inside = np.zeros(grid.shape, bool)
@@ -272,17 +270,14 @@ class _Fit:
         self.expected_squared += self.free_squared
 
     def descend(self, iterations: int) -> None:
+        """Conjugate-gradient iterations with the weights that there are."""
         self.system.descend(
-            self.sources,
-            self.residual,
-            self.w_robust,
-            self.expected_squared,
-            iterations,
+            self.sources, self.residual, self.w_robust, self.expected_squared, iterations,
             self.unknowns,
-        )
+        )  # fmt: skip
 
-    def result(self, free_voxels: bool) -> PriorFit:
-        """The fit; its ``inner_size`` and ``model_error`` are for the caller to state."""
+    def result(self, free_voxels: bool, model_error: float) -> PriorFit:
+        """The fit, and what of the local field it explains."""
         mask, grid, box = self.geometry.mask, self.grid, self.grid.inner
         prior = self.prior()
         inside = mask[grid.box]
@@ -313,11 +308,11 @@ class _Fit:
             tuple(np.split(self.size * values, last[:-1])),
             in_volume(free),
             in_volume(surface),
-            np.nan,
+            self.inner_size,
             explained,
             fractions,
             float(np.mean(self.robust < 0.5)),
-            np.nan,
+            model_error,
         )
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
