@@ -292,19 +292,23 @@ def test_outputs_page_has_the_records_of_every_stage(stages):
 
 
 def record_keys(stage):
-    """Keys of the record in an interface's module: those of ``record = {...}`` or
+    """Keys of the record in the modules of a stage: those of ``record = {...}`` or
     ``self._results['record'] = {...}``, and those set later by ``record['key'] = ...``."""
-    path = ROOT / 'precondqsm_bids' / 'interfaces' / f'{stage}.py'
+    package = ROOT / 'precondqsm_bids'
+    name = {'prior_fit': 'prior/estimate'}.get(stage, stage)
+    paths = [package / 'interfaces' / f'{stage}.py', package / 'numerics' / f'{name}.py']
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in paths if path.exists())
     keys = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if not isinstance(node, ast.Assign):
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
             continue
-        target = ast.unparse(node.targets[0])
-        if target in ('record', "self._results['record']") and isinstance(node.value, ast.Dict):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = ast.unparse(targets[0])
+        if names in ('record', "self._results['record']") and isinstance(node.value, ast.Dict):
             keys |= {key.value for key in node.value.keys}
-        elif added := re.fullmatch(r"record\['(\w+)'\]", target):
-            keys.add(added[1])
-    assert keys, f'{path.name} has no record'
+        else:
+            keys |= set(re.findall(r"(?<![\w.])record\['(\w+)'\]", names))
+    assert keys, f'{stage} has no record'
     return keys
 
 

@@ -47,5 +47,5 @@ class Comparison(Stage):
             agreement = r2star_agreement(fields[-1], r2star, mask, voxel_size)
         fit = self._given('echo_fit', {})
         assumed = fit.get('phase_sign_source') in ('vendor', 'convention')
-        sign = fit['phase_sign'] if assumed else None
+        sign = fit.get('phase_sign') if assumed else None
         return {'record': result.record(agreement, sign)}

@@ -13,7 +13,10 @@ from precondqsm_bids.interfaces.volumes import check_grid, load
 from precondqsm_bids.method import MAP
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 
-_IMAGES = ('r2star', 'magnitude', 'combined_magnitude', 'prior_chi')
+_IMAGES = (
+    'total_field', 'field_sd', 'shape_chi', 'shape_sd', 'r2star', 'magnitude',
+    'combined_magnitude', 'prior_chi',
+)  # fmt: skip
 
 
 class PriorFitInputSpec(BaseInterfaceInputSpec):
@@ -81,8 +84,9 @@ class PriorFit(Stage):
         inputs = self.inputs
         files = [word.removeprefix(MAP) for word in inputs.priors if word.startswith(MAP)]
         check_grid([inputs.total_field, *files])
-        of_prior = PriorInputs(
+        images = PriorInputs(
             **{name: self._load(name) for name in _IMAGES},
+            inner=inputs.inner,
             reliable=self._load('reliable', bool),
             contrasts={path: load(path) for path in self._given('contrasts', [])},
             tissue=self._load('tissue', None),
@@ -90,16 +94,7 @@ class PriorFit(Stage):
             maps={path: load(path) for path in files},
             field_strength=inputs.field_strength,
         )
+        fit = None if inputs.fit == 'none' else inputs.fit
         return estimate_prior(
-            self._load('total_field'),
-            self._load('field_sd'),
-            self._geometry(),
-            of_prior,
-            inputs.priors,
-            None if inputs.fit == 'none' else inputs.fit,
-            shape_chi=self._load('shape_chi'),
-            shape_sd=self._load('shape_sd'),
-            inner=inputs.inner,
-            free_voxels=inputs.free_voxels,
-            iterations=inputs.iterations,
+            images, self._geometry(), inputs.priors, fit, inputs.free_voxels, inputs.iterations
         )._asdict()

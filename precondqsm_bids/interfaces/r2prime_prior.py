@@ -58,7 +58,7 @@ class R2PrimePrior(Stage):
             raise ValueError('R2 is to be a number, and there is none: give r2')
         given = R2Inputs(
             r2_map=self._load('r2_map') if source == 'map' else None,
-            r2_map_kind=self._given('r2_map_kind', 'R2map'),
+            r2_map_kind=self._given('r2_map_kind'),
             tissue=self._load('tissue', None) if source == 'literature' else None,
             tissue_names=self._given('tissue_names', ()),
         )

@@ -1,4 +1,4 @@
-"""What every stage's interface does around its one function: check, load, save."""
+"""Base of the stages' interfaces: check and load files, call one function, save."""
 
 import re
 from typing import Any

@@ -21,7 +21,7 @@ class TissueMapsInputSpec(BaseInterfaceInputSpec):
     segmentation = InputMultiPath(
         File(exists=True),
         mandatory=True,
-        desc='one label image, or one map of shares (0 to 1) for each of `classes`',
+        desc='one label image, or one map of fractions (0 to 1) for each of `classes`',
     )
     classes = traits.List(traits.Str, mandatory=True, desc='names of the tissue classes')
     label_classes = traits.Dict(
@@ -35,14 +35,14 @@ class TissueMapsInputSpec(BaseInterfaceInputSpec):
 class TissueMapsOutputSpec(TraitedSpec):
     tissue = File(
         exists=True,
-        desc='class of each voxel, 1 to the number of classes (3D), or shares of the classes (4D)',
+        desc='class of each voxel, 1 to the number of classes (3D), or their fractions (4D)',
     )
 
 
 class TissueMaps(SimpleInterface):
     """A segmentation as classes, taken to the grid of a run by the affines where it is on another.
 
-    Labels are resampled to the nearest neighbour, shares linearly.
+    Labels are resampled to the nearest neighbour, fractions linearly.
     """
 
     input_spec = TissueMapsInputSpec
@@ -51,7 +51,16 @@ class TissueMaps(SimpleInterface):
     def _run_interface(self, runtime):
         paths, classes = self.inputs.segmentation, self.inputs.classes
         grid = nb.load(self.inputs.grid)
-        if isdefined(self.inputs.label_classes):
+        labelled = isdefined(self.inputs.label_classes)
+        named = set(self.inputs.label_classes.values()) if labelled else set()
+        if unknown := sorted(named.difference(classes)):
+            raise ValueError(f'label_classes has {", ".join(unknown)}, not among the classes')
+        if not labelled and len(paths) != len(classes):
+            raise ValueError(
+                f'{len(paths)} images of segmentation for {len(classes)} classes: give one each, '
+                'or a label image with label_classes'
+            )
+        if labelled:
             numbers = {
                 label: classes.index(name) + 1 for label, name in self.inputs.label_classes.items()
             }
@@ -66,8 +75,8 @@ class TissueMaps(SimpleInterface):
                 data, image = self._load(path)
                 if not (data.min() >= -0.01 and data.max() <= 1.01):
                     raise ValueError(
-                        f'{path} has values from {data.min():g} to {data.max():g}; the shares of '
-                        'a tissue (_probseg) are 0 to 1: divide them by the largest'
+                        f'{path} has values from {data.min():g} to {data.max():g}; the fractions '
+                        'of a tissue (_probseg) are 0 to 1: divide them by the largest'
                     )
                 tissue[..., i] = _on_grid(data.astype(np.float32), image, grid, 1)
             empty = not np.any(tissue > 0.01)

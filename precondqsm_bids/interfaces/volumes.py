@@ -1,4 +1,4 @@
-"""NIfTI in, NIfTI out: what every stage's interface does around its one function.
+"""NIfTI in, NIfTI out: the files around the one function of a stage.
 
 Arrays have their axes along right, anterior and superior, as near as the affine lets them, and
 files are as they are stored: the same object stored with its axes permuted or reversed is the
@@ -23,7 +23,7 @@ GRID_TOLERANCE = 1e-3
 """mm by which the affines of images on one grid may differ."""
 
 OBJECT_LEVEL = 0.25
-"""Share of the median signal above which a voxel certainly is object."""
+"""Fraction of the median signal above which a voxel certainly is object."""
 
 STATED = 'B0 is along'
 """How the description in the header of a working copy begins whose affine does not say where B0
@@ -212,7 +212,7 @@ def load_magnitude(path: str) -> np.ndarray:
     OSError
         The file cannot be read to its end, or is damaged.
     ValueError
-        It is no magnitude (:func:`check_magnitude`), or NaN inside the object.
+        It is not a magnitude (:func:`check_magnitude`), or NaN inside the object.
     """
     data = load(path)
     check_whole(path)
@@ -276,7 +276,7 @@ def load_echoes(paths: list[str]) -> np.ndarray:
 
 
 def is_image(value: object) -> bool:
-    """Whether the value of an input is the path of a NIfTI file.
+    """Tell the path of a NIfTI file from other values of an input.
 
     >>> is_image('/a/chi.nii.gz'), is_image('roi-mean'), is_image(['chi.nii'])
     (True, False, False)

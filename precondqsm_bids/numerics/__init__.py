@@ -44,7 +44,7 @@ from precondqsm_bids.numerics.prior.basis import (
     whole_map,
 )
 from precondqsm_bids.numerics.prior.bias_field import bias_field
-from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
@@ -67,7 +67,6 @@ from precondqsm_bids.numerics.recombination import (
     BodyReference,
     Recombination,
     recombine,
-    reference_region,
 )
 from precondqsm_bids.numerics.reconstruct import (
     ArmResult,
@@ -133,7 +132,6 @@ __all__ = [
     'fit_prior',
     'flatten_field',
     'forward_field',
-    'further_cells',
     'l2_inversion',
     'l_curve',
     'least_risk',
@@ -150,7 +148,6 @@ __all__ = [
     'r2prime_prior',
     'recombine',
     'reconstruct',
-    'reference_region',
     'region_of_interest',
     'relaxivity',
     'repair_phase',

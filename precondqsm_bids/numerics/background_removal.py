@@ -11,7 +11,7 @@ F32 = npt.NDArray[np.float32]
 
 
 class BackgroundRemoval(NamedTuple):
-    """What :func:`pdf` computed, (X, Y, Z), zero outside the mask."""
+    """Result of :func:`pdf`, (X, Y, Z), zero outside the mask."""
 
     local_field: F32
     """Field of the sources inside the mask, ppm."""

@@ -28,7 +28,7 @@ the right sign have 0.6 to 0.8 (3 to 5 mm, with and without brain mask, hard), t
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` measured."""
+    """Result of :func:`compare`."""
 
     explained: float
     """Fraction of the local field's energy that preconditioning takes off; negative if it adds."""
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     """Says so if the prior did not help."""
 
     def record(self, agreement: float | None, assumed_sign: int | None) -> dict[str, Any]:
-        """What was measured, with what R2* says (:func:`r2star_agreement`) of an assumed sign.
+        """Measured values, and a warning if R2* (:func:`r2star_agreement`) contradicts the sign.
 
         >>> result = Comparison(0.5, 1.0, 1.0, (0.5,), ())
         >>> result.record(-0.9, assumed_sign=1)['warnings'][0][:45]
@@ -127,7 +127,7 @@ def r2star_agreement(
     mask: npt.NDArray[np.bool_],
     voxel_size: npt.ArrayLike,
 ) -> float | None:
-    """Whether susceptibility is high where R2* is strongest: a witness of the phase's sign.
+    """Agreement of high susceptibility with strong R2*: a witness of the phase's sign.
 
     Rank-biserial correlation of the susceptibility, voxels of the strongest R2* against the
     others: 1 if all of them have more, -1 if all have less. For the conventional map, which owes

@@ -42,7 +42,7 @@ class LCurve(NamedTuple):
     reg_weight: float
     """Lambda at the corner."""
     warnings: tuple[str, ...]
-    """What makes the corner doubtful; empty if nothing does."""
+    """Reasons to doubt the corner."""
 
 
 NO_CURVE = LCurve(
@@ -60,7 +60,7 @@ NO_CURVE = LCurve(
 
 
 class DipoleInversion(NamedTuple):
-    """What :func:`l2_inversion` computed."""
+    """Result of :func:`l2_inversion`."""
 
     chi: F32
     """Susceptibility, ppm, (X, Y, Z), zero outside the mask."""
@@ -70,15 +70,16 @@ class DipoleInversion(NamedTuple):
     """The whole L-curve, also when lambda was given; :data:`NO_CURVE` where the field is zero."""
 
     def record(self, rule: str | None, suppress_noise: bool) -> dict[str, Any]:
-        """What was chosen, in plain numbers; ``rule`` is None if lambda was given."""
+        """Choices as plain numbers; ``rule`` is None if lambda was given."""
         shown = self.curve is NO_CURVE or rule == 'l-curve'
-        return {
+        record = {
             'reg_weight': _finite(self.reg_weight),
             'rule': rule or 'given',
             'corner': _finite(self.curve.reg_weight),
             'noise_suppressed': suppress_noise,
             'warnings': list(self.curve.warnings) if shown else [],
         }
+        return record
 
     def l_curve(self) -> dict[str, Any]:
         """The L-curve in plain lists, its corner and the lambda that was used."""

@@ -11,10 +11,10 @@ F32 = npt.NDArray[np.float32]
 
 
 class Flattening(NamedTuple):
-    """What :func:`flatten_field` computed, (X, Y, Z), zero outside the mask."""
+    """Result of :func:`flatten_field`, (X, Y, Z), zero outside the mask."""
 
     flattened_field: F32
-    """What of the measured field the estimate does not explain, ppm."""
+    """Part of the measured field that the estimate does not explain, ppm."""
     prior_field: F32
     """Field of the estimate, ppm."""
 

@@ -15,14 +15,14 @@ another body are no reference for that."""
 
 
 class BodyReference(NamedTuple):
-    """What one body of the region is relative to."""
+    """Reference of one body of the region."""
 
     voxels: int
     """Voxels of the body."""
     held: bool
-    """Whether the body holds the reference; if not, it is relative to its own mean."""
+    """True if the body has part of the reference; if not, it is relative to its own mean."""
     value: float
-    """What was subtracted, ppm."""
+    """Subtracted value, ppm."""
     sd: float
     """Standard deviation over what the body is relative to, ppm."""
     mean: float
@@ -30,12 +30,12 @@ class BodyReference(NamedTuple):
 
 
 class Recombination(NamedTuple):
-    """What :func:`recombine` computed."""
+    """Result of :func:`recombine`."""
 
     chi: F32
     """Susceptibility relative to the reference, ppm, (X, Y, Z), zero outside the mask."""
     reference_value: float
-    """What was subtracted: the mean over the reference region, ppm; of several bodies, that of
+    """Subtracted value: the mean over the reference region, ppm; of several bodies, that of
     the body that holds most of it."""
     reference_sd: float
     """Standard deviation over the reference region, ppm; of the same body."""
@@ -48,10 +48,13 @@ class Recombination(NamedTuple):
     (:func:`~precondqsm_bids.numerics.bodies.bodies`)."""
 
     def record(self, name: str, voxel_size: npt.ArrayLike) -> dict[str, Any]:
-        """What was measured, in plain numbers, by the reference's name and voxels in mm."""
-        record: dict[str, Any] = {'reference': name} | {
-            key: getattr(self, key)
-            for key in ('reference_value', 'reference_sd', 'roi_mean', 'roi_sd')
+        """Measured values as plain numbers, by the reference's name and the voxel size in mm."""
+        record: dict[str, Any] = {
+            'reference': name,
+            'reference_value': self.reference_value,
+            'reference_sd': self.reference_sd,
+            'roi_mean': self.roi_mean,
+            'roi_sd': self.roi_sd,
         }
         found = self.bodies
         if len(found) < 2:
@@ -168,30 +171,11 @@ def reference_region(
     labels: npt.NDArray | None = None,
     label_names: Mapping[int, str] | None = None,
 ) -> npt.NDArray[np.bool_] | None:
-    """The region that a map is relative to, by its name.
+    """Region (X, Y, Z) that a map is relative to, by its name; None without a reference.
 
-    Parameters
-    ----------
-    name : str
-        ``none``, ``roi-mean`` or one of ``label_names``.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    labels : (X, Y, Z) ndarray of int, optional
-        Segmentation.
-    label_names : mapping of int to str, optional
-        Names of the labels; several labels may have one name.
+    The name is ``none``, ``roi-mean`` (the mask) or one of ``label_names``, which several labels
+    (X, Y, Z) may have. ValueError if no label has it.
 
-    Returns
-    -------
-    (X, Y, Z) ndarray of bool, or None if there is no reference
-
-    Raises
-    ------
-    ValueError
-        No label has that name.
-
-    Examples
-    --------
     >>> labels = np.array([[[1, 2, 2]]])
     >>> reference_region('csf', labels > 0, labels, {1: 'wm', 2: 'csf'}).tolist()
     [[[False, True, True]]]

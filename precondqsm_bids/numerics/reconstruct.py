@@ -127,7 +127,7 @@ def reconstruct(
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
     theory = _theory(scan, region.roi_mask, measured, method, companions)
-    prior = _first_estimate(scan, geometry, region, measured, theory, method, companions)
+    prior = _first_estimate(_images(scan, region, measured, theory, companions), geometry, method)
     flattened_field = flatten_field(
         measured.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
     ).flattened_field
@@ -169,20 +169,20 @@ def _theory(
     return r2prime_prior(measured.r2star, mask, scan.field_strength, r2, measured.reliable)
 
 
-def _first_estimate(
+def _images(
     scan: Scan,
-    geometry: Geometry,
     region: Region,
     measured: MeasuredField,
     theory: R2PrimePrior | None,
-    method: Method,
     companions: Companions,
-) -> PriorEstimate:
-    """The prior by the terms of the method, and the shape with it if the method has it."""
-    shape_chi = region.shape_chi if method.shape else None
-    if theory and method.by_theory:
-        return PriorEstimate(theory.prior_chi, shape_chi, None, None, {})
-    inputs = PriorInputs(
+) -> PriorInputs:
+    """What the prior may be made of."""
+    return PriorInputs(
+        total_field=measured.total_field,
+        field_sd=measured.field_sd,
+        shape_chi=region.shape_chi,
+        shape_sd=region.shape_sd,
+        inner=region.inner,
         r2star=measured.r2star,
         reliable=measured.reliable,
         magnitude=scan.magnitude[..., 0],
@@ -194,15 +194,16 @@ def _first_estimate(
         maps=companions.maps,
         field_strength=scan.field_strength,
     )
-    return estimate_prior(
-        measured.total_field,
-        measured.field_sd,
-        geometry,
-        inputs,
-        method.prior,
-        method.fit,
-        shape_chi=shape_chi,
-        shape_sd=region.shape_sd if method.shape and method.describes_interior else None,
-        inner=region.inner,
-        free_voxels=method.describes_interior,
-    )
+
+
+def _first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:
+    """The prior by the terms of the method, and the shape with it if the method has it."""
+    interior = method.describes_interior
+    if not method.shape:
+        images = images._replace(shape_chi=None)
+    # Only a prior that can describe what is inside leaves to the surface what is its own.
+    if not (method.shape and interior):
+        images = images._replace(shape_sd=None)
+    if method.by_theory and images.prior_chi is not None:
+        return PriorEstimate(images.prior_chi, images.shape_chi, None, None, {})
+    return estimate_prior(images, geometry, method.prior, method.fit, interior)

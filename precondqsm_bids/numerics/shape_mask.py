@@ -46,7 +46,7 @@ NO_AIR_WORDS = (
 
 
 class ShapeMask(NamedTuple):
-    """What :func:`shape_mask` found, (X, Y, Z)."""
+    """Result of :func:`shape_mask`, (X, Y, Z)."""
 
     shape_mask: npt.NDArray[np.bool_]
     """Object (true) against air."""
@@ -62,7 +62,7 @@ class ShapeMask(NamedTuple):
 
 
 class Region(NamedTuple):
-    """What :func:`region_of_interest` found, (X, Y, Z)."""
+    """Result of :func:`region_of_interest`, (X, Y, Z)."""
 
     shape_mask: npt.NDArray[np.bool_]
     """Object (true) against air."""
@@ -73,9 +73,9 @@ class Region(NamedTuple):
     shape_sd: npt.NDArray[np.float32]
     """Expected error of ``shape_chi`` at the surface, ppm."""
     inner: bool
-    """Whether the region lies inside the object, its border off the surface."""
+    """True if the region lies inside the object, its border off the surface."""
     record: dict[str, Any]
-    """What was measured and chosen."""
+    """Measured and chosen values."""
 
 
 def filled_fraction(
@@ -119,17 +119,8 @@ def filled_fraction(
 def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool_]:
     """The outermost ``depth`` layers of voxels of a mask.
 
-    The edge of the field of view is no surface: a slab's object goes on beyond it.
+    The edge of the field of view is not a surface: a slab's object goes on beyond it.
 
-    Parameters
-    ----------
-    mask : (X, Y, Z) ndarray of bool
-        Object or region.
-    depth : int
-        Number of layers.
-
-    Examples
-    --------
     >>> _surface(np.array([[[True, True, True, False]]])).tolist()
     [[[False, False, True, False]]]
     """
@@ -143,7 +134,7 @@ def _fill_holes(
     voxel_size: npt.NDArray[np.float64],
     smallest: int = 27,
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Fill what is no air; the object, and the part of it that was filled for being thin.
+    """Fill what is not air; the object, and the part of it that was filled for being thin.
 
     An enclosed hole is filled if its median exceeds ``level`` or it has fewer than ``smallest``
     voxels: a strong source has little signal but some; an air bubble has none but ringing. What
@@ -270,7 +261,7 @@ def shape_mask(
 
 
 def has_air(magnitude: npt.NDArray) -> bool:
-    """Whether a field of view has air in it, or all of it is object: a crop of a brain.
+    """Tell a field of view with air in it from one that is all object, a crop of a brain.
 
     There is none if the second percentile of the magnitude exceeds half of its ninth decile.
 
@@ -290,10 +281,10 @@ def has_air(magnitude: npt.NDArray) -> bool:
 
 
 def _without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
-    """The magnitude, a few voxels that are far above all others held to these.
+    """The magnitude, a few voxels that are far above all others limited to these.
 
     The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds
-    the last of as many by ten times is no object, and would alone set a histogram's threshold.
+    the last of as many by ten times is not an object, and would alone set a histogram's threshold.
     """
     if magnitude.size <= LEAST_REGION:
         return magnitude
@@ -418,13 +409,12 @@ def region_of_interest(
             f'{source}: the region of interest has {whole} voxels, fewer than {LEAST_REGION}: the '
             'object is too small for these voxels, or not in the image'
         )
-    if erosion > 0:
-        roi = erode(roi, voxel_size, erosion)
-        if (left := np.count_nonzero(roi)) < LEAST_REGION:
-            raise ValueError(
-                f'{source}: an erosion of {erosion:g} mm leaves {left} of the {whole} voxels of '
-                f'the region of interest, fewer than {LEAST_REGION}: give a smaller erosion'
-            )
+    roi = erode(roi, voxel_size, erosion) if erosion > 0 else roi
+    if (left := int(np.count_nonzero(roi))) < LEAST_REGION:
+        raise ValueError(
+            f'{source}: an erosion of {erosion:g} mm leaves {left} of the {whole} voxels of the '
+            f'region of interest, fewer than {LEAST_REGION}: give a smaller erosion'
+        )
     whole_view = bool(shape.shape_mask.all())
     beside = mask is not None or whole_view
     fraction = surface_fraction(roi, shape.shape_mask) if beside else 1.0
@@ -433,11 +423,11 @@ def region_of_interest(
         'threshold': shape.threshold,
         'step': step,
         'shape_voxels': int(np.count_nonzero(shape.shape_mask)),
-        'roi_voxels': int(np.count_nonzero(roi)),
+        'roi_voxels': left,
         'least_filled_fraction': WHOLE,
         'mask': 'auto' if mask is None else 'given',
         'erosion': erosion,
-        'eroded_voxels': whole - int(np.count_nonzero(roi)),
+        'eroded_voxels': whole - left,
         'surface_fraction': fraction,
         'shape_used': bool(used),
         'warnings': [NO_AIR_WORDS] if whole_view else [],
@@ -465,7 +455,7 @@ def erode(
 ) -> npt.NDArray[np.bool_]:
     """The voxels of a mask that are deeper than ``depth`` (mm), counted from voxel centres.
 
-    The edge of the field of view is no border: a slab is cut there, and does not end.
+    The edge of the field of view is not a border: a slab is cut there, and does not end.
 
     >>> int(erode(np.ones((3, 3, 3), bool), (1, 1, 1), 1).sum())
     27

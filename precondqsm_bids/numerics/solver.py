@@ -23,7 +23,7 @@ PART_VOXELS = 1 << 16
 RUNS = 4
 """Runs of parts for each thread, between the convolutions."""
 MODEL_ERROR = 0.05
-"""What the model does not know of the field, ppm: it keeps strong sources, whose signal decays
+"""Model error of the field, ppm: it keeps strong sources, whose signal decays
 fast, from losing their say to the noise alone."""
 
 
@@ -79,7 +79,7 @@ def noise_weights(
     mask : (X, Y, Z) ndarray of bool
         Region of interest; the weight is zero outside.
     model_error : float
-        What the model does not know, ppm.
+        Model error of the field, ppm.
 
     Examples
     --------
@@ -312,6 +312,6 @@ class _Descent:
 
 
 def _overlap(one: slice, other: slice) -> slice:
-    """What two slices have in common, empty if that is nothing."""
+    """Part that two slices have in common, possibly empty."""
     start = max(one.start, other.start)
     return slice(start, max(start, min(one.stop, other.stop)))

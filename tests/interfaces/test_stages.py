@@ -447,6 +447,8 @@ def test_r2prime_prior(data, tmp_path, source):
     [
         ({'r2_source': 'map'}, 'there is none: give r2_map'),
         ({'r2_source': 'literature'}, 'needs tissue classes'),
+        ({'r2_source': 'number'}, 'there is none: give r2'),
+        ({'r2_source': 'map', 'r2_map': 20.0, 'r2_map_kind': None}, 'r2_map_kind is R2map'),
         ({'r2_source': 'map', 'r2_map': np.ones((3, 3, 3))}, 'differ in matrix size'),
         ({'r2_source': 'map', 'r2_map': 0.0}, 'has no positive value'),
         ({'r2_source': 'map', 'r2_map': np.nan}, 'not finite'),
@@ -468,6 +470,7 @@ def test_r2prime_prior(data, tmp_path, source):
 )
 def test_r2_that_cannot_be(data, tmp_path, inputs, message):
     files = {'r2_map_kind': 'R2map', 'field_strength': 3.0} | inputs
+    files = {name: value for name, value in files.items() if value is not None}
     for name in ('r2_map', 'tissue'):
         if name in files:
             value = files[name]
@@ -903,15 +906,17 @@ def test_estimate_is_the_same_without_files(data, tmp_path):
     combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
     arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
     arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
-    settings = {'inner': True, 'free_voxels': True, 'iterations': 10}
+    settings = {'free_voxels': True, 'iterations': 10}
     files = {name: data.file(name, array) for name, array in arrays.items()}
     files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}
     files |= {'mask': data.file('mask'), 'shape_chi': data.file('chi')}
-    found = run(interfaces.PriorFit, tmp_path, **files, **settings, field_strength=3.0)
+    found = run(interfaces.PriorFit, tmp_path, **files, **settings, inner=True, field_strength=3.0)
     voxel_size = geometry(files['mask'])[1]
     view = Geometry(data.mask, voxel_size, b0_along(files['mask']))
-    inputs = PriorInputs(**arrays, contrasts={}, field_strength=3.0)
-    expected = estimate_prior(data.field, data.sd, view, inputs, shape_chi=data.chi, **settings)
+    inputs = PriorInputs(
+        data.field, data.sd, shape_chi=data.chi, inner=True, **arrays, field_strength=3.0
+    )
+    expected = estimate_prior(inputs, view, **settings)
     assert_same(found, expected, ('prior_chi', 'shape_chi', 'prior_labels'))
     assert found['record'] == expected.record
     assert found['expected_size'] == expected.expected_size
@@ -949,6 +954,17 @@ def test_images_that_are_not_on_one_grid_are_refused(data, tmp_path, stage):
         message = rf'{names[0]}\.nii\.gz.*up to 0\.01 mm|moved_{moved}.*up to 0\.01 mm'
         with pytest.raises(ValueError, match=message):
             run(interface, tmp_path, **files | {moved: path}, **others)
+
+
+def test_storage_does_not_make_another_grid(data, tmp_path):
+    """The mask is stored with other axes than the field, and is the same array."""
+    plain, turned = data.file('mask'), str(tmp_path / 'turned.nii.gz')
+    nb.save(nb.load(plain).as_reoriented([[1, 1], [2, -1], [0, -1]]), turned)
+    found = [
+        run(interfaces.BackgroundRemoval, tmp_path, field=data.file('field'), mask=mask)
+        for mask in (plain, turned)
+    ]
+    np.testing.assert_array_equal(found[0]['local_field'], found[1]['local_field'])
 
 
 def test_a_map_of_the_prior_on_another_grid_is_refused(data, tmp_path):

@@ -85,7 +85,7 @@ def test_shares_on_another_grid_are_linear(tmp_path, grid):
 @pytest.mark.parametrize(
     'value, message',
     [
-        (255.0, 'has values from 255 to 255; the shares .* are 0 to 1'),
+        (255.0, 'has values from 255 to 255; the fractions .* are 0 to 1'),
         (np.nan, 'not finite'),
         (0.0, 'has no tissue'),
     ],
@@ -100,3 +100,12 @@ def test_a_segmentation_of_something_else(tmp_path, grid):
     path = save(tmp_path / 'dseg.nii.gz', np.full(SHAPE, 7, np.int16))
     with pytest.raises(ValueError, match=r'dseg\.nii\.gz has no tissue \(WM, GM\) within'):
         tissue(tmp_path, segmentation=[path], grid=grid, **LABELS)
+
+
+def test_classes_without_an_image_are_named(tmp_path, grid):
+    image = save(tmp_path / 'seg.nii.gz', np.ones(SHAPE, np.int16))
+    inputs = {'segmentation': [image], 'grid': grid}
+    with pytest.raises(ValueError, match='label_classes has CSF, not among the classes'):
+        TissueMaps(**inputs, classes=['GM'], label_classes={1: 'GM', 2: 'CSF'}).run(cwd=tmp_path)
+    with pytest.raises(ValueError, match='1 images of segmentation for 2 classes'):
+        TissueMaps(**inputs, classes=['GM', 'WM']).run(cwd=tmp_path)

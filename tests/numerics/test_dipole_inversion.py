@@ -145,7 +145,7 @@ def test_corner_beyond_the_grid_is_said(ratio):
     curve = l_curve(np.array([3.0]), np.array([ratio]), np.array([1.0]))
     assert len(curve.warnings) == 1
     assert 'end of the grid' in curve.warnings[0]
-    assert '--reg-weight' in curve.warnings[0]
+    assert 'reg_weight' in curve.warnings[0]
     assert curve.reg_weight in (REG_WEIGHTS[0], REG_WEIGHTS[-1])
 
 

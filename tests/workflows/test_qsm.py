@@ -223,7 +223,7 @@ def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, ri
 
 def test_further_contrasts_reach_the_fit_and_the_methods():
     workflow = init_precondqsm_wf(Method(contrasts=('T1w',)))
-    assert 'further_contrasts' in wired(workflow, 'prior_fit')
+    assert 'contrasts' in wired(workflow, 'prior_fit')
     assert 'R2* and magnitude and of that of R2* and T1w' in workflow.__desc__
     assert 'T1w' not in init_precondqsm_wf().__desc__
 

@@ -26,7 +26,7 @@ class Overlap(NamedTuple):
     labels: npt.NDArray[np.int32]
     """Parcel of each of them."""
     weight: F32
-    """What that parcel's coefficient is multiplied by."""
+    """Factor on that parcel's coefficient."""
 
 
 class Basis(NamedTuple):

@@ -22,7 +22,7 @@ class Scale(NamedTuple):
     bins: tuple[int, ...]
     """Bins per contrast."""
     centred: bool
-    """Whether a block lies at the centre of the region, or a wall."""
+    """True if a block lies at the centre of the region, false if a wall does."""
 
 
 SCALES = (
@@ -112,47 +112,6 @@ def contrast_cells(
         places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
         bases.append(_soft_parcels(block, places, voxels, mask))
     return bases
-
-
-def further_cells(
-    r2star: npt.NDArray,
-    further: Sequence[npt.NDArray],
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-) -> list[Basis]:
-    """Cells of the joint histogram of R2* and each further contrast, beside those of magnitude.
-
-    A histogram of all contrasts together would have cells of few voxels, or few bins for each of
-    them; the sum of a function of two and a function of two others keeps the bins.
-
-    Parameters
-    ----------
-    r2star : (X, Y, Z) ndarray
-        R2*, 1/s.
-    further : sequence of (X, Y, Z) ndarray
-        Images such as T1w, or maps such as R1, any unit.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-
-    Returns
-    -------
-    list of Basis
-        As many for each contrast as :func:`contrast_cells` has scales.
-
-    Examples
-    --------
-    >>> r2star, r1 = np.random.default_rng(0).random((2, 8, 8, 8))
-    >>> mask = np.ones(r1.shape, bool)
-    >>> len(further_cells(r2star, [r1], mask, (1, 1, 1)))
-    4
-    """
-    return [
-        basis
-        for contrast in further
-        for basis in contrast_cells([r2star, contrast], mask, voxel_size)
-    ]
 
 
 class _Places(NamedTuple):

@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
-from precondqsm_bids.numerics.prior.contrast import contrast_cells, further_cells
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
@@ -34,17 +34,27 @@ NEEDS = {
 
 
 class PriorInputs(NamedTuple):
-    """What a first estimate may be made of; each term takes what it needs."""
+    """Images that a first estimate may be made of; each term takes what it needs."""
 
+    total_field: npt.NDArray
+    """Measured relative field, ppm, (X, Y, Z) as all."""
+    field_sd: npt.NDArray
+    """Standard deviation of the field, ppm."""
+    shape_chi: npt.NDArray | None = None
+    """Susceptibility of the shape relative to air, ppm."""
+    shape_sd: npt.NDArray | None = None
+    """Expected error of ``shape_chi``, which the fit may correct, ppm."""
+    inner: bool = False
+    """True if the region lies inside the object, its border off the surface."""
     r2star: npt.NDArray | None = None
-    """R2*, 1/s, (X, Y, Z); None of a single echo."""
+    """R2*, 1/s; None of a single echo."""
     reliable: npt.NDArray[np.bool_] | None = None
     """Voxels whose R2* is known; the others have cells of their own."""
     magnitude: npt.NDArray | None = None
-    """Magnitude of the first echo, any unit, (X, Y, Z)."""
+    """Magnitude of the first echo, any unit."""
     combined_magnitude: npt.NDArray | None = None
     """Root sum of squares over the echoes, which has less noise. It takes the place of the first
-    magnitude in a region inside the object: beside air the field's gradient takes the late echoes
+    magnitude in an inner region: beside air the field's gradient takes the late echoes
     away, and the cells would describe what is wrong with the field there."""
     contrasts: Mapping[str, npt.NDArray] | None = None
     """Further images by name, any unit; a name in ``map`` is of one without shading."""
@@ -61,7 +71,7 @@ class PriorInputs(NamedTuple):
 
 
 class PriorEstimate(NamedTuple):
-    """What :func:`estimate_prior` found."""
+    """Result of :func:`estimate_prior`."""
 
     prior_chi: npt.NDArray[np.float32]
     """Prior susceptibility, ppm, (X, Y, Z)."""
@@ -72,20 +82,14 @@ class PriorEstimate(NamedTuple):
     expected_size: float | None
     """Expected size of the fitted susceptibility, ppm; None without a fit."""
     record: dict[str, Any]
-    """What was measured and chosen."""
+    """Measured and chosen values."""
 
 
 def estimate_prior(
-    total_field: npt.NDArray,
-    field_sd: npt.NDArray,
-    geometry: Geometry,
     inputs: PriorInputs,
+    geometry: Geometry,
     terms: Sequence[str] = ('contrast',),
     fit: str | None = 'global',
-    *,
-    shape_chi: npt.NDArray | None = None,
-    shape_sd: npt.NDArray | None = None,
-    inner: bool = False,
     free_voxels: bool = False,
     iterations: int = 150,
 ) -> PriorEstimate:
@@ -97,21 +101,14 @@ def estimate_prior(
 
     Parameters
     ----------
-    total_field, field_sd : (X, Y, Z) ndarray
-        Measured relative field and its standard deviation, ppm.
+    inputs : PriorInputs
+        The field, the shape, and what the terms are made of.
     geometry : Geometry
         Region of interest, voxel size (mm), direction of B0, threads.
-    inputs : PriorInputs
-        What the terms are made of.
     terms : sequence of str
         Words of :data:`precondqsm_bids.method.TERMS`.
     fit : {'global', 'clusters', None}
         How whole maps are fitted; None takes the only one as it is.
-    shape_chi, shape_sd : (X, Y, Z) ndarray, optional
-        Susceptibility of the shape relative to air and its expected error, which the fit may
-        correct, ppm.
-    inner : bool
-        Whether the region lies inside the object, its border off the surface.
     free_voxels : bool
         Whether voxels where the fit leaves a source become unknowns.
     iterations : int
@@ -132,31 +129,31 @@ def estimate_prior(
     >>> chi[8:16, 8:16, 8:16] = 0.5
     >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
     >>> field = forward_field(-chi, (1, 1, 1), (0, 0, 1))
-    >>> inputs = PriorInputs(maps={'chi.nii': chi}, field_strength=3)
-    >>> found = estimate_prior(field, 0 * field, geometry, inputs, ['map:chi.nii'])
+    >>> inputs = PriorInputs(field, 0 * field, maps={'chi.nii': chi})
+    >>> found = estimate_prior(inputs, geometry, ['map:chi.nii'])
     >>> round(found.record['coefficients']['map:chi.nii'][0], 1)
     -1.0
     """
     if fit is None and len(terms) != 1:
         raise ValueError(f'prior {" ".join(terms)}: only one term can be taken without a fit')
-    builder = _Builder(inputs, geometry, terms, fit or 'global', inner)
+    builder = _Builder(inputs, geometry, terms, fit or 'global')
     bases = {word: builder.bases(word) for word in terms}
     if fit is None:
         word, (basis, *_) = next(iter(bases.items()))
         unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
         record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
-        return PriorEstimate(basis.weight, shape_chi, None, None, record)
+        return PriorEstimate(basis.weight, inputs.shape_chi, None, None, record)
     mask, voxel_size, b0_dir, workers = geometry
-    field = total_field
+    field, shape_chi = inputs.total_field, inputs.shape_chi
     if shape_chi is not None:
         field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
     flat = [basis for group in bases.values() for basis in group]
     fitted = fit_prior(
-        field, flat, mask, voxel_size, b0_dir, field_sd, shape_sd, iterations,
+        field, flat, mask, voxel_size, b0_dir, inputs.field_sd, inputs.shape_sd, iterations,
         free_voxels=free_voxels, workers=workers,
     )  # fmt: skip
     record = builder.record(bases, fitted)
-    record |= {'fit': fit, 'iterations': iterations}
+    record['fit'], record['iterations'] = fit, iterations
     if free_voxels:
         record['free_voxels'] = {
             'voxels': int(np.count_nonzero(fitted.free_chi)),
@@ -164,7 +161,7 @@ def estimate_prior(
         }
     if len(flat) == 1 and flat[0].expected != 0:
         record['coefficient_errors'] = coefficient_errors(
-            field, flat[0], fitted, mask, voxel_size, b0_dir, field_sd, workers=workers
+            field, flat[0], fitted, mask, voxel_size, b0_dir, inputs.field_sd, workers=workers
         ).tolist()
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
@@ -179,14 +176,13 @@ def estimate_prior(
 class _Builder:
     """Basis maps of each term, and the record of their coefficients."""
 
-    def __init__(
-        self, inputs: PriorInputs, geometry: Geometry, terms: Sequence[str], fit: str, inner: bool
-    ):
+    def __init__(self, inputs: PriorInputs, geometry: Geometry, terms: Sequence[str], fit: str):
         for word in terms:
             _check_term(word, inputs)
-        self.inputs, self.mask, self.voxel_size = inputs, geometry.mask, geometry.voxel_size
+        self.inputs: Any = inputs  # of which none is None that a term needs
+        self.mask, self.voxel_size = geometry.mask, geometry.voxel_size
         self.fit, self.among = fit, sum(term(word).whole_map for word in terms)
-        self.combined = inner and inputs.combined_magnitude is not None
+        self.combined = inputs.inner and inputs.combined_magnitude is not None
         self.shading: dict[str, list[float]] = {}
 
     def bases(self, word: str) -> list[Basis]:
@@ -195,21 +191,17 @@ class _Builder:
             'contrast': self._cells,
             'tissue': lambda: [self.tissue],
             'r2prime-by-tissue': lambda: [
-                map_by_tissue(self.tissue, self._needed('prior_chi'), self.mask)
+                map_by_tissue(self.tissue, self.inputs.prior_chi, self.mask)
             ],
-            'r2prime': lambda: [self._map(self._needed('prior_chi'))],
+            'r2prime': lambda: [self._map(self.inputs.prior_chi)],
             'shape': lambda: [whole_map(np.zeros(self.mask.shape, np.float32), self.mask)],
         }
         return build[word]() if word in build else [self._map(self._given_map(word))]
 
-    def _needed(self, name: str) -> Any:
-        """An input that a term needs: that it is there has been checked."""
-        return getattr(self.inputs, name)
-
     @cached_property
     def tissue(self) -> Basis:
         """Parcels of the tissue classes."""
-        return tissue_parcels(self._needed('tissue'), len(self.inputs.tissue_names), self.mask)
+        return tissue_parcels(self.inputs.tissue, len(self.inputs.tissue_names), self.mask)
 
     def _map(self, chi: npt.NDArray) -> Basis:
         return susceptibility_map(chi, self.mask, self.fit, self.among)
@@ -217,7 +209,7 @@ class _Builder:
     def _given_map(self, word: str) -> npt.NDArray:
         """A susceptibility map that was given, ppm."""
         name = word.removeprefix(MAP)
-        chi = self._needed('maps')[name]
+        chi = self.inputs.maps[name]
         check_map(chi, name, self.mask)
         inside = np.abs(chi[self.mask])
         largest = float(inside.max())
@@ -231,9 +223,13 @@ class _Builder:
         return chi
 
     def _cells(self) -> list[Basis]:
-        """Cells of the contrasts, images freed of their shading, for which R2* must be known."""
+        """Cells of the contrasts, images freed of their shading, for which R2* must be known.
+
+        R2* and each image have a joint histogram: one of all together would have cells of few
+        voxels, or few bins for each image; the sum of functions of two keeps the bins.
+        """
         inputs, mask, voxel_size = self.inputs, self.mask, self.voxel_size
-        magnitude = self._needed('combined_magnitude' if self.combined else 'magnitude')
+        magnitude = inputs.combined_magnitude if self.combined else inputs.magnitude
         images = {'magnitude': np.nan_to_num(magnitude)}  # NaN is no signal
         for name, image in (inputs.contrasts or {}).items():
             check_map(image, name, mask)
@@ -245,8 +241,8 @@ class _Builder:
             images[name] = image
         if inputs.r2star is None:
             first, *further = images.values()
-            cells = contrast_cells([first], mask, voxel_size)
-            return cells + further_cells(first, further, mask, voxel_size)
+            pairs = [[first], *([first, image] for image in further)]
+            return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
         r2star = np.nan_to_num(inputs.r2star)
         for name, image in images.items():
             if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
@@ -256,12 +252,11 @@ class _Builder:
             self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
         if inputs.reliable is not None:
             r2star = np.where(inputs.reliable, r2star, np.float32(np.nan))
-        first, *further = images.values()
-        cells = contrast_cells([r2star, first], mask, voxel_size)
-        return cells + further_cells(r2star, further, mask, voxel_size)
+        pairs = [[r2star, image] for image in images.values()]
+        return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
 
     def record(self, bases: Mapping[str, Sequence[Basis]], fitted: PriorFit) -> dict[str, Any]:
-        """What the fit made of each term."""
+        """Result of the fit for each term."""
         inputs = self.inputs
         priors, coefficients, number = {}, {}, 0
         for word, group in bases.items():
@@ -288,7 +283,8 @@ class _Builder:
             ],
         }
         if 'contrast' in priors:
-            record |= {'combined_magnitude': self.combined, 'bias_field': self.shading}
+            record['combined_magnitude'] = self.combined
+            record['bias_field'] = self.shading
         if inputs.contrasts:
             record['further_contrasts'] = [PurePath(name).name for name in inputs.contrasts]
         if coefficients:
@@ -317,7 +313,7 @@ class _Builder:
             )
             coefficients = coefficients - total / part.size
         if word == 'r2prime-by-tissue':
-            coefficients = coefficients / map_scale(self._needed('prior_chi'), self.mask)
+            coefficients = coefficients / map_scale(self.inputs.prior_chi, self.mask)
         if not term(word).needs_tissue:
             return coefficients.tolist()
         names = [*self.inputs.tissue_names, 'rest']

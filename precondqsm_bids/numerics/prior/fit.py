@@ -20,7 +20,7 @@ OUTER_SIZE = 9.0
 SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
 MODEL_ERROR = 0.35
-"""What no prior can describe of the field, relative to the expected size."""
+"""Part of the field that no prior can describe, relative to the expected size."""
 FREE_LEAST = 4.0
 """Standard deviations beyond which the voxels of a source become unknowns: free voxels."""
 FREE_GAIN = 3.0
@@ -30,23 +30,23 @@ FREE_ROUNDS = 2
 
 
 class PriorFit(NamedTuple):
-    """What :func:`fit_prior` found."""
+    """Result of :func:`fit_prior`."""
 
     prior_chi: F32
     """Fitted prior, ppm, (X, Y, Z), zero outside the mask; of constants alone, its median is 0."""
     coefficients: tuple[npt.NDArray[np.float64], ...]
     """One array per basis."""
     free_chi: F32
-    """What of the prior is in free voxels, which no basis describes, ppm, (X, Y, Z)."""
+    """Part of the prior that is in free voxels, which no basis describes, ppm, (X, Y, Z)."""
     surface_chi: F32
-    """What the fit adds to the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
+    """Correction of the shape's susceptibility at its surface, ppm, (X, Y, Z)."""
     inner_size: float
     """Expected size of the fitted susceptibility, ppm: that of the local field."""
     explained: float
     """Fraction of the local field's energy that the fitted prior explains, at most 1."""
     fractions: tuple[float, ...]
-    """What of ``explained`` is due to each basis, and last to the free voxels, if they were asked
-    for; they add up to it."""
+    """Parts of ``explained`` due to each basis, and last to the free voxels, if they were asked
+    for; their sum is the whole."""
     down_weighted: float
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
@@ -197,9 +197,7 @@ def fit_prior(
         if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
             state.free_voxels(field_sd)
         state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
-    return state.result(free_voxels)._replace(
-        inner_size=inner_size, model_error=model_error * inner_size
-    )
+    return state.result(free_voxels, model_error * inner_size)
 
 
 def _inner_size(field: npt.NDArray, field_sd: npt.NDArray | None, geometry: Geometry) -> float:
@@ -223,7 +221,7 @@ class _Fit:
         shape_sd: npt.NDArray | None,
     ):
         mask = geometry.mask
-        self.geometry, self.bases = geometry, bases
+        self.geometry, self.bases, self.inner_size = geometry, bases, inner_size
         self.system = DipoleSystem(*geometry)
         self.grid = grid = self.system.grid
         self.inside = np.zeros(grid.shape, bool)
@@ -272,17 +270,14 @@ class _Fit:
         self.expected_squared += self.free_squared
 
     def descend(self, iterations: int) -> None:
+        """Conjugate-gradient iterations with the weights that there are."""
         self.system.descend(
-            self.sources,
-            self.residual,
-            self.w_robust,
-            self.expected_squared,
-            iterations,
+            self.sources, self.residual, self.w_robust, self.expected_squared, iterations,
             self.unknowns,
-        )
+        )  # fmt: skip
 
-    def result(self, free_voxels: bool) -> PriorFit:
-        """The fit; its ``inner_size`` and ``model_error`` are for the caller to state."""
+    def result(self, free_voxels: bool, model_error: float) -> PriorFit:
+        """The fit, and what of the local field it explains."""
         mask, grid, box = self.geometry.mask, self.grid, self.grid.inner
         prior = self.prior()
         inside = mask[grid.box]
@@ -313,11 +308,11 @@ class _Fit:
             tuple(np.split(self.size * values, last[:-1])),
             in_volume(free),
             in_volume(surface),
-            np.nan,
+            self.inner_size,
             explained,
             fractions,
             float(np.mean(self.robust < 0.5)),
-            np.nan,
+            model_error,
         )
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:

@@ -17,7 +17,7 @@ R2_RANGE = (0.2, 2000.0)
 
 
 class R2PrimePrior(NamedTuple):
-    """What :func:`r2prime_prior` computed; maps are (X, Y, Z), zero outside the mask."""
+    """Result of :func:`r2prime_prior`; maps are (X, Y, Z), zero outside the mask."""
 
     prior_chi: F32
     """Prior susceptibility relative to a medium without R2', ppm."""
@@ -110,7 +110,7 @@ class R2Inputs(NamedTuple):
 
     r2_map: npt.NDArray | None = None
     """R2 (1/s) or T2 (s), (X, Y, Z)."""
-    r2_map_kind: str = 'R2map'
+    r2_map_kind: str | None = None
     """Which of the two ``r2_map`` is: ``R2map`` or ``T2map``."""
     tissue: npt.NDArray | None = None
     """Class of each voxel, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
@@ -154,7 +154,9 @@ def transverse_rate(
     if r2 == 'map':
         if inputs.r2_map is None:
             raise ValueError('R2 is to come from a map, and there is none: give r2_map')
-        return _mapped(inputs.r2_map, inputs.r2_map_kind, mask), inputs.r2_map_kind
+        if (kind := inputs.r2_map_kind) not in ('R2map', 'T2map'):
+            raise ValueError(f'r2_map_kind is R2map (1/s) or T2map (s), not {kind}')
+        return _mapped(inputs.r2_map, kind, mask), kind
     if r2 != 'literature':
         raise ValueError(f'r2 is a number (1/s), median, map or literature, not {r2!r}')
     if inputs.tissue is None:

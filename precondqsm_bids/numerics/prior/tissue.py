@@ -280,7 +280,7 @@ def class_means(chi: npt.NDArray, basis: Basis, names: Sequence[str]) -> dict[st
 
 
 def contradictions(means: Mapping[str, float]) -> list[str]:
-    """What the means of the classes have other than the literature (:data:`CHI_ORDER`).
+    """Pairs of classes in another order than that of the literature (:data:`CHI_ORDER`).
 
     Names that were swapped, and a segmentation of another head, do not show in how well a prior of
     class constants fits: the constants follow the voxels, whatever these are called.

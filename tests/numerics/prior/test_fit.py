@@ -508,6 +508,22 @@ def test_parcel_without_a_field_has_no_finite_error():
     assert np.isinf(errors[1])
 
 
+def test_the_model_error_is_relative_to_the_expected_size():
+    # A large one makes all voxels count alike, as they do without noise.
+    field, keywords = measured(noise=0.02), {'field_sd': np.full(MASK.shape, 0.02), 'rounds': 2}
+    keywords |= {'iterations': 6, 'inner_size': 0.1}
+    basis = Basis(LABELS, WEIGHT, 1.0)
+    results = [fit(field, [basis], **keywords, model_error=error) for error in (0.0, 0.5)]
+    assert [result.model_error for result in results] == [0.0, 0.05]
+    assert fit(field, [basis], **keywords).model_error == MODEL_ERROR * 0.1
+    keywords['field_sd'] = np.where(LABELS == 0, 0.2, 0.02)
+    plain, held = (fit(field, [basis], **keywords, model_error=error) for error in (0.0, 50.0))
+    assert not np.allclose(plain.prior_chi, held.prior_chi)
+    keywords['field_sd'] = None
+    uniform = fit(field, [basis], **keywords)
+    np.testing.assert_allclose(held.prior_chi, uniform.prior_chi, rtol=1e-3, atol=1e-4)
+
+
 def test_standard_errors_are_those_of_the_jackknife_over_blocks():
     # Least squares again without each block, the fields being projected as a whole
     field, sd, edge = measured(noise=0.02), np.full(MASK.shape, 0.02), 4.0
