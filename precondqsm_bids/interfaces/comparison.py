@@ -75,6 +75,6 @@ class Comparison(SimpleInterface):
         return agreement, [
             'the susceptibility falls where R2* rises (rank correlation '
             f'{agreement:.2f}): the sign of the phase, which was assumed to be '
-            f'{fit["phase_sign"]:+d}, may be wrong; state phase_sign {-fit["phase_sign"]:+d} if '
+            f'{fit["phase_sign"]:+d}, may be wrong; state --phase-sign {-fit["phase_sign"]:+d} if '
             'the strongest R2* is that of iron or blood'
         ]

@@ -213,7 +213,7 @@ def check_varies(data: np.ndarray, path: str) -> None:
     if data.max() <= data.min():
         raise ValueError(
             f'{path} is {data.min():g} in every voxel and tells nothing: export the image again, '
-            'or leave this echo out'
+            'or leave this echo out with --bids-filter-file'
         )
 
 

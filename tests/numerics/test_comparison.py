@@ -83,7 +83,7 @@ def test_only_an_assumed_sign_is_doubted(tissue, tmp_path, source, factor, warne
     record = result.outputs.record
     assert factor * record['r2star_agreement'] > 0.4
     words = ' '.join(record['warnings'])
-    assert ('state phase_sign -1' in words) == warned
+    assert ('state --phase-sign -1' in words) == warned
     one_echo = Comparison(**inputs, echo_fit=fit).run(cwd=tmp_path).outputs.record
     assert (one_echo['r2star_agreement'], one_echo['warnings']) == (None, [])
 
