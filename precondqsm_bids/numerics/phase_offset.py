@@ -63,9 +63,8 @@ def smooth_offset(
     Of offsets of free fits and their standard deviations, rad, (V,); the voxel size is in mm.
 
     A polynomial of fourth order serves if the block medians of what it leaves stay below
-    0.015 rad.
-    Else a cubic B-spline, of seven intervals along the longest axis of the mask, is fitted to the
-    complex ``exp(i offset)``,
+    0.015 rad. Else a cubic B-spline, of seven intervals along the longest axis of the mask, is
+    fitted to the complex ``exp(i offset)``::
 
         minimise  sum w |exp(i offset) - sum_k c_k B_k(r)|^2 + small |second differences of c|^2,
 
