@@ -4,10 +4,7 @@ Only the standard library, so that ``--help`` and ``--version`` answer at once.
 """
 
 import argparse
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence, Set
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any, NoReturn
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit, parse_memory
+from precondqsm_bids.cli.work_folder import default_work_dir
 from precondqsm_bids.config import (
     R2_WORDS,
     REG_RULES,
@@ -427,7 +425,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     values.setdefault('nprocs', int(cpu_limit().value))
     values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
     values.setdefault('mem_gb', round(memory_limit().value * MEMORY_SHARE, 2))
-    values.setdefault('work_dir', _default_work_dir())
+    values.setdefault('work_dir', default_work_dir())
     settings = Settings(**values)
     if message := check(settings):
         parser.error(message)
@@ -577,11 +575,6 @@ def _check_prior(settings: Settings) -> str:
     return ''
 
 
-def graph_renderer() -> str | None:
-    """Path of Graphviz's ``dot``, without which a graph stays a text file."""
-    return shutil.which('dot')
-
-
 # -- types of options ---------------------------------------------------------------------------
 
 
@@ -685,11 +678,3 @@ def _sign(text: str) -> int | str:
     if text not in ('auto', '+1', '1', '-1'):
         raise argparse.ArgumentTypeError(f'"{text}" is none of auto, +1 and -1')
     return text if text == 'auto' else int(text)
-
-
-def _default_work_dir() -> Path:
-    """``./work``; a container may start in a folder that nobody can write to."""
-    here = Path.cwd() / 'work'
-    if os.access(here if here.is_dir() else here.parent, os.W_OK):
-        return here
-    return Path(tempfile.gettempdir()) / f'precondqsm_bids-{os.getuid()}'

@@ -7,11 +7,12 @@ import re
 import shlex
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from precondqsm_bids import __version__
+from precondqsm_bids.cli.call import Call
 from precondqsm_bids.cli.environment import python_command
 from precondqsm_bids.cli.parser import (
     GROUP_SETTINGS,
@@ -20,7 +21,7 @@ from precondqsm_bids.cli.parser import (
     option_words,
     stated_settings,
 )
-from precondqsm_bids.cli.progress import new_log_name, say
+from precondqsm_bids.cli.progress import say
 from precondqsm_bids.config import Settings
 
 if TYPE_CHECKING:
@@ -56,26 +57,25 @@ class SubmitError(Exception):
     """SLURM did not take a job."""
 
 
-def submit(
-    settings: Settings,
-    runs: Sequence['Run'],
-    problems: Sequence['Problem'],
-    command: str,
-    environment: Mapping[str, str],
-) -> None:
+class Job(NamedTuple):
+    """Resources of a participant's job."""
+
+    cpus: int
+    memory_gb: float
+    minutes: str
+    """Time limit as SLURM takes it."""
+
+
+def submit(call: Call, runs: Sequence['Run'], problems: Sequence['Problem']) -> None:
     """Write the scripts and, unless it is a dry run, submit them.
 
     Parameters
     ----------
-    settings : Settings
-        What the command line says.
+    call : Call
+        What was asked for.
     runs, problems : sequence
-        What was found in the dataset. A participant whose files cannot be used has a job, too,
-        which tells why it fails as any other run would.
-    command : str
-        The command line, with the program's name.
-    environment : mapping
-        What the jobs inherit.
+        Those of the dataset. A participant whose files cannot be used has a job, too, which says
+        why it fails as any other run would.
 
     Raises
     ------
@@ -84,39 +84,68 @@ def submit(
     SubmitError
         If SLURM refuses a job.
     """
+    settings, folder = call.settings, call.log_dir
+    argv = shlex.split(call.command)[1:]
+    job = job_of(settings, runs, stated_settings(argv))
+    subjects = sorted({run.subject for run in runs} | {p.subject for p in problems if p.fatal})
+    size = max_array_size(call.environment)
+    parts = [subjects[first : first + size] for first in range(0, len(subjects), size)]
+    names = [f'participants-{i}.sh' for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else ['participants.sh']
+    scripts = {
+        name: participants_script(settings, part, argv, folder, job)
+        for name, part in zip(names, parts, strict=True)
+    }
+    write_scripts(settings, folder, {**scripts, 'group.sh': group_script(settings, argv, folder)})
+    if len(parts) > 1:
+        say(f'{len(subjects)} participants: {len(parts)} arrays of at most {size} (MaxArraySize)')
+    for name, part in zip(names, parts, strict=True):
+        say(f'{len(part)} participants: {folder / name}')
+    say(f'group level: {folder / "group.sh"}')
+    if not settings.dry_run:
+        in_turn = bool(settings.submit_limit)
+        submit_scripts(folder, [*names, 'group.sh'], call.environment, in_turn)
+
+
+def job_of(settings: Settings, runs: Sequence['Run'], stated: Set[str]) -> Job:
+    """Resources of each job: those that are stated, and else what the largest run needs.
+
+    Parameters
+    ----------
+    settings : Settings
+        The command line, parsed.
+    runs : sequence of Run
+        Those of the dataset.
+    stated : set of str
+        Names of the settings that the user stated.
+    """
+    if 'mem_gb' in stated:
+        memory = settings.mem_gb / MEMORY_SHARE
+    else:
+        memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
+    return Job(
+        cpus=settings.nprocs if 'nprocs' in stated else CPUS,
+        memory_gb=memory,
+        minutes=settings.submit_time or str(estimated_minutes(settings, runs)),
+    )
+
+
+def write_scripts(settings: Settings, folder: Path, scripts: Mapping[str, str]) -> None:
+    """Write the scripts, by their names, into a new folder.
+
+    Raises
+    ------
+    InputError
+        If that is impossible, or SLURM could not write its logs there.
+    """
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
-    folder = settings.output_dir / 'logs' / new_log_name()
     if any(char in str(folder) for char in '"\\%\n'):
         raise InputError(
             f'{folder}: SLURM cannot write its log to a path with a quote, backslash, percent '
             'sign or line break; give another output folder'
         )
-    subjects = sorted({run.subject for run in runs} | {p.subject for p in problems if p.fatal})
-    argv = shlex.split(command)[1:]
-    stated = stated_settings(argv)
-    if 'mem_gb' in stated:
-        memory = settings.mem_gb / MEMORY_SHARE
-    else:
-        memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
-    size = max_array_size(environment)
-    parts = [subjects[first : first + size] for first in range(0, len(subjects), size)]
-    names = [f'participants-{i}.sh' for i in range(1, len(parts) + 1)]
-    names = names if len(parts) > 1 else ['participants.sh']
-    scripts = {
-        name: participants_script(
-            settings,
-            part,
-            argv,
-            folder,
-            cpus=settings.nprocs if 'nprocs' in stated else CPUS,
-            memory_gb=memory,
-            minutes=settings.submit_time or str(estimated_minutes(settings, runs)),
-        )
-        for name, part in zip(names, parts, strict=True)
-    }
-    scripts['group.sh'] = group_script(settings, argv, folder)
     try:
         folder.mkdir(parents=True)
         write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
@@ -126,13 +155,6 @@ def submit(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
-    if len(parts) > 1:
-        say(f'{len(subjects)} participants: {len(parts)} arrays of at most {size} (MaxArraySize)')
-    for name, part in zip(names, parts, strict=True):
-        say(f'{len(part)} participants: {folder / name}')
-    say(f'group level: {folder / "group.sh"}')
-    if not settings.dry_run:
-        submit_scripts(folder, list(scripts), environment, in_turn=bool(settings.submit_limit))
 
 
 def submit_scripts(
@@ -147,7 +169,7 @@ def submit_scripts(
     names : sequence of str
         The scripts of the arrays; the last is that of the group level.
     environment : mapping
-        What the jobs inherit.
+        That of the jobs.
     in_turn : bool
         Whether an array waits for the one before it: a limit of jobs at once is that of an array.
     """
@@ -207,7 +229,7 @@ def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
     settings : Settings
         The iterations of the background removal count.
     runs : sequence of Run
-        What was found in the dataset.
+        Those of the dataset.
     """
     values: dict[str, int] = defaultdict(int)
     for run in runs:
@@ -264,36 +286,30 @@ def participants_script(
     subjects: Sequence[str],
     argv: Sequence[str],
     folder: Path,
-    cpus: int,
-    memory_gb: float,
-    minutes: str,
+    job: Job,
 ) -> str:
     """The script of an array: one task a participant.
 
     Parameters
     ----------
     settings : Settings
-        What the command line says.
+        The command line, parsed.
     subjects : sequence of str
         Labels of the participants, in the order of the tasks.
     argv : sequence of str
         The command line, without the program's name.
     folder : Path
         Where the logs go.
-    cpus : int
-        CPUs of a task.
-    memory_gb : float
-        Memory of a task, GiB.
-    minutes : str
-        Time limit of a task, as SLURM takes it.
+    job : Job
+        Resources of a task.
     """
     limit = f'%{settings.submit_limit}' if settings.submit_limit else ''
     head = {
         'job-name': 'precondqsm_bids',
         'array': f'0-{len(subjects) - 1}{limit}',
-        'cpus-per-task': str(cpus),
-        'mem': f'{math.ceil(memory_gb * 1024)}M',
-        'time': minutes,
+        'cpus-per-task': str(job.cpus),
+        'mem': f'{math.ceil(job.memory_gb * 1024)}M',
+        'time': job.minutes,
         'output': f'"{folder}/slurm-%A_%a.out"',
     }
     words = option_words(argv, without=_OWN)
@@ -314,7 +330,7 @@ def group_script(settings: Settings, argv: Sequence[str], folder: Path) -> str:
     Parameters
     ----------
     settings : Settings
-        What the command line says.
+        The command line, parsed.
     argv : sequence of str
         The command line, without the program's name.
     folder : Path

@@ -1,8 +1,10 @@
 """The command line as settings, and its errors in one line."""
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -248,9 +250,9 @@ def test_resource_monitor_needs_psutil(refuse, monkeypatch):
 
 
 def test_work_folder_where_the_current_one_is_read_only(parse, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.os, 'access', lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)
     monkeypatch.setenv('TMPDIR', '/elsewhere')
-    monkeypatch.setattr(module.tempfile, 'gettempdir', lambda: '/elsewhere')
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: '/elsewhere')
     assert parse().work_dir.parent == Path('/elsewhere')
 
 

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 import precondqsm_bids
+from precondqsm_bids.cli import reports
 from precondqsm_bids.cli import run as module
-from precondqsm_bids.cli.run import describe_crash, main, read_plugin
+from precondqsm_bids.cli.execution import Plugin, read_plugin
+from precondqsm_bids.cli.failures import describe_crash
+from precondqsm_bids.cli.run import main
 from precondqsm_bids.config import Settings
 from precondqsm_bids.phantom.cli import main as write_phantom
 
@@ -25,7 +28,7 @@ from precondqsm_bids.phantom.cli import main as write_phantom
 def app(dataset, tmp_path, monkeypatch, capsys):
     """Call the app on the dataset; status, standard output and error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
 
     def call(*options):
         status = main([str(dataset.root), 'out', 'participant', *map(str, options)])
@@ -202,7 +205,7 @@ def test_validator_is_asked_and_stops_nobody(dataset, app, monkeypatch, tmp_path
     issues = {'issues': {'issues': [{'severity': 'error', 'code': 'BAD_THING'}]}}
     program.write_text(f"#!/bin/sh\necho '{json.dumps(issues)}'\nexit 16\n")
     program.chmod(0o755)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: str(program))
+    monkeypatch.setattr(shutil, 'which', lambda name: str(program))
     status, output, _ = app('--boilerplate-only')
     assert status == 0
     assert 'finds 1 errors (BAD_THING)' in output
@@ -231,10 +234,7 @@ def test_plugin_files_that_are_refused(dataset, app, content, message):
 def test_plugin_file(tmp_path):
     path = tmp_path / 'plugin.yml'
     path.write_text('plugin: SLURM\nplugin_args: {sbatch_args: --mem=4G}\n')
-    assert read_plugin(path) == {
-        'plugin': 'SLURM',
-        'plugin_args': {'sbatch_args': '--mem=4G'},
-    }
+    assert read_plugin(path) == Plugin('SLURM', {'sbatch_args': '--mem=4G'})
 
 
 # -- the group level, on outputs written by hand ------------------------------------------------
@@ -309,7 +309,7 @@ def test_group_level_without_usable_outputs(group_level, dataset):
 
 
 def test_group_level_names_few_on_the_terminal(group_level, monkeypatch):
-    monkeypatch.setattr(module, 'MOST_LINES', 0)
+    monkeypatch.setattr(reports, 'MOST_LINES', 0)
     assert '... and 1 more: ' in group_level()[1]
     assert 'sub-03 | missing' not in group_level()[1]
     assert 'sub-03 | missing' in group_level('-v')[1]
@@ -420,9 +420,9 @@ def test_a_work_folder_that_will_be_full_is_told_at_the_start(
     dataset.add_run('sub-01')
     dataset.add_run('sub-02')
     usage = type('Usage', (), {'free': free})
-    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
     monkeypatch.setattr(module, 'execute', lambda *args: [])
-    monkeypatch.setattr(module, 'report', lambda *args: [])
+    monkeypatch.setattr(module, 'write_reports', lambda *args: [])
     _, output, _ = app()
     assert ('room for 0 MB, and about 1 MB will be written' in output) == warned
 

@@ -7,6 +7,7 @@ anything is computed, and leaves no map. ``docs/inputs.md`` names every case.
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from precondqsm_bids.cli import run as module
 from precondqsm_bids.cli.run import main
 
 ANAT = 'sub-01/anat'
@@ -42,7 +42,7 @@ def case(name, make, *said, options=()):
 def app(dataset, tmp_path, monkeypatch, capsys):
     """Call the app on the dataset; exit status and everything it said."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: None)  # no validator
+    monkeypatch.setattr(shutil, 'which', lambda name: None)  # no validator
 
     def call(case, *more):
         case.make(dataset)
