@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precondqsm_bids.config import Settings
+from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
     from precondqsm_bids.bids import Problem, Run
@@ -25,16 +26,16 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     runs, problems : sequence
         Those of the dataset.
     """
-    rows = [COLUMNS, *(_row(settings, run) for run in runs)]
+    rows = [COLUMNS, *(_row(settings.method, run) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
     for run in runs:
-        lines += ['', run.label, f'  sign of the phase: {_sign_words(settings, run)}']
+        lines += ['', run.label, f'  sign of the phase: {_sign_words(settings.method, run)}']
         more = [
             *(run.tissue.files if run.tissue else ()),
             run.r2_map,
             *run.contrasts,
-            *settings.prior_maps,
+            *settings.method.prior_maps,
         ]
         paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
         lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
@@ -45,7 +46,7 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _row(settings: Settings, run: 'Run') -> tuple[str, ...]:
+def _row(method: Method, run: 'Run') -> tuple[str, ...]:
     """The row of a run."""
     missing = [*run.missing, *([] if run.labels else ['labels'])]
     return (
@@ -55,20 +56,20 @@ def _row(settings: Settings, run: 'Run') -> tuple[str, ...]:
         echo_time_words(run),
         f'{run.field_strength:g}',
         Path(run.mask).name if run.mask else 'auto',
-        prior_words(settings, run),
+        method.summary(run.one_echo),
         _tissue_words(run),
-        'none' if run.one_echo else Path(run.r2_map or str(settings.r2)).name,
+        'none' if run.one_echo else Path(run.r2_map or str(method.r2)).name,
         str(len(run.label_names)) if run.label_names else 'none',
         ', '.join(missing) or 'nothing',
     )
 
 
-def _sign_words(settings: Settings, run: 'Run') -> str:
+def _sign_words(method: Method, run: 'Run') -> str:
     """The way in which the sign of the phase will be found."""
     from precondqsm_bids.numerics.phase import vendor_sign
 
-    if settings.phase_sign:
-        return f'{settings.phase_sign:+d}, stated; refused if the field contradicts it'
+    if stated := method.phase_sign:
+        return f'{stated:+d}, stated; refused if the field contradicts it'
     manufacturer = run.metadata.get('Manufacturer')
     usual = vendor_sign(str(manufacturer)) if manufacturer else None
     by = f'usual of {manufacturer}' if usual else 'usual convention'
@@ -82,15 +83,6 @@ def echo_time_words(run: 'Run') -> str:
     """First and last echo time, ms."""
     times = [f'{1000 * t:.4g}' for t in (run.echo_times[0], run.echo_times[-1])]
     return ' to '.join(dict.fromkeys(times))
-
-
-def prior_words(settings: Settings, run: 'Run') -> str:
-    """The prior in one word, files by their names."""
-    words = [word for word in settings.words if word != 'shape']
-    if run.one_echo:  # without R2*
-        words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
-    names = [*words, *(f'map:{path.name}' for path in settings.prior_maps)]
-    return '+'.join([*names, *(['shape'] if settings.shape else [])])
 
 
 def _tissue_words(run: 'Run') -> str:

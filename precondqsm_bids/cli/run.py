@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from precondqsm_bids import __version__
 from precondqsm_bids.cli import work_folder
 from precondqsm_bids.cli.call import Call
-from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words, prior_words
+from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
 from precondqsm_bids.cli.environment import (
     configure_nipype,
     ending_on_sigterm,
@@ -133,6 +133,7 @@ def find(settings: Settings, here: bool) -> tuple[list['Run'], list['Problem']]:
     """
     from precondqsm_bids.bids import Problem, find_runs
 
+    method = settings.method
     runs, problems = find_runs(
         settings.bids_dir,
         participant_label=settings.participant_label,
@@ -140,15 +141,15 @@ def find(settings: Settings, here: bool) -> tuple[list['Run'], list['Problem']]:
         filters=settings.bids_filters,
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
-        field_strength=settings.field_strength,
-        b0_dir=settings.b0_dir,
-        mask=settings.mask,
-        reference=settings.reference,
-        tissue=settings.needs_tissue,
-        r2_map=settings.r2 == 'map',
-        r2star_priors=settings.r2star_priors,
-        prior_maps=settings.prior_maps,
-        contrasts=settings.contrasts,
+        field_strength=method.field_strength,
+        b0_dir=method.b0_dir,
+        mask=method.mask,
+        reference=method.reference,
+        tissue=method.needs_tissue,
+        r2_map=method.needs_r2_map,
+        r2star_priors=method.r2star_terms,
+        prior_maps=method.prior_maps,
+        contrasts=method.contrasts,
         ignore=[settings.output_dir],
     )
     limit = memory_limit()
@@ -256,7 +257,7 @@ def introduce(call: Call, runs: Sequence['Run']) -> None:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
         say(
             f'{run.label}: {echoes}, {echo_time_words(run)} ms, '
-            f'{run.field_strength:g} T, prior {prior_words(settings, run)}'
+            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}'
         )
     for subject in sorted(set(settings.participant_label) - {run.subject for run in runs}):
         say(f'warning: sub-{subject}: no run to reconstruct')
