@@ -346,7 +346,7 @@ def test_outputs_page_has_every_column_of_the_group():
 
 
 def test_usage_page_has_the_options_of_the_group_level():
-    from precondqsm_bids.cli.parser import GROUP_SETTINGS
+    from precondqsm_bids.cli.options import GROUP_SETTINGS
 
     named = re.findall(r'`(-[\w-]+)', section(read('docs/usage.md'), '## The group level'))
     parser = build_parser()

@@ -17,6 +17,11 @@ UNLIMITED = 2**60
 UNITS = {'': 1 / 1024, 'K': 1024**-2, 'M': 1 / 1024, 'G': 1.0, 'T': 1024.0}
 """GiB per unit; a bare number is in megabytes."""
 
+MAX_OMP_NTHREADS = 8
+"""Fourier transforms of these sizes gain little from more threads."""
+
+MEMORY_SHARE = 0.9
+"""Part of the memory limit that the nodes may have; the rest is the main process's."""
 
 BATCH_CPUS = {
     'SLURM_CPUS_PER_TASK': 'SLURM_JOB_ID',  # there only if it was asked for
@@ -46,12 +51,14 @@ def parse_memory(text: str) -> float:
     Raises
     ------
     ValueError
-        If the text is no positive size.
+        If the text is not a positive size.
     """
     match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(?:i?B)?\s*', text, re.IGNORECASE)
     size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
     if not size:
-        raise ValueError(f'"{text}" is no amount of memory: write 8000 (MB), 8000M, 1.5G or 1T')
+        raise ValueError(
+            f'"{text}" is not an amount of memory: write 8000 (MB), 8000M, 1.5G or 1T'
+        )
     return size
 
 

@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.call import Call
 from precondqsm_bids.cli.environment import python_command
-from precondqsm_bids.cli.parser import (
-    GROUP_SETTINGS,
-    MEMORY_SHARE,
-    SUBMIT_SETTINGS,
-    option_words,
-    stated_settings,
-)
+from precondqsm_bids.cli.options import GROUP_SETTINGS, SUBMIT_SETTINGS
+from precondqsm_bids.cli.parser import option_words, stated_settings
 from precondqsm_bids.cli.progress import say
+from precondqsm_bids.cli.resources import MEMORY_SHARE
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
 
