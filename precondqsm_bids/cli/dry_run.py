@@ -1,14 +1,14 @@
 """The table of ``--dry-run``: the runs, their files, and what is wrong or left out."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precondqsm_bids.cli.call import Found
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.bids import Run
 
 COLUMNS = (
     *('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'tissue', 'R2', 'labels'),
@@ -16,20 +16,12 @@ COLUMNS = (
 )
 
 
-def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence['Problem']) -> str:
-    """The table, the files of each run, and the problems.
-
-    Parameters
-    ----------
-    settings : Settings
-        The command line, parsed.
-    runs, problems : sequence
-        Those of the dataset.
-    """
-    rows = [COLUMNS, *(_row(settings.method, run) for run in runs)]
+def describe_runs(settings: Settings, found: Found) -> str:
+    """The table, the files of each run, and the problems."""
+    rows = [COLUMNS, *(_row(settings.method, run) for run in found.runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
-    for run in runs:
+    for run in found.runs:
         lines += ['', run.label, f'  sign of the phase: {_sign_words(settings.method, run)}']
         more = [
             *(run.tissue.files if run.tissue else ()),
@@ -40,9 +32,9 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
         paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
         lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
     for title, kinds in (('problems', ('error', 'warning')), ('skipped', ('skipped',))):
-        found = [f'  {p.kind}: {p}' for p in problems if p.kind in kinds]
-        if found:
-            lines += ['', title, *found]
+        words = [f'  {p.kind}: {p}' for p in found.problems if p.kind in kinds]
+        if words:
+            lines += ['', title, *words]
     return '\n'.join(line.rstrip() for line in lines)
 
 

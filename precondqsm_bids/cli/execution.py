@@ -3,18 +3,15 @@
 import os
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from precondqsm_bids.cli.call import Call
+from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.environment import before_sigterm_ends, python_command
 from precondqsm_bids.cli.failures import Failure, of_workflow
 from precondqsm_bids.cli.progress import Stage, follow, say
-
-if TYPE_CHECKING:
-    from precondqsm_bids.bids import Run
 
 NODE_JOB = 'precondqsm_bids.cli.node_job'
 """Module that runs one node, in a job of a batch system."""
@@ -36,12 +33,7 @@ class Plugin(NamedTuple):
 
 
 def read_plugin(path: Path | None) -> Plugin:
-    """The plugin that a YAML file names; ours without a file.
-
-    Parameters
-    ----------
-    path : Path or None
-        ``{plugin: SLURM, plugin_args: {sbatch_args: ...}}``.
+    """The plugin of a YAML file such as ``{plugin: SLURM, plugin_args: {sbatch_args: ...}}``.
 
     Raises
     ------
@@ -79,25 +71,13 @@ def read_plugin(path: Path | None) -> Plugin:
     return plugin
 
 
-def execute(call: Call, workflow: Any, runs: Sequence['Run'], plugin: Plugin) -> list[Failure]:
-    """Run the workflow; the failures of its nodes.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    workflow : Workflow
-        That of :func:`~precondqsm_bids.workflows.base.init_base_wf`.
-    runs : sequence of Run
-        All that it reconstructs.
-    plugin : Plugin
-        As :func:`read_plugin` returns it.
-    """
+def execute(call: Call, workflow: Any, found: Found, plugin: Plugin) -> list[Failure]:
+    """Run the workflow; the failures of its nodes."""
     from precondqsm_bids.workflows.base import node_name
 
     settings = call.settings
     nodes = _nodes(workflow)
-    labels = {node_name(run.label): run.label for run in runs}
+    labels = {node_name(run.label): run.label for run in found.runs}
     stages = {
         f'{workflow.name}.{name}': Stage(labels[name.split('.')[1]], _stage(name, node, call))
         for name, node in nodes.items()
@@ -126,7 +106,7 @@ def execute(call: Call, workflow: Any, runs: Sequence['Run'], plugin: Plugin) ->
     monitored = Path(workflow.base_dir) / workflow.name / 'resource_monitor.json'
     if settings.resource_monitor and monitored.exists():
         shutil.copy(monitored, call.log_dir)
-    return of_workflow(call, runs, labels, error)
+    return of_workflow(call, found, labels, error)
 
 
 def _nodes(workflow: Any) -> dict[str, Any]:

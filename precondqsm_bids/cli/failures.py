@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precondqsm_bids.cli.call import Call
+from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.progress import new_log_name, say
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.bids import Problem
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -37,16 +37,9 @@ class Failure:
 
 
 def status_of(error: BaseException, call: Call, again: str) -> int:
-    """Exit status after an error that ends the app and is not a defect; says it in one line.
+    """Exit status after an error that ends the app, said in one line; a defect is raised again.
 
-    Parameters
-    ----------
-    error : exception
-        A defect is raised again.
-    call : Call
-        What was asked for.
-    again : str
-        The way to go on.
+    ``again`` is the way to go on.
     """
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.cli.submit import SubmitError
@@ -88,46 +81,22 @@ def of_input(call: Call, problem: 'Problem') -> Failure:
 
 
 def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:
-    """Failure outside the workflow, with its crash file.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    subject : str
-        The participant's label.
-    kind : str
-        Part that failed, for the name of the file.
-    what : str
-        The reason, in a line.
-    text : str
-        Content of the crash file.
-    """
+    """Failure outside the workflow: the reason in a line, and the content of its crash file."""
     from precondqsm_bids.workflows.base import crash_folder
 
     folder = crash_folder(call.settings.output_dir, subject, call.log_name)
     return Failure(subject, what, write_crash(folder, kind, text))
 
 
-def of_workflow(
-    call: Call, runs: Sequence['Run'], labels: Mapping[str, str], error: str
-) -> list[Failure]:
+def of_workflow(call: Call, found: Found, labels: Mapping[str, str], error: str) -> list[Failure]:
     """Failures of the nodes, one for each crash file that they left.
 
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    runs : sequence of Run
-        All that should be reconstructed.
-    labels : mapping
-        As for :func:`describe_crash`.
-    error : str
-        Traceback of the workflow, empty if it succeeded.
+    ``labels`` are as for :func:`describe_crash`; ``error`` is the traceback of the workflow, empty
+    if it succeeded.
     """
     from precondqsm_bids.workflows.base import crash_folder
 
-    subjects = list(dict.fromkeys(run.subject for run in runs))
+    subjects = list(dict.fromkeys(run.subject for run in found.runs))
     failures = [
         Failure(subject, describe_crash(crash, labels), crash)
         for subject in subjects
@@ -174,17 +143,7 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
 
 
 def write_crash(folder: Path, kind: str, text: str) -> Path:
-    """Write a crash file, under a name of its own.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the file; made if needed.
-    kind : str
-        Part that failed.
-    text : str
-        Content of the file.
-    """
+    """Write a crash file, under a name of its own that has the kind of failure."""
     crash = folder / f'crash-{new_log_name().replace("_", "-")}-{kind}.txt'
     try:
         folder.mkdir(parents=True, exist_ok=True)

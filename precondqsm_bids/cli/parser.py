@@ -153,16 +153,9 @@ def _as_settings(given: dict[str, Any]) -> dict[str, Any]:
 def option_words(
     argv: Sequence[str], only: Set[str] | None = None, without: Set[str] = frozenset()
 ) -> list[str]:
-    """The options of a command line that are to be passed on, as they were given.
+    """The options of a valid command line that are to be passed on, as they were given.
 
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments without the program's name, which can be parsed.
-    only : set of str, optional
-        Names of settings: no other option is taken.
-    without : set of str
-        Names of settings whose options are left out.
+    ``only`` and ``without`` are names of settings: no others are taken, or these are left out.
     """
     parser = build_parser()
     given = vars(parser.parse_args(argv))

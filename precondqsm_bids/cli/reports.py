@@ -4,38 +4,23 @@ import errno
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from precondqsm_bids.cli.call import Call
+from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.failures import DONE, Failure, conclude, nothing_to_do, of_participant
 from precondqsm_bids.cli.progress import say
-
-if TYPE_CHECKING:
-    from precondqsm_bids.bids import Run
 
 MOST_LINES = 20
 """Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
 
 
 def write_reports(
-    call: Call, runs: Sequence['Run'], failures: Sequence[Failure], citation: str
+    call: Call, found: Found, failures: Sequence[Failure], citation: str
 ) -> list[Failure]:
-    """Assemble the participants' reports, those of the failed ones too; the failures in this.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    runs : sequence of Run
-        All that should be reconstructed.
-    failures : sequence of Failure
-        Those of the reconstruction.
-    citation : str
-        Methods text.
-    """
+    """Assemble the participants' reports, those of the failed ones too; the failures in this."""
     failed = []
-    for subject in sorted({run.subject for run in runs} | {f.subject for f in failures}):
-        labels = [run.label for run in runs if run.subject == subject]
+    for subject in found.subjects:
+        labels = [run.label for run in found.runs if run.subject == subject]
         crash_files = [f.crash_file for f in failures if f.subject == subject]
         failed += _write_report(
             call,

@@ -1,7 +1,7 @@
-"""How many CPUs and how much memory this process may use, which is seldom what the host has.
+"""CPUs and memory that this process may use, which is seldom what the host has.
 
 A container sees every CPU of its host, a batch job all memory of its node. The limits are in the
-affinity mask, in the control groups (v1 and v2) and in what the batch system tells the job.
+affinity mask, in the control groups (v1 and v2) and in the variables of the batch system.
 """
 
 import os
@@ -63,15 +63,7 @@ def parse_memory(text: str) -> float:
 
 
 def cpu_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -> Limit:
-    """CPUs that this process may use.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``sys`` and ``proc`` are.
-    environ : mapping
-        The environment.
-    """
+    """CPUs that this process may use; ``root`` has ``sys`` and ``proc``."""
     limits = [Limit(len(os.sched_getaffinity(0)), 'affinity mask')]
     for folder in _cgroups(root, 'cpu'):
         quota, period = _numbers(folder / 'cpu.max')  # v2: "200000 100000" or "max 100000"
@@ -87,15 +79,7 @@ def cpu_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -
 
 
 def memory_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -> Limit:
-    """Memory that this process may use, GiB.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``sys`` and ``proc`` are.
-    environ : mapping
-        The environment.
-    """
+    """Memory that this process may use, GiB; ``root`` has ``sys`` and ``proc``."""
     text = _read(root / 'proc/meminfo')
     match = re.search(r'^MemTotal:\s*(\d+) kB', text, re.MULTILINE)
     limits = [Limit(int(match[1]) * 1024 / GIB, 'memory of the host')] if match else []

@@ -11,36 +11,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from precondqsm_bids import __version__
-from precondqsm_bids.cli import work_folder
-from precondqsm_bids.cli.call import Call
+from precondqsm_bids.cli import environment, failures, work_folder
+from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
-from precondqsm_bids.cli.environment import (
-    configure_nipype,
-    ending_on_sigterm,
-    logging_to,
-    repair_environment,
-)
 from precondqsm_bids.cli.execution import Plugin, execute, read_plugin, write_graph
-from precondqsm_bids.cli.failures import (
-    DONE,
-    FAILED,
-    Failure,
-    conclude,
-    nothing_to_do,
-    of_input,
-    status_of,
-)
 from precondqsm_bids.cli.parser import parse_args
 from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.reports import group, reports_only, write_reports
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
-
-if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     call = Call(settings, command, environment=dict(os.environ))
-    repair_environment(settings.omp_nthreads)
+    environment.repair_environment(settings.omp_nthreads)
     at_group = settings.analysis_level == 'group'
     again = f'the same command {"does it" if at_group else "goes on from the work folder"}'
     try:
-        with ending_on_sigterm(f'terminated; {again}'):
+        with environment.ending_on_sigterm(f'terminated; {again}'):
             return run_app(call)
     except (Exception, KeyboardInterrupt) as error:
-        return status_of(error, call, again)
+        return failures.status_of(error, call, again)
 
 
 def run_app(call: Call) -> int:
@@ -97,39 +78,32 @@ def run_app(call: Call) -> int:
     if settings.reports_only:
         return reports_only(call)
 
-    runs, problems = find(settings, here=plugin.is_local and not settings.submit)
-    fatal = any(problem.fatal for problem in problems)
+    found = find(settings, here=plugin.is_local and not settings.submit)
     if settings.dry_run and not settings.submit:
-        print(describe_runs(settings, runs, problems))
-    if not runs and not fatal:
-        status = nothing_to_do(
+        print(describe_runs(settings, found))
+    if not found.subjects:
+        status = failures.nothing_to_do(
             f'{settings.bids_dir} has no multi-echo gradient-echo images (_MEGRE, or _T2starw '
             'with echo-) for these participants, sessions and filters'
         )
-        for problem in problems:
+        for problem in found.problems:
             print(f'skipped: {problem}', file=sys.stderr)
         return status
     if settings.submit:
-        for problem in problems:
+        for problem in found.problems:
             say(f'{problem.kind}: {problem}', sys.stderr if problem.fatal else sys.stdout)
-        submit(call, runs, problems)
-        return DONE
+        submit(call, found)
+        return failures.DONE
     if settings.dry_run:
-        return FAILED if fatal else DONE
-    return process(call, runs, problems, plugin)
+        return failures.FAILED if found.fatal else failures.DONE
+    return process(call, found, plugin)
 
 
-def find(settings: Settings, here: bool) -> tuple[list['Run'], list['Problem']]:
-    """The runs of the dataset and what is wrong with others.
+def find(settings: Settings, here: bool) -> Found:
+    """The runs of the dataset, and the problems with its files.
 
-    Parameters
-    ----------
-    settings : Settings
-        The command line, parsed.
-    here : bool
-        If true, a run that cannot fit into the memory of this process is a problem: the echo fit
-        holds all echoes at a time, as float32. What may fit is tried, with a warning
-        (:func:`~precondqsm_bids.cli.execution.execute`).
+    To be computed ``here``, a run has to fit into memory: the echo fit holds all echoes at a time,
+    as float32. One that may fit is tried, with a warning (:func:`execute`).
     """
     from precondqsm_bids.bids import Problem, find_runs
 
@@ -152,71 +126,51 @@ def find(settings: Settings, here: bool) -> tuple[list['Run'], list['Problem']]:
         contrasts=method.contrasts,
         ignore=[settings.output_dir],
     )
+    found = Found([], list(problems))
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
-    fitting = [run for run in runs if not here or run.series_gb <= room]
-    for run in (run for run in runs if here and run.series_gb > room):
+    for run in runs:
+        if not here or run.series_gb <= room:
+            found.runs.append(run)
+            continue
         message = (
             f'the matrix {" x ".join(map(str, run.matrix))} with {len(run.echo_times)} echoes '
             f'takes {run.series_gb:.4g} GB of memory for the images alone, and there are '
             f'{room:.4g} GB ({limit.source}): take a machine with several times that, or larger '
             'voxels'
         )
-        problems = [*problems, Problem(run.subject, run.sources[0], message)]
-    return fitting, list(problems)
+        found.problems.append(Problem(run.subject, run.sources[0], message))
+    return found
 
 
-def process(
-    call: Call, runs: Sequence['Run'], problems: Sequence['Problem'], plugin: Plugin
-) -> int:
-    """Reconstruct the runs and assemble the reports; the exit status.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    runs, problems : sequence
-        Those of the dataset.
-    plugin : Plugin
-        What runs the nodes.
-    """
+def process(call: Call, found: Found, plugin: Plugin) -> int:
+    """Reconstruct the runs and assemble the reports; the exit status."""
     settings, log_dir = call.settings, call.log_dir
-    make_folders(call, computing=bool(runs) and not settings.boilerplate_only)
-    with logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
-        introduce(call, runs)
-        for problem in problems:
-            if not problem.fatal:
-                say(f'{problem.kind}: {problem}')
+    make_folders(call, computing=bool(found.runs) and not settings.boilerplate_only)
+    with environment.logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
+        introduce(call, found)
         if not settings.skip_bids_validation:
             validate(settings.bids_dir, log_dir / 'bids-validator.json')
-        failures = [of_input(call, problem) for problem in problems if problem.fatal]
+        failed = [failures.of_input(call, problem) for problem in found.fatal]
         citation = ''
-        if runs:
-            citation, more = reconstruct(call, runs, plugin)
-            failures += more
+        if found.runs:
+            citation, more = reconstruct(call, found, plugin)
+            failed += more
         if settings.boilerplate_only:
             say(f'methods text: {log_dir / "CITATION.md"}')
         else:
-            failures += write_reports(call, runs, failures, citation)
-        failed = {failure.subject for failure in failures}
-        everyone = {run.subject for run in runs} | failed
-        if failures:
-            counts = f'{len(failed)} of {len(everyone)} participants failed; log {log_dir}'
-            say(f'finished: {counts}', sys.stderr)
+            failed += write_reports(call, found, failed, citation)
+        everyone = f'{len(found.subjects)} participants'
+        if failed:
+            some = len({failure.subject for failure in failed})
+            say(f'finished: {some} of {everyone} failed; log {log_dir}', sys.stderr)
         else:
-            say(f'finished: {len(everyone)} of {len(everyone)} participants')
-        return conclude(failures)
+            say(f'finished: {len(found.subjects)} of {everyone}')
+        return failures.conclude(failed)
 
 
 def make_folders(call: Call, computing: bool) -> None:
-    """The folders of outputs, log and intermediate results, with what comes before all else.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    computing : bool
-        If true, there will be intermediate results.
+    """Make the folders of outputs, log and intermediate results, with what comes before all else.
 
     Raises
     ------
@@ -242,8 +196,8 @@ def make_folders(call: Call, computing: bool) -> None:
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
 
 
-def introduce(call: Call, runs: Sequence['Run']) -> None:
-    """Say what is about to happen, with which resources."""
+def introduce(call: Call, found: Found) -> None:
+    """Say what is about to happen, with which resources, and what is left out."""
     settings = call.settings
     cpus, memory = cpu_limit(), memory_limit()
     say(f'precondqsm_bids {__version__}: {settings.bids_dir} -> {settings.output_dir}')
@@ -253,39 +207,25 @@ def introduce(call: Call, runs: Sequence['Run']) -> None:
         f'(of {memory.value:.4g}: {memory.source})'
     )
     say(f'work folder {settings.work_dir}; log {call.log_dir}')
-    for run in runs:
+    for run in found.runs:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
         say(
             f'{run.label}: {echoes}, {echo_time_words(run)} ms, '
             f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}'
         )
-    for subject in sorted(set(settings.participant_label) - {run.subject for run in runs}):
+    for subject in sorted(set(settings.participant_label) - {run.subject for run in found.runs}):
         say(f'warning: sub-{subject}: no run to reconstruct')
     if settings.work_dir and settings.work_dir.is_dir() and not settings.boilerplate_only:
-        work_folder.warn_of_room(settings.work_dir, runs)
+        work_folder.warn_of_room(settings.work_dir, found)
+    for problem in found.problems:
+        if not problem.fatal:
+            say(f'{problem.kind}: {problem}')
 
 
-def reconstruct(call: Call, runs: Sequence['Run'], plugin: Plugin) -> tuple[str, list[Failure]]:
-    """Build the workflow, write its methods text and graph, and run it.
-
-    Parameters
-    ----------
-    call : Call
-        What was asked for.
-    runs : sequence of Run
-        All that will be reconstructed.
-    plugin : Plugin
-        What runs the nodes.
-
-    Returns
-    -------
-    citation : str
-        Methods text.
-    failures : list of Failure
-        Those of the nodes.
-    """
+def reconstruct(call: Call, found: Found, plugin: Plugin) -> tuple[str, list[failures.Failure]]:
+    """Run the workflow; its methods text, and the failures of its nodes."""
     settings = call.settings
-    configure_nipype(
+    environment.configure_nipype(
         call.log_dir,
         stop_on_first_crash=settings.stop_on_first_crash,
         resource_monitor=settings.resource_monitor,
@@ -293,12 +233,12 @@ def reconstruct(call: Call, runs: Sequence['Run'], plugin: Plugin) -> tuple[str,
     )
     from precondqsm_bids.workflows.base import init_base_wf
 
-    workflow = init_base_wf(settings, runs, call.log_name)
+    workflow = init_base_wf(settings, found.runs, call.log_name)
     citation = workflow.visit_desc()
     (call.log_dir / 'CITATION.md').write_text(citation, encoding='utf-8')
     if settings.write_graph:
         write_graph(workflow, call.log_dir)
-    return citation, [] if settings.boilerplate_only else execute(call, workflow, runs, plugin)
+    return citation, [] if settings.boilerplate_only else execute(call, workflow, found, plugin)
 
 
 def validate(bids_dir: Path, log: Path) -> None:
@@ -310,14 +250,9 @@ def validate(bids_dir: Path, log: Path) -> None:
     program = shutil.which('bids-validator-deno')
     if program is None:
         return
+    command = [program, '--format', 'json', str(bids_dir)]
     try:
-        done = subprocess.run(
-            [program, '--format', 'json', str(bids_dir)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         issues = json.loads(done.stdout)['issues']['issues']
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
         say(f'warning: bids-validator-deno gave no result: {error!r}')

@@ -4,15 +4,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from precondqsm_bids import __version__
+from precondqsm_bids.cli.call import Found
 from precondqsm_bids.cli.progress import say
-
-if TYPE_CHECKING:
-    from precondqsm_bids.bids import Run
 
 BYTES_PER_VOXEL = 80
 """Size of a run's intermediate results: some 25 compressed maps of float32, as measured."""
@@ -26,19 +22,12 @@ def default_work_dir() -> Path:
     return Path(tempfile.gettempdir()) / f'precondqsm_bids-{os.getuid()}'
 
 
-def warn_of_room(work_dir: Path, runs: Sequence['Run']) -> None:
+def warn_of_room(work_dir: Path, found: Found) -> None:
     """Warn at the start if the work folder will be full before the end.
 
     Where nothing else is mounted, a container may have 64 MB for it.
-
-    Parameters
-    ----------
-    work_dir : Path
-        The work folder.
-    runs : sequence of Run
-        All that will be reconstructed.
     """
-    needed = BYTES_PER_VOXEL * sum(math.prod(run.matrix) for run in runs)
+    needed = BYTES_PER_VOXEL * sum(math.prod(run.matrix) for run in found.runs)
     free = shutil.disk_usage(work_dir).free
     if free < needed:
         say(

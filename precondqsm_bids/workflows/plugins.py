@@ -335,15 +335,7 @@ BATCH_PLUGINS = {
 
 
 def sbatch_resources(node: Any, words: list[str]) -> list[str]:
-    """Options of ``sbatch`` for the memory and CPUs of a node, unless they are given.
-
-    Parameters
-    ----------
-    node : Node
-        With estimates ``mem_gb`` and ``n_procs``.
-    words : list of str
-        Options that are given.
-    """
+    """Options of ``sbatch`` for the estimates ``mem_gb`` and ``n_procs`` unless they are given."""
     names = {word.partition('=')[0] for word in words}
     options = []
     if not names & {'--mem', '--mem-per-cpu', '--mem-per-gpu'}:
