@@ -306,8 +306,7 @@ def record_keys(stage):
     package = ROOT / 'precondqsm_bids'
     name = {'prior_fit': 'prior/estimate'}.get(stage, stage)
     paths = [package / 'interfaces' / f'{stage}.py', package / 'numerics' / f'{name}.py']
-    text = '
-'.join(path.read_text(encoding='utf-8') for path in paths if path.exists())
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in paths if path.exists())
     keys = set()
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Assign | ast.AnnAssign):
@@ -360,7 +359,7 @@ def test_outputs_page_has_every_column_of_the_group():
 
 
 def test_usage_page_has_the_options_of_the_group_level():
-    from precondqsm_bids.cli.parser import GROUP_SETTINGS
+    from precondqsm_bids.cli.options import GROUP_SETTINGS
 
     named = re.findall(r'`(-[\w-]+)', section(read('docs/usage.md'), '## The group level'))
     parser = build_parser()

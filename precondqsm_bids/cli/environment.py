@@ -24,12 +24,8 @@ def repair_environment(omp_nthreads: int) -> None:
 
     niworkflows unpacks a catalogue of templates that we do not use into the home folder, and
     fails where there is none: a container run by a user without a passwd entry. Nipype asks a
-    server for its newest version, and its batch plugins want a LOGNAME.
-
-    Parameters
-    ----------
-    omp_nthreads : int
-        Threads of the numerical libraries in each process.
+    server for its newest version, and its batch plugins want a LOGNAME. The numerical libraries
+    have ``omp_nthreads`` threads in each process.
     """
     home = os.environ.get('HOME', '')
     if not home or home == '/' or not os.access(home, os.W_OK | os.X_OK):
@@ -55,12 +51,7 @@ def configure_nipype(
 ) -> None:
     """Nipype's global settings, which a workflow copies when it is built.
 
-    Parameters
-    ----------
-    log_dir : Path
-        Crash files of nodes that have no folder of their own.
-    stop_on_first_crash, resource_monitor, debug : bool
-        As on the command line.
+    ``log_dir`` takes the crash files of nodes that have no folder of their own.
     """
     from nipype import config
     from nipype import logging as nipype_logging
@@ -100,15 +91,7 @@ def configure_nipype(
 
 @contextmanager
 def logging_to(path: Path, verbose: int) -> Iterator[None]:
-    """Send what the libraries say to a file, and to the terminal when asked.
-
-    Parameters
-    ----------
-    path : Path
-        Log file.
-    verbose : int
-        From 2 on, the terminal gets it too.
-    """
+    """Send what the libraries say to a file, and to the terminal if ``verbose`` is 2 or more."""
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding='utf-8')]
     if verbose >= 2:
         handlers.append(logging.StreamHandler(sys.stdout))
@@ -143,16 +126,8 @@ def ending_on_sigterm(message: str) -> Iterator[None]:
 
     The process ends in the handler. An exception would be caught by Nipype, which takes it for
     the failure of whatever node it was looking after; and nothing is lost, since outputs are
-    renamed into place and finished nodes stay in the work folder.
-
-    Parameters
-    ----------
-    message : str
-        Last line on standard error.
-
-    See Also
-    --------
-    before_sigterm_ends : what is done before the end.
+    renamed into place and finished nodes stay in the work folder. The message is the last line on
+    standard error.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -178,10 +153,7 @@ def ending_on_sigterm(message: str) -> Iterator[None]:
 def before_sigterm_ends(action: Callable[[], None]) -> Iterator[None]:
     """Have something done before SIGTERM ends the process, inside :func:`ending_on_sigterm`.
 
-    Parameters
-    ----------
-    action : callable
-        Such as one that takes jobs out of a queue, which would outlive this process.
+    Such as to take jobs out of a queue, which would outlive this process.
     """
     _BEFORE_END.append(action)
     try:

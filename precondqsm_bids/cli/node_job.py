@@ -1,4 +1,4 @@
-"""What a job of a batch system runs: one node, in an environment as fit as the main process's.
+"""A job of a batch system: one node, in an environment as fit as the main process's.
 
     python -m precondqsm_bids.cli.node_job THREADS SCRIPT
 

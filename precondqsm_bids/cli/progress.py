@@ -13,7 +13,7 @@ LOGGER = logging.getLogger('precondqsm_bids')
 
 
 class Stage(NamedTuple):
-    """What a node is counted as: several nodes may be one stage, such as all that write."""
+    """Stage that a node counts as; several nodes may be one, such as all that write."""
 
     run: str
     name: str
@@ -23,13 +23,6 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line with the time of day, at once, and log it.
 
     A reader that went away (``| head``, a closed connection) is no reason to end a reconstruction.
-
-    Parameters
-    ----------
-    text : str
-        The line.
-    stream : file, optional
-        Standard output if omitted.
     """
     LOGGER.info(text)
     stream = stream or sys.stdout

@@ -1,7 +1,7 @@
-"""How many CPUs and how much memory this process may use, which is seldom what the host has.
+"""CPUs and memory that this process may use, which is seldom what the host has.
 
 A container sees every CPU of its host, a batch job all memory of its node. The limits are in the
-affinity mask, in the control groups (v1 and v2) and in what the batch system tells the job.
+affinity mask, in the control groups (v1 and v2) and in the variables of the batch system.
 """
 
 import os
@@ -17,6 +17,11 @@ UNLIMITED = 2**60
 UNITS = {'': 1 / 1024, 'K': 1024**-2, 'M': 1 / 1024, 'G': 1.0, 'T': 1024.0}
 """GiB per unit; a bare number is in megabytes."""
 
+MAX_OMP_NTHREADS = 8
+"""Fourier transforms of these sizes gain little from more threads."""
+
+MEMORY_SHARE = 0.9
+"""Part of the memory limit that the nodes may have; the rest is the main process's."""
 
 BATCH_CPUS = {
     'SLURM_CPUS_PER_TASK': 'SLURM_JOB_ID',  # there only if it was asked for
@@ -46,25 +51,19 @@ def parse_memory(text: str) -> float:
     Raises
     ------
     ValueError
-        If the text is no positive size.
+        If the text is not a positive size.
     """
     match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(?:i?B)?\s*', text, re.IGNORECASE)
     size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
     if not size:
-        raise ValueError(f'"{text}" is no amount of memory: write 8000 (MB), 8000M, 1.5G or 1T')
+        raise ValueError(
+            f'"{text}" is not an amount of memory: write 8000 (MB), 8000M, 1.5G or 1T'
+        )
     return size
 
 
 def cpu_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -> Limit:
-    """CPUs that this process may use.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``sys`` and ``proc`` are.
-    environ : mapping
-        The environment.
-    """
+    """CPUs that this process may use; ``root`` has ``sys`` and ``proc``."""
     limits = [Limit(len(os.sched_getaffinity(0)), 'affinity mask')]
     for folder in _cgroups(root, 'cpu'):
         quota, period = _numbers(folder / 'cpu.max')  # v2: "200000 100000" or "max 100000"
@@ -80,15 +79,7 @@ def cpu_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -
 
 
 def memory_limit(root: Path = Path('/'), environ: Mapping[str, str] = os.environ) -> Limit:
-    """Memory that this process may use, GiB.
-
-    Parameters
-    ----------
-    root : Path
-        Where ``sys`` and ``proc`` are.
-    environ : mapping
-        The environment.
-    """
+    """Memory that this process may use, GiB; ``root`` has ``sys`` and ``proc``."""
     text = _read(root / 'proc/meminfo')
     match = re.search(r'^MemTotal:\s*(\d+) kB', text, re.MULTILINE)
     limits = [Limit(int(match[1]) * 1024 / GIB, 'memory of the host')] if match else []

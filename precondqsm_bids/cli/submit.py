@@ -8,24 +8,20 @@ import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from precondqsm_bids import __version__
+from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.environment import python_command
-from precondqsm_bids.cli.parser import (
-    GROUP_SETTINGS,
-    MEMORY_SHARE,
-    SUBMIT_SETTINGS,
-    option_words,
-    stated_settings,
-)
-from precondqsm_bids.cli.progress import new_log_name, say
+from precondqsm_bids.cli.options import GROUP_SETTINGS, SUBMIT_SETTINGS
+from precondqsm_bids.cli.parser import option_words, stated_settings
+from precondqsm_bids.cli.progress import say
+from precondqsm_bids.cli.resources import MEMORY_SHARE
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.bids import Run
 
 CPUS = 4
 """CPUs of a participant's job unless ``--nprocs`` says otherwise."""
@@ -43,12 +39,12 @@ TIME_FACTOR = 10
 """Room in the time limit: slower CPUs, fewer of them, slow disks, options that take longer."""
 
 LEAST_MINUTES = 30
-"""What any job has beside that: libraries over a slow file system, the index, reports."""
+"""Time of any job beside that: libraries over a slow file system, the index, reports."""
 
 MAX_ARRAY_SIZE = 1001
-"""SLURM's own default, where it does not tell."""
+"""SLURM's own default, where it does not say."""
 
-# What each job gets of its own, or must not have at all.
+# Settings that each job has of its own, or must not have at all.
 _OWN = SUBMIT_SETTINGS | {'participant_label', 'work_dir', 'dry_run'}
 _GROUP = GROUP_SETTINGS - {'nprocs', 'omp_nthreads', 'mem_gb'}
 
@@ -57,26 +53,20 @@ class SubmitError(Exception):
     """SLURM did not take a job."""
 
 
-def submit(
-    settings: Settings,
-    runs: Sequence['Run'],
-    problems: Sequence['Problem'],
-    command: str,
-    environment: Mapping[str, str],
-) -> None:
+class Job(NamedTuple):
+    """Resources of a participant's job."""
+
+    cpus: int
+    memory_gb: float
+    minutes: str
+    """Time limit as SLURM takes it."""
+
+
+def submit(call: Call, found: Found) -> None:
     """Write the scripts and, unless it is a dry run, submit them.
 
-    Parameters
-    ----------
-    settings : Settings
-        What the command line says.
-    runs, problems : sequence
-        What was found in the dataset. A participant whose files cannot be used has a job, too,
-        which tells why it fails as any other run would.
-    command : str
-        The command line, with the program's name.
-    environment : mapping
-        What the jobs inherit.
+    A participant whose files cannot be used has a job, too, which says why it fails as any other
+    run would.
 
     Raises
     ------
@@ -85,39 +75,56 @@ def submit(
     SubmitError
         If SLURM refuses a job.
     """
+    folder, subjects = call.log_dir, found.subjects
+    job = job_of(call, found)
+    size = max_array_size(call.environment)
+    parts = [subjects[first : first + size] for first in range(0, len(subjects), size)]
+    names = [f'participants-{i}.sh' for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else ['participants.sh']
+    scripts = {
+        name: participants_script(call, part, job) for name, part in zip(names, parts, strict=True)
+    }
+    write_scripts(call, {**scripts, 'group.sh': group_script(call)})
+    if len(parts) > 1:
+        say(f'{len(subjects)} participants: {len(parts)} arrays of at most {size} (MaxArraySize)')
+    for name, part in zip(names, parts, strict=True):
+        say(f'{len(part)} participants: {folder / name}')
+    say(f'group level: {folder / "group.sh"}')
+    if not call.settings.dry_run:
+        submit_scripts(call, [*names, 'group.sh'])
+
+
+def job_of(call: Call, found: Found) -> Job:
+    """Resources of each job: those that are stated, and else what the largest run needs."""
+    settings, runs, stated = call.settings, found.runs, stated_settings(call.argv)
+    if 'mem_gb' in stated:
+        memory = settings.mem_gb / MEMORY_SHARE
+    else:
+        memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
+    return Job(
+        cpus=settings.nprocs if 'nprocs' in stated else CPUS,
+        memory_gb=memory,
+        minutes=settings.submit_time or str(estimated_minutes(settings, runs)),
+    )
+
+
+def write_scripts(call: Call, scripts: Mapping[str, str]) -> None:
+    """Write the scripts, by their names, into the folder of the log.
+
+    Raises
+    ------
+    InputError
+        If that is impossible, or SLURM could not write its logs there.
+    """
     from precondqsm_bids.bids import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
-    folder = settings.output_dir / 'logs' / new_log_name()
+    settings, folder = call.settings, call.log_dir
     if any(char in str(folder) for char in '"\\%\n'):
         raise InputError(
             f'{folder}: SLURM cannot write its log to a path with a quote, backslash, percent '
             'sign or line break; give another output folder'
         )
-    subjects = sorted({run.subject for run in runs} | {p.subject for p in problems if p.fatal})
-    argv = shlex.split(command)[1:]
-    stated = stated_settings(argv)
-    if 'mem_gb' in stated:
-        memory = settings.mem_gb / MEMORY_SHARE
-    else:
-        memory = largest_node_gb(settings, runs) / MEMORY_SHARE + MAIN_GB
-    size = max_array_size(environment)
-    parts = [subjects[first : first + size] for first in range(0, len(subjects), size)]
-    names = [f'participants-{i}.sh' for i in range(1, len(parts) + 1)]
-    names = names if len(parts) > 1 else ['participants.sh']
-    scripts = {
-        name: participants_script(
-            settings,
-            part,
-            argv,
-            folder,
-            cpus=settings.nprocs if 'nprocs' in stated else CPUS,
-            memory_gb=memory,
-            minutes=settings.submit_time or str(estimated_minutes(settings, runs)),
-        )
-        for name, part in zip(names, parts, strict=True)
-    }
-    scripts['group.sh'] = group_script(settings, argv, folder)
     try:
         folder.mkdir(parents=True)
         write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
@@ -127,41 +134,22 @@ def submit(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
-    if len(parts) > 1:
-        say(f'{len(subjects)} participants: {len(parts)} arrays of at most {size} (MaxArraySize)')
-    for name, part in zip(names, parts, strict=True):
-        say(f'{len(part)} participants: {folder / name}')
-    say(f'group level: {folder / "group.sh"}')
-    if not settings.dry_run:
-        submit_scripts(folder, list(scripts), environment, in_turn=bool(settings.submit_limit))
 
 
-def submit_scripts(
-    folder: Path, names: Sequence[str], environment: Mapping[str, str], in_turn: bool
-) -> None:
-    """Submit the arrays, and the group level, which waits for all of them.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the scripts are.
-    names : sequence of str
-        The scripts of the arrays; the last is that of the group level.
-    environment : mapping
-        What the jobs inherit.
-    in_turn : bool
-        Whether an array waits for the one before it: a limit of jobs at once is that of an array.
-    """
+def submit_scripts(call: Call, names: Sequence[str]) -> None:
+    """Submit the arrays, and the last script, the group level, which waits for all of them."""
     from precondqsm_bids.bids import InputError
 
-    group = names[-1]
+    folder, group = call.log_dir, names[-1]
+    # A limit of jobs at once is that of an array, so that each waits for the one before it.
+    in_turn = bool(call.settings.submit_limit)
     jobs: list[str] = []
     for name in names:
         # A participant that failed is a row of the group's tables, no reason to have none.
         after = jobs if name == group else jobs[-1:] if in_turn else []
         words = [f'--dependency=afterany:{":".join(after)}'] if after else []
         try:
-            job = sbatch(environment, *words, str(folder / name))
+            job = sbatch(call.environment, *words, str(folder / name))
         except (SubmitError, InputError) as error:
             if not jobs:
                 raise
@@ -178,38 +166,18 @@ def submit_scripts(
 
 
 def max_array_size(environment: Mapping[str, str]) -> int:
-    """Tasks that the cluster takes in one array, SLURM's default where it does not tell.
-
-    Parameters
-    ----------
-    environment : mapping
-        That of the jobs.
-    """
+    """Tasks that the cluster takes in one array, SLURM's default where it does not say."""
     try:
-        told = subprocess.run(
-            ['scontrol', 'show', 'config'],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
+        said = _run(environment, 'scontrol', 'show', 'config').stdout
     except OSError:
-        told = ''
-    found = re.search(r'^MaxArraySize\s*=\s*(\d+)', told, re.MULTILINE)
+        said = ''
+    found = re.search(r'^MaxArraySize\s*=\s*(\d+)', said, re.MULTILINE)
     # Indices begin at 0 and are less than this; 0 is a cluster without arrays.
     return max(1, int(found[1])) if found else MAX_ARRAY_SIZE
 
 
 def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
-    """Time limit of a participant's job: what was measured, for the largest one, and ample room.
-
-    Parameters
-    ----------
-    settings : Settings
-        The iterations of the background removal count.
-    runs : sequence of Run
-        What was found in the dataset.
-    """
+    """Time limit of a participant's job: as measured, for the largest one, with ample room."""
     values: dict[str, int] = defaultdict(int)
     for run in runs:
         values[run.subject] += math.prod(run.matrix) * len(run.echo_times)
@@ -231,13 +199,7 @@ def sbatch(environment: Mapping[str, str], *words: str) -> str:
     from precondqsm_bids.bids import InputError
 
     try:
-        done = subprocess.run(
-            ['sbatch', '--parsable', *words],
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = _run(environment, 'sbatch', '--parsable', *words)
     except OSError as error:
         raise InputError(
             f'sbatch: {error.strerror}; --submit slurm needs the commands of SLURM, and with '
@@ -250,6 +212,11 @@ def sbatch(environment: Mapping[str, str], *words: str) -> str:
     return job
 
 
+def _run(environment: Mapping[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    env = dict(environment)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
 def largest_node_gb(settings: Settings, runs: Sequence['Run']) -> float:
     """GiB of the node that may take most, of the largest run: all nodes grow with its size."""
     from precondqsm_bids.workflows.base import init_run_wf
@@ -260,44 +227,19 @@ def largest_node_gb(settings: Settings, runs: Sequence['Run']) -> float:
     return max(node.mem_gb for node in workflow._get_all_nodes())
 
 
-def participants_script(
-    settings: Settings,
-    subjects: Sequence[str],
-    argv: Sequence[str],
-    folder: Path,
-    cpus: int,
-    memory_gb: float,
-    minutes: str,
-) -> str:
-    """The script of an array: one task a participant.
-
-    Parameters
-    ----------
-    settings : Settings
-        What the command line says.
-    subjects : sequence of str
-        Labels of the participants, in the order of the tasks.
-    argv : sequence of str
-        The command line, without the program's name.
-    folder : Path
-        Where the logs go.
-    cpus : int
-        CPUs of a task.
-    memory_gb : float
-        Memory of a task, GiB.
-    minutes : str
-        Time limit of a task, as SLURM takes it.
-    """
+def participants_script(call: Call, subjects: Sequence[str], job: Job) -> str:
+    """The script of an array: one task a participant, in this order."""
+    settings, folder = call.settings, call.log_dir
     limit = f'%{settings.submit_limit}' if settings.submit_limit else ''
     head = {
         'job-name': 'precondqsm_bids',
         'array': f'0-{len(subjects) - 1}{limit}',
-        'cpus-per-task': str(cpus),
-        'mem': f'{math.ceil(memory_gb * 1024)}M',
-        'time': minutes,
+        'cpus-per-task': str(job.cpus),
+        'mem': f'{math.ceil(job.memory_gb * 1024)}M',
+        'time': job.minutes,
         'output': f'"{folder}/slurm-%A_%a.out"',
     }
-    words = option_words(argv, without=_OWN)
+    words = option_words(call.argv, without=_OWN)
     work_dir = shlex.quote(f'{settings.work_dir}/sub-')
     return _script(
         head,
@@ -309,26 +251,16 @@ def participants_script(
     )
 
 
-def group_script(settings: Settings, argv: Sequence[str], folder: Path) -> str:
-    """The script of the group level, which has no option of the method.
-
-    Parameters
-    ----------
-    settings : Settings
-        What the command line says.
-    argv : sequence of str
-        The command line, without the program's name.
-    folder : Path
-        Where the logs go.
-    """
+def group_script(call: Call) -> str:
+    """The script of the group level, which has no option of the method."""
     head = {
         'job-name': 'precondqsm_bids_group',
         'cpus-per-task': '1',
         'mem': f'{math.ceil(GROUP_GB * 1024)}M',
-        'output': f'"{folder}/slurm-group-%j.out"',
+        'output': f'"{call.log_dir}/slurm-group-%j.out"',
     }
-    words = option_words(argv, only=_GROUP)
-    return _script(head, f'exec {_program(settings, "group", words)}')
+    words = option_words(call.argv, only=_GROUP)
+    return _script(head, f'exec {_program(call.settings, "group", words)}')
 
 
 def _program(settings: Settings, level: str, words: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Parallel execution that survives the death of a worker, here or on a cluster.
 
 Nipype's pool of workers breaks as a whole when the system kills one of them (out of memory), and
-the main process then waits for ever. Here each node has a process of its own: what dies is one
-node, by name, with a crash file; the others go on; and its memory goes back to the system.
+the main process then waits for ever. Here each node has a process of its own: one node fails, by
+name, with a crash file; the others go on; and its memory goes back to the system.
 """
 
 import ctypes
@@ -72,7 +72,7 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
 
     def run(self, graph: Any, config: Any, updatehash: bool = False) -> None:
         """Run the graph; however it ends, no worker outlives it."""
-        # Nipype collects garbage in each of its rounds. What is there by now will stay, and is
+        # Nipype collects garbage in each of its rounds. The objects of now will stay, and are
         # neither gone through again nor, in the workers, copied for it.
         gc.collect()
         gc.freeze()
@@ -128,9 +128,9 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
 
 
 class SupervisedBatch(SGELikeBatchManagerBase):
-    """What Nipype's plugin of any batch system needs beside; to be named before that plugin.
+    """Supervision for Nipype's plugin of any batch system; a base class before that plugin.
 
-    Takes the same ``plugin_args``. Nipype's own die of a TypeError when a job leaves no result,
+    Takes the same ``plugin_args``. Nipype's own raise a TypeError when a job leaves no result,
     take the result of an earlier run for that of a job which never began, leave their jobs in the
     queue when the run ends early, and give them whatever environment the main process has made
     for itself.
@@ -140,10 +140,10 @@ class SupervisedBatch(SGELikeBatchManagerBase):
     plugin_args : dict, optional
         As for Nipype's plugin.
     environment : mapping, optional
-        What jobs inherit; the environment of this process if omitted.
+        That of the jobs; the environment of this process if omitted.
     launcher : sequence of str
         Command that takes the path of a node's Python script and runs it, in a job.
-    tell : callable, optional
+    warn : callable, optional
         Takes a line that the user should see.
     """
 
@@ -156,12 +156,12 @@ class SupervisedBatch(SGELikeBatchManagerBase):
         *,
         environment: Mapping[str, str] | None = None,
         launcher: Sequence[str] = (sys.executable,),
-        tell: Callable[[str], None] = LOGGER.warning,
+        warn: Callable[[str], None] = LOGGER.warning,
     ) -> None:
         super().__init__(plugin_args=plugin_args or {})
         self._environment = environment
         self._launcher = list(launcher)
-        self._tell = tell
+        self._warn = warn
         self._names: dict[Any, str] = {}
         self._scripts: dict[Any, Path] = {}
 
@@ -244,7 +244,7 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
 
     Takes the same ``plugin_args``, and ``poll_interval``: the seconds between two looks at the
     queue, which is asked for all jobs at once. Nipype's own asks for each job in each of its
-    rounds, takes a controller that does not answer for the failure of a node, and does not quote
+    rounds, takes a controller that does not answer as the failure of a node, and does not quote
     the paths that it submits.
     """
 
@@ -255,7 +255,7 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
         self._interval = float(self.plugin_args.get('poll_interval', POLL_INTERVAL))
         self._looked = -math.inf
         self._queue: set[int] = set()
-        self._told: set[tuple[int, str]] = set()
+        self._warned: set[tuple[int, str]] = set()
 
     def _submit_batchtask(self, scriptfile: str, node: Any) -> int:
         own = node.plugin_args.get('sbatch_args', '')
@@ -264,7 +264,7 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
         log = Path(scriptfile).with_name('slurm-%j.out')
         # Logs of our own are read when a job leaves no result, so these options come last.
         words = [*sbatch_resources(node, words), *words, f'--output={log}', f'--error={log}']
-        # A node begins anew where its host was lost; what is given may say otherwise.
+        # A node starts again if its host was lost; the options that are given may say otherwise.
         words = ['--requeue', '--open-mode=append', *words]
         command = ['sbatch', f'--job-name={node.fullname}', *words, scriptfile]
         for attempt in range(self._max_tries + 1):
@@ -285,7 +285,7 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
         return taskid in self._queue
 
     def _look(self) -> None:
-        """Ask for all jobs at once; where nobody answers, they are as they were."""
+        """Ask for all jobs at once; without an answer nothing changes."""
         jobs = ','.join(map(str, self._pending))
         command = ['squeue', '--noheader', '--format=%i %r', f'--jobs={jobs}']
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -296,10 +296,10 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
         found = dict(re.findall(r'^ *(\d+) (.*?) *$', done.stdout, re.MULTILINE))
         self._queue = {int(job) for job in found}
         for job, reason in ((int(job), reason) for job, reason in found.items()):
-            if STUCK.search(reason) and (job, reason) not in self._told:
-                self._told.add((job, reason))
+            if STUCK.search(reason) and (job, reason) not in self._warned:
+                self._warned.add((job, reason))
                 name = self._names.get(job, 'a node')
-                self._tell(f'warning: {name}: SLURM job {job} waits, may be for ever: {reason}')
+                self._warn(f'warning: {name}: SLURM job {job} waits, perhaps for ever: {reason}')
 
     def _get_result(self, taskid: int) -> dict[str, Any] | None:
         if self._is_pending(taskid):
@@ -325,26 +325,17 @@ class SupervisedSLURMPlugin(SupervisedBatch, SLURMPlugin):
         return _job_epitaph(taskid, self._names[taskid], ''.join(self._last_words(taskid)))
 
 
-SUPERVISED = {
-    'MultiProc': SupervisedMultiProcPlugin,
+BATCH_PLUGINS = {
     'PBS': SupervisedPBSPlugin,
     'SGE': SupervisedSGEPlugin,
     'LSF': SupervisedLSFPlugin,
     'SLURM': SupervisedSLURMPlugin,
 }
-"""The plugins here, by the name of Nipype's."""
+"""The plugins of batch systems here, by the name of Nipype's."""
 
 
 def sbatch_resources(node: Any, words: list[str]) -> list[str]:
-    """Options of ``sbatch`` for the memory and CPUs of a node, unless they are given.
-
-    Parameters
-    ----------
-    node : Node
-        With estimates ``mem_gb`` and ``n_procs``.
-    words : list of str
-        Options that are given.
-    """
+    """Options of ``sbatch`` for the estimates ``mem_gb`` and ``n_procs`` unless they are given."""
     names = {word.partition('=')[0] for word in words}
     options = []
     if not names & {'--mem', '--mem-per-cpu', '--mem-per-gpu'}:
@@ -355,13 +346,13 @@ def sbatch_resources(node: Any, words: list[str]) -> list[str]:
 
 
 def _job_record(job: int) -> dict[str, str]:
-    """What SLURM's controller knows of a job; it forgets those that ended minutes ago."""
-    told = _output('scontrol', '--oneliner', 'show', 'job', str(job))
-    return dict(re.findall(r'(?:^|\s)(JobState|Reason|ExitCode|BatchHost)=(\S+)', told))
+    """The controller's record of a job; SLURM forgets those that ended minutes ago."""
+    printed = _output('scontrol', '--oneliner', 'show', 'job', str(job))
+    return dict(re.findall(r'(?:^|\s)(JobState|Reason|ExitCode|BatchHost)=(\S+)', printed))
 
 
 def _job_epitaph(job: int, name: str, printed: str = '') -> str:
-    """Why a job of SLURM ended without a result, as far as SLURM still knows."""
+    """One line on why a job of SLURM ended without a result, as far as SLURM still knows."""
     found = _job_record(job)
     state = found.get('JobState') or next(
         iter(_output('sacct', '-n', '-X', '-P', '-o', 'State', '-j', str(job)).split('\n')), ''
@@ -404,7 +395,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, nothing where it cannot run."""
+    """Output of a command, nothing where it cannot run."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
@@ -439,7 +430,7 @@ def _work(parent: int, sender: Connection, node: Any, updatehash: bool, taskid: 
 
 
 def _epitaph(process: BaseProcess) -> str:
-    """Why a worker ended without a result."""
+    """One line on why a worker ended without a result."""
     code = process.exitcode or 0
     if code >= 0:
         return f'{process.name}: the worker ended with exit status {code} and no result\n'

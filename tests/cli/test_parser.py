@@ -1,14 +1,17 @@
 """The command line as settings, and its errors in one line."""
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from precondqsm_bids import __version__
+from precondqsm_bids.cli import checks
 from precondqsm_bids.cli import parser as module
 from precondqsm_bids.cli.parser import build_parser, parse_args
 from precondqsm_bids.cli.resources import Limit
@@ -171,16 +174,21 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ('--mem 5X', '"5X" is no amount of memory'),
-        ('--nprocs 0', '"0" is no whole number of 1 or more'),
+        ('--mem 5X', '"5X" is not an amount of memory'),
+        ('--nprocs 0', '"0" is not a whole number of 1 or more'),
         ('--nprocs 2 --omp-nthreads 3', '--omp-nthreads 3 is more than --nprocs 2'),
-        ('--field-strength 30', '"30" is no number between 0.1 and 25 (T)'),
-        ('--r2 nan', '"nan" is no number between 0 and 10000 (1/s)'),
-        ('--r2 mean', '"mean" is no number'),
+        ('--field-strength 30', '"30" is not a number between 0.1 and 25 (T)'),
+        ('--r2 nan', '"nan" is not a number between 0 and 10000 (1/s)'),
+        ('--r2 mean', '"mean" is not a number'),
         ('--phase-sign -2', '"-2" is none of auto, +1 and -1'),
         ('--config-file sign.toml', '--phase-sign = 0 should be 1 or -1'),
-        ('--reg-weight -1', '"-1" is no number'),
-        ('--participant-label a_b', '"a_b" is no label'),
+        ('--reg-weight -1', '"-1" is not a number'),
+        ('--reg-weight 0', '"0" is not a number between 1e-06 and 1e+06 (mm)'),
+        ('--config-file rule.toml', 'reg_rule = best is not one of auto, l-curve and risk'),
+        ('--prior-fit global', '--prior contrast does not go with --prior-fit global: that is'),
+        ('--pdf-iterations 20000', '--pdf-iterations = 20000 should be between 1 and 10000'),
+        ('--config-file slow.toml', '--node-timeout = 0 minutes should be between 0.01 and'),
+        ('--participant-label a_b', '"a_b" is not a label'),
         ('--bids-filter-file none.json', 'no such file: none.json'),
         ('--use-plugin none.yml', 'no such file: none.yml'),
         ('-d nowhere', 'no such folder: nowhere'),
@@ -198,6 +206,8 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
 def test_usage_errors(refuse, tmp_path, options, message):
     (tmp_path / 'bad.toml').write_text('n_procs = 3\n')
     (tmp_path / 'range.toml').write_text('r2 = -1\n')
+    (tmp_path / 'rule.toml').write_text('reg_rule = "best"\n')
+    (tmp_path / 'slow.toml').write_text('node_timeout = 0\n')
     (tmp_path / 'sign.toml').write_text('phase_sign = 0\n')
     (tmp_path / 'bad.json').write_text('{"bold": {}}')
     assert message in refuse(*options.split())
@@ -246,14 +256,14 @@ def test_a_settings_file_of_the_participant_level_serves_the_group_level(parse, 
 
 
 def test_resource_monitor_needs_psutil(refuse, monkeypatch):
-    monkeypatch.setattr(module, 'find_spec', lambda name: None)
+    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
     assert 'pip install psutil' in refuse('--resource-monitor')
 
 
 def test_work_folder_where_the_current_one_is_read_only(parse, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.os, 'access', lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)
     monkeypatch.setenv('TMPDIR', '/elsewhere')
-    monkeypatch.setattr(module.tempfile, 'gettempdir', lambda: '/elsewhere')
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: '/elsewhere')
     assert parse().work_dir.parent == Path('/elsewhere')
 
 

@@ -149,5 +149,5 @@ def test_sizes(text, gib):
 
 @pytest.mark.parametrize('text', ['', 'G', '-1G', '1.2.3', '0', '5X', '1e3', 'nan'])
 def test_no_sizes(text):
-    with pytest.raises(ValueError, match='no amount of memory'):
+    with pytest.raises(ValueError, match='not an amount of memory'):
         parse_memory(text)

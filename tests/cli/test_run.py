@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import precondqsm_bids
+from precondqsm_bids.cli import reports
 from precondqsm_bids.cli import run as module
-from precondqsm_bids.cli.run import describe_crash, main, read_plugin
+from precondqsm_bids.cli.run import main
 from precondqsm_bids.config import Settings
 from precondqsm_bids.phantom.cli import main as write_phantom
 
@@ -25,7 +26,7 @@ from precondqsm_bids.phantom.cli import main as write_phantom
 def app(dataset, tmp_path, monkeypatch, capsys):
     """Call the app on the dataset; status, standard output and error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: None)
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
 
     def call(*options):
         status = main([str(dataset.root), 'out', 'participant', *map(str, options)])
@@ -99,7 +100,7 @@ def test_boilerplate_only(dataset, app):
     assert 'dot (Graphviz) is not installed' in output
     assert (log / 'graph.dot').read_text().startswith('digraph')
     settings = Settings.from_toml((log / 'config.toml').read_text())
-    assert (settings.r2, settings.boilerplate_only) == (12.5, True)
+    assert (settings.method.r2, settings.boilerplate_only) == (12.5, True)
     description = json.loads(Path('out/dataset_description.json').read_text())
     assert description['DatasetType'] == 'derivative'
     assert not Path('w').exists()
@@ -202,7 +203,7 @@ def test_validator_is_asked_and_stops_nobody(dataset, app, monkeypatch, tmp_path
     issues = {'issues': {'issues': [{'severity': 'error', 'code': 'BAD_THING'}]}}
     program.write_text(f"#!/bin/sh\necho '{json.dumps(issues)}'\nexit 16\n")
     program.chmod(0o755)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: str(program))
+    monkeypatch.setattr(shutil, 'which', lambda name: str(program))
     status, output, _ = app('--boilerplate-only')
     assert status == 0
     assert 'finds 1 errors (BAD_THING)' in output
@@ -226,15 +227,6 @@ def test_plugin_files_that_are_refused(dataset, app, content, message):
     status, _, error = app('--use-plugin', 'plugin.yml')
     assert status == 2
     assert message in error
-
-
-def test_plugin_file(tmp_path):
-    path = tmp_path / 'plugin.yml'
-    path.write_text('plugin: SLURM\nplugin_args: {sbatch_args: --mem=4G}\n')
-    assert read_plugin(path) == {
-        'plugin': 'SLURM',
-        'plugin_args': {'sbatch_args': '--mem=4G'},
-    }
 
 
 # -- the group level, on outputs written by hand ------------------------------------------------
@@ -309,7 +301,7 @@ def test_group_level_without_usable_outputs(group_level, dataset):
 
 
 def test_group_level_names_few_on_the_terminal(group_level, monkeypatch):
-    monkeypatch.setattr(module, 'MOST_LINES', 0)
+    monkeypatch.setattr(reports, 'MOST_LINES', 0)
     assert '... and 1 more: ' in group_level()[1]
     assert 'sub-03 | missing' not in group_level()[1]
     assert 'sub-03 | missing' in group_level('-v')[1]
@@ -340,7 +332,7 @@ def no_space(*args, **keywords):
     raise OSError(errno.ENOSPC, 'No space left on device', 'out/x')
 
 
-def test_a_full_disk_is_told_in_one_line(dataset, app, monkeypatch):
+def test_a_full_disk_is_reported_in_one_line(dataset, app, monkeypatch):
     dataset.add_run()
     monkeypatch.setattr(module, 'process', no_space)
     status, _, error = app()
@@ -366,63 +358,17 @@ def test_a_failure_without_room_for_its_crash_file(dataset, app, monkeypatch):
     assert 'has no MagneticFieldStrength' in error.splitlines()[-1]
 
 
-def test_an_empty_crash_file(tmp_path):
-    crash = tmp_path / 'crash-20250101-000000-me-echo_fit-1234.txt'
-    crash.touch()
-    assert 'echo_fit' in describe_crash(crash, {})
-    assert 'No space left on device' in describe_crash(crash, {})
-
-
-SWALLOWED = """Node: precondqsm_bids_wf.participant_01_wf.sub_01_wf.precondqsm_wf.prior_fit
-Working directory: /work/prior_fit
-
-Traceback (most recent call last):
-  File "nipype/utils/filemanip.py", line 695, in savepkl
-    with pkl_open(tmpfile, "wb") as pkl_file:
-OSError: [Errno 28] No space left on device
-
-During handling of the above exception, another exception occurred:
-
-Traceback (most recent call last):
-  File "nipype/pipeline/engine/utils.py", line 294, in load_resultfile
-    raise FileNotFoundError(results_file)
-FileNotFoundError: /work/prior_fit/result_prior_fit.pklz
-
-
-When creating this crashfile, the results file corresponding
-to the node could not be found."""
-
-
-def test_a_full_work_folder_is_told_though_nipype_misses_the_result(tmp_path):
-    crash = tmp_path / 'crash.txt'
-    crash.write_text(SWALLOWED)
-    assert describe_crash(crash, {'sub_01_wf': 'sub-01'}) == (
-        'sub-01 prior_fit: OSError: [Errno 28] No space left on device in the work folder '
-        '(/work/prior_fit): make room, or give another with -w'
-    )
-
-
-def test_of_two_other_errors_the_last_is_told(tmp_path):
-    crash = tmp_path / 'crash.txt'
-    crash.write_text(
-        SWALLOWED.replace(
-            'FileNotFoundError: /work/prior_fit/result_prior_fit.pklz', 'KeyError: 3'
-        )
-    )
-    assert describe_crash(crash, {}) == 'prior_fit: KeyError: 3'
-
-
 @pytest.mark.parametrize('free, warned', [(1e9, False), (9000, True)])
-def test_a_work_folder_that_will_be_full_is_told_at_the_start(
+def test_a_work_folder_that_will_be_full_is_reported_at_the_start(
     dataset, app, monkeypatch, free, warned
 ):
     # Two runs of 4 x 5 x 6 voxels: 19200 bytes.
     dataset.add_run('sub-01')
     dataset.add_run('sub-02')
     usage = type('Usage', (), {'free': free})
-    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
     monkeypatch.setattr(module, 'execute', lambda *args: [])
-    monkeypatch.setattr(module, 'report', lambda *args: [])
+    monkeypatch.setattr(module, 'write_reports', lambda *args: [])
     _, output, _ = app()
     assert ('room for 0 MB, and about 1 MB will be written' in output) == warned
 
@@ -524,7 +470,7 @@ def test_group_level_of_what_was_reconstructed(finished, phantom):
 
 
 @pytest.mark.slow
-def test_progress_is_told(finished):
+def test_progress_is_reported(finished):
     _, output, _, _ = finished
     lines = [line.split('] ', 1)[1] for line in output.splitlines()]
     ends = [line for line in lines if line.startswith('sub-01 | ') and ' done in ' in line]

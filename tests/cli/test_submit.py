@@ -345,7 +345,7 @@ def test_output_folder_that_slurm_cannot_name(dataset, submit, folder, slurm):
         ('--submit slurm --reports-only', 'does not go with --reports-only'),
         ('--submit slurm --boilerplate-only', 'does not go with --boilerplate-only'),
         ('--submit slurm --use-plugin plugin.yml', 'does not go with --use-plugin'),
-        ('--submit slurm --submit-time soon', '"soon" is no time'),
+        ('--submit slurm --submit-time soon', '"soon" is not a time'),
         ('--submit pbs', 'invalid choice'),
         ('--submit slurm --config-file again.toml', 'submit goes on the command line only'),
     ],

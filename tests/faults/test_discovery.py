@@ -7,6 +7,7 @@ anything is computed, and leaves no map. ``docs/inputs.md`` names every case.
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from precondqsm_bids.cli import run as module
 from precondqsm_bids.cli.run import main
 
 ANAT = 'sub-01/anat'
@@ -42,7 +42,7 @@ def case(name, make, *said, options=()):
 def app(dataset, tmp_path, monkeypatch, capsys):
     """Call the app on the dataset; exit status and everything it said."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.shutil, 'which', lambda name: None)  # no validator
+    monkeypatch.setattr(shutil, 'which', lambda name: None)  # no validator
 
     def call(case, *more):
         case.make(dataset)
@@ -868,21 +868,21 @@ USAGE = [
     case(
         'prior-unknown',
         plain,
-        '--prior atlas is not one of contrast, tissue, r2prime-by-tissue, r2prime, shape '
-        'and map:FILE',
+        '--prior atlas is not one of contrast, tissue, r2prime-by-tissue, r2prime, map:FILE '
+        'and shape',
         options=('--prior', 'atlas'),
     ),
     case(
         'prior-shape-beside-others',
         plain,
-        '--prior shape is the shape alone; with tissue it is in the prior unless there is '
-        '--no-shape: leave out shape',
+        '--prior tissue shape: shape is the shape alone; with other terms it is in the prior by '
+        'default: leave out shape',
         options=('--prior', 'tissue', 'shape'),
     ),
     case(
         'prior-shape-without-the-shape',
         plain,
-        '--prior shape with --no-shape leaves no first estimate',
+        '--prior shape without the shape leaves no first estimate',
         options=('--prior', 'shape', '--no-shape'),
     ),
     case(
@@ -918,7 +918,7 @@ USAGE = [
     case(
         'r2-unknown',
         plain,
-        '"mean" is no number between 0 and 10000 (1/s)',
+        '"mean" is not a number between 0 and 10000 (1/s)',
         options=('--r2', 'mean'),
     ),
     case(
@@ -936,25 +936,25 @@ USAGE = [
     case(
         'mask-erosion-negative',
         plain,
-        '"-1" is no number between 0 and 20 (mm)',
+        '"-1" is not a number between 0 and 20 (mm)',
         options=('--mask-erosion', '-1'),
     ),
     case(
         'mask-erosion-too-deep',
         plain,
-        '"25" is no number between 0 and 20 (mm)',
+        '"25" is not a number between 0 and 20 (mm)',
         options=('--mask-erosion', '25'),
     ),
     case(
         'field-strength-option-absurd',
         plain,
-        '"30000" is no number between 0.1 and 25 (tesla)',
+        '"30000" is not a number between 0.1 and 25 (T)',
         options=('--field-strength', '30000'),
     ),
     case(
         'b0-dir-zero',
         plain,
-        'b0_dir = (0.0, 0.0, 0.0) should be three numbers, not all 0',
+        '--b0-dir = (0.0, 0.0, 0.0) should be three numbers, not all 0',
         options=('--b0-dir', '0', '0', '0'),
     ),
     case(

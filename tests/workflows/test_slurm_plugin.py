@@ -214,18 +214,18 @@ def test_queue_is_asked_for_all_jobs_at_once(slurm, build):
     assert sorted(looks[0].partition('--jobs=')[2].split(',')) == ['1', '2', '3']
 
 
-def test_job_that_may_wait_for_ever_is_told(slurm, build, monkeypatch):
-    told = []
+def test_job_that_may_wait_for_ever_is_reported(slurm, build, monkeypatch):
+    warned = []
     monkeypatch.setenv('WAITING', 'PartitionTimeLimit')
-    run(build(good=_double), more={'tell': told.append})
-    assert told == ['warning: wf.good: SLURM job 1 waits, may be for ever: PartitionTimeLimit']
+    run(build(good=_double), more={'warn': warned.append})
+    assert warned == ['warning: wf.good: SLURM job 1 waits, perhaps for ever: PartitionTimeLimit']
 
 
-def test_job_that_waits_for_its_turn_is_not_told(slurm, build, monkeypatch):
-    told = []
+def test_job_that_waits_for_its_turn_is_not_reported(slurm, build, monkeypatch):
+    warned = []
     monkeypatch.setenv('WAITING', 'Priority')
-    run(build(good=_double), more={'tell': told.append})
-    assert told == []
+    run(build(good=_double), more={'warn': warned.append})
+    assert warned == []
 
 
 def test_jobs_inherit_what_they_are_given(slurm, build, tmp_path, monkeypatch):

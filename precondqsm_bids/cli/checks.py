@@ -1,0 +1,98 @@
+"""Checks of settings together, and of the files and folders that they name."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from precondqsm_bids.cli.option_types import TIMEOUT
+from precondqsm_bids.cli.options import LEVELS
+from precondqsm_bids.config import Settings
+from precondqsm_bids.method import MASK_WORDS
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError if the settings cannot be met; the message says what is wrong."""
+    if settings.analysis_level not in LEVELS:
+        raise ValueError(
+            f'analysis_level = {settings.analysis_level} should be one of {", ".join(LEVELS)}'
+        )
+    _check_folders(settings)
+    _check_resources(settings)
+    _check_submission(settings)
+    _check_files(settings)
+
+
+def _check_folders(settings: Settings) -> None:
+    """Raise ValueError if dataset, output and work folder are missing or in each other's way."""
+    bids_dir, output_dir = settings.bids_dir.resolve(), settings.output_dir.resolve()
+    work_dir = settings.work_dir.resolve() if settings.work_dir else None
+    if not bids_dir.is_dir():
+        raise ValueError(f'no such folder: {settings.bids_dir}')
+    if output_dir == bids_dir:
+        raise ValueError(
+            f'the output folder is the dataset itself: {settings.output_dir}; give another, '
+            f'such as {settings.bids_dir / "derivatives" / "precondqsm_bids"}'
+        )
+    if output_dir in bids_dir.parents:
+        raise ValueError(
+            f'the dataset {settings.bids_dir} is inside the output folder; give another'
+        )
+    if work_dir and (work_dir == bids_dir or bids_dir in work_dir.parents):
+        raise ValueError(
+            f'the work folder {work_dir} is inside the dataset, where other programs would '
+            'find its files; give another with -w'
+        )
+    if work_dir == output_dir:
+        raise ValueError(
+            f'the work folder is the output folder {output_dir}; give another with -w'
+        )
+    if settings.output_dir.exists() and not settings.output_dir.is_dir():
+        raise ValueError(f'the output folder is a file: {settings.output_dir}')
+
+
+def _check_resources(settings: Settings) -> None:
+    """Raise ValueError if there are too few resources, or limits that nothing would keep."""
+    if settings.omp_nthreads > settings.nprocs:
+        raise ValueError(
+            f'--omp-nthreads {settings.omp_nthreads} is more than --nprocs {settings.nprocs}'
+        )
+    if settings.nprocs < 1 or settings.omp_nthreads < 1 or settings.mem_gb <= 0:
+        raise ValueError('--nprocs, --omp-nthreads and --mem should be positive')
+    if settings.resource_monitor and find_spec('psutil') is None:
+        raise ValueError('--resource-monitor needs psutil: pip install psutil')
+    if settings.node_timeout is None:
+        return
+    TIMEOUT.check('--node-timeout', settings.node_timeout)
+    if settings.use_plugin:
+        raise ValueError(
+            '--node-timeout does not go with --use-plugin: give the limit in its plugin_args'
+        )
+
+
+def _check_submission(settings: Settings) -> None:
+    """Raise ValueError if options do not go with ``--submit``, or not without it."""
+    if not settings.submit:
+        if settings.submit_limit or settings.submit_time:
+            raise ValueError('--submit-limit and --submit-time need --submit')
+        return
+    for name in ('use_plugin', 'boilerplate_only', 'reports_only'):
+        if getattr(settings, name):
+            option = f'--{name.replace("_", "-")}'
+            raise ValueError(f'--submit does not go with {option}: leave out one of them')
+
+
+def _check_files(settings: Settings) -> None:
+    """Raise ValueError if the method lacks files to read, or has none to write."""
+    method = settings.method
+    if method.mask == 'derivatives' and not settings.derivatives:
+        raise ValueError(
+            '--mask derivatives needs folders to look in: give them with -d/--derivatives'
+        )
+    if method.mask not in MASK_WORDS and not Path(method.mask).is_file():
+        raise ValueError(f'--mask: no such file: {method.mask}; give a file, auto or derivatives')
+    if missing := [str(path) for path in method.prior_maps if not path.is_file()]:
+        raise ValueError(f'--prior map:FILE: no such file: {missing[0]}')
+    if method.fit is None and settings.write_prior_labels:
+        raise ValueError(
+            f'--write-prior-labels: {" ".join(method.prior)} without a fit has no parcels; '
+            'give --prior-fit global or clusters, or another --prior'
+        )

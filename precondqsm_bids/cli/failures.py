@@ -1,0 +1,153 @@
+"""Failures: crash files, what is said about them, and the exit status."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precondqsm_bids.cli.call import Call, Found
+from precondqsm_bids.cli.progress import new_log_name, say
+
+if TYPE_CHECKING:
+    from precondqsm_bids.bids import Problem
+
+DONE, FAILED, USAGE, NOTHING_TO_DO, INTERRUPTED = 0, 1, 2, 70, 130
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk or a quota without room."""
+
+_NO_RESULT_FILE = re.compile(r'FileNotFoundError: .*/result_\w+\.pklz$')
+"""Nipype's last word on a node that could not write what it had computed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Reason why a participant failed, and the file that says more."""
+
+    subject: str
+    what: str
+    crash_file: Path
+
+    def __str__(self) -> str:
+        return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
+
+
+def status_of(error: BaseException, call: Call, again: str) -> int:
+    """Exit status after an error that ends the app, said in one line; a defect is raised again.
+
+    ``again`` is the way to go on.
+    """
+    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.cli.submit import SubmitError
+
+    if isinstance(error, InputError):
+        print(f'precondqsm_bids: error: {error}', file=sys.stderr)
+        return USAGE
+    if isinstance(error, KeyboardInterrupt):
+        say(f'interrupted; {again}', sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = error.filename or call.settings.output_dir
+        say(f'failed: {where}: {error.strerror}; make room, and {again}', sys.stderr)
+    elif isinstance(error, SubmitError):
+        say(f'failed: {error}', sys.stderr)
+    else:
+        raise error
+    return FAILED
+
+
+def nothing_to_do(reason: str) -> int:
+    """Exit status of a call that has nothing to do; says why."""
+    print(f'precondqsm_bids: nothing to do: {reason}', file=sys.stderr)
+    return NOTHING_TO_DO
+
+
+def conclude(failures: Sequence[Failure]) -> int:
+    """Exit status after these failures; the last lines name them."""
+    for failure in failures:
+        say(str(failure), sys.stderr)
+    return FAILED if failures else DONE
+
+
+def of_input(call: Call, problem: 'Problem') -> Failure:
+    """Failure of a participant whose files cannot be used, with a crash file as any other has."""
+    what = f'{problem.file}: {problem.message}'
+    text = f'{problem.file}\n{problem.message}\n'
+    return of_participant(call, problem.subject, 'input', what, text)
+
+
+def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:
+    """Failure outside the workflow: the reason in a line, and the content of its crash file."""
+    from precondqsm_bids.workflows.base import crash_folder
+
+    folder = crash_folder(call.settings.output_dir, subject, call.log_name)
+    return Failure(subject, what, write_crash(folder, kind, text))
+
+
+def of_workflow(call: Call, found: Found, labels: Mapping[str, str], error: str) -> list[Failure]:
+    """Failures of the nodes, one for each crash file that they left.
+
+    ``labels`` are as for :func:`describe_crash`; ``error`` is the traceback of the workflow, empty
+    if it succeeded.
+    """
+    from precondqsm_bids.workflows.base import crash_folder
+
+    subjects = list(dict.fromkeys(run.subject for run in found.runs))
+    failures = [
+        Failure(subject, describe_crash(crash, labels), crash)
+        for subject in subjects
+        for crash in sorted(
+            crash_folder(call.settings.output_dir, subject, call.log_name).glob('crash-*.txt')
+        )
+        if not crash.stem.endswith('-input')  # reported already
+    ]
+    if error and not failures:  # Nipype itself failed, or a node without a word
+        crash = write_crash(call.log_dir, 'workflow', error)
+        what = error.strip().splitlines()[-1]
+        failures = [Failure(subject, what, crash) for subject in subjects]
+    return failures
+
+
+def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
+    """Run, node and error of a crash file that Nipype wrote.
+
+    Parameters
+    ----------
+    crash : Path
+        The crash file.
+    labels : mapping
+        Name of a run's workflow to the run's label.
+    """
+    text = crash.read_text(encoding='utf-8', errors='replace')
+    names = text.partition('\n')[0].removeprefix('Node: ').split('.')
+    run = next((labels[name] for name in names if name in labels), '')
+    # The worker's own traceback comes last, but a note on the crash itself may follow it.
+    text = text.partition('\n\nWhen creating this crashfile')[0]
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:  # Nipype could make the file and not fill it
+        node = crash.stem.rpartition('-')[0]
+        return f'{node}: the crash file is empty ({os.strerror(errno.ENOSPC)}?)'
+    what = lines[-1].strip()
+    if _NO_RESULT_FILE.match(what):  # what kept it from being written comes before
+        cause = text.rpartition('\n\nDuring handling of the above exception')[0].strip()
+        what = cause.splitlines()[-1].strip() if cause else what
+        if any(os.strerror(number) in what for number in FULL):
+            folder = re.search('^Working directory: (.*)', text, re.MULTILINE)
+            what += f' in the work folder{f" ({folder[1]})" if folder else ""}: make room, or '
+            what += 'give another with -w'
+    return ' '.join(filter(None, (run, f'{names[-1]}: {what}')))
+
+
+def write_crash(folder: Path, kind: str, text: str) -> Path:
+    """Write a crash file, under a name of its own that has the kind of failure."""
+    crash = folder / f'crash-{new_log_name().replace("_", "-")}-{kind}.txt'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        crash.write_text(text, encoding='utf-8')
+    except OSError as error:  # a full disk: the failure itself must still be reported
+        say(f'warning: cannot write {crash}: {error.strerror}', sys.stderr)
+    return crash

@@ -1,0 +1,119 @@
+"""The reports of the participants and of the group."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from precondqsm_bids.cli.call import Call, Found
+from precondqsm_bids.cli.failures import DONE, Failure, conclude, nothing_to_do, of_participant
+from precondqsm_bids.cli.progress import say
+
+MOST_LINES = 20
+"""Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
+
+
+def write_reports(
+    call: Call, found: Found, failures: Sequence[Failure], citation: str
+) -> list[Failure]:
+    """Assemble the participants' reports, those of the failed ones too; the failures in this."""
+    failed = []
+    for subject in found.subjects:
+        labels = [run.label for run in found.runs if run.subject == subject]
+        crash_files = [f.crash_file for f in failures if f.subject == subject]
+        failed += _write_report(
+            call,
+            subject,
+            warn_of=() if crash_files else labels,  # what is there may be of an earlier call
+            runs=labels,
+            command=call.command,
+            boilerplate=citation,
+            crash_files=crash_files,
+        )
+    return failed
+
+
+def _write_report(
+    call: Call, subject: str, warn_of: Sequence[str] = (), **content: Any
+) -> list[Failure]:
+    """Assemble one report and repeat the warnings of these runs; the failure, if it fails."""
+    from precondqsm_bids.interfaces.reports import run_warnings, write_report
+
+    folder = call.settings.output_dir
+    try:
+        say(f'sub-{subject} | report {write_report(folder, subject, **content)}')
+        for label in warn_of:
+            for text in run_warnings(folder, subject, label):
+                say(f'{label} | warning: {text}')
+    except Exception as error:
+        what = f'report: {error!r}'
+        return [of_participant(call, subject, 'report', what, traceback.format_exc())]
+    return []
+
+
+def reports_only(call: Call) -> int:
+    """Assemble the reports of the participants that have outputs; the exit status."""
+    from precondqsm_bids.bids import InputError, participants
+
+    wanted, folder = call.settings.participant_label, call.settings.output_dir
+    known = [name for name in participants(folder) if (folder / f'sub-{name}/figures').is_dir()]
+    if unknown := sorted(set(wanted) - set(known)):
+        raise InputError(
+            f'no outputs of participant {", ".join(unknown)} in {folder}; '
+            f'there are: {", ".join(known) or "none"}'
+        )
+    if not known:
+        return nothing_to_do(f'no outputs in {folder}')
+    return conclude([f for subject in wanted or known for f in _write_report(call, subject)])
+
+
+def group(call: Call) -> int:
+    """Gather what the participant level left in the output folder; the exit status.
+
+    Participants that failed or are incomplete are listed, and are not failures of this level.
+    """
+    from precondqsm_bids.bids import InputError, participants
+    from precondqsm_bids.group import write_group
+
+    settings = call.settings
+    known = {*participants(settings.bids_dir), *participants(settings.output_dir)}
+    if unknown := sorted(set(settings.participant_label) - known):
+        raise InputError(
+            f'no participant {", ".join(unknown)} in {settings.bids_dir} or '
+            f'{settings.output_dir}; there are: {", ".join(sorted(known)) or "none"}'
+        )
+    try:
+        result = write_group(
+            settings.bids_dir,
+            settings.output_dir,
+            participants=settings.participant_label,
+            sessions=settings.session_label,
+            command=call.command,
+        )
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(f'cannot read or write {error.filename}: {error.strerror}') from error
+    most = len(result.listed) if settings.verbose else MOST_LINES
+    stream = sys.stdout if result.files else sys.stderr
+    for run in result.listed[:most]:
+        say(f'{run.run} | {run.status}: {run.note}', stream)
+    if result.to_list > most:
+        where = f': {settings.output_dir / "group_quality.tsv"}' if result.files else ''
+        say(f'... and {result.to_list - most} more{where}', stream)
+    if not result.files:
+        return nothing_to_do(
+            f'{settings.output_dir} has no outputs that can be used of these participants and '
+            'sessions; run the participant level first'
+        )
+    for words in result.mixed:
+        say(f'warning: {words}: look at their maps, and state --phase-sign')
+    for path in result.files:
+        say(str(path))
+    counts = ', '.join(f'{n} {status}' for status, n in sorted(result.runs.items()))
+    say(
+        f'finished: {result.participants} participants, {counts} runs, '
+        f'{result.outliers} outlying values'
+    )
+    return DONE

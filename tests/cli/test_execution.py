@@ -1,0 +1,14 @@
+"""Files that name a plugin."""
+
+from precondqsm_bids.cli.execution import Plugin, read_plugin
+
+
+def test_plugin_file(tmp_path):
+    path = tmp_path / 'plugin.yml'
+    path.write_text('plugin: SLURM\nplugin_args: {sbatch_args: --mem=4G}\n')
+    assert read_plugin(path) == Plugin('SLURM', {'sbatch_args': '--mem=4G'})
+
+
+def test_without_a_file_the_nodes_run_here():
+    assert read_plugin(None) == Plugin('MultiProc', {})
+    assert read_plugin(None).is_local
