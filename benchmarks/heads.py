@@ -30,9 +30,9 @@ from reconstruction import WORKERS, Arm, Error, Stages, assess
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.numerics import b0_direction
 from precondqsm_bids.phantom.dataset import write_dataset
@@ -396,7 +396,8 @@ def record_of(root, case, name, outputs, seconds, truth):
 def code_digest():
     """Digest of everything that a result depends on but the set itself."""
     return digest(
-        *(PACKAGE / name for name in ('config.py', 'bids.py')),
+        PACKAGE / 'config.py',
+        *PACKAGE.glob('inputs/*.py'),
         *PACKAGE.glob('numerics/**/*.py'),
         *PACKAGE.glob('interfaces/*.py'),
         *PACKAGE.glob('workflows/*.py'),

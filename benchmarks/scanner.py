@@ -29,8 +29,8 @@ from reconstruction import WORKERS
 from scanner_score import assess
 from validation import PACKAGE, ROOT, SEED, digest, load, save, scaled, versions
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import SWITCHES, scanner
 from precondqsm_bids.phantom.spec import TubesSpec
@@ -267,9 +267,9 @@ def run_case(case, cache, work):
 
 def code_digest():
     """Digest of everything that a result depends on but the case itself."""
-    folders = ('numerics', 'interfaces', 'workflows', 'phantom')
+    folders = ('inputs', 'numerics', 'interfaces', 'workflows', 'phantom')
     return digest(
-        *(PACKAGE / name for name in ('config.py', 'bids.py')),
+        PACKAGE / 'config.py',
         *(path for folder in folders for path in PACKAGE.glob(f'{folder}/**/*.py')),
         *(ROOT / 'benchmarks' / f'{name}.py' for name in ('reconstruction', 'scanner_score')),
     )

@@ -34,7 +34,7 @@ from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.inputs.run import Problem, Run
 
 DONE, FAILED, USAGE, NOTHING_TO_DO = 0, 1, 2, 70
 
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     inherited = dict(os.environ)
     repair_environment(settings.omp_nthreads)
-    from precondqsm_bids.bids import InputError
     from precondqsm_bids.cli.submit import SubmitError
+    from precondqsm_bids.inputs.run import InputError
 
     group_level = settings.analysis_level == 'group'
     again = 'the same command ' + ('does it' if group_level else 'goes on from the work folder')
@@ -131,8 +131,11 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
     InputError
         If the request cannot be met.
     """
-    from precondqsm_bids.bids import InputError, check_description, check_filters, find_runs
     from precondqsm_bids.cli.submit import submit
+    from precondqsm_bids.inputs.discovery import find_runs
+    from precondqsm_bids.inputs.filters import check_filters
+    from precondqsm_bids.inputs.index import check_description
+    from precondqsm_bids.inputs.run import InputError
 
     if not settings.skip_bids_validation:
         check_description(settings.bids_dir)
@@ -206,7 +209,7 @@ def without_too_large(
     runs : sequence of Run
         What was found in the dataset.
     """
-    from precondqsm_bids.bids import Problem
+    from precondqsm_bids.inputs.run import Problem
 
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
@@ -244,7 +247,7 @@ def process(
     plugin_file : mapping
         Content of ``--use-plugin``.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
     from precondqsm_bids.interfaces.files import write_atomic
 
@@ -512,7 +515,8 @@ def report(
 
 def reports_only(settings: Settings) -> int:
     """Assemble the reports of the participants that have outputs; the exit status."""
-    from precondqsm_bids.bids import InputError, participants
+    from precondqsm_bids.inputs.index import participants
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.interfaces.reports import write_report
 
     known = [
@@ -554,8 +558,9 @@ def group(settings: Settings, command: str) -> int:
     settings, command
         As for :func:`run_app`.
     """
-    from precondqsm_bids.bids import InputError, participants
     from precondqsm_bids.group import write_group
+    from precondqsm_bids.inputs.index import participants
+    from precondqsm_bids.inputs.run import InputError
 
     known = {*participants(settings.bids_dir), *participants(settings.output_dir)}
     if unknown := sorted(set(settings.participant_label) - known):
@@ -722,7 +727,7 @@ def read_plugin(path: Path) -> dict[str, Any]:
     import yaml
     from nipype.pipeline import plugins
 
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -812,7 +817,7 @@ def check_work_dir(work_dir: Path) -> None:
     InputError
         If the work folder has results that this version did not make.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.workflows.base import NAME
 
     folder, stamp = work_dir / NAME, _stamp(work_dir)

@@ -24,7 +24,7 @@ from precondqsm_bids.cli.progress import new_log_name, say
 from precondqsm_bids.config import Settings
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.inputs.run import Problem, Run
 
 CPUS = 4
 """CPUs of a participant's job unless ``--nprocs`` says otherwise."""
@@ -84,7 +84,7 @@ def submit(
     SubmitError
         If SLURM refuses a job.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
     folder = settings.output_dir / 'logs' / new_log_name()
@@ -151,7 +151,7 @@ def submit_scripts(
     in_turn : bool
         Whether an array waits for the one before it: a limit of jobs at once is that of an array.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     group = names[-1]
     jobs: list[str] = []
@@ -227,7 +227,7 @@ def sbatch(environment: Mapping[str, str], *words: str) -> str:
     SubmitError
         If SLURM does not take the job.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     try:
         done = subprocess.run(

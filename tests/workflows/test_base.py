@@ -7,8 +7,8 @@ import pytest
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.workflows.base import crash_folder, init_base_wf, node_name
 
 

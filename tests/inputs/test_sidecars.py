@@ -2,8 +2,8 @@
 
 import pytest
 
+from precondqsm_bids.inputs.sidecars import FILTERED, image_kinds, named, read_sidecar, strength_of
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.sidecars import FILTERED, image_kinds, named, read_sidecar, strength_of
 
 
 @pytest.mark.parametrize('frequency', [63.87, 123.2, 127.74, 297.2])

@@ -1,0 +1,221 @@
+"""Mask, labels, tissue, R2, contrasts and prior maps of a run."""
+
+import numpy as np
+import pytest
+from inputs import names, only_problem
+
+from precondqsm_bids.inputs.discovery import find_runs
+
+TUBES = {1: 'agar', 2: 'tube A'}
+
+
+def test_labels_of_the_dataset(dataset):
+    dataset.add_run()
+    path = dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', TUBES)
+    (run,), problems = find_runs(dataset.root)
+    assert not problems
+    assert (run.labels, run.label_names) == (str(path), TUBES)
+
+
+def test_labels_of_derivatives_come_first(dataset):
+    """Anywhere below the participant's folder, with the names at the root of the derivatives."""
+    dataset.add_run()
+    dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', TUBES)
+    truth = dataset.root / 'derivatives' / 'truth'
+    path = dataset.add_labels('derivatives/truth/sub-01/anat/sub-01_desc-x_dseg.nii.gz')
+    (truth / 'dseg.tsv').write_text('index\tname\tcolor\n3\tiron\t#ff0000\n')
+    (run,), (note,) = find_runs(dataset.root, derivatives={'truth': truth})
+    assert (run.labels, run.label_names) == (str(path), {3: 'iron'})
+    assert not note.fatal
+    assert 'comes first' in note.message
+    (run,), problems = find_runs(
+        dataset.root, derivatives={'truth': truth}, filters={'dseg': {'description': None}}
+    )
+    assert run.label_names == TUBES
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    'name', ['sub-011/anat/sub-011_dseg', 'sub-01/ses-b/anat/sub-01_ses-b_dseg']
+)
+def test_labels_of_another_participant_or_session(dataset, name):
+    dataset.add_run('sub-01_ses-a')
+    dataset.add_labels(f'{name}.nii.gz', TUBES)
+    (run,), problems = find_runs(dataset.root)
+    assert run.labels is None
+    assert all(problem.skipped for problem in problems)
+
+
+def test_labels_of_another_run(dataset):
+    dataset.add_run('sub-01_run-1')
+    dataset.add_run('sub-01_run-2')
+    dataset.add_labels('sub-01/anat/sub-01_run-2_dseg.nii.gz', TUBES)
+    (one, two), problems = find_runs(dataset.root)
+    assert one.labels is None
+    assert two.label_names == TUBES
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    'image, message',
+    [
+        ({'shape': (4, 5, 7)}, 'shape (4, 5, 7) differs from (4, 5, 6)'),
+        ({'affine': np.diag([2.0, 2.0, 2.1, 1.0])}, 'affine differs by 0.1 mm'),
+    ],
+)
+def test_labels_off_the_grid_are_told_of(dataset, image, message):
+    dataset.add_run()
+    path = dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', TUBES, **image)
+    (run,), (note,) = find_runs(dataset.root)
+    assert run.labels is None
+    assert (note.file, note.fatal) == (str(path), False)
+    assert message in note.message
+
+
+@pytest.mark.parametrize(
+    'table, message',
+    [
+        (None, 'no TSV'),
+        ('index\tlabel\n1\ta\n', 'KeyError'),
+        ('index\tname\none\ta\n', 'ValueError'),
+        ('index\tname\n1\ta\n1\tb\n', 'there twice'),
+        ('index\tname\n1\ta\n2\ta\n', 'there twice'),
+        ('index\tname\n', 'no rows'),
+    ],
+)
+def test_labels_without_names_are_told_of(dataset, table, message):
+    dataset.add_run()
+    path = dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz')
+    if table:
+        path.with_name('sub-01_dseg.tsv').write_text(table)
+    (run,), (note,) = find_runs(dataset.root)
+    assert run.labels is None
+    assert message in note.message
+
+
+def test_reference_should_be_a_label(dataset):
+    dataset.add_run('sub-01')
+    dataset.add_run('sub-02')
+    dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', TUBES)
+    runs, (problem,) = find_runs(dataset.root, reference='agar')
+    assert [run.subject for run in runs] == ['01']
+    assert problem.subject == '02'
+    _, (problem, _) = find_runs(dataset.root, reference='water')
+    assert '--reference water is not one of its labels (agar, tube A)' in problem.message
+
+
+def test_mask_of_derivatives(dataset, tmp_path):
+    """Its own participant's, on its own grid, desc-brain first."""
+    dataset.add_run('sub-01_ses-a')
+    derivatives = {'seg': tmp_path / 'seg'}
+    find = {'derivatives': derivatives, 'mask': 'derivatives'}
+    anat = tmp_path / 'seg/sub-01/ses-a/anat'
+    dataset.write_image(anat / 'sub-01_ses-b_desc-brain_mask.nii.gz')
+    dataset.write_image(tmp_path / 'seg/sub-011/anat/sub-011_desc-brain_mask.nii.gz')
+    off = dataset.write_image(anat / 'sub-01_ses-a_desc-brain_mask.nii.gz', shape=(4, 5, 7))
+    problem = only_problem(dataset, **find)
+    assert 'no _mask of this run, on its grid' in problem.message
+    assert f'{off}: mask not used: shape (4, 5, 7) differs from (4, 5, 6)' in problem.message
+    body = dataset.write_image(anat / 'sub-01_ses-a_desc-body_mask.nii.gz')
+    (run,), (note,) = find_runs(dataset.root, **find)
+    assert (run.mask, note.kind) == (str(body), 'warning')
+    brain = dataset.write_image(off)
+    (run,), (note,) = find_runs(dataset.root, **find)
+    assert (run.mask, note.file, note.kind) == (str(brain), str(body), 'skipped')
+    filters = {'mask': {'description': 'body'}}
+    (run,), problems = find_runs(dataset.root, **find, filters=filters)
+    assert (run.mask, problems) == (str(body), [])
+    assert find_runs(dataset.root, derivatives=derivatives)[0][0].mask is None
+
+
+def test_mask_file(dataset, tmp_path):
+    dataset.add_run()
+    path = dataset.write_image(tmp_path / 'mask.nii')
+    (run,), problems = find_runs(dataset.root, mask=str(path))
+    assert (run.mask, problems) == (str(path), [])
+    dataset.write_image(path, affine=np.diag([2.0, 2.0, 2.1, 1.0]))
+    problem = only_problem(dataset, mask=str(path))
+    assert problem.file == str(path)
+    assert '--mask: affine differs by 0.1 mm from' in problem.message
+
+
+FREESURFER = {2: 'Left-Cerebral-White-Matter', 3: 'Left-Cerebral-Cortex', 13: 'Right-Pallidum'}
+FREESURFER |= {41: 'Right-Cerebral-White-Matter', 0: 'Unknown'}
+
+
+def test_tissue_of_labels(dataset):
+    """The table at the root of the derivatives, as sMRIPrep has it."""
+    dataset.add_run()
+    root = dataset.root / 'derivatives/smriprep'
+    dataset.add_labels('derivatives/smriprep/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz')
+    rows = [f'{index}\t{name}' for index, name in FREESURFER.items()]
+    (root / 'desc-aseg_dseg.tsv').write_text('\n'.join(['index\tname', *rows]) + '\n')
+    (run,), problems = find_runs(dataset.root, derivatives={'s': root}, tissue=True)
+    assert not problems
+    assert names(run.tissue.files) == ['sub-01_desc-aseg_dseg.nii.gz']
+    assert run.tissue.classes == ('WM', 'GM', 'pallidum')
+    assert run.tissue.label_classes == {2: 'WM', 3: 'GM', 13: 'pallidum', 41: 'WM'}
+    assert not run.tissue.resampled
+    (run,), _ = find_runs(dataset.root, derivatives={'s': root})
+    assert run.tissue is None  # nobody asked
+
+
+def test_tissue_of_the_anatomical_image_of_another_acquisition(dataset):
+    """What a T1w image is called is nothing that the run's name would have to say."""
+    dataset.add_run('sub-01_ses-a_acq-gre_run-2')
+    folder = 'derivatives/seg/sub-01/ses-a/anat'
+    for label in ('GM', 'WM', 'CSF', 'CSF'):
+        dataset.add_labels(f'{folder}/sub-01_ses-a_acq-mprage_run-1_label-{label}_probseg.nii.gz')
+    root = dataset.root / 'derivatives/seg'
+    (run,), problems = find_runs(dataset.root, derivatives={'s': root}, tissue=True)
+    assert not problems
+    assert sorted(run.tissue.classes) == ['CSF', 'GM', 'WM']
+    assert run.tissue.label_classes is None
+    assert [name.split('label-')[1][:2] for name in names(run.tissue.files)] == [
+        name[:2] for name in run.tissue.classes
+    ]
+
+
+def test_tissue_is_chosen_by_a_filter(dataset):
+    dataset.add_run()
+    for desc in ('one', 'two'):
+        dataset.add_labels(f'sub-01/anat/sub-01_desc-{desc}_dseg.nii.gz', {1: 'GM', 2: 'WM'})
+    filters = {'tissue': {'description': 'two'}}
+    (run,), _ = find_runs(dataset.root, tissue=True, filters=filters)
+    assert names(run.tissue.files) == ['sub-01_desc-two_dseg.nii.gz']
+
+
+def test_r2_map_of_the_run_comes_first(dataset):
+    dataset.add_run('sub-01_run-2')
+    for stem in ('sub-01_run-1_R2map', 'sub-01_run-2_R2map', 'sub-01_acq-x_T2map'):
+        dataset.write_image(dataset.root / f'sub-01/anat/{stem}.nii.gz')
+    (run,), problems = find_runs(dataset.root, r2_map=True)
+    assert names([run.r2_map]) == ['sub-01_run-2_R2map.nii.gz']
+    assert run.r2_map_kind == 'R2map'
+    assert [problem.kind for problem in problems] == ['skipped', 'skipped']
+
+
+def test_contrasts_of_the_run_come_in_the_order_of_their_suffixes(dataset):
+    dataset.add_run('sub-01_run-2')
+    for stem in ('sub-01_run-1_T1w', 'sub-01_run-2_T1w', 'sub-01_R1map', 'sub-02_R1map'):
+        dataset.write_image(dataset.root / f'{stem[:6]}/anat/{stem}.nii.gz')
+    (run,), problems = find_runs(
+        dataset.root, participant_label=['01'], contrasts=('R1map', 'T1w')
+    )
+    assert names(run.contrasts) == ['sub-01_R1map.nii.gz', 'sub-01_run-2_T1w.nii.gz']
+    assert [problem.kind for problem in problems] == ['skipped']
+    filters = {'contrast': {'run': ['1', None]}}
+    (run,), _ = find_runs(
+        dataset.root, participant_label=['01'], contrasts=('T1w',), filters=filters
+    )
+    assert names(run.contrasts) == ['sub-01_run-1_T1w.nii.gz']
+
+
+def test_prior_maps_are_on_the_grid_of_every_run(dataset, tmp_path):
+    dataset.add_run()
+    good = dataset.write_image(tmp_path / 'good.nii.gz')
+    bad = dataset.write_image(tmp_path / 'bad.nii.gz', affine=np.diag([2.0, 2.0, 2.1, 1.0]))
+    assert not find_runs(dataset.root, prior_maps=[good])[1]
+    problem = only_problem(dataset, prior_maps=[good, bad])
+    assert problem.file == str(bad)
+    assert 'affine differs by 0.1 mm' in problem.message
