@@ -401,8 +401,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
         if fixed := sorted(SUBMIT_SETTINGS & set(values)):  # the jobs read this file, too
             parser.error(f'{path}: {", ".join(fixed)} goes on the command line only')
     if path := given.pop('bids_filter_file', None):
-        from precondqsm_bids.inputs.filters import read_filters
         from precondqsm_bids.inputs.run import InputError
+        from precondqsm_bids.inputs.selection import read_filters
 
         try:
             given['bids_filters'] = read_filters(path)

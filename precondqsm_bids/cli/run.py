@@ -133,9 +133,9 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
     """
     from precondqsm_bids.cli.submit import submit
     from precondqsm_bids.inputs.discovery import find_runs
-    from precondqsm_bids.inputs.filters import check_filters
     from precondqsm_bids.inputs.index import check_description
     from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.inputs.selection import Selection, check_filters
 
     if not settings.skip_bids_validation:
         check_description(settings.bids_dir)
@@ -150,24 +150,15 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
     if settings.reports_only:
         return reports_only(settings)
 
-    runs, problems = find_runs(
-        settings.bids_dir,
+    select = Selection(
         participant_label=settings.participant_label,
         session_label=settings.session_label,
-        filters=settings.bids_filters,
+        filters=settings.bids_filters or {},
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
-        field_strength=settings.method.field_strength,
-        b0_dir=settings.method.b0_dir,
-        mask=settings.method.mask,
-        reference=settings.method.reference,
-        tissue=settings.method.needs_tissue,
-        r2_map=settings.method.needs_r2_map,
-        r2star_priors=settings.method.r2star_terms,
-        prior_maps=settings.method.prior_maps,
-        contrasts=settings.method.contrasts,
         ignore=[settings.output_dir],
     )
+    runs, problems = find_runs(settings.bids_dir, select=select, method=settings.method)
     if not settings.submit and plugin_file.get('plugin', 'MultiProc') == 'MultiProc':
         runs, too_large = without_too_large(settings, runs)
         problems = [*problems, *too_large]

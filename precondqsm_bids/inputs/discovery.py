@@ -1,52 +1,26 @@
-"""Which files of a dataset make a run, and what is wrong with them before anything is computed."""
+"""The plot: from the files of a dataset to its runs, and to what is wrong with the others."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from precondqsm_bids.inputs.companions import (
-    check_prior_maps,
-    find_segmentations,
-    label_files,
-    with_contrasts,
-    with_labels,
-    with_mask,
-    with_r2_map,
-    with_tissue,
-)
-from precondqsm_bids.inputs.echoes import check_one_echo, make_run, one_suffix
-from precondqsm_bids.inputs.files import EXTENSIONS, File
-from precondqsm_bids.inputs.filters import passes
+from precondqsm_bids.inputs.companions import Source, with_companions
+from precondqsm_bids.inputs.echoes import make_run
+from precondqsm_bids.inputs.files import File
 from precondqsm_bids.inputs.index import (
-    R2_SUFFIXES,
+    chosen_participants,
+    echo_images,
     index_dataset,
-    is_image,
-    multi_echo_images,
-    participants,
-    walk_derivative,
+    index_derivative,
 )
-from precondqsm_bids.inputs.run import InputError, Problem, Run, RunError
+from precondqsm_bids.inputs.run import Note, Problem, Run, RunError
+from precondqsm_bids.inputs.selection import Selection
+from precondqsm_bids.method import Method
+from precondqsm_bids.numerics.tissue import R2_FIELD_STRENGTH
 
 
 def find_runs(
-    bids_dir: Path,
-    *,
-    participant_label: Sequence[str] = (),
-    session_label: Sequence[str] = (),
-    filters: Mapping[str, Mapping[str, Any]] | None = None,
-    derivatives: Mapping[str, Path] | None = None,
-    database_dir: Path | None = None,
-    field_strength: float | None = None,
-    b0_dir: Sequence[float] | None = None,
-    mask: str = 'auto',
-    reference: str = 'roi-mean',
-    tissue: bool = False,
-    r2_map: bool = False,
-    r2star_priors: Sequence[str] = (),
-    prior_maps: Sequence[Path] = (),
-    contrasts: Sequence[str] = (),
-    ignore: Iterable[Path] = (),
+    bids_dir: Path, *, select: Selection | None = None, method: Method | None = None
 ) -> tuple[list[Run], list[Problem]]:
     """The runs of a dataset that can be reconstructed, and what is wrong with the others.
 
@@ -54,33 +28,10 @@ def find_runs(
     ----------
     bids_dir : Path
         Root of the dataset.
-    participant_label, session_label : sequence of str
-        Labels without ``sub-`` and ``ses-``, matched exactly; empty means all.
-    filters : mapping, optional
-        As from :func:`read_filters`.
-    derivatives : mapping, optional
-        Name to folder of the datasets where labels are looked for, before the dataset itself,
-        and masks with ``mask='derivatives'``.
-    database_dir : Path, optional
-        Where pybids keeps its index, written if it is not there.
-    field_strength : float, optional
-        T, for runs whose metadata lack ``MagneticFieldStrength`` or have an absurd one.
-    b0_dir : sequence of float, optional
-        Direction of B0 along the voxel axes; comes before that of the affine.
-    mask : str
-        ``auto`` (the object), ``derivatives`` or a file: the region of interest.
-    reference : str
-        ``none``, ``roi-mean`` or the name of a label, which every run must then have.
-    tissue, r2_map : bool
-        Whether every run must have tissue classes, or a map of R2 or T2 if it has R2*.
-    r2star_priors : sequence of str
-        Priors that are made of R2*, so that every run must have two echoes or more.
-    prior_maps : sequence of Path
-        Susceptibility maps, which must be on the grid of every run.
-    contrasts : sequence of str
-        Suffixes of further images that every run must have on its grid.
-    ignore : iterable of Path
-        Folders inside the dataset that are no part of it, such as the outputs.
+    select : Selection, optional
+        Which of its files are read, and which derivatives; by default all, and none.
+    method : Method, optional
+        What is read besides the echoes, and what every run must have for it.
 
     Returns
     -------
@@ -94,80 +45,67 @@ def find_runs(
     InputError
         If a participant or session is not in the dataset, or the index is another dataset's.
     """
-    known = participants(bids_dir)
-    if unknown := sorted(set(participant_label) - set(known)):
-        raise InputError(
-            f'no participant {", ".join(unknown)} in {bids_dir}; '
-            f'its participants are: {", ".join(known) or "none"}'
-        )
-    subjects = sorted(set(participant_label)) or known
-    files = index_dataset(bids_dir, subjects, database_dir, ignore, contrasts)
-    filters = filters or {}
-    images, problems = multi_echo_images(
-        files, subjects, filters.get('megre', {}), session_label, bids_dir
-    )
-    sessions = {
-        file.entities['ses'] for file in files if is_image(file) and 'ses' in file.entities
-    }
-    if unknown := sorted(set(session_label) - sessions):
-        raise InputError(
-            f'no session {", ".join(unknown)} with multi-echo images in {bids_dir}; '
-            f'its sessions are: {", ".join(sorted(sessions)) or "none"}'
-        )
-    sidecars = [file for file in files if file.extension == '.json']
+    select, method = select or Selection(), method or Method()
+    subjects = chosen_participants(bids_dir, select.participant_label)
     sources = [
-        list(walk_derivative(path, subjects, contrasts)) for path in (derivatives or {}).values()
+        *(
+            index_derivative(path, subjects, method.contrasts)
+            for path in select.derivatives.values()
+        ),
+        index_dataset(bids_dir, subjects, select, method.contrasts),
     ]
-    labels = label_files([*sources, files], filters.get('dseg', {}))
-    segmentations = find_segmentations([*sources, files], filters.get('tissue', {}))
-    relaxation = [
-        (file, [other for other in source if other.extension == '.json'])
-        for source in [*sources, files]
-        for file in source
-        if file.suffix in R2_SUFFIXES
-        and file.extension in EXTENSIONS
-        and passes(file, filters.get('r2', {}))
-    ]
-    further = [
-        file
-        for source in [*sources, files]
-        for file in source
-        if file.suffix in contrasts
-        and file.extension in EXTENSIONS
-        and passes(file, filters.get('contrast', {}))
-    ]
-    masks = [
-        file
-        for source in sources
-        for file in source
-        if file.suffix == 'mask' and passes(file, filters.get('mask', {}))
-    ]
+    images, problems = echo_images(sources[-1], subjects, select, bids_dir)
     groups: dict[tuple[tuple[str, str], ...], list[File]] = defaultdict(list)
     for image in images:
         groups[image.group].append(image)
     runs = []
-    for key, members in sorted(groups.items()):
+    for key, files in sorted(groups.items()):
         subject = dict(key)['sub']
         try:
-            members, suffix_notes = one_suffix(subject, members)
-            run, notes = make_run(members, sidecars, field_strength, b0_dir)
-            if run.one_echo:
-                check_one_echo(run, r2star_priors)
-            run, mask_notes = with_mask(run, masks, mask)
-            run, label_notes = with_labels(run, labels, reference)
-            more_notes: list[Problem] = []
-            if tissue:
-                run, told = with_tissue(run, segmentations)
-                more_notes += told
-            if r2_map and not run.one_echo:
-                run, told = with_r2_map(run, relaxation)
-                more_notes += told
-            if contrasts:
-                run, told = with_contrasts(run, further, contrasts)
-                more_notes += told
-            check_prior_maps(run, prior_maps)
-            runs.append(run)
-            problems += suffix_notes + notes + mask_notes + label_notes + more_notes
+            run, notes = _assemble(files, _of_participant(subject, sources), select, method)
         except RunError as error:
-            problems.append(Problem(subject, error.path, str(error)))
+            notes = [Note(error.path, str(error), 'error')]
+        else:
+            runs.append(run)
+        problems += [Problem(subject, str(n.path), n.message, n.kind) for n in notes]
     return runs, sorted(problems, key=lambda problem: (problem.subject, problem.file))
+
+
+def _assemble(
+    files: Sequence[File], sources: Sequence[Source], select: Selection, method: Method
+) -> tuple[Run, list[Note]]:
+    """The run of some images, with all that the method reads, and what is to be reported."""
+    run, notes = make_run(files, sources[-1], method)
+    _check_method(run, method)
+    run, more = with_companions(run, sources, select, method)
+    return run, notes + more
+
+
+def _check_method(run: Run, method: Method) -> None:
+    """Raise if the method does not go with the echoes or the field strength of a run."""
+    if run.one_echo and method.r2star_terms:
+        raise RunError(
+            run.sources[0],
+            f'is the only echo (EchoTime {run.echo_times[0]:g} s), and --prior '
+            f'{" ".join(method.r2star_terms)} is made of R2*, which takes two echoes or more: add '
+            'the others, give --prior contrast, tissue, map:FILE or shape, or leave the run out '
+            'with --bids-filter-file',
+        )
+    low, high = R2_FIELD_STRENGTH
+    if method.r2 == 'literature' and not run.one_echo and not low <= run.field_strength <= high:
+        raise RunError(
+            run.sources[0],
+            f'{run.field_strength_source} is {run.field_strength:g} T, and --r2 literature holds '
+            f'for 3 T ({low:g} to {high:g} T): give --r2 NUMBER, median or map, or leave the run '
+            'out with --bids-filter-file',
+        )
+
+
+def _of_participant(subject: str, sources: Iterable[Source]) -> list[Source]:
+    """Files of the datasets without those of other participants."""
+
+    def may_be(file: File) -> bool:
+        top = file.folder[0] if file.folder else ''
+        return top == f'sub-{subject}' or not top.startswith('sub-')
+
+    return [list(filter(may_be, source)) for source in sources]

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from precondqsm_bids.inputs.run import Run, RunError
+from precondqsm_bids.inputs.run import Note, RunError
+from precondqsm_bids.numerics.dipole import b0_direction
 
 GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between elements of two affines that are called equal."""
@@ -30,20 +31,25 @@ class Grid(NamedTuple):
     oriented: bool
     """Whether the header has a qform or an sform; the affine is made up otherwise."""
     note: str
-    """What is to be told of it."""
-    code: int = 0
+    """What is to be reported of it."""
+    code: int
     """NIfTI code of the transform that is used: 1 is the coordinates of the scanner."""
+    path: Path
+
+    def differs_from(self, other: 'Grid') -> str:
+        """How the grid differs from another one, or an empty string."""
+        if self.shape != other.shape:
+            return f'shape {self.shape} differs from {other.shape} of {other.path}'
+        if not np.allclose(self.affine, other.affine, rtol=0, atol=GRID_TOLERANCE):
+            largest = np.abs(self.affine - other.affine).max()
+            return f'affine differs by {largest:.4g} mm from that of {other.path}'
+        return ''
 
 
 def load_grid(path: Path) -> Grid:
-    """Grid of an image, from its header.
+    """Grid of an image, from its header, if its numbers and its geometry can be used.
 
-    Raises
-    ------
-    RunError
-        If it is no NIfTI file, or an uncompressed one that is shorter than its header says (what
-        is missing from a compressed file is only seen by the node that reads it all), or if its
-        numbers or its geometry cannot be used.
+    What is missing from a compressed file is only seen by the node that reads it all.
     """
     try:
         if path.stat().st_size == 0:
@@ -56,31 +62,26 @@ def load_grid(path: Path) -> Grid:
         dtype = header.get_data_dtype()
         if path.suffix == '.nii':
             # The header in memory has lost the offset; the data's proxy has kept it.
-            size = math.prod(image.shape) * dtype.itemsize
-            needed = image.dataobj.offset + size
-            if path.stat().st_size < needed:
+            needed = image.dataobj.offset + math.prod(image.shape) * dtype.itemsize
+            if (size := path.stat().st_size) < needed:
                 raise RunError(
-                    path,
-                    f'is truncated: {path.stat().st_size} bytes of {needed}; copy the file again',
+                    path, f'is truncated: {size} bytes of {needed}; copy the file again'
                 )
         scaling = (image.dataobj.slope, image.dataobj.inter)
         oriented, note = _orientation(path, header)
     except FileNotFoundError as error:
         hint = ' (a link to nowhere: fetch the content)' if path.is_symlink() else ''
         raise RunError(path, f'cannot be found{hint}: restore it') from error
-    except (OSError, EOFError, ValueError, KeyError, nib.filebasedimages.ImageFileError) as error:
-        raise RunError(
-            path, f'is not a readable NIfTI file ({error}); copy or convert it again'
-        ) from error
     except RunError:
         raise
     except Exception as error:  # zlib.error and nibabel's header errors have no common base
-        raise RunError(path, f'has a broken header ({error}); copy or convert it again') from error
+        message = f'is not a readable NIfTI file ({error}); copy or convert it again'
+        raise RunError(path, message) from error
     _check_numbers(path, dtype, *scaling)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise RunError(path, f'has no usable affine: {affine[:3].tolist()}; convert it again')
     code = int(header['sform_code']) or int(header['qform_code'])
-    return Grid(shape, affine, oriented, note, code)
+    return Grid(shape, affine, oriented, note, code, path)
 
 
 def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) -> None:
@@ -106,14 +107,14 @@ def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) 
 
 
 def _orientation(path: Path, header: Any) -> tuple[bool, str]:
-    """Whether a header has an orientation, and what is to be told about it."""
+    """Whether a header has an orientation, and what is to be reported of it."""
     unit = header.get_xyzt_units()[0]
     if unit in ('meter', 'micron'):
         raise RunError(path, f'says that its lengths are in {unit}s: convert the header to mm')
     (qform, qcode), (sform, scode) = header.get_qform(coded=True), header.get_sform(coded=True)
     size = header.get_zooms()[:3] if scode == 0 else nib.affines.voxel_sizes(sform)
     low, high = VOXEL_SIZES
-    # All zero is a header without any geometry, which is told elsewhere.
+    # All zero is a header without any geometry, which is refused elsewhere.
     if np.any(size) and not all(low <= edge <= high for edge in size):
         numbers = ' x '.join(f'{edge:.4g}' for edge in size)
         raise RunError(
@@ -125,10 +126,10 @@ def _orientation(path: Path, header: Any) -> tuple[bool, str]:
     if qcode == 0 or scode == 0:
         return bool(qcode or scode), ''
     try:
-        one, other = _b0_along(qform), _b0_along(sform)
-    except np.linalg.LinAlgError:
+        one, other = b0_direction(qform), b0_direction(sform)
+    except ValueError:
         return True, ''
-    angle = math.degrees(math.acos(min(1.0, abs(float(one @ other)))))
+    angle = _degrees_between(one, other)
     shift = float(np.abs(qform - sform).max())
     if angle > SAME_DIRECTION:
         words = (
@@ -174,89 +175,44 @@ def _check_ratios(path: Path, header: Any) -> None:
         )
 
 
-def _b0_along(affine: np.ndarray) -> np.ndarray:
-    """Direction of the scanner's z along the voxel axes.
-
-    As `numerics.dipole.b0_direction` has it, of which this module knows nothing.
-    """
-    linear = affine[:3, :3]
-    u, _, vt = np.linalg.svd(linear / np.sqrt((linear**2).sum(axis=0)))
-    return (u @ vt)[2]
+def _degrees_between(one: np.ndarray, other: np.ndarray) -> float:
+    """Angle between the lines along two unit vectors: a field and its opposite are one."""
+    return math.degrees(math.acos(min(1.0, abs(float(one @ other)))))
 
 
-def check_grids(
-    paths: Sequence[Path], volumes: int | None, b0_dir: Sequence[float] | None
-) -> tuple[Grid, list[tuple[Path, str]]]:
-    """The one grid of all images, and what is to be told of it.
-
-    Each is 3D, or has ``volumes`` along a fourth axis.
-    """
+def check_grids(paths: Sequence[Path], b0_dir: Sequence[float] | None) -> tuple[Grid, list[Note]]:
+    """The one grid of all images, and what is to be reported of it."""
     first = load_grid(paths[0])
-    wanted = 3 if volumes is None else 4
-    if len(first.shape) != wanted:
-        raise RunError(
-            paths[0],
-            f'has the shape {first.shape}; each echo is one 3D image, or all echoes are one 4D '
-            'image without an echo entity',
-        )
     if min(first.shape[:3]) < LEAST_MATRIX:
         raise RunError(
-            paths[0],
+            first.path,
             f'has the matrix {" x ".join(map(str, first.shape[:3]))}; {LEAST_MATRIX} voxels are '
             'the least along each axis: acquire or export the whole volume',
         )
-    notes = [(paths[0], first.note)] if first.note else []
-    for path in paths[1:]:
-        other = load_grid(path)
-        if other.shape != first.shape:
-            raise RunError(
-                path,
-                f'shape {other.shape} differs from {first.shape} of {paths[0]}; export or '
-                'resample them on one grid',
-            )
-        if not np.allclose(other.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
-            raise RunError(
-                path,
-                f'affine {other.affine[:3].round(4).tolist()} differs from '
-                f'{first.affine[:3].round(4).tolist()} of {paths[0]}; export or resample '
-                'them on one grid',
-            )
+    for other in map(load_grid, paths[1:]):
+        if wrong := other.differs_from(first):
+            raise RunError(other.path, f'{wrong}; export or resample them on one grid')
         if other.oriented != first.oriented:
-            unoriented = paths[0] if other.oriented else path
+            good, bad = (first, other) if first.oriented else (other, first)
             raise RunError(
-                unoriented,
-                'has neither qform nor sform, unlike '
-                f'{path if other.oriented else paths[0]}: convert it again',
+                bad.path, f'has neither qform nor sform, unlike {good.path}: convert it again'
             )
     if not first.oriented and b0_dir is None:
         raise RunError(
-            paths[0],
+            first.path,
             'has neither qform nor sform (both codes are 0), so that the direction of B0 is not '
             'known: convert it again, or give --b0-dir X Y Z along the voxel axes',
         )
+    notes = [Note(first.path, first.note)] if first.note else []
     if first.oriented and b0_dir is not None:
-        along, stated = _b0_along(first.affine), np.asarray(b0_dir, dtype=np.float64)
+        along, stated = b0_direction(first.affine), np.asarray(b0_dir, dtype=np.float64)
         stated = stated / np.linalg.norm(stated)
-        angle = math.degrees(math.acos(min(1.0, abs(float(along @ stated)))))
+        angle = _degrees_between(along, stated)
         if angle > SAME_DIRECTION:
-            notes.append(
-                (
-                    paths[0],
-                    f'B0 is along {stated.round(3).tolist()} of the voxel axes by --b0-dir, which '
-                    f'is used, and along {along.round(3).tolist()} by the affine, {angle:.1f} '
-                    'degrees apart; the maps keep the affine',
-                )
+            message = (
+                f'B0 is along {stated.round(3).tolist()} of the voxel axes by --b0-dir, which '
+                f'is used, and along {along.round(3).tolist()} by the affine, {angle:.1f} '
+                'degrees apart; the maps keep the affine'
             )
+            notes.append(Note(first.path, message))
     return first, notes
-
-
-def off_grid(grid: Grid, run: Run, first: Grid) -> str:
-    """How a grid differs from that of a run, or an empty string."""
-    if grid.shape != run.matrix:
-        return f'shape {grid.shape} differs from {run.matrix} of {run.sources[0]}'
-    if not np.allclose(grid.affine, first.affine, rtol=0, atol=GRID_TOLERANCE):
-        return (
-            f'affine differs by {np.abs(grid.affine - first.affine).max():.4g} mm from '
-            f'{run.sources[0]}'
-        )
-    return ''

@@ -2,22 +2,24 @@
 
 pybids indexes the dataset; names and sidecars are then read here. pybids reads names from the
 whole path, so that a parent folder called ``sub-x`` would rename every participant, and it stops
-at the first broken sidecar of the dataset, where only that sidecar's participant should stop."""
+at the first broken sidecar of the dataset, where only that sidecar's participant should stop.
+"""
 
 import json
 import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from precondqsm_bids.inputs.files import EXTENSIONS, IMAGE_SUFFIXES, File, parse
-from precondqsm_bids.inputs.filters import passes
 from precondqsm_bids.inputs.run import InputError, Problem
+from precondqsm_bids.inputs.selection import Selection
 
-R2_SUFFIXES = ('R2map', 'T2map')
+COMPANIONS = ('dseg', 'probseg', 'R2map', 'T2map')
+"""Suffixes of images beside the echoes, in the dataset itself; derivatives have masks, too."""
 FOLDERS = ('anat', 'swi')
 """Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
 OTHER_DATATYPES = 'beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet'
@@ -26,13 +28,7 @@ INDEX_FILE = 'layout_index.sqlite'
 
 
 def participants(bids_dir: Path) -> list[str]:
-    """Labels of the participants' folders, sorted.
-
-    Parameters
-    ----------
-    bids_dir : Path
-        Root of a dataset.
-    """
+    """Labels of the participants' folders below the root of a dataset, sorted."""
     return sorted(path.name[4:] for path in bids_dir.glob('sub-*') if path.is_dir())
 
 
@@ -55,18 +51,25 @@ def check_description(bids_dir: Path) -> None:
         raise InputError(f'{path} lacks {" and ".join(missing)}: {way_out}')
 
 
+def chosen_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
+    """The wanted participants, or all of them, sorted; an InputError if one is not there."""
+    known = participants(bids_dir)
+    if unknown := sorted(set(wanted) - set(known)):
+        raise InputError(
+            f'no participant {", ".join(unknown)} in {bids_dir}; '
+            f'its participants are: {", ".join(known) or "none"}'
+        )
+    return sorted(set(wanted)) or known
+
+
 def index_dataset(
-    root: Path,
-    subjects: Sequence[str],
-    database_dir: Path | None,
-    ignore: Iterable[Path],
-    contrasts: Sequence[str] = (),
+    root: Path, subjects: Sequence[str], select: Selection, contrasts: Sequence[str]
 ) -> list[File]:
     """Images, labels, further contrasts and sidecars of the dataset."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-    root = root.absolute()
-    inside = [path.absolute() for path in ignore if root in path.absolute().parents]
+    root, database_dir = root.absolute(), select.database_dir
+    inside = [path.absolute() for path in select.ignore if root in path.absolute().parents]
     skip = [r'^/(derivatives|code|sourcedata|stimuli|models)(/|$)', r'/\.']
     skip += [f'^/{re.escape(path.relative_to(root).as_posix())}(/|$)' for path in inside]
     if database_dir is None:
@@ -91,7 +94,7 @@ def index_dataset(
             'give another --bids-database-dir, or remove it'
         )
     found = layout.get(
-        suffix=[*IMAGE_SUFFIXES, *R2_SUFFIXES, 'dseg', 'probseg', *contrasts],
+        suffix=[*IMAGE_SUFFIXES, *COMPANIONS, *contrasts],
         extension=[*EXTENSIONS, '.json', '.tsv'],
         return_type='filename',
     )
@@ -113,93 +116,81 @@ def _write_index(root: Path, database_dir: Path, indexer: Any) -> None:
             os.replace(path, database_dir / path.name)
 
 
-def is_image(file: File) -> bool:
-    """Whether a file may be an echo of a run."""
-    return file.suffix in IMAGE_SUFFIXES and file.extension in EXTENSIONS
+def index_derivative(root: Path, subjects: Sequence[str], contrasts: Sequence[str]) -> list[File]:
+    """Labels, masks, tissue, maps of R2 and T2, further contrasts and what describes them.
+
+    A derivative dataset need not be perfect BIDS.
+    """
+    root, suffixes = root.absolute(), ('mask', *COMPANIONS, *contrasts)
+    paths = {
+        *root.glob('*dseg.tsv'),
+        *(
+            path
+            for subject in subjects
+            for suffix in suffixes
+            for path in (root / f'sub-{subject}').rglob(f'*{suffix}.*')
+        ),
+    }
+    files = (parse(path, root) for path in sorted(paths))
+    return [file for file in files if file and file.suffix in suffixes]
 
 
-def multi_echo_images(
-    files: Sequence[File],
-    subjects: Sequence[str],
-    wanted: Mapping[str, Any],
-    sessions: Sequence[str],
-    root: Path,
+def echo_images(
+    files: Sequence[File], subjects: Sequence[str], select: Selection, root: Path
 ) -> tuple[list[File], list[Problem]]:
     """The participants' multi-echo images, and what is left out and why.
 
-    An image in another participant's folder is a problem.
+    An image in another participant's folder is an error, an unknown session an InputError.
     """
-    images, problems = [], []
-    skipped: dict[tuple[str, str], list[File]] = defaultdict(list)
+    files = [file for file in files if file.suffix in IMAGE_SUFFIXES and file.is_image]
+    sessions = {file.entities['ses'] for file in files if 'ses' in file.entities}
+    if unknown := sorted(set(select.session_label) - sessions):
+        raise InputError(
+            f'no session {", ".join(unknown)} with multi-echo images in {root}; '
+            f'its sessions are: {", ".join(sorted(sessions)) or "none"}'
+        )
     # A single echo needs no echo entity: its magnitude may be called as a plain image is.
     with_phase = {
         (file.folder, file.group)
-        for file in filter(is_image, files)
+        for file in files
         if file.entities.get('part') == 'phase' and 'echo' not in file.entities
     }
-    for file in filter(is_image, files):
+    images, problems = [], []
+    skipped: dict[tuple[str, str], list[File]] = defaultdict(list)
+    for file in files:
         subject = file.folder[0].removeprefix('sub-') if file.folder else ''
         if subject not in subjects:
             continue
         folders = [f'{key}-{file.entities[key]}' for key in ('sub', 'ses') if key in file.entities]
-        plain = file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities)
-        if plain and (file.folder, file.group) not in with_phase:
-            reason = 'plain T2*-weighted images, without echo and part, hold no field'
-        elif sessions and file.entities.get('ses') not in sessions:
-            reason = 'not among the sessions of --session-label'
-        elif not passes(file, wanted):
-            reason = 'left out by --bids-filter-file'
-        elif file.folder[-1] not in FOLDERS:
-            reason = f'not in a folder {" or ".join(FOLDERS)}, where BIDS has such images'
-        elif [*folders, file.folder[-1]] != list(file.folder):
-            problems.append(
-                Problem(
-                    subject,
-                    str(file.path),
-                    'the name belongs into the folder '
-                    f'{"/".join([*folders, file.folder[-1]])}: rename or move the file',
-                )
-            )
-            continue
+        place = (*folders, file.folder[-1])
+        if reason := _why_skipped(file, select, (file.folder, file.group) in with_phase):
+            skipped[subject, reason].append(file)
+        elif place != file.folder:
+            wrong = f'the name belongs into the folder {"/".join(place)}: rename or move the file'
+            problems.append(Problem(subject, str(file.path), wrong))
         else:
             images.append(file)
-            continue
-        skipped[subject, reason].append(file)
-    told = {file.folder[0] for file in images} | {f'sub-{who}' for who, _ in skipped}
-    told |= {f'sub-{problem.subject}' for problem in problems}
     for (subject, reason), group in skipped.items():
         more = f'{len(group)} images, this is the first: ' if len(group) > 1 else ''
-        problems.append(
-            Problem(subject, str(group[0].path), more + reason, fatal=False, skipped=True)
-        )
+        problems.append(Problem(subject, str(group[0].path), more + reason, 'skipped'))
+    reported = {file.folder[0] for file in images} | {f'sub-{item.subject}' for item in problems}
     problems += [
-        Problem(
-            subject,
-            str(root / f'sub-{subject}'),
-            'no multi-echo images',
-            fatal=False,
-            skipped=True,
-        )
+        Problem(subject, str(root / f'sub-{subject}'), 'no multi-echo images', 'skipped')
         for subject in subjects
-        if f'sub-{subject}' not in told
+        if f'sub-{subject}' not in reported
     ]
     return images, problems
 
 
-def walk_derivative(
-    root: Path, subjects: Sequence[str], contrasts: Sequence[str] = ()
-) -> Iterator[File]:
-    """What is read of a derivative dataset, which need not be perfect BIDS.
-
-    Labels, masks, tissue, maps of R2 and T2, and further contrasts.
-    """
-    root = root.absolute()
-    folders = [root / f'sub-{subject}' for subject in subjects]
-    paths = [*root.glob('*dseg.tsv'), *(p for f in folders for p in f.rglob('*dseg.*'))]
-    suffixes = ('mask', 'probseg', *contrasts)
-    names = [f'*_{suffix}{end}' for suffix in suffixes for end in EXTENSIONS]
-    names += [f'*_{suffix}.*' for suffix in R2_SUFFIXES]
-    paths += [p for f in folders for name in names for p in f.rglob(name)]
-    for path in sorted(paths):
-        if file := parse(path, root):
-            yield file
+def _why_skipped(file: File, select: Selection, has_phase: bool) -> str:
+    """Why an image is no echo of a run, or an empty string."""
+    plain = file.suffix == 'T2starw' and not {'echo', 'part'} & set(file.entities)
+    if plain and not has_phase:
+        return 'plain T2*-weighted images, without echo and part, hold no field'
+    if select.session_label and file.entities.get('ses') not in select.session_label:
+        return 'not among the sessions of --session-label'
+    if not select.admits(file, 'megre'):
+        return 'left out by --bids-filter-file'
+    if file.folder[-1] not in FOLDERS:
+        return f'not in a folder {" or ".join(FOLDERS)}, where BIDS has such images'
+    return ''

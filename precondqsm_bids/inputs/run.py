@@ -2,106 +2,73 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class InputError(ValueError):
-    """The request cannot be met by anybody's data: a usage error, told in one line."""
+    """The request cannot be met by anybody's data: a usage error, reported in one line."""
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """The tissue classes of a run.
-
-    Attributes
-    ----------
-    files : tuple of str
-        One label image, or one map of shares for each class.
-    classes : tuple of str
-        Names.
-    label_classes : dict or None
-        Label to class, of a label image.
-    resampled : bool
-        Whether the files are on another grid, in the same scanner coordinates.
-    """
+    """The tissue classes of a run."""
 
     files: tuple[str, ...]
+    """One label image, or one map of shares for each class."""
     classes: tuple[str, ...]
+    """Names."""
     label_classes: dict[int, str] | None = None
+    """Label to class, of a label image."""
     resampled: bool = False
+    """Whether the files are on another grid, in the same scanner coordinates."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files and numbers of one reconstruction.
-
-    Attributes
-    ----------
-    entities : dict
-        Short name to label, as in the file names, without sub, ses, echo and part.
-    magnitude, phase : tuple of str
-        Paths, one per echo, ordered by echo time; or one path each if ``echoes_in_one_file``.
-        Empty where the run has ``real`` and ``imaginary`` instead.
-    echo_times : tuple of float
-        s
-    field_strength : float
-        T
-    field_strength_source : str
-        ``ImagingFrequency``, ``MagneticFieldStrength`` or ``--field-strength``.
-    metadata : dict
-        Merged sidecars of the first magnitude echo.
-    phase_difference : bool
-        Whether the phase is the difference of two echoes, and the echo time that of their times.
-    phase_units : str or None
-        ``Units`` of the phase images.
-    real, imaginary : tuple of str
-        As magnitude and phase.
-    echoes_in_one_file : bool
-        Whether the files have the echoes along a fourth axis.
-    matrix : tuple of int
-        Voxels along each axis.
-    b0_dir : tuple of float or None
-        Direction of B0 along the voxel axes, where it is stated; else that of the affine holds.
-    labels : str or None
-        Label image on the grid of the echoes.
-    label_names : dict
-        Index to name.
-    mask : str or None
-        Region of interest on the grid of the echoes; None is the object itself.
-    tissue : Tissue or None
-        Tissue classes, where the method reads them.
-    r2_map, r2_map_kind : str or None
-        R2map (1/s) or T2map (s) on the grid of the echoes, and which it is.
-    contrasts : tuple of str
-        Further images on the grid of the echoes, where the method reads them.
-    missing : tuple of str
-        What the dataset does not say, and what stands in for it.
-    """
+    """The files and numbers of one reconstruction."""
 
     subject: str
     session: str | None
     entities: dict[str, str]
+    """Short name to label, as in the file names, without sub, ses, echo and part."""
     magnitude: tuple[str, ...]
     phase: tuple[str, ...]
+    """Paths, one per echo, ordered by echo time; or one path each if ``echoes_in_one_file``. Empty
+    where the run has ``real`` and ``imaginary`` instead."""
     echo_times: tuple[float, ...]
+    """s"""
     field_strength: float
+    """T"""
     metadata: dict[str, Any]
+    """Merged sidecars of the first magnitude echo."""
     real: tuple[str, ...] = ()
     imaginary: tuple[str, ...] = ()
     echoes_in_one_file: bool = False
-    matrix: tuple[int, int, int] = (0, 0, 0)
-    b0_dir: tuple[float, float, float] | None = None
+    """Whether the files have the echoes along a fourth axis."""
+    matrix: tuple[int, ...] = (0, 0, 0)
+    """Voxels along each axis."""
+    b0_dir: tuple[float, ...] | None = None
+    """Direction of B0 along the voxel axes, where it is stated; else that of the affine holds."""
     labels: str | None = None
+    """Label image; like all images beside the echoes it is on their grid, except tissue."""
     label_names: dict[int, str] | None = None
+    """Index to name."""
     phase_units: str | None = None
+    """``Units`` of the phase images."""
     mask: str | None = None
+    """Region of interest; None is the object itself."""
     tissue: Tissue | None = None
     r2_map: str | None = None
     r2_map_kind: str | None = None
+    """R2map (1/s) or T2map (s)."""
     contrasts: tuple[str, ...] = ()
+    """Further images, where the method reads them."""
     missing: tuple[str, ...] = ()
+    """What the dataset does not say, and what stands in for it."""
     field_strength_source: str = 'MagneticFieldStrength'
+    """That, ``ImagingFrequency`` or ``--field-strength``."""
     phase_difference: bool = False
+    """Whether the phase is the difference of two echoes, and the echo time that between them."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -132,25 +99,30 @@ class Run:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one participant's files, and the way out.
-
-    A problem that is not ``fatal`` leaves the run in, without what the problem is about. What is
-    ``skipped`` was left out on purpose.
-    """
+    """What is wrong with one participant's files, and the way out."""
 
     subject: str
     file: str
     message: str
-    fatal: bool = True
-    skipped: bool = False
+    kind: str = 'error'
+    """``error``; ``warning``: the run goes on without what the problem is about; or ``skipped``:
+    left out on purpose."""
 
     @property
-    def kind(self) -> str:
-        """``error``, ``warning`` or ``skipped``."""
-        return 'error' if self.fatal else 'skipped' if self.skipped else 'warning'
+    def fatal(self) -> bool:
+        """Whether a run is refused."""
+        return self.kind == 'error'
 
     def __str__(self) -> str:
         return f'sub-{self.subject}: {self.file}: {self.message}'
+
+
+class Note(NamedTuple):
+    """What is to be reported of a file while its run is put together."""
+
+    path: Any
+    message: str
+    kind: str = 'warning'
 
 
 class RunError(Exception):

@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import pytest
-from inputs import edit, names, only_problem
-
-from precondqsm_bids.inputs.discovery import find_runs
+from inputs import edit, find, names, only_problem
 
 
 def test_echoes_are_ordered_by_time_not_by_name(dataset):
     """Ten echoes: as strings echo-10 comes before echo-2; and echo-1 is the last of all here."""
     times = (0.05, *(0.004 * i for i in range(1, 10)))
     dataset.add_run(echo_times=times)
-    (run,), _ = find_runs(dataset.root)
+    (run,), _ = find(dataset.root)
     assert run.echo_times == tuple(sorted(times))
     echoes = [name.split('_')[1] for name in names(run.phase)]
     assert echoes == [f'echo-{i}' for i in (*range(2, 11), 1)]
@@ -20,14 +18,14 @@ def test_echoes_are_ordered_by_time_not_by_name(dataset):
 
 def test_magnitude_without_part(dataset):
     dataset.add_run(magnitude_part='')
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert not problems
     assert names(run.magnitude)[0] == 'sub-01_echo-1_MEGRE.nii.gz'
 
 
 def test_multi_echo_t2starw(dataset):
     dataset.add_run(suffix='T2starw', extension='.nii')
-    (run,), _ = find_runs(dataset.root)
+    (run,), _ = find(dataset.root)
     assert names(run.phase)[2] == 'sub-01_echo-3_part-phase_T2starw.nii'
 
 
@@ -41,7 +39,7 @@ def test_metadata_are_inherited(dataset):
     dataset.write_json(folder / 'sub-01_echo-1_MEGRE.json', {'EchoTime': 0.004, 'FlipAngle': 12})
     dataset.write_json(folder / 'sub-01_echo-2_MEGRE.json', {'EchoTime': 0.008})
     dataset.write_json(folder / 'sub-01_echo-1_part-mag_MEGRE.json', {'FlipAngle': 15})
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert not problems
     assert run.echo_times == (0.004, 0.008)
     assert run.field_strength == 7.0
@@ -90,7 +88,7 @@ def test_real_and_imaginary_parts(dataset):
     folder = dataset.add_run()
     for path in folder.glob('*part-*'):
         path.rename(Path(str(path).replace('-mag', '-real').replace('-phase', '-imag')))
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert not problems
     assert not run.as_needed
     assert (run.magnitude, run.phase) == ((), ())
@@ -104,7 +102,7 @@ def test_real_and_imaginary_parts(dataset):
 def test_magnitude_and_phase_come_before_real_and_imaginary_parts(dataset):
     folder = dataset.add_run()
     dataset.write_image(folder / 'sub-01_echo-1_part-real_MEGRE.nii.gz')
-    (run,), (note,) = find_runs(dataset.root)
+    (run,), (note,) = find(dataset.root)
     assert run.as_needed
     assert (note.kind, note.message) == (
         'skipped',
@@ -122,7 +120,7 @@ def add_4d(dataset, echo_times=(0.004, 0.008), volumes=2):
 
 def test_one_file_with_an_axis_of_echoes(dataset):
     add_4d(dataset)
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert not problems
     assert (run.echo_times, run.matrix, run.echoes_in_one_file) == (
         (0.004, 0.008),
@@ -155,7 +153,7 @@ def test_the_same_image_twice(dataset):
 
 def test_one_echo_is_a_run_and_is_told(dataset):
     dataset.add_run(echo_times=(0.004,))
-    (run,), (problem,) = find_runs(dataset.root, r2_map=True)  # no map is looked for
+    (run,), (problem,) = find(dataset.root, r2='map')  # no map is looked for
     assert run.one_echo
     assert run.echo_times == (0.004,)
     assert problem.kind == 'warning'
@@ -164,16 +162,16 @@ def test_one_echo_is_a_run_and_is_told(dataset):
 
 def test_one_echo_has_no_prior_of_r2star(dataset):
     dataset.add_run(echo_times=(0.004,))
-    message = only_problem(dataset, r2star_priors=['r2prime']).message
+    message = only_problem(dataset, prior='r2prime').message
     assert '--prior r2prime is made of R2*' in message
 
 
 def test_units_of_the_phase(dataset):
     folder = dataset.add_run()
     second, third = (folder / f'sub-01_echo-{i}_part-phase_MEGRE.json' for i in (2, 3))
-    assert find_runs(dataset.root)[0][0].phase_units is None
+    assert find(dataset.root)[0][0].phase_units is None
     edit(third, Units='arbitrary')
-    assert find_runs(dataset.root)[0][0].phase_units == 'arbitrary'
+    assert find(dataset.root)[0][0].phase_units == 'arbitrary'
     edit(second, Units='rad')
     problem = only_problem(dataset)
     assert "Units 'arbitrary' differ from 'rad'" in problem.message

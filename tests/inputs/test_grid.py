@@ -5,9 +5,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
-from inputs import only_problem
-
-from precondqsm_bids.inputs.discovery import find_runs
+from inputs import find, only_problem
 
 
 def test_shapes_differ(dataset):
@@ -25,7 +23,7 @@ def test_affines_differ(dataset, shift, accepted):
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[0, 3] += shift
     dataset.write_image(folder / 'sub-01_echo-2_part-phase_MEGRE.nii.gz', affine=affine)
-    runs, problems = find_runs(dataset.root)
+    runs, problems = find(dataset.root)
     assert bool(runs) == accepted
     assert all('affine' in p.message and '0.002' in p.message for p in problems)
     assert bool(problems) != accepted
@@ -65,7 +63,7 @@ def test_a_broken_image_stops_its_participant_only(dataset, kind):
     folder = dataset.add_run('sub-02')
     path = folder / 'sub-02_echo-3_part-phase_MEGRE.nii.gz'
     broken(kind, path)
-    runs, (problem,) = find_runs(dataset.root)
+    runs, (problem,) = find(dataset.root)
     assert [run.subject for run in runs] == ['01']
     assert problem.file == str(path)
 
@@ -117,19 +115,19 @@ def test_neither_qform_nor_sform(dataset):
     assert problem.file.endswith('sub-01_echo-1_part-mag_MEGRE.nii')
     assert 'neither qform nor sform' in problem.message
     assert 'give --b0-dir X Y Z' in problem.message
-    (run,), problems = find_runs(dataset.root, b0_dir=(0, 1, 0))
+    (run,), problems = find(dataset.root, b0_dir=(0, 1, 0))
     assert (run.b0_dir, run.as_needed, problems) == ((0.0, 1.0, 0.0), False, [])
     assert run.missing == ('affine (--b0-dir given)',)
 
 
 def test_b0_dir_comes_before_the_header(dataset):
     dataset.add_run()
-    (run,), (note,) = find_runs(dataset.root, b0_dir=(0, 2, 0))
+    (run,), (note,) = find(dataset.root, b0_dir=(0, 2, 0))
     assert (run.b0_dir, run.as_needed) == ((0.0, 2.0, 0.0), False)
     assert not note.fatal
     assert 'along [0.0, 1.0, 0.0] of the voxel axes by --b0-dir, which is used' in note.message
     assert 'along [0.0, 0.0, 1.0] by the affine, 90.0 degrees apart' in note.message
-    _, notes = find_runs(dataset.root, b0_dir=(0, 0, -1))  # the same field
+    _, notes = find(dataset.root, b0_dir=(0, 0, -1))  # the same field
     assert notes == []
 
 
@@ -145,7 +143,7 @@ def test_b0_dir_comes_before_the_header(dataset):
 )
 def test_qform_and_sform(dataset, forms, message):
     add_forms(dataset, **forms)
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert run.as_needed
     assert [message in problem.message for problem in problems] == ([True] if message else [])
 

@@ -3,15 +3,15 @@
 import shutil
 
 import pytest
+from inputs import find
 
-from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.inputs.index import check_description
 from precondqsm_bids.inputs.run import InputError
 
 
 def test_plain_t2starw_is_left_alone(dataset):
     dataset.write_image(dataset.root / 'sub-01/anat/sub-01_T2starw.nii.gz')
-    runs, (note,) = find_runs(dataset.root)
+    runs, (note,) = find(dataset.root)
     assert (runs, note.kind) == ([], 'skipped')
     assert 'without echo and part' in note.message
 
@@ -20,7 +20,7 @@ def test_other_folders_are_no_part_of_the_dataset(dataset):
     dataset.add_run()
     for folder in ('derivatives/x', 'sourcedata', 'code', 'out'):
         shutil.copytree(dataset.root / 'sub-01', dataset.root / folder / 'sub-01')
-    runs, problems = find_runs(dataset.root, ignore=[dataset.root / 'out'])
+    runs, problems = find(dataset.root, ignore=[dataset.root / 'out'])
     assert (len(runs), problems) == (1, [])
 
 
@@ -28,12 +28,12 @@ def test_index_is_kept_and_belongs_to_its_dataset(dataset, tmp_path):
     dataset.add_run('sub-01')
     dataset.add_run('sub-02')
     database = tmp_path / 'db'
-    find_runs(dataset.root, participant_label=['01'], database_dir=database)
-    runs, _ = find_runs(dataset.root, participant_label=['02'], database_dir=database)
+    find(dataset.root, participant_label=['01'], database_dir=database)
+    runs, _ = find(dataset.root, participant_label=['02'], database_dir=database)
     assert [run.label for run in runs] == ['sub-02']
     shutil.copytree(dataset.root, tmp_path / 'other')
     with pytest.raises(InputError, match='is that of'):
-        find_runs(tmp_path / 'other', database_dir=database)
+        find(tmp_path / 'other', database_dir=database)
 
 
 def test_index_that_was_not_finished_is_not_kept(dataset, tmp_path, monkeypatch):
@@ -48,9 +48,9 @@ def test_index_that_was_not_finished_is_not_kept(dataset, tmp_path, monkeypatch)
     with monkeypatch.context() as context:
         context.setattr(BIDSLayoutIndexer, '_index_dir', stopped)
         with pytest.raises(KeyboardInterrupt):
-            find_runs(dataset.root, database_dir=database)
+            find(dataset.root, database_dir=database)
     assert not list(database.rglob('*.sqlite'))
-    runs, _ = find_runs(dataset.root, database_dir=database)
+    runs, _ = find(dataset.root, database_dir=database)
     assert [run.label for run in runs] == ['sub-01']
     assert [path.name for path in database.rglob('*.sqlite')] == ['layout_index.sqlite']
 
@@ -74,7 +74,7 @@ def test_description(tmp_path, content, message):
 def test_a_file_in_another_participants_folder(dataset):
     folder = dataset.add_run()
     dataset.write_image(folder / 'sub-02_echo-1_part-mag_MEGRE.nii.gz')
-    runs, (problem,) = find_runs(dataset.root)
+    runs, (problem,) = find(dataset.root)
     assert [run.subject for run in runs] == ['01']
     assert problem.subject == '01'
     assert 'belongs into the folder sub-02/anat' in problem.message
@@ -85,7 +85,7 @@ def test_what_is_left_out_is_told(dataset):
     dataset.add_run('sub-01_ses-b', echo_times=(0.004, 0.008))
     dataset.write_image(dataset.root / 'sub-01/ses-a/qsm/sub-01_ses-a_echo-1_MEGRE.nii.gz')
     dataset.write_image(dataset.root / 'sub-02/anat/sub-02_T1w.nii.gz')
-    runs, problems = find_runs(dataset.root, session_label=['a'])
+    runs, problems = find(dataset.root, session_label=['a'])
     assert [run.label for run in runs] == ['sub-01_ses-a']
     assert [(p.kind, p.message) for p in problems] == [
         ('skipped', 'not in a folder anat or swi, where BIDS has such images'),
@@ -100,5 +100,5 @@ def test_what_is_left_out_is_told(dataset):
 def test_the_draft_folder_for_susceptibility(dataset):
     folder = dataset.add_run()
     folder.rename(folder.with_name('swi'))
-    (run,), problems = find_runs(dataset.root)
+    (run,), problems = find(dataset.root)
     assert (run.label, problems) == ('sub-01', [])

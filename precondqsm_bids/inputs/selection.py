@@ -1,7 +1,8 @@
-"""Filter files: which files of a dataset are taken."""
+"""Which files of a dataset are read: participants, sessions, filters, folders."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,31 @@ QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2', 'contrast')
 """What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``), regions of
 interest (``_mask``), tissue classes (``_dseg``, ``_probseg``), R2 (``_R2map``, ``_T2map``) and
 further contrasts."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which files of a dataset, and of others that were derived from it, are read."""
+
+    participant_label: Sequence[str] = ()
+    session_label: Sequence[str] = ()
+    """Labels without ``sub-`` and ``ses-``, matched exactly; empty means all."""
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """As from :func:`read_filters`."""
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    """Name to folder of the datasets where the images beside the echoes are looked for, before the
+    dataset itself."""
+    database_dir: Path | None = None
+    """Where pybids keeps its index, written if it is not there."""
+    ignore: Iterable[Path] = ()
+    """Folders inside the dataset that are no part of it, such as the outputs."""
+
+    def admits(self, file: File, query: str) -> bool:
+        """Whether a file passes the filter of a query (:data:`QUERIES`)."""
+        named = {ENTITIES.get(key, key): label for key, label in file.entities.items()}
+        named |= {'suffix': file.suffix, 'extension': file.extension}
+        wanted = self.filters.get(query, {})
+        return all(_matches(named.get(entity), value) for entity, value in wanted.items())
 
 
 def read_filters(path: Path) -> dict[str, dict[str, Any]]:
@@ -39,31 +65,21 @@ def check_filters(filters: Any, source: str) -> None:
     """Raise :class:`InputError` if ``filters`` are not what :func:`read_filters` describes."""
     if not isinstance(filters, dict) or not all(isinstance(v, dict) for v in filters.values()):
         raise InputError(f'{source}: filters look like {{"megre": {{"acquisition": "highres"}}}}')
+    if unknown := [query for query in filters if query not in QUERIES]:
+        known = ', '.join(QUERIES)
+        raise InputError(f'{source}: unknown query "{unknown[0]}"; known: {known}')
     entities = {*ENTITIES.values(), 'suffix', 'extension'}
-    for query, wanted in filters.items():
-        if query not in QUERIES:
-            raise InputError(f'{source}: unknown query "{query}"; known: {", ".join(QUERIES)}')
-        for entity, value in wanted.items():
-            if entity not in entities:
-                known = ', '.join(sorted(entities))
-                raise InputError(
-                    f'{source}: unknown entity "{entity}" in "{query}"; known: {known}'
-                )
-            values = value if isinstance(value, list) else [value]
-            if not all(
-                isinstance(v, str | int | None) and not isinstance(v, bool) for v in values
-            ):
-                raise InputError(
-                    f'{source}: "{query}", "{entity}": {value!r} should be a label, a list of '
-                    'labels, null (absent) or "*" (any)'
-                )
-
-
-def passes(file: File, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file has the entities of a filter."""
-    present: dict[str, str] = {ENTITIES.get(key, key): val for key, val in file.entities.items()}
-    present |= {'suffix': file.suffix, 'extension': file.extension}
-    return all(_matches(present.get(entity), value) for entity, value in wanted.items())
+    items = [(query, *item) for query, wanted in filters.items() for item in wanted.items()]
+    for query, entity, value in items:
+        if entity not in entities:
+            known = ', '.join(sorted(entities))
+            raise InputError(f'{source}: unknown entity "{entity}" in "{query}"; known: {known}')
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(v, str | int | None) and not isinstance(v, bool) for v in values):
+            raise InputError(
+                f'{source}: "{query}", "{entity}": {value!r} should be a label, a list of labels, '
+                'null (absent) or "*" (any)'
+            )
 
 
 def _matches(label: str | None, wanted: Any) -> bool:

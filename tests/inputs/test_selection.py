@@ -1,10 +1,10 @@
 """Filter files: what they choose, and what is wrong with them."""
 
 import pytest
+from inputs import find
 
-from precondqsm_bids.inputs.discovery import find_runs
-from precondqsm_bids.inputs.filters import read_filters
 from precondqsm_bids.inputs.run import InputError
+from precondqsm_bids.inputs.selection import read_filters
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_filters(dataset, tmp_path, wanted, labels):
     for stem in ('sub-01', 'sub-01_acq-hi_run-01', 'sub-01_acq-hi_run-02'):
         dataset.add_run(stem, echo_times=(0.004, 0.008))
     filters = read_filters(dataset.write_json(tmp_path / 'filters.json', {'megre': wanted}))
-    runs, problems = find_runs(dataset.root, filters=filters)
+    runs, problems = find(dataset.root, filters=filters)
     assert [run.label for run in runs] == labels
     assert [problem.kind for problem in problems] == ['skipped']
     assert f'{4 * (3 - len(labels))} images' in problems[0].message
