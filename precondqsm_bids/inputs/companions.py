@@ -54,24 +54,24 @@ class Kind(NamedTuple):
     """Whether the dataset itself is searched, after the derivatives."""
 
 
-def _read_labels(candidate: Candidate, run: Run, first: Grid) -> dict[str, Any]:
+def _read_labels(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
     names = label_names(candidate.files[0], candidate.source)
-    return {'labels': check_on_grid(candidate.path, first), 'label_names': names}
+    return {'labels': check_on_grid(candidate.path, grid), 'label_names': names}
 
 
-def _read_r2(candidate: Candidate, run: Run, first: Grid) -> dict[str, Any]:
+def _read_r2(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
     file = candidate.files[0]
     units, wanted = read_metadata(file, candidate.source).get('Units'), R2_UNITS[file.suffix]
     if units is not None and units not in wanted:
         raise RunError(file.path, f'Units {units!r} are not {wanted[0]}: convert the map')
-    return {'r2_map': check_on_grid(file.path, first), 'r2_map_kind': file.suffix}
+    return {'r2_map': check_on_grid(file.path, grid), 'r2_map_kind': file.suffix}
 
 
 MASK = Kind(
     'mask',
     'mask',
     ('mask',),
-    lambda candidate, run, first: {'mask': check_on_grid(candidate.path, first)},
+    lambda candidate, run, grid: {'mask': check_on_grid(candidate.path, grid)},
     '--mask derivatives: no _mask of this run, on its grid, in the folders of -d/--derivatives{}. '
     'Make one, or give --mask auto or --mask FILE',
     of_the_run=True,
@@ -82,7 +82,7 @@ TISSUE = Kind(
     'tissue',
     'tissue',
     ('dseg', 'probseg'),
-    lambda candidate, run, first: {'tissue': read_tissue(*candidate[:2], run, first)},
+    lambda candidate, run, grid: {'tissue': read_tissue(*candidate[:2], run, grid)},
     'has no tissue classes, which --prior tissue, --prior r2prime-by-tissue and --r2 literature '
     'need: no _dseg with a TSV and no _probseg of GM, WM and CSF in the folders of '
     '-d/--derivatives or in the dataset{}',
@@ -103,12 +103,23 @@ def contrast(suffix: str) -> Kind:
         'contrast',
         'contrast',
         (suffix,),
-        lambda candidate, run, first: {
-            'contrasts': (*run.contrasts, check_on_grid(candidate.path, first))
+        lambda candidate, run, grid: {
+            'contrasts': (*run.contrasts, check_on_grid(candidate.path, grid))
         },
         f'--contrasts {suffix}: no _{suffix} image on its grid, neither in the folders of '
         '-d/--derivatives nor in the dataset{}. Resample one to the grid of the run',
     )
+
+
+def kinds_of(method: Method) -> list[Kind]:
+    """The kinds that a method reads."""
+    read = {
+        MASK: method.mask == 'derivatives',
+        LABELS: True,
+        TISSUE: method.needs_tissue,
+        R2: method.needs_r2_map,
+    }
+    return [*(kind for kind in read if read[kind]), *map(contrast, method.contrasts)]
 
 
 def with_companions(
@@ -118,26 +129,21 @@ def with_companions(
 
     The last of the sources is the dataset itself, those before it are derivatives.
     """
-    first = load_grid(Path(run.sources[0]))._replace(shape=run.matrix)
+    grid = load_grid(Path(run.sources[0]))._replace(shape=run.matrix)
     if method.mask not in MASK_WORDS:
         path = Path(method.mask).absolute()
-        run = replace(run, mask=check_on_grid(path, first, '--mask: ', ' (nearest neighbour)'))
-    kinds = [
-        *[MASK] * (method.mask == 'derivatives'),
-        LABELS,
-        *[TISSUE] * method.needs_tissue,
-        *[R2] * (method.needs_r2_map and not run.one_echo),
-        *map(contrast, method.contrasts),
-    ]
+        run = replace(run, mask=check_on_grid(path, grid, '--mask: ', ' (nearest neighbour)'))
     notes: list[Note] = []
-    for kind in kinds:
+    for kind in kinds_of(method):
+        if kind is R2 and run.one_echo:  # no R2*, so that R2 has no use
+            continue
         candidates = _candidates(kind, run, sources, select)
-        run, more = _with_best(kind, candidates, run, first)
+        run, more = _with_best(kind, candidates, run, grid)
         notes += more
         if kind is LABELS:
             _check_reference(run, method.reference, more)
     for path in method.prior_maps:
-        check_on_grid(path, first, '--prior map:FILE: ', ' (linearly)')
+        check_on_grid(path, grid, '--prior map:FILE: ', ' (linearly)')
     return run, notes
 
 
@@ -164,14 +170,14 @@ def _candidates(
 
 
 def _with_best(
-    kind: Kind, candidates: Iterable[Candidate], run: Run, first: Grid
+    kind: Kind, candidates: Iterable[Candidate], run: Run, grid: Grid
 ) -> tuple[Run, list[Note]]:
     """The run with the best candidate of a kind, and what is to be reported of all."""
     notes: list[Note] = []
     usable: list[tuple[Candidate, dict[str, Any]]] = []
     for candidate in candidates:
         try:
-            usable.append((candidate, kind.read(candidate, run, first)))
+            usable.append((candidate, kind.read(candidate, run, grid)))
         except RunError as error:
             notes.append(Note(error.path, f'{kind.name} not used: {error}'))
     if not usable:
@@ -219,9 +225,9 @@ def _agreement(file: File, run: Run) -> tuple[bool, int]:
     return said.items() <= own, len(said.items() & own)
 
 
-def check_on_grid(path: Path, first: Grid, before: str = '', how: str = '') -> str:
+def check_on_grid(path: Path, grid: Grid, before: str = '', how: str = '') -> str:
     """The path of an image, if it is on the grid of the run."""
-    if wrong := load_grid(path).differs_from(first):
+    if wrong := load_grid(path).differs_from(grid):
         raise RunError(path, f'{before}{wrong}; resample it to the grid of the run{how}')
     return str(path)
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from precondqsm_bids.inputs.companions import Source, with_companions
+from precondqsm_bids.inputs.companions import Source, kinds_of, with_companions
 from precondqsm_bids.inputs.echoes import make_run
 from precondqsm_bids.inputs.files import File
 from precondqsm_bids.inputs.index import (
@@ -47,12 +47,10 @@ def find_runs(
     """
     select, method = select or Selection(), method or Method()
     subjects = chosen_participants(bids_dir, select.participant_label)
+    suffixes = {suffix for kind in kinds_of(method) for suffix in kind.suffixes}
     sources = [
-        *(
-            index_derivative(path, subjects, method.contrasts)
-            for path in select.derivatives.values()
-        ),
-        index_dataset(bids_dir, subjects, select, method.contrasts),
+        *(index_derivative(path, subjects, suffixes) for path in select.derivatives.values()),
+        index_dataset(bids_dir, subjects, suffixes, select),
     ]
     images, problems = echo_images(sources[-1], subjects, select, bids_dir)
     groups: dict[tuple[tuple[str, str], ...], list[File]] = defaultdict(list)

@@ -1,6 +1,7 @@
 """From files that differ in echo and part to a run of checked echoes."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,18 +46,18 @@ def make_run(
     direction of B0, where they are given.
     """
     parts, notes = pair_parts(files, source)
+    shape = load_grid(parts.first.path).shape
+    if len(shape) != 3 and not parts.in_one_file:
+        raise RunError(
+            parts.first.path,
+            f'has the shape {shape}; each echo is one 3D image, or all echoes are one 4D image '
+            'without an echo entity',
+        )
     echoes = find_echo_times(parts)
     one, other = (
         tuple(str(part[echo].path) for echo in echoes.order) for part in (parts.one, parts.other)
     )
     first = parts.one[echoes.order[0]]
-    shape = load_grid(first.path).shape
-    if len(shape) != 3 and not parts.in_one_file:
-        raise RunError(
-            first.path,
-            f'has the shape {shape}; each echo is one 3D image, or all echoes are one 4D image '
-            'without an echo entity',
-        )
     grid, grid_notes = check_grids([Path(path) for path in (*one, *other)], method.b0_dir)
     strength, strength_notes = find_field_strength(parts.metadata, method.field_strength)
     notes += grid_notes + strength_notes
@@ -131,13 +132,6 @@ def _of_pair(parts: Parts, echo: str) -> float:
 def _listed(parts: Parts) -> list[float]:
     """The echo times (s) of two 4D files, one number per volume."""
     one, other = parts.first, next(iter(parts.other.values()))
-    shape = load_grid(one.path).shape
-    if 'echo' in one.entities:
-        raise RunError(
-            one.path,
-            f'has the shape {shape} and an echo entity; an echo is one 3D image, and a 4D file '
-            'with an axis of echoes has no echo entity',
-        )
     lists = {
         file: _check_list(file, value, load_grid(file.path).shape[-1])
         for file in (one, other)
@@ -146,8 +140,8 @@ def _listed(parts: Parts) -> list[float]:
     if not lists:
         raise RunError(
             one.path,
-            f'has no EchoTime: write the list of the {shape[-1]} echo times (in seconds) into the '
-            'JSON sidecar',
+            f'has no EchoTime: write the list of the {load_grid(one.path).shape[-1]} echo times '
+            '(in seconds) into the JSON sidecar',
         )
     first = next(iter(lists.values()))
     apart = [abs(this - that) for this, that in zip(first, [*lists.values()][-1], strict=True)]
@@ -190,34 +184,33 @@ def _difference(parts: Parts) -> float | None:
     """
     single = len(parts.one) == 1 and not parts.in_one_file
     for phase in parts.other.values():
-
-        def value(key: str, phase: File = phase) -> Any:
-            # What magnitude and phase have from one sidecar speaks of the phase of a single echo.
-            return parts.metadata[phase].get(key) if single else parts.own(phase, key)
-
-        times = {key: value(key) for key in ('EchoTime1', 'EchoTime2') if value(key) is not None}
+        # What magnitude and phase have from one sidecar speaks of the phase of a single echo.
+        value = parts.metadata[phase].get if single else partial(parts.own, phase)
+        times: dict[str, Any] = {
+            key: value(key) for key in ('EchoTime1', 'EchoTime2') if value(key) is not None
+        }
         word = named(value('ImageType'), DIFFERENCE)
         if not times and not word:
             continue
         said = ', '.join(f'{key} {time}' for key, time in times.items()) or f'ImageType {word}'
+        wrong = f'is a difference of two echoes ({said})'
         if not single:
-            several = (
-                'and the run has several: the field is fitted to the phase of each echo, so give '
-                'those, or one difference alone, as one echo with EchoTime1 and EchoTime2'
-            )
-            raise RunError(phase.path, f'is a difference of two echoes ({said}), {several}')
-        if len(times) < 2:
-            add = 'write EchoTime1 and EchoTime2 (in seconds) into its JSON sidecar'
             raise RunError(
                 phase.path,
-                f'is a difference of two echoes ({said}) without the times of both: {add}',
+                f'{wrong}, and the run has several: the field is fitted to the phase of each '
+                'echo, so give those, or one difference alone, as one echo with EchoTime1 and '
+                'EchoTime2',
+            )
+        if len(times) < 2:
+            raise RunError(
+                phase.path,
+                f'{wrong} without the times of both: write EchoTime1 and EchoTime2 (in seconds) '
+                'into its JSON sidecar',
             )
         for key, time in times.items():
             _check(phase, time, key)
         if times['EchoTime2'] - times['EchoTime1'] <= SAME_TIME:
-            raise RunError(
-                phase.path, f'is a difference of two echoes, and {said}: the second is the later'
-            )
+            raise RunError(phase.path, f'{wrong}: the second is the later')
         # In nanoseconds: what is left of the rounding of binary fractions would be reported.
         return round(float(times['EchoTime2'] - times['EchoTime1']), 9)
     return None

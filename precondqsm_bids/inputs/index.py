@@ -10,7 +10,8 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from precondqsm_bids.inputs.files import EXTENSIONS, IMAGE_SUFFIXES, File, parse
 from precondqsm_bids.inputs.run import InputError, Problem
 from precondqsm_bids.inputs.selection import Selection
 
-COMPANIONS = ('dseg', 'probseg', 'R2map', 'T2map')
-"""Suffixes of images beside the echoes, in the dataset itself; derivatives have masks, too."""
 FOLDERS = ('anat', 'swi')
 """Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
 OTHER_DATATYPES = 'beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet'
@@ -63,9 +62,9 @@ def chosen_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def index_dataset(
-    root: Path, subjects: Sequence[str], select: Selection, contrasts: Sequence[str]
+    root: Path, subjects: Sequence[str], suffixes: Collection[str], select: Selection
 ) -> list[File]:
-    """Images, labels, further contrasts and sidecars of the dataset."""
+    """Echoes, and the images of other suffixes, with what describes them."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     root, database_dir = root.absolute(), select.database_dir
@@ -94,7 +93,7 @@ def index_dataset(
             'give another --bids-database-dir, or remove it'
         )
     found = layout.get(
-        suffix=[*IMAGE_SUFFIXES, *COMPANIONS, *contrasts],
+        suffix=[*IMAGE_SUFFIXES, *suffixes],
         extension=[*EXTENSIONS, '.json', '.tsv'],
         return_type='filename',
     )
@@ -116,21 +115,12 @@ def _write_index(root: Path, database_dir: Path, indexer: Any) -> None:
             os.replace(path, database_dir / path.name)
 
 
-def index_derivative(root: Path, subjects: Sequence[str], contrasts: Sequence[str]) -> list[File]:
-    """Labels, masks, tissue, maps of R2 and T2, further contrasts and what describes them.
-
-    A derivative dataset need not be perfect BIDS.
-    """
-    root, suffixes = root.absolute(), ('mask', *COMPANIONS, *contrasts)
-    paths = {
-        *root.glob('*dseg.tsv'),
-        *(
-            path
-            for subject in subjects
-            for suffix in suffixes
-            for path in (root / f'sub-{subject}').rglob(f'*{suffix}.*')
-        ),
-    }
+def index_derivative(root: Path, subjects: Sequence[str], suffixes: Collection[str]) -> list[File]:
+    """Files of some suffixes in a derivative dataset, which need not be perfect BIDS."""
+    root = root.absolute()
+    paths = {path for suffix in suffixes for path in root.glob(f'*{suffix}.*')}
+    for subject, suffix in product(subjects, suffixes):
+        paths |= set((root / f'sub-{subject}').rglob(f'*{suffix}.*'))
     files = (parse(path, root) for path in sorted(paths))
     return [file for file in files if file and file.suffix in suffixes]
 

@@ -53,8 +53,8 @@ class Parts:
 
     @cached_property
     def in_one_file(self) -> bool:
-        """Whether each part is one file with an axis of echoes."""
-        return len(self.one) == 1 and len(load_grid(self.first.path).shape) == 4
+        """Whether each part is one file with an axis of echoes, and so without an echo entity."""
+        return list(self.one) == [''] and len(load_grid(self.first.path).shape) == 4
 
     def own(self, file: File, key: str) -> Any:
         """A value of a file's metadata, unless its sidecar is one of the other part, too."""

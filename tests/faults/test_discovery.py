@@ -418,7 +418,8 @@ REFUSED = [
     case(
         'echo-axis-and-echo-entity',
         four_dimensional(0.004, stem='sub-01_echo-1'),
-        'has the shape (4, 5, 6, 3) and an echo entity',
+        'has the shape (4, 5, 6, 3); each echo is one 3D image, or all echoes are one 4D image '
+        'without an echo entity',
     ),
     case(
         'five-dimensions',
@@ -444,7 +445,7 @@ REFUSED = [
     case(
         'phase-difference-of-reversed-times',
         both(run(echo_times=(0.005,)), sidecars('*phase*', EchoTime1=0.007, EchoTime2=0.005)),
-        'EchoTime1 0.007, EchoTime2 0.005: the second is the later',
+        'EchoTime1 0.007, EchoTime2 0.005): the second is the later',
     ),
     case(
         'phase-difference-in-milliseconds',
