@@ -30,9 +30,10 @@ from reconstruction import WORKERS, Arm, Error, Stages, assess
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
+from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import b0_direction
@@ -240,15 +241,11 @@ def run_of(root, variant):
         chosen['description'] = None
     elif variant.segmentation == 'labels':
         chosen = {'suffix': 'dseg', 'description': 'tissues'}
-    runs, problems = find_runs(
-        root,
-        derivatives=settings.derivatives,
-        mask=method.mask,
-        tissue=method.needs_tissue,
-        r2_map=method.needs_r2_map,
-        contrasts=method.contrasts,
+    select = Selection(
         filters={'tissue': chosen, 'dseg': {'description': 'tissues'}},
+        derivatives=settings.derivatives,
     )
+    runs, problems = find_runs(root, select=select, method=method)
     if not runs:
         raise RuntimeError(f'{root}: {"; ".join(map(str, problems))}')
     return settings, runs[0]
@@ -303,7 +300,7 @@ def arm_of(outputs, arm):
         parcels=0,
         errors=None,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
-        suppress_noise=inversion.record['noise_suppressed'],
+        hold_down=inversion.record['held_down'],
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),
@@ -400,7 +397,8 @@ def record_of(root, case, name, outputs, seconds, truth):
 def code_digest():
     """Digest of everything that a result depends on but the set itself."""
     return digest(
-        *(PACKAGE / name for name in ('config.py', 'bids.py')),
+        *(PACKAGE / name for name in ('config.py', 'method.py')),
+        *PACKAGE.glob('inputs/*.py'),
         *PACKAGE.glob('numerics/**/*.py'),
         *PACKAGE.glob('interfaces/*.py'),
         *PACKAGE.glob('workflows/*.py'),

@@ -29,8 +29,9 @@ from reconstruction import WORKERS
 from scanner_score import assess
 from validation import PACKAGE, ROOT, SEED, digest, load, save, scaled, versions
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
+from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.method import Method
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import SWITCHES, scanner
@@ -203,12 +204,11 @@ def run_of(root, case, sign):
         method=Method(mask='derivatives' if case.brain else 'auto', phase_sign=sign),
         omp_nthreads=WORKERS,
     )
-    runs, problems = find_runs(
-        root,
-        derivatives=settings.derivatives,
-        mask=settings.method.mask,
+    select = Selection(
         filters={'dseg': {'description': 'tissues' if head else 'tubes'}},
+        derivatives=settings.derivatives,
     )
+    runs, problems = find_runs(root, select=select, method=settings.method)
     if not runs:
         raise ValueError('; '.join(map(str, problems)).replace(f'{root}', 'DATASET'))
     return settings, runs[0]
@@ -267,9 +267,9 @@ def run_case(case, cache, work):
 
 def code_digest():
     """Digest of everything that a result depends on but the case itself."""
-    folders = ('numerics', 'interfaces', 'workflows', 'phantom')
+    folders = ('inputs', 'numerics', 'interfaces', 'workflows', 'phantom')
     return digest(
-        *(PACKAGE / name for name in ('config.py', 'bids.py')),
+        *(PACKAGE / name for name in ('config.py', 'method.py')),
         *(path for folder in folders for path in PACKAGE.glob(f'{folder}/**/*.py')),
         *(ROOT / 'benchmarks' / f'{name}.py' for name in ('reconstruction', 'scanner_score')),
     )

@@ -10,7 +10,7 @@ from precondqsm_bids.cli.progress import new_log_name
 from precondqsm_bids.config import Settings
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem, Run
+    from precondqsm_bids.inputs.run import Problem, Run
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Run
+    from precondqsm_bids.inputs.run import Run
 
 COLUMNS = (
     *('run', 'echoes', 'matrix', 'TE (ms)', 'B0 (T)', 'mask', 'prior', 'tissue', 'R2', 'labels'),

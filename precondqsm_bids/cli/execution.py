@@ -45,7 +45,7 @@ def read_plugin(path: Path | None) -> Plugin:
     import yaml
     from nipype.pipeline import plugins
 
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))

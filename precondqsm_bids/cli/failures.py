@@ -13,7 +13,7 @@ from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.progress import new_log_name, say
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Problem
+    from precondqsm_bids.inputs.run import Problem
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -41,8 +41,8 @@ def status_of(error: BaseException, call: Call, again: str) -> int:
 
     ``again`` is the way to go on.
     """
-    from precondqsm_bids.bids import InputError
     from precondqsm_bids.cli.submit import SubmitError
+    from precondqsm_bids.inputs.run import InputError
 
     if isinstance(error, InputError):
         print(f'precondqsm_bids: error: {error}', file=sys.stderr)

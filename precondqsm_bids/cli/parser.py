@@ -134,7 +134,7 @@ def _as_settings(given: dict[str, Any]) -> dict[str, Any]:
     """
     values = dict(given)
     if path := values.pop('bids_filter_file', None):
-        from precondqsm_bids.bids import read_filters
+        from precondqsm_bids.inputs.selection import read_filters
 
         values['bids_filters'] = read_filters(path)
     if pairs := values.get('derivatives'):

@@ -54,7 +54,8 @@ def _write_report(
 
 def reports_only(call: Call) -> int:
     """Assemble the reports of the participants that have outputs; the exit status."""
-    from precondqsm_bids.bids import InputError, participants
+    from precondqsm_bids.inputs.index import participants
+    from precondqsm_bids.inputs.run import InputError
 
     wanted, folder = call.settings.participant_label, call.settings.output_dir
     known = [name for name in participants(folder) if (folder / f'sub-{name}/figures').is_dir()]
@@ -73,8 +74,9 @@ def group(call: Call) -> int:
 
     Participants that failed or are incomplete are listed, and are not failures of this level.
     """
-    from precondqsm_bids.bids import InputError, participants
     from precondqsm_bids.group import write_group
+    from precondqsm_bids.inputs.index import participants
+    from precondqsm_bids.inputs.run import InputError
 
     settings = call.settings
     known = {*participants(settings.bids_dir), *participants(settings.output_dir)}

@@ -61,8 +61,10 @@ def run_app(call: Call) -> int:
     InputError
         If the request cannot be met.
     """
-    from precondqsm_bids.bids import InputError, check_description, check_filters
     from precondqsm_bids.cli.submit import submit
+    from precondqsm_bids.inputs.index import check_description
+    from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.inputs.selection import check_filters
 
     settings = call.settings
     if not settings.skip_bids_validation:
@@ -105,27 +107,19 @@ def find(settings: Settings, here: bool) -> Found:
     To be computed ``here``, a run has to fit into memory: the echo fit holds all echoes at a time,
     as float32. One that may fit is tried, with a warning (:func:`execute`).
     """
-    from precondqsm_bids.bids import Problem, find_runs
+    from precondqsm_bids.inputs.discovery import find_runs
+    from precondqsm_bids.inputs.run import Problem
+    from precondqsm_bids.inputs.selection import Selection
 
-    method = settings.method
-    runs, problems = find_runs(
-        settings.bids_dir,
+    select = Selection(
         participant_label=settings.participant_label,
         session_label=settings.session_label,
-        filters=settings.bids_filters,
+        filters=settings.bids_filters or {},
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
-        field_strength=method.field_strength,
-        b0_dir=method.b0_dir,
-        mask=method.mask,
-        reference=method.reference,
-        tissue=method.needs_tissue,
-        r2_map=method.needs_r2_map,
-        r2star_priors=method.r2star_terms,
-        prior_maps=method.prior_maps,
-        contrasts=method.contrasts,
         ignore=[settings.output_dir],
     )
+    runs, problems = find_runs(settings.bids_dir, select=select, method=settings.method)
     found = Found([], list(problems))
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
@@ -177,7 +171,7 @@ def make_folders(call: Call, computing: bool) -> None:
     InputError
         If they cannot be written to, or the intermediate results are those of another version.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
     settings = call.settings

@@ -21,7 +21,7 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
-    from precondqsm_bids.bids import Run
+    from precondqsm_bids.inputs.run import Run
 
 CPUS = 4
 """CPUs of a participant's job unless ``--nprocs`` says otherwise."""
@@ -116,7 +116,7 @@ def write_scripts(call: Call, scripts: Mapping[str, str]) -> None:
     InputError
         If that is impossible, or SLURM could not write its logs there.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.interfaces.bids import write_dataset_description
 
     settings, folder = call.settings, call.log_dir
@@ -138,7 +138,7 @@ def write_scripts(call: Call, scripts: Mapping[str, str]) -> None:
 
 def submit_scripts(call: Call, names: Sequence[str]) -> None:
     """Submit the arrays, and the last script, the group level, which waits for all of them."""
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     folder, group = call.log_dir, names[-1]
     # A limit of jobs at once is that of an array, so that each waits for the one before it.
@@ -196,7 +196,7 @@ def sbatch(environment: Mapping[str, str], *words: str) -> str:
     SubmitError
         If SLURM does not take the job.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     try:
         done = _run(environment, 'sbatch', '--parsable', *words)

@@ -55,7 +55,7 @@ def check_version(work_dir: Path) -> None:
     InputError
         If the work folder has results that this version did not make.
     """
-    from precondqsm_bids.bids import InputError
+    from precondqsm_bids.inputs.run import InputError
 
     folder, stamp = _results(work_dir)
     if not folder.is_dir() or not any(folder.iterdir()):

@@ -10,8 +10,8 @@ from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
 from precondqsm_bids import __version__
-from precondqsm_bids.bids import Run
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.run import Run
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf
@@ -28,7 +28,7 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
     settings : Settings
         Folders, resources and method.
     runs : sequence of Run
-        What :func:`precondqsm_bids.bids.find_runs` found.
+        What :func:`precondqsm_bids.inputs.discovery.find_runs` found.
     log_name : str
         Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
 

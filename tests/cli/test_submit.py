@@ -133,7 +133,7 @@ def test_job_of_a_lost_host_begins_again(dataset, submit, folder, slurm):
 
 
 def test_time_is_that_of_the_largest_participant(dataset, folder):
-    from precondqsm_bids.bids import find_runs
+    from precondqsm_bids.inputs.discovery import find_runs
 
     dataset.add_run('sub-01')
     dataset.add_run('sub-02')
@@ -221,7 +221,7 @@ def test_memory_is_that_of_the_largest_node(dataset, submit, folder, slurm, monk
 
 
 def test_estimates_of_the_largest_run(dataset, folder):
-    from precondqsm_bids.bids import find_runs
+    from precondqsm_bids.inputs.discovery import find_runs
 
     dataset.add_run('sub-01')
     dataset.add_run('sub-02')

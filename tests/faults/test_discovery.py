@@ -418,7 +418,8 @@ REFUSED = [
     case(
         'echo-axis-and-echo-entity',
         four_dimensional(0.004, stem='sub-01_echo-1'),
-        'has the shape (4, 5, 6, 3) and an echo entity',
+        'has the shape (4, 5, 6, 3); each echo is one 3D image, or all echoes are one 4D image '
+        'without an echo entity',
     ),
     case(
         'five-dimensions',
@@ -444,7 +445,7 @@ REFUSED = [
     case(
         'phase-difference-of-reversed-times',
         both(run(echo_times=(0.005,)), sidecars('*phase*', EchoTime1=0.007, EchoTime2=0.005)),
-        'EchoTime1 0.007, EchoTime2 0.005: the second is the later',
+        'EchoTime1 0.007, EchoTime2 0.005): the second is the later',
     ),
     case(
         'phase-difference-in-milliseconds',
@@ -512,7 +513,7 @@ REFUSED = [
     case(
         'field-strength-in-gauss',
         run(field_strength=30000),
-        'MagneticFieldStrength 30000 is not between 0.1 and 25.0 T (3 T in gauss?)',
+        'MagneticFieldStrength 30000 is not between 0.1 and 25 T (3 T in gauss?)',
         '--field-strength TESLA',
     ),
     case(
@@ -540,7 +541,7 @@ REFUSED = [
         'grids-differ',
         both(plain, images('*phase*', affine=np.diag([2.0, 2.0, 2.5, 1.0]))),
         'sub-01_echo-1_part-phase',
-        'differs from [[2.0, 0.0, 0.0, 0.0]',
+        'affine differs by 0.5 mm from that of',
         FIRST,
         'on one grid',
     ),
@@ -687,7 +688,7 @@ REFUSED = [
     case(
         'tissue-of-one-class',
         both(plain, tissue('label-GM_probseg')),
-        'label-GM_probseg.nii.gz: tissue not used: tells 1 class of tissue (GM), two or more',
+        'label-GM_probseg.nii.gz: tissue not used: has 1 class of tissue (GM), two or more',
         options=TISSUE,
     ),
     case(
@@ -753,9 +754,17 @@ REFUSED = [
         options=('--contrasts', 'T1w'),
     ),
     case(
+        'r2-of-the-literature-at-7-tesla',
+        both(run(field_strength=7.0), tissue('dseg', CLASSES)),
+        FIRST,
+        'MagneticFieldStrength is 7 T, and --r2 literature holds for 3 T (2.7 to 3.3 T)',
+        'give --r2 NUMBER, median or map',
+        options=('--r2', 'literature', '-d', '{root}/derivatives/seg'),
+    ),
+    case(
         'contrast-on-another-grid',
         both(plain, image(f'{ANAT}/sub-01_T1w.nii.gz', shape=(5, 5, 5))),
-        'sub-01_T1w.nii.gz: shape (5, 5, 5) differs from (4, 5, 6)',
+        'sub-01_T1w.nii.gz: contrast not used: shape (5, 5, 5) differs from (4, 5, 6)',
         'Resample one to the grid of the run',
         options=('--contrasts', 'T1w'),
     ),
@@ -763,7 +772,7 @@ REFUSED = [
         'prior-map-on-another-grid',
         both(plain, image('code/chi.nii.gz', shape=(5, 5, 5))),
         'code/chi.nii.gz: --prior map:FILE: shape (5, 5, 5) differs from (4, 5, 6)',
-        'resample it (linearly)',
+        'resample it to the grid of the run (linearly)',
         options=('--prior', 'map:{root}/code/chi.nii.gz'),
     ),
     case(
@@ -1236,7 +1245,7 @@ ACCEPTED = [
         run(field_strength=30000),
         'sub-01 3 4x5x6 4 to 12 3 auto',
         'warning: sub-01: ',
-        'MagneticFieldStrength 30000 is not between 0.1 and 25.0 T: 3 T of --field-strength',
+        'MagneticFieldStrength 30000 is not between 0.1 and 25 T: 3 T of --field-strength',
         options=('--field-strength', '3'),
     ),
     case(
@@ -1300,6 +1309,28 @@ ACCEPTED = [
         both(plain, image('code/mask.nii.gz')),
         'sub-01 3 4x5x6 4 to 12 3 mask.nii.gz contrast+shape none median none labels',
         options=('--mask', '{root}/code/mask.nii.gz'),
+    ),
+    case(
+        'labels-twice',
+        both(plain, *(tissue(f'desc-{name}_dseg', {1: 'agar'}) for name in 'ab')),
+        '4 to 12 3 auto contrast+shape none median 1 nothing',
+        'skipped: sub-01: {root}/derivatives/seg/sub-01/anat/sub-01_desc-b_dseg.nii.gz: labels '
+        'not used: {root}/derivatives/seg/sub-01/anat/sub-01_desc-a_dseg.nii.gz comes first',
+        options=('-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'contrast-twice',
+        both(
+            plain,
+            image(f'{ANAT}/sub-01_rec-a_T1w.nii.gz', shape=(5, 5, 5)),
+            image(f'{ANAT}/sub-01_rec-b_T1w.nii.gz'),
+            image(f'{ANAT}/sub-01_T1w.nii.gz'),
+        ),
+        ROW,
+        'warning: sub-01: {root}/sub-01/anat/sub-01_rec-a_T1w.nii.gz: contrast not used: shape ',
+        'skipped: sub-01: {root}/sub-01/anat/sub-01_rec-b_T1w.nii.gz: contrast not used: '
+        '{root}/sub-01/anat/sub-01_T1w.nii.gz comes first',
+        options=('--contrasts', 'T1w'),
     ),
     case(
         'labels-on-another-grid',

@@ -7,8 +7,8 @@ import pytest
 from nipype.interfaces.base import isdefined
 from nipype.interfaces.utility import IdentityInterface
 
-from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.method import Method
 from precondqsm_bids.workflows.base import crash_folder, init_base_wf, node_name
 
@@ -96,7 +96,7 @@ def test_odd_storage_goes_through_standard_echoes(dataset, tmp_path):
     for path in (*paths, mask):
         dataset.write_image(path, affine=None)
     dataset.add_labels('sub-01/anat/sub-01_dseg.nii.gz', {1: 'agar'}, affine=None)
-    (run,), problems = find_runs(dataset.root, b0_dir=(0, 1, 0), mask=str(mask))
+    (run,), problems = find_runs(dataset.root, method=Method(b0_dir=(0, 1, 0), mask=str(mask)))
     assert not problems
     settings = Settings(dataset.root, tmp_path / 'out', work_dir=tmp_path / 'w')
     workflow = init_base_wf(settings, [run], 'LOG')

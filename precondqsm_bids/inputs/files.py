@@ -1,0 +1,120 @@
+"""Names of files, the sidecars that apply to them, and what these say."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from precondqsm_bids.inputs.run import Note, RunError
+
+ENTITIES = {
+    'sub': 'subject', 'ses': 'session', 'sample': 'sample', 'task': 'task', 'acq': 'acquisition',
+    'ce': 'ceagent', 'rec': 'reconstruction', 'dir': 'direction', 'run': 'run', 'echo': 'echo',
+    'flip': 'flip', 'inv': 'inv', 'mt': 'mt', 'part': 'part', 'chunk': 'chunk', 'space': 'space',
+    'res': 'resolution', 'label': 'label', 'seg': 'segmentation', 'atlas': 'atlas',
+    'desc': 'description',
+}  # fmt: skip
+"""Names of files spell entities short, filter files (as in pybids) spell them long."""
+IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
+EXTENSIONS = ('.nii', '.nii.gz')
+ACQUISITION = ('task', 'acq', 'ce', 'rec', 'dir', 'run', 'flip', 'inv', 'mt', 'chunk', 'sample')
+"""Entities that tell one acquisition of a session from another; ``space``, ``desc``, ``label`` and
+the like may be anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """A file of the dataset and what its name says."""
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+    extension: str
+    folder: tuple[str, ...]
+    """Folders between the root of the dataset and the file."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image, by its extension."""
+        return self.extension in EXTENSIONS
+
+    @property
+    def group(self) -> tuple[tuple[str, str], ...]:
+        """What the echoes and parts of a run have in common."""
+        return tuple((k, v) for k, v in self.entities.items() if k not in ('echo', 'part'))
+
+
+def parse(path: Path, root: Path) -> File | None:
+    """A path as entities, suffix and extension; None if the name is not that of a BIDS file."""
+    stem, dot, extension = path.name.partition('.')
+    *pairs, suffix = stem.split('_')
+    entities = dict(pair.split('-', 1) for pair in pairs if '-' in pair)
+    if not dot or len(entities) != len(pairs):
+        return None
+    return File(path, entities, suffix, dot + extension, path.relative_to(root).parts[:-1])
+
+
+def with_echo(entities: dict[str, str]) -> dict[str, str]:
+    """Entities whose echo is a number without leading zeros: echo-02 is echo 2.
+
+    >>> with_echo({'sub': '01', 'echo': '02'})
+    {'sub': '01', 'echo': '2'}
+    """
+    echo = entities.get('echo', '')
+    return {**entities, 'echo': str(int(echo))} if echo.isdecimal() else entities
+
+
+def inherited(file: File, candidates: Iterable[File], extension: str) -> list[File]:
+    """Those of the candidates that apply to a file by BIDS inheritance, the most general first."""
+    applicable = [
+        other
+        for other in candidates
+        if (other.suffix, other.extension) == (file.suffix, extension)
+        and other.folder == file.folder[: len(other.folder)]
+        and with_echo(other.entities).items() <= with_echo(file.entities).items()
+    ]
+    return sorted(applicable, key=lambda other: (len(other.folder), len(other.entities)))
+
+
+class Metadata(dict[str, Any]):
+    """The merged sidecars of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stated_by: dict[str, Path] = {}
+        """The sidecar that each value is from."""
+        self.notes: list[Note] = []
+
+
+def read_metadata(file: File, candidates: Iterable[File]) -> Metadata:
+    """The merged sidecars of a file; the most specific sidecar takes precedence."""
+    merged = Metadata()
+    for sidecar in inherited(file, candidates, '.json'):
+        content, notes = read_sidecar(sidecar.path)
+        merged.notes += notes
+        merged.update(content)
+        merged.stated_by.update(dict.fromkeys(content, sidecar.path))
+    return merged
+
+
+def read_sidecar(path: Path) -> tuple[dict[str, Any], list[Note]]:
+    """Content of a sidecar, and what is to be reported of it."""
+    notes = []
+    try:
+        raw = path.read_bytes()
+        try:
+            text = raw.decode('utf-8-sig')
+        except UnicodeDecodeError as error:
+            text = raw.decode('latin-1')
+            byte = f'byte {raw[error.start]:#04x} at {error.start}'
+            message = (
+                f'is not UTF-8, as JSON is ({byte}); it was read as latin-1: save it as UTF-8'
+            )
+            notes.append(Note(path, message))
+        content = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise RunError(path, f'is not a readable JSON file: {error}') from error
+    if not isinstance(content, dict):
+        raise RunError(path, 'a sidecar is a JSON object, {"EchoTime": 0.004, ...}')
+    return content, notes
