@@ -33,6 +33,7 @@ from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scal
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
 from precondqsm_bids.config import Settings
+from precondqsm_bids.method import Method
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.numerics import b0_direction
 from precondqsm_bids.phantom.dataset import write_dataset
@@ -224,13 +225,16 @@ def run_of(root, variant):
         bids_dir=root,
         output_dir=root / 'out',
         derivatives={'truth': root / 'derivatives' / 'truth'},
-        mask=variant.mask,
-        phase_sign=1,  # within a brain mask the field of the shape does not tell it
-        prior=variant.prior,
-        r2=variant.r2,
-        contrasts=variant.contrasts,
+        method=Method(
+            mask=variant.mask,
+            phase_sign=1,  # within a brain mask the field of the shape does not tell it
+            prior=variant.prior,
+            r2=variant.r2,
+            contrasts=variant.contrasts,
+        ),
         omp_nthreads=WORKERS,
     )
+    method = settings.method
     chosen = {'suffix': 'probseg', 'description': variant.segmentation}
     if variant.segmentation == 'tissue':
         chosen['description'] = None
@@ -239,10 +243,10 @@ def run_of(root, variant):
     runs, problems = find_runs(
         root,
         derivatives=settings.derivatives,
-        mask=settings.mask,
-        tissue=settings.needs_tissue,
-        r2_map=settings.r2 == 'map',
-        contrasts=settings.contrasts,
+        mask=method.mask,
+        tissue=method.needs_tissue,
+        r2_map=method.needs_r2_map,
+        contrasts=method.contrasts,
         filters={'tissue': chosen, 'dseg': {'description': 'tissues'}},
     )
     if not runs:

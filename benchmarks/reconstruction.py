@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 from scipy import fft, ndimage
 
+from precondqsm_bids.method import LONGER
 from precondqsm_bids.numerics import (
     DipoleInversion,
     EchoFit,
@@ -42,7 +43,6 @@ from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel, solver_grid
 from precondqsm_bids.numerics.dipole_inversion import gradient_power
 from precondqsm_bids.phantom.tubes import r2prime
-from precondqsm_bids.workflows.qsm import LONGER
 
 WORKERS = 2
 ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')

@@ -31,6 +31,7 @@ from validation import PACKAGE, ROOT, SEED, digest, load, save, scaled, versions
 
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.config import Settings
+from precondqsm_bids.method import Method
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import SWITCHES, scanner
 from precondqsm_bids.phantom.spec import TubesSpec
@@ -199,14 +200,13 @@ def run_of(root, case, sign):
         bids_dir=root,
         output_dir=root / 'out',
         derivatives={'truth': root / 'derivatives' / 'truth'},
-        mask='derivatives' if case.brain else 'auto',
-        phase_sign=sign,
+        method=Method(mask='derivatives' if case.brain else 'auto', phase_sign=sign),
         omp_nthreads=WORKERS,
     )
     runs, problems = find_runs(
         root,
         derivatives=settings.derivatives,
-        mask=settings.mask,
+        mask=settings.method.mask,
         filters={'dseg': {'description': 'tissues' if head else 'tubes'}},
     )
     if not runs:

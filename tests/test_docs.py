@@ -133,12 +133,13 @@ def stages():
     """Names of the stages that the workflow can have, without those of the conventional arm."""
     from nipype.interfaces.utility import Function, IdentityInterface, Merge
 
+    from precondqsm_bids.method import Method
     from precondqsm_bids.workflows.qsm import init_precondqsm_wf
 
     plumbing = IdentityInterface | Function | Merge
     names = set()
     for settings in ({}, {'prior': 'r2prime'}, {'prior': 'r2prime', 'prior_fit': 'clusters'}):
-        workflow = init_precondqsm_wf(**settings)
+        workflow = init_precondqsm_wf(Method(**settings))
         names |= {
             name
             for name in workflow.list_node_names()

@@ -15,12 +15,17 @@ from typing import Any, NoReturn
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit, parse_memory
-from precondqsm_bids.config import (
+from precondqsm_bids.config import Settings, parse_toml
+from precondqsm_bids.method import (
+    LONGER,
+    MASK_WORDS,
+    PRIOR_FITS,
     R2_WORDS,
+    RANGES,
     REG_RULES,
-    Settings,
-    parse_toml,
-    resolve_prior_fit,
+    TERMS,
+    Range,
+    is_suffix,
 )
 
 MAX_OMP_NTHREADS = 8
@@ -41,8 +46,7 @@ GROUP_SETTINGS = frozenset(
 SUBMIT_SETTINGS = frozenset({'submit', 'submit_limit', 'submit_time'})
 """What is for the submission itself, and not for the jobs."""
 
-MASK_WORDS = ('auto', 'derivatives')
-"""What ``--mask`` may be besides a file."""
+TIMEOUT = Range(0.01, 1e5, 'minutes')
 
 MEMORY_SHARE = 0.9
 """Part of the memory limit that the nodes may have; the rest is the main process's."""
@@ -146,7 +150,7 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 def _add_method(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--field-strength',
-        type=_number('tesla', 0.1, 25),
+        type=_number(*RANGES['field_strength']),
         metavar='TESLA',
         help='field strength (T) of images whose metadata lack MagneticFieldStrength or have one '
         'that cannot be',
@@ -154,7 +158,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         '--b0-dir',
         nargs=3,
-        type=_number('a component of a direction', -1e6, 1e6),
+        type=_number(-1e6, 1e6, 'a component of a direction'),
         metavar=('X', 'Y', 'Z'),
         help='direction of B0 along the voxel axes; comes before that of the header, and is '
         'needed for images with neither qform nor sform',
@@ -168,7 +172,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--mask-erosion',
-        type=_number('mm', 0, 20),
+        type=_number(*RANGES['mask_erosion']),
         metavar='MM',
         help='depth (mm) that is taken off the region of interest (default: 0, nothing)',
     )
@@ -184,17 +188,14 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         '--prior',
         nargs='+',
         type=_prior,
-        metavar='{contrast,tissue,r2prime-by-tissue,r2prime,map:FILE,shape}',
-        help='the first estimate is the sum of: contrast (default), one constant for each cell '
-        'of the joint histogram of R2* and magnitude (of the magnitude, where there is one echo) '
-        'in blocks; tissue, one constant for each '
-        "tissue class; r2prime-by-tissue, R2' with one coefficient for each class; r2prime, R2' "
-        'by static-dephasing theory; map:FILE, a susceptibility map in ppm; or it is the shape '
-        'alone',
+        metavar=f'{{{",".join(TERMS)}}}',
+        help='the first estimate is the sum of: '
+        + '; '.join(f'{word}, {item.help}' for word, item in TERMS.items())
+        + ' (default: contrast)',
     )
     group.add_argument(
         '--prior-fit',
-        choices=('auto', 'none', 'global', 'clusters'),
+        choices=PRIOR_FITS,
         help='how the field chooses the coefficients of r2prime and map:FILE: none (alone only), '
         'one for the whole, or one for each connected cluster; auto (default) is none for '
         'r2prime alone and global otherwise',
@@ -215,7 +216,7 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--r2',
-        type=_number_or(R2_WORDS, '1/s', 0, 1e4),
+        type=_number_or(R2_WORDS, *RANGES['r2']),
         metavar='{median,map,literature,NUMBER}',
         help="R2 (1/s) that is taken from R2* to give R2': median (default), the median R2* of "
         'the region itself; map, the R2map or T2map of the run; literature, by tissue class at '
@@ -235,12 +236,12 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         '--pdf-iterations',
         type=_count,
         metavar='N',
-        help='iterations of the background removal (default: 30); three times as many after a '
-        'prior of contrast or tissue',
+        help=f'iterations of the background removal (default: 30), times {LONGER} after a prior '
+        f'of {" or ".join(word for word, item in TERMS.items() if item.describes_interior)}',
     )
     group.add_argument(
         '--reg-weight',
-        type=_number_or(REG_RULES, 'mm', 0, 1e6),
+        type=_number_or(REG_RULES, *RANGES['reg_weight']),
         metavar='{auto,l-curve,risk,NUMBER}',
         help='weight lambda (mm, of the gradient in 1/mm) of the regularisation in '
         '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve takes the corner of the curve, risk '
@@ -279,7 +280,7 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         '--node-timeout',
-        type=_number('minutes', 0.01, 1e5),
+        type=_number(*TIMEOUT),
         metavar='MINUTES',
         help='end a node that runs longer than this; it has failed (default: no limit)',
     )
@@ -428,7 +429,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
     values.setdefault('mem_gb', round(memory_limit().value * MEMORY_SHARE, 2))
     values.setdefault('work_dir', _default_work_dir())
-    settings = Settings(**values)
+    try:
+        settings = Settings.from_values(values)
+    except ValueError as error:  # of the method, whose message opens with the name of the field
+        name, *rest = str(error).split(maxsplit=1)
+        parser.error(' '.join([f'--{name.replace("_", "-")}', *rest]))
     if message := check(settings):
         parser.error(message)
     return settings
@@ -525,53 +530,19 @@ def _check_submit(settings: Settings) -> str:
 
 
 def _check_method(settings: Settings) -> str:
-    """As :func:`check`; a settings file has not passed through the types of the options."""
-    if settings.pdf_iterations < 1:
-        return f'pdf_iterations = {settings.pdf_iterations} should be 1 or more'
-    for name, value, low, high in (
-        ('field_strength (T)', settings.field_strength, 0.1, 25),
-        ('node_timeout (minutes)', settings.node_timeout, 0.01, 1e5),
-        ('mask_erosion (mm)', settings.mask_erosion, 0, 20),
-        ('r2 (1/s)', None if isinstance(settings.r2, str) else settings.r2, 0, 1e4),
-        ('reg_weight (mm)', settings.reg_weight, 0, 1e6),
-    ):
-        if value is not None and not low <= value <= high:
-            return f'{name} = {value:g} should be between {low:g} and {high:g}'
-    if settings.phase_sign not in (None, 1, -1):
-        return f'phase_sign = {settings.phase_sign} should be 1 or -1'
-    if settings.b0_dir is not None and (len(settings.b0_dir) != 3 or not any(settings.b0_dir)):
-        return f'b0_dir = {settings.b0_dir} should be three numbers, not all 0'
-    if settings.mask == 'derivatives' and not settings.derivatives:
+    """As :func:`check`, of what the method does not know: files and folders."""
+    method, timeout = settings.method, settings.node_timeout
+    if timeout is not None and not TIMEOUT.low <= timeout <= TIMEOUT.high:
+        return f'node_timeout = {timeout:g} should be between {TIMEOUT.low} and {TIMEOUT.high:g}'
+    if method.mask == 'derivatives' and not settings.derivatives:
         return '--mask derivatives needs folders to look in: give them with -d/--derivatives'
-    if settings.mask not in MASK_WORDS and not Path(settings.mask).is_file():
-        return f'--mask: no such file: {settings.mask}; give a file, auto or derivatives'
-    if settings.reg_rule not in REG_RULES:
-        return f'reg_rule = {settings.reg_rule} should be one of {", ".join(REG_RULES)}'
-    if isinstance(settings.r2, str) and settings.r2 not in R2_WORDS:
-        return f'r2 = {settings.r2} should be a number (1/s) or one of {", ".join(R2_WORDS)}'
-    return _check_prior(settings)
-
-
-def _check_prior(settings: Settings) -> str:
-    """As :func:`check`, of the options of the prior."""
-    try:
-        fit = resolve_prior_fit(settings.prior, settings.prior_fit)
-    except ValueError as error:
-        return str(error)
-    if 'shape' in settings.prior and not settings.shape:
-        return '--prior shape with --no-shape leaves no first estimate: leave out one of them'
-    if settings.contrasts and 'contrast' not in settings.prior:
-        return (
-            f'--contrasts {" ".join(settings.contrasts)} is for --prior contrast, and the prior '
-            f'is {" ".join(settings.prior)}: add contrast, or leave --contrasts out'
-        )
-    if wrong := [name for name in settings.contrasts if not re.fullmatch(r'[0-9a-zA-Z]+', name)]:
-        return f'contrasts: "{wrong[0]}" is no suffix such as T1w: letters and digits only'
-    if missing := [str(path) for path in settings.prior_maps if not path.is_file()]:
+    if method.mask not in MASK_WORDS and not Path(method.mask).is_file():
+        return f'--mask: no such file: {method.mask}; give a file, auto or derivatives'
+    if missing := [str(path) for path in method.prior_maps if not path.is_file()]:
         return f'--prior map:FILE: no such file: {missing[0]}'
-    if fit is None and settings.write_prior_labels:
+    if method.fit is None and settings.write_prior_labels:
         return (
-            f'--write-prior-labels: {" ".join(settings.prior)} without a fit has no parcels; '
+            f'--write-prior-labels: {" ".join(method.prior)} without a fit has no parcels; '
             'give --prior-fit global or clusters, or another --prior'
         )
     return ''
@@ -612,8 +583,8 @@ def _prior(text: str) -> str:
 
 
 def _suffix(text: str) -> str:
-    if not re.fullmatch(r'[0-9a-zA-Z]+', text):
-        raise argparse.ArgumentTypeError(f'"{text}" is no suffix such as T1w or R1map')
+    if not is_suffix(text):
+        raise argparse.ArgumentTypeError(f'"{text}" is not a suffix such as T1w or R1map')
     return text
 
 
@@ -657,7 +628,7 @@ def _memory(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _number(unit: str, low: float, high: float) -> Any:
+def _number(low: float, high: float, unit: str) -> Any:
     def convert(text: str) -> float:
         try:
             value = float(text)
@@ -672,8 +643,8 @@ def _number(unit: str, low: float, high: float) -> Any:
     return convert
 
 
-def _number_or(words: Sequence[str], unit: str, low: float, high: float) -> Any:
-    number = _number(unit, low, high)
+def _number_or(words: Sequence[str], low: float, high: float, unit: str) -> Any:
+    number = _number(low, high, unit)
 
     def convert(text: str) -> float | str:
         return text if text in words else number(text)

@@ -154,15 +154,15 @@ def run_app(settings: Settings, command: str, inherited: Mapping[str, str]) -> i
         filters=settings.bids_filters,
         derivatives=settings.derivatives,
         database_dir=settings.bids_database_dir,
-        field_strength=settings.field_strength,
-        b0_dir=settings.b0_dir,
-        mask=settings.mask,
-        reference=settings.reference,
-        tissue=settings.needs_tissue,
-        r2_map=settings.r2 == 'map',
-        r2star_priors=settings.r2star_priors,
-        prior_maps=settings.prior_maps,
-        contrasts=settings.contrasts,
+        field_strength=settings.method.field_strength,
+        b0_dir=settings.method.b0_dir,
+        mask=settings.method.mask,
+        reference=settings.method.reference,
+        tissue=settings.method.needs_tissue,
+        r2_map=settings.method.needs_r2_map,
+        r2star_priors=settings.method.r2star_terms,
+        prior_maps=settings.method.prior_maps,
+        contrasts=settings.method.contrasts,
         ignore=[settings.output_dir],
     )
     if not settings.submit and plugin_file.get('plugin', 'MultiProc') == 'MultiProc':
@@ -310,7 +310,7 @@ def introduce(settings: Settings, runs: Sequence['Run'], log_dir: Path) -> None:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
         say(
             f'{run.label}: {echoes}, {_times_words(run)} ms, '
-            f'{run.field_strength:g} T, prior {_prior_words(settings, run)}'
+            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}'
         )
     for subject in missing:
         say(f'warning: sub-{subject}: no run to reconstruct')
@@ -642,9 +642,9 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
                 _times_words(run),
                 f'{run.field_strength:g}',
                 Path(run.mask).name if run.mask else 'auto',
-                _prior_words(settings, run),
+                settings.method.summary(run.one_echo),
                 _tissue_words(run),
-                'none' if run.one_echo else Path(run.r2_map or str(settings.r2)).name,
+                'none' if run.one_echo else Path(run.r2_map or str(settings.method.r2)).name,
                 str(len(run.label_names)) if run.label_names else 'none',
                 ', '.join(missing) or 'nothing',
             )
@@ -657,7 +657,7 @@ def describe_runs(settings: Settings, runs: Sequence['Run'], problems: Sequence[
             *(run.tissue.files if run.tissue else ()),
             run.r2_map,
             *run.contrasts,
-            *settings.prior_maps,
+            *settings.method.prior_maps,
         ]
         paths = [path for path in (*run.sources, run.mask, run.labels, *more) if path]
         lines += [f'  {path}' for path in dict.fromkeys(map(str, paths))]
@@ -672,8 +672,8 @@ def _sign_words(settings: Settings, run: 'Run') -> str:
     """How the sign of the phase will be found."""
     from precondqsm_bids.numerics.phase import vendor_sign
 
-    if settings.phase_sign:
-        return f'{settings.phase_sign:+d}, stated; refused if the field contradicts it'
+    if settings.method.phase_sign:
+        return f'{settings.method.phase_sign:+d}, stated; refused if the field contradicts it'
     manufacturer = run.metadata.get('Manufacturer')
     usual = vendor_sign(str(manufacturer)) if manufacturer else None
     by = f'usual of {manufacturer}' if usual else 'usual convention'
@@ -687,15 +687,6 @@ def _times_words(run: 'Run') -> str:
     """First and last echo time, ms."""
     times = [f'{1000 * t:.4g}' for t in (run.echo_times[0], run.echo_times[-1])]
     return ' to '.join(dict.fromkeys(times))
-
-
-def _prior_words(settings: Settings, run: 'Run') -> str:
-    """The prior in one word, files by their names."""
-    words = [word for word in settings.words if word != 'shape']
-    if run.one_echo:  # without R2*
-        words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
-    names = [*words, *(f'map:{path.name}' for path in settings.prior_maps)]
-    return '+'.join([*names, *(['shape'] if settings.shape else [])])
 
 
 def _tissue_words(run: 'Run') -> str:

@@ -22,6 +22,7 @@ from precondqsm_bids.cli.parser import (
 )
 from precondqsm_bids.cli.progress import new_log_name, say
 from precondqsm_bids.config import Settings
+from precondqsm_bids.method import Method
 
 if TYPE_CHECKING:
     from precondqsm_bids.bids import Problem, Run
@@ -212,7 +213,7 @@ def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
     values: dict[str, int] = defaultdict(int)
     for run in runs:
         values[run.subject] += math.prod(run.matrix) * len(run.echo_times)
-    iterations = max(1.0, settings.pdf_iterations / Settings.pdf_iterations)
+    iterations = max(1.0, settings.method.pdf_iterations / Method.pdf_iterations)
     seconds = SECONDS_PER_VALUE * iterations * max(values.values(), default=0)
     return LEAST_MINUTES + math.ceil(TIME_FACTOR * seconds / 60)
 

@@ -359,3 +359,8 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     path = Path(folder) / f'{name}.nii.gz'
     nb.save(image, path)
     return os.fspath(path)
+
+
+def images_gb(files: Iterable[str]) -> float:
+    """Size of images in memory as float32, GiB, by their headers."""
+    return sum(float(np.prod(nb.load(file).shape)) for file in files) * 4 / 1024**3

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -65,24 +66,14 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         Files and numbers.
     """
     workflow = LiterateWorkflow(name=node_name(run.label))
-    workflow.__desc__ = _region_sentence(bool(run.mask), settings.mask_erosion)
+    workflow.__desc__ = _region_sentence(bool(run.mask), settings.method.mask_erosion)
+    method = settings.method
     precondqsm_wf = init_precondqsm_wf(
-        omp_nthreads=settings.omp_nthreads,
-        mem_gb=run.series_gb,
+        method,
         one_echo=run.one_echo,
         phase_difference=run.phase_difference,
-        phase_sign=settings.phase_sign,
-        prior=settings.prior,
-        prior_fit=settings.prior_fit,
-        contrasts=settings.contrasts,
-        r2=settings.r2,
-        shape=settings.shape,
-        mask_erosion=settings.mask_erosion,
-        conventional=settings.conventional,
-        pdf_iterations=settings.pdf_iterations,
-        reg_weight=settings.reg_weight,
-        reg_rule=settings.reg_rule,
-        reference=settings.reference,
+        omp_nthreads=settings.omp_nthreads,
+        mem_gb=run.series_gb,
     )
     outputs_wf = init_outputs_wf(
         bids_dir=str(settings.bids_dir),
@@ -91,8 +82,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         metadata=run.metadata,
         echo_times=list(run.echo_times),
         field_strength=run.field_strength,
-        settings_record=settings.method,
-        conventional=settings.conventional,
+        settings_record=asdict(method),
+        conventional=method.conventional,
         labels=run.labels,
         label_names=run.label_names,
         mask=run.mask,
@@ -100,7 +91,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
             *(run.tissue.files if run.tissue else ()),
             *([run.r2_map] if run.r2_map else ()),
             *run.contrasts,
-            *map(str, settings.prior_maps),
+            *map(str, method.prior_maps),
         ],
         prior_labels=settings.write_prior_labels,
         derivatives=settings.derivatives,
@@ -174,7 +165,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
                     (f'outputnode.{port}', f'inputnode.{port}')
                     for port in OUTPUTS
                     if port in taken
-                    and (settings.conventional or 'conventional' not in port)
+                    and (method.conventional or 'conventional' not in port)
                     and not (run.one_echo and port in OF_MANY_ECHOES)
                     and (settings.write_prior_labels or port != 'prior_labels')
                 ],

@@ -13,6 +13,7 @@ from precondqsm_bids.cli import parser as module
 from precondqsm_bids.cli.parser import build_parser, parse_args
 from precondqsm_bids.cli.resources import Limit
 from precondqsm_bids.config import Settings
+from precondqsm_bids.method import Method
 
 
 @pytest.fixture
@@ -104,13 +105,14 @@ def test_defaults(parse, tmp_path):
     ],
 )
 def test_options(parse, options, name, value):
-    assert getattr(parse(*options.split()), name) == value
+    settings = parse(*options.split())
+    assert getattr(settings if hasattr(settings, name) else settings.method, name) == value
 
 
 def test_further_contrasts_are_for_the_contrast_prior(parse, capsys):
     for options, told in (
         (('--contrasts', 'T1w', '--prior', 'tissue'), 'add contrast'),
-        (('--contrasts', 'T1w.nii'), 'no suffix'),
+        (('--contrasts', 'T1w.nii'), 'not a suffix'),
     ):
         with pytest.raises(SystemExit):
             parse(*options)
@@ -119,9 +121,9 @@ def test_further_contrasts_are_for_the_contrast_prior(parse, capsys):
 
 def test_mask_file_may_be_relative(parse, tmp_path):
     (tmp_path / 'auto.nii').touch()
-    assert parse('--mask', 'auto.nii').mask == str(tmp_path / 'auto.nii')
+    assert parse('--mask', 'auto.nii').method.mask == str(tmp_path / 'auto.nii')
     (tmp_path / 'seg').mkdir()
-    assert parse('--mask', 'derivatives', '-d', 'seg').mask == 'derivatives'
+    assert parse('--mask', 'derivatives', '-d', 'seg').method.mask == 'derivatives'
 
 
 def test_paths(parse, tmp_path):
@@ -145,7 +147,7 @@ def test_paths(parse, tmp_path):
 def test_every_option_has_a_setting_and_every_setting_an_option():
     made_of_others = {'config_file', 'bids_filter_file'}
     options = {action.dest for action in build_parser()._actions} - {'help', 'version'}
-    settings = {field.name for field in fields(Settings)}
+    settings = {field.name for field in (*fields(Settings), *fields(Method))} - {'method'}
     # --reg-weight takes a number or the name of a rule
     assert options - made_of_others == settings - {'bids_filters', 'reg_rule'}
 
@@ -154,9 +156,10 @@ def test_settings_file_lies_between_defaults_and_command_line(parse, tmp_path):
     path = tmp_path / 'config.toml'
     path.write_text('r2 = 5.0\nconventional = false\npdf_iterations = 7\nnprocs = 2\n')
     settings = parse('--config-file', path, '--pdf-iterations', 9, '--conventional')
-    assert (settings.r2, settings.conventional, settings.pdf_iterations) == (5.0, True, 9)
+    method = settings.method
+    assert (method.r2, method.conventional, method.pdf_iterations) == (5.0, True, 9)
     assert (settings.nprocs, settings.omp_nthreads) == (2, 2)
-    assert parse('--config-file', path, '--r2', 'median').r2 == 'median'
+    assert parse('--config-file', path, '--r2', 'median').method.r2 == 'median'
 
 
 def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
@@ -171,11 +174,11 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
         ('--mem 5X', '"5X" is no amount of memory'),
         ('--nprocs 0', '"0" is no whole number of 1 or more'),
         ('--nprocs 2 --omp-nthreads 3', '--omp-nthreads 3 is more than --nprocs 2'),
-        ('--field-strength 30', '"30" is no number between 0.1 and 25 (tesla)'),
+        ('--field-strength 30', '"30" is no number between 0.1 and 25 (T)'),
         ('--r2 nan', '"nan" is no number between 0 and 10000 (1/s)'),
         ('--r2 mean', '"mean" is no number'),
         ('--phase-sign -2', '"-2" is none of auto, +1 and -1'),
-        ('--config-file sign.toml', 'phase_sign = 0 should be 1 or -1'),
+        ('--config-file sign.toml', '--phase-sign = 0 should be 1 or -1'),
         ('--reg-weight -1', '"-1" is no number'),
         ('--participant-label a_b', '"a_b" is no label'),
         ('--bids-filter-file none.json', 'no such file: none.json'),
@@ -186,7 +189,7 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
         ('-w raw', 'is inside the dataset'),
         ('-w out', 'is the output folder'),
         ('--config-file bad.toml', 'unknown setting n_procs'),
-        ('--config-file range.toml', 'r2 (1/s) = -1 should be between 0 and 10000'),
+        ('--config-file range.toml', '--r2 = -1 1/s should be between 0 and 10000'),
         ('--bids-filter-file bad.json', 'unknown query "bold"'),
         ('--low-mem', 'unrecognized arguments: --low-mem'),
         ('--dry', 'unrecognized arguments: --dry'),
@@ -239,7 +242,7 @@ def test_group_level_refuses_what_has_no_effect_there(refuse, tmp_path):
 def test_a_settings_file_of_the_participant_level_serves_the_group_level(parse, tmp_path):
     (tmp_path / 'settings.toml').write_text('analysis_level = "participant"\nr2 = 3.0\n')
     settings = parse_args(['raw', 'out', 'group', '--config-file', 'settings.toml'])
-    assert (settings.analysis_level, settings.r2) == ('group', 3.0)
+    assert (settings.analysis_level, settings.method.r2) == ('group', 3.0)
 
 
 def test_resource_monitor_needs_psutil(refuse, monkeypatch):
@@ -255,9 +258,9 @@ def test_work_folder_where_the_current_one_is_read_only(parse, tmp_path, monkeyp
 
 
 def test_help_tells_defaults_as_they_are():
-    """The help is text; the defaults are in Settings."""
+    """The help is text; the defaults are in Method."""
     text = re.sub(r'\s+', ' ', build_parser().format_help())
-    plain = Settings(Path('in'), Path('out'))
+    plain = Method()
     assert f'background removal (default: {plain.pdf_iterations})' in text
     assert plain.reference == 'roi-mean'
     assert 'the mean of the region (default)' in text
@@ -268,7 +271,7 @@ def test_help_tells_defaults_as_they_are():
         None,
     )
     assert plain.prior == ('contrast',)
-    assert 'contrast (default)' in text
+    assert '(default: contrast)' in text
 
 
 @pytest.mark.parametrize('option', ['--version', '--help'])

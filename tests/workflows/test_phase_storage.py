@@ -6,6 +6,7 @@ import nibabel as nb
 import numpy as np
 import pytest
 
+from precondqsm_bids.method import Method
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import init_precondqsm_wf
@@ -35,7 +36,8 @@ def write(folder, volume, affine):
 def reconstructed(folder, magnitude, phase, affine, phase_units, **settings):
     """The preconditioned map and the record of the echo fit."""
     folder.mkdir()
-    workflow = init_precondqsm_wf(name='qsm', conventional=False, reference='none', **settings)
+    method = Method(conventional=False, reference='none', **settings)
+    workflow = init_precondqsm_wf(method, name='qsm')
     workflow.base_dir = str(folder)
     given = workflow.inputs.inputnode
     echoes = range(magnitude.shape[-1])

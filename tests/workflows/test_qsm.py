@@ -10,7 +10,7 @@ import pytest
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
-from precondqsm_bids.config import resolve_prior_fit
+from precondqsm_bids.method import Method
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import (
@@ -53,6 +53,7 @@ SETTINGS = [
             (('roi-mean', 1), ('none', 2), ('agar', 1)),
         )
     )
+    if shape or prior != 'shape'
 ]
 
 
@@ -96,22 +97,20 @@ def test_the_check_finds_undeclared_ports():
     assert undeclared(workflow) == ['one.b', 'two.c']
 
 
-def _tuple(prior):
-    return (prior,) if isinstance(prior, str) else prior
-
-
 @pytest.mark.parametrize(
     'settings',
     SETTINGS,
     ids=['-'.join(str(value) for value in settings.values()) for settings in SETTINGS],
 )
 def test_graph_of_every_setting(settings):
-    workflow = init_precondqsm_wf(**settings)
+    threads = settings['omp_nthreads']
+    method = Method(**{key: settings[key] for key in settings if key != 'omp_nthreads'})
+    workflow = init_precondqsm_wf(method, omp_nthreads=threads)
     assert not undeclared(workflow)
     expected = set(OUTPUTS)
     if not settings['conventional']:
         expected = {name for name in expected if not name.startswith('conventional')}
-    fitted = resolve_prior_fit(_tuple(settings['prior']), settings['prior_fit']) is not None
+    fitted = method.fit is not None
     if not fitted:
         expected -= {'prior_labels'}
     assert wired(workflow, 'outputnode') == expected
@@ -122,7 +121,7 @@ def test_graph_of_every_setting(settings):
         for _, _, data in workflow._graph.out_edges(node, data=True)
         for connection in data['connect']
     }
-    unread = set() if 'contrast' in _tuple(settings['prior']) else {'contrasts'}
+    unread = set() if 'contrast' in method.prior else {'contrasts'}
     assert read == set(INPUTS) - unread
     # no stage without its mandatory inputs
     for name in workflow.list_node_names():
@@ -132,10 +131,10 @@ def test_graph_of_every_setting(settings):
             if spec.mandatory:
                 value = getattr(stage.inputs, trait)
                 assert trait in given or value not in (None, ''), f'{name}.{trait}'
-        assert stage.n_procs in (1, settings['omp_nthreads'])
+        assert stage.n_procs in (1, threads)
         assert stage.mem_gb > 0
     # methods: a sentence for every setting, citations in Pandoc's form
-    theory = any(name.startswith('r2prime') for name in _tuple(settings['prior']))
+    theory = any(name.startswith('r2prime') for name in method.prior)
     assert ('[@yablonskiy1994]' in workflow.__desc__) == theory
     assert ('8/s' in workflow.__desc__) == (settings['r2'] == 8.0 and theory)
     assert ('fitted to the field' in workflow.__desc__) == fitted
@@ -144,7 +143,7 @@ def test_graph_of_every_setting(settings):
 
 @pytest.mark.parametrize('prior', ['contrast', 'tissue', 'map:/chi.nii', 'shape'])
 def test_graph_of_one_echo(prior):
-    workflow = init_precondqsm_wf(one_echo=True, prior=prior)
+    workflow = init_precondqsm_wf(Method(prior=prior), one_echo=True)
     assert not undeclared(workflow)
     assert 'r2prime_prior' not in workflow.list_node_names()
     absent = {*OF_MANY_ECHOES, *(['prior_labels'] if prior == 'shape' else [])}
@@ -156,8 +155,8 @@ def test_graph_of_one_echo(prior):
 
 
 def test_one_echo_has_no_prior_of_r2star():
-    with pytest.raises(ValueError, match=r'the prior tissue r2prime is made of R2\*'):
-        init_precondqsm_wf(one_echo=True, prior=['tissue', 'r2prime'])
+    with pytest.raises(ValueError, match=r'prior tissue r2prime is made of R2\*'):
+        init_precondqsm_wf(Method(prior=['tissue', 'r2prime']), one_echo=True)
 
 
 def test_arms_share_the_stages_that_they_can_share():
@@ -167,15 +166,13 @@ def test_arms_share_the_stages_that_they_can_share():
         assert f'conventional_{shared}' not in names
     for own in ('background_removal', 'dipole_inversion', 'recombination'):
         assert {own, f'conventional_{own}'} <= set(names)
-    alone = init_precondqsm_wf(conventional=False).list_node_names()
+    alone = init_precondqsm_wf(Method(conventional=False)).list_node_names()
     assert not [name for name in alone if name.startswith('conventional')]
 
 
 def test_settings_reach_their_nodes():
-    workflow = init_precondqsm_wf(
-        prior='r2prime', r2=7.5, pdf_iterations=11, reg_weight=0.3, reference='agar',
-        omp_nthreads=3,
-    )  # fmt: skip
+    method = Method(prior='r2prime', r2=7.5, pdf_iterations=11, reg_weight=0.3, reference='agar')
+    workflow = init_precondqsm_wf(method, omp_nthreads=3)
     get = workflow.get_node
     assert get('r2prime_prior').inputs.r2 == 7.5
     for arm in ('', 'conventional_'):
@@ -187,7 +184,7 @@ def test_settings_reach_their_nodes():
 
 
 def test_conventional_arm_sees_no_prior():
-    workflow = init_precondqsm_wf(prior='r2prime', prior_fit='clusters')
+    workflow = init_precondqsm_wf(Method(prior='r2prime', prior_fit='clusters'))
     reached = {'conventional_background_removal'}
     graph = workflow._graph
     ancestors = set()
@@ -203,7 +200,7 @@ def test_conventional_arm_sees_no_prior():
 
 def test_unknown_prior_is_refused():
     with pytest.raises(ValueError, match='nonsense'):
-        init_precondqsm_wf(prior='nonsense')
+        init_precondqsm_wf(Method(prior='nonsense'))
 
 
 @pytest.mark.parametrize(
@@ -216,14 +213,14 @@ def test_unknown_prior_is_refused():
     ],
 )
 def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, rich):
-    workflow = init_precondqsm_wf(prior=prior)
+    workflow = init_precondqsm_wf(Method(prior=prior))
     assert ('shape_sd' in wired(workflow, 'prior_fit')) == rich
     assert workflow.get_node('dipole_inversion').inputs.hold_down == rich
     assert not workflow.get_node('conventional_dipole_inversion').inputs.hold_down
 
 
 def test_further_contrasts_reach_the_fit_and_the_methods():
-    workflow = init_precondqsm_wf(contrasts=('T1w',))
+    workflow = init_precondqsm_wf(Method(contrasts=('T1w',)))
     assert 'further_contrasts' in wired(workflow, 'prior_fit')
     assert 'R2* and magnitude and of that of R2* and T1w' in workflow.__desc__
     assert 'T1w' not in init_precondqsm_wf().__desc__
@@ -231,7 +228,7 @@ def test_further_contrasts_reach_the_fit_and_the_methods():
 
 @pytest.mark.parametrize('r2', ['median', 'map', 'literature', 0.0, 12.5])
 def test_source_of_r2_reaches_its_node_and_the_methods(r2):
-    workflow = init_precondqsm_wf(prior='r2prime', r2=r2)
+    workflow = init_precondqsm_wf(Method(prior='r2prime', r2=r2))
     inputs = workflow.get_node('r2prime_prior').inputs
     assert inputs.r2_source == (r2 if isinstance(r2, str) else 'number')
     words = {'median': 'median R2*', 'map': 'measured map', 'literature': '[@gelman1999]'}
@@ -273,7 +270,7 @@ def write(folder, phantom):
 def test_embedded_in_a_foreign_workflow(tmp_path, phantom, prior, prior_fit):
     files = write(tmp_path, phantom)
     reconstruction = init_precondqsm_wf(
-        name='qsm', prior=prior, prior_fit=prior_fit, reference='agar', pdf_iterations=10
+        Method(prior=prior, prior_fit=prior_fit, reference='agar', pdf_iterations=10), name='qsm'
     )
     outer = pe.Workflow(name='study', base_dir=str(tmp_path / 'work'))
     source = pe.Node(niu.IdentityInterface(['magnitude', 'phase']), name='source')
@@ -337,7 +334,7 @@ def test_a_field_within_its_noise_ends_in_the_prior_and_not_in_an_error(tmp_path
         'magnitude': 1000 * texture[..., None] * np.exp(-20 * te),
         'phase': 2 * np.pi * 127.729 * field[..., None] * te,
     }
-    workflow = init_precondqsm_wf(name='qsm', shape=False)
+    workflow = init_precondqsm_wf(Method(shape=False), name='qsm')
     workflow.base_dir = str(tmp_path / 'work')
     given = workflow.inputs.inputnode
     for name, data in echoes.items():

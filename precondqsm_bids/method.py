@@ -1,0 +1,379 @@
+"""The method as one value: everything that changes the maps, validated once.
+
+The words of the prior, the choices and the ranges stand here and nowhere else; the command line,
+the nodes, the methods text and the numerics read them. Only the standard library.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+MAP = 'map:'
+"""Beginning of a term that is a file: ``map:FILE``."""
+PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
+R2_WORDS = ('median', 'map', 'literature')
+REG_RULES = ('auto', 'l-curve', 'risk')
+MASK_WORDS = ('auto', 'derivatives')
+REFERENCE_WORDS = ('roi-mean', 'none')
+LONGER = 3
+"""Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so
+weak that late iterations take the rest of the background, not sources inside."""
+
+
+class Range(NamedTuple):
+    """Values that a number may have, both ends included."""
+
+    low: float
+    high: float
+    unit: str = ''
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError if a value is outside or not a number.
+
+        >>> RANGES['reg_weight'].check('reg_weight', 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: reg_weight = 0 mm should be between 1e-06 and 1e+06
+        """
+        if not self.low <= value <= self.high:
+            unit = f' {self.unit}' if self.unit else ''
+            raise ValueError(
+                f'{name} = {value:g}{unit} should be between {self.low:g} and {self.high:g}'
+            )
+
+
+RANGES = {
+    'field_strength': Range(0.1, 25, 'T'),
+    'mask_erosion': Range(0, 20, 'mm'),
+    'r2': Range(0, 1e4, '1/s'),
+    'pdf_iterations': Range(1, 10_000),
+    'reg_weight': Range(1e-6, 1e6, 'mm'),
+}
+"""Ranges of the numbers among the fields of :class:`Method`."""
+
+
+class Term(NamedTuple):
+    """One word of the prior.
+
+    Attributes
+    ----------
+    help : str
+        The term in words.
+    describes_interior : bool
+        Whether it has parcels enough to describe what is inside. Then what the fit leaves gives
+        free voxels, PDF takes longer, and noise in the residual is suppressed.
+    whole_map : bool
+        Whether it is one map, whose coefficients ``prior_fit`` chooses; other terms have one
+        coefficient for each of their parcels.
+    needs_r2star, needs_tissue : bool
+        Whether it is made of R2*, which takes two echoes, and of tissue classes.
+    """
+
+    help: str
+    describes_interior: bool = False
+    whole_map: bool = False
+    needs_r2star: bool = False
+    needs_tissue: bool = False
+
+
+TERMS = {
+    'contrast': Term(
+        'one constant for each cell of the joint histogram of R2* and magnitude (of the '
+        'magnitude, where there is one echo) in blocks',
+        describes_interior=True,
+    ),
+    'tissue': Term(
+        'one constant for each tissue class', describes_interior=True, needs_tissue=True
+    ),
+    'r2prime-by-tissue': Term(
+        "R2' with one coefficient for each class", needs_r2star=True, needs_tissue=True
+    ),
+    'r2prime': Term("R2' by static-dephasing theory", whole_map=True, needs_r2star=True),
+    f'{MAP}FILE': Term('a susceptibility map in ppm', whole_map=True),
+    'shape': Term('nothing inside: the shape of the object alone'),
+}
+"""What the prior may be the sum of."""
+
+
+class Arm(NamedTuple):
+    """One arm of the comparison: what is done with a field.
+
+    Attributes
+    ----------
+    prefix : str
+        Of its nodes, outputs and records: empty in the preconditioned arm.
+    iterations : int
+        Of projection onto dipole fields.
+    rule : str
+        How lambda is chosen where it is not given: ``l-curve`` or ``risk``.
+    reg_weight : float or None
+        Lambda, mm.
+    suppress_noise : bool
+        Whether the residual is shrunk where it is no more than noise. A prior with few
+        coefficients is corrected by its residual, which must stay whole.
+    """
+
+    prefix: str
+    iterations: int
+    rule: str
+    reg_weight: float | None = None
+    suppress_noise: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """All settings that change the maps.
+
+    Attributes
+    ----------
+    field_strength : float or None
+        T; used only where the metadata have no ``MagneticFieldStrength`` or an absurd one.
+    phase_sign : int or None
+        Sign of the stored phase, 1 or -1; None finds it by the field of the object's shape, and
+        assumes what is usual where that does not decide.
+    b0_dir : tuple of float or None
+        Direction of B0 along the voxel axes; None takes that of the header.
+    mask : str
+        Region of interest: ``auto`` (the object), ``derivatives`` or a file.
+    mask_erosion : float
+        Depth that is taken off the region of interest, mm.
+    prior : str or sequence of str
+        Words of :data:`TERMS`, whose sum the first estimate is; ``shape`` stands alone.
+    prior_fit : str
+        How the field chooses the coefficients of whole maps: ``none``, ``global``, ``clusters``
+        (one for each connected cluster), or ``auto``: ``none`` for ``r2prime`` alone and
+        ``global`` otherwise.
+    contrasts : sequence of str
+        Suffixes of further images whose cells ``contrast`` has too, such as ``T1w``.
+    r2 : float or str
+        1/s; or ``median`` (the median R2* of the region itself), ``map`` (an R2map or T2map of
+        the run) or ``literature`` (by tissue class).
+    shape : bool
+        Whether the object's shape against air is part of the first estimate.
+    conventional : bool
+        Whether the conventional arm is computed too.
+    pdf_iterations : int
+        Iterations of the background removal, times :data:`LONGER` after a prior that describes
+        the interior.
+    reg_weight : float or None
+        Lambda of the inversion in both arms, mm; None leaves it to ``reg_rule``.
+    reg_rule : str
+        ``l-curve`` takes the corner of the L-curve, ``risk`` the least expected error, ``auto``
+        the first in the conventional and the second in the preconditioned arm.
+    reference : str
+        ``none``, ``roi-mean`` or the name of a label.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range, or two do not go together. The message opens with the name
+        of the field.
+
+    Examples
+    --------
+    >>> Method().preconditioned
+    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, suppress_noise=True)
+    >>> Method(prior='r2prime', shape=False).fit is None
+    True
+    """
+
+    field_strength: float | None = None
+    phase_sign: int | None = None
+    b0_dir: tuple[float, ...] | None = None
+    mask: str = 'auto'
+    mask_erosion: float = 0.0
+    prior: tuple[str, ...] = ('contrast',)
+    prior_fit: str = 'auto'
+    contrasts: tuple[str, ...] = ()
+    r2: float | str = 'median'
+    shape: bool = True
+    conventional: bool = True
+    pdf_iterations: int = 30
+    reg_weight: float | None = None
+    reg_rule: str = 'auto'
+    reference: str = 'roi-mean'
+
+    def __post_init__(self) -> None:
+        for name in ('prior', 'contrasts'):
+            object.__setattr__(self, name, _words(getattr(self, name)))
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                allowed.check(name, value)
+        for name, words in (('prior_fit', PRIOR_FITS), ('reg_rule', REG_RULES)):
+            if getattr(self, name) not in words:
+                raise ValueError(f'{name} = {getattr(self, name)} is not one of {_list(words)}')
+        if isinstance(self.r2, str) and self.r2 not in R2_WORDS:
+            raise ValueError(f'r2 = {self.r2} is not a number (1/s) or one of {_list(R2_WORDS)}')
+        if self.phase_sign not in (None, 1, -1):
+            raise ValueError(f'phase_sign = {self.phase_sign} should be 1 or -1')
+        if self.b0_dir is not None and (len(self.b0_dir) != 3 or not any(self.b0_dir)):
+            raise ValueError(f'b0_dir = {self.b0_dir} should be three numbers, not all 0')
+        if wrong := [name for name in self.contrasts if not is_suffix(name)]:
+            raise ValueError(
+                f'contrasts: "{wrong[0]}" is not a suffix such as T1w: letters and digits only'
+            )
+        self._check_prior()
+
+    def _check_prior(self) -> None:
+        """Raise ValueError if the settings of the prior do not go together."""
+        prior, said = self.prior, f'prior {" ".join(self.prior)}'
+        if not prior:
+            raise ValueError(f'prior takes one or several of {_list(TERMS)}')
+        for word in prior:
+            if word == MAP or (word not in TERMS and not word.startswith(MAP)):
+                raise ValueError(f'prior {word} is not one of {_list(TERMS)}')
+            if prior.count(word) > 1:
+                raise ValueError(f'prior has {word} twice: once is enough')
+        if 'shape' in prior and len(prior) > 1:
+            raise ValueError(
+                f'{said}: shape is the shape alone; with other terms it is in the prior by '
+                'default: leave out shape'
+            )
+        if prior == ('shape',) and not self.shape:
+            raise ValueError(f'{said} without the shape leaves no first estimate')
+        if self.contrasts and 'contrast' not in prior:
+            raise ValueError(
+                f'contrasts {" ".join(self.contrasts)} are for the prior contrast, and the prior '
+                f'is {" ".join(prior)}: add contrast, or leave them out'
+            )
+        whole = [word for word in prior if term(word).whole_map]
+        wrong = f'{said} does not go with prior_fit {self.prior_fit}: '
+        if self.prior_fit in ('global', 'clusters') and not whole:
+            raise ValueError(
+                f'{wrong}that is for {_list(_whole_maps())}; other terms have a coefficient for '
+                'each of their parcels (auto)'
+            )
+        if self.prior_fit == 'none' and prior != ('shape',) and (not whole or len(prior) > 1):
+            raise ValueError(
+                f'{wrong}only {_list(_whole_maps(), "or one")}, alone, can be taken as it is, '
+                'without a fit'
+            )
+
+    @property
+    def fit(self) -> str | None:
+        """How whole maps are fitted: ``global``, ``clusters``, or None: nothing is fitted.
+
+        >>> Method(prior='r2prime').fit, Method(prior=('r2prime', 'tissue')).fit
+        (None, 'global')
+        """
+        as_it_is = self.prior in (('r2prime',), ('shape',))
+        if self.prior_fit == 'none' or (self.prior_fit == 'auto' and as_it_is):
+            return None
+        return 'clusters' if self.prior_fit == 'clusters' else 'global'
+
+    @property
+    def by_theory(self) -> bool:
+        """Whether the prior is static-dephasing theory alone, as published."""
+        return self.fit is None and self.prior == ('r2prime',)
+
+    @property
+    def describes_interior(self) -> bool:
+        """Whether a term of the prior does."""
+        return any(term(word).describes_interior for word in self.prior)
+
+    @property
+    def reads_contrast(self) -> bool:
+        """Whether the prior has cells of the images' contrast."""
+        return 'contrast' in self.prior
+
+    @property
+    def needs_tissue(self) -> bool:
+        """Whether tissue classes are read.
+
+        >>> Method(prior=('contrast', 'tissue')).needs_tissue, Method(r2='literature').needs_tissue
+        (True, True)
+        """
+        return self.r2 == 'literature' or any(term(word).needs_tissue for word in self.prior)
+
+    @property
+    def needs_r2_map(self) -> bool:
+        """Whether a map of R2 or T2 is read."""
+        return self.r2 == 'map'
+
+    @property
+    def r2star_terms(self) -> tuple[str, ...]:
+        """The terms that are made of R2*, which a single echo does not have.
+
+        >>> Method(prior=('tissue', 'r2prime')).r2star_terms
+        ('r2prime',)
+        """
+        return tuple(word for word in self.prior if term(word).needs_r2star)
+
+    @property
+    def prior_maps(self) -> tuple[Path, ...]:
+        """The files among the terms.
+
+        >>> Method(prior='map:/a.nii').prior_maps[0].name
+        'a.nii'
+        """
+        return tuple(Path(word.removeprefix(MAP)) for word in self.prior if word.startswith(MAP))
+
+    def summary(self, one_echo: bool = False) -> str:
+        """The prior in one word, files by their names.
+
+        >>> Method(prior=('tissue', 'map:/a/chi.nii')).summary()
+        'tissue+map:chi.nii+shape'
+        """
+        words = [word for word in self.prior if word != 'shape' and not word.startswith(MAP)]
+        if one_echo:  # without R2*
+            words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
+        words += [f'{MAP}{path.name}' for path in self.prior_maps]
+        return '+'.join([*words, *(['shape'] if self.shape else [])])
+
+    @property
+    def preconditioned(self) -> Arm:
+        """The arm whose field is flattened by the prior."""
+        return Arm(
+            prefix='',
+            iterations=self.pdf_iterations * (LONGER if self.describes_interior else 1),
+            rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
+            reg_weight=self.reg_weight,
+            suppress_noise=self.describes_interior,
+        )
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The preconditioned arm, and the conventional one (the published rule) beside it.
+
+        >>> [arm.rule for arm in Method().arms]
+        ['risk', 'l-curve']
+        """
+        conventional = Arm(
+            prefix='conventional_',
+            iterations=self.pdf_iterations,
+            rule='l-curve' if self.reg_rule == 'auto' else self.reg_rule,
+            reg_weight=self.reg_weight,
+        )
+        return (self.preconditioned, conventional) if self.conventional else (self.preconditioned,)
+
+
+def term(word: str) -> Term:
+    """The :class:`Term` of a word of the prior, which may be ``map:FILE``."""
+    return TERMS[f'{MAP}FILE' if word.startswith(MAP) else word]
+
+
+def is_suffix(text: str) -> bool:
+    """Whether a text can be the suffix of a BIDS name, such as ``T1w``."""
+    return re.fullmatch(r'[0-9a-zA-Z]+', text) is not None
+
+
+def _whole_maps() -> list[str]:
+    return [word for word, item in TERMS.items() if item.whole_map]
+
+
+def _words(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One word or several as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _list(words: Sequence[str] | dict[str, Term], last: str = 'and') -> str:
+    """Words as text.
+
+    >>> _list(['a', 'b', 'c'])
+    'a, b and c'
+    """
+    *first, end = words
+    return f'{", ".join(first)} {last} {end}'

@@ -1,0 +1,133 @@
+"""Methods text of the reconstruction, from the same value that the workflow is built from."""
+
+from precondqsm_bids.method import MAP, Arm, Method
+
+RULES = {
+    'l-curve': 'the corner of the L-curve as regularisation weight',
+    'risk': 'the regularisation weight of least expected error',
+}
+FITS = {
+    None: '',
+    'clusters': ', with one coefficient for each of its connected clusters',
+    'global': ', with one coefficient for the whole of it',
+}
+R2 = {
+    'median': 'the median R2* of the region',
+    'map': 'that of a measured map',
+    'literature': 'that of the literature for each tissue class [@gelman1999]',
+}
+
+
+def sentences(method: Method, one_echo: bool = False, phase_difference: bool = False) -> str:
+    """Methods text of a reconstruction, citations in Pandoc's form.
+
+    >>> sentences(Method(reference='none')).splitlines()[-1]
+    'Maps are not referenced.'
+    """
+    arm, *conventional = method.arms
+    shape = ' and (where the region reaches its surface) of the shape of the object in air'
+    text = [
+        _field(one_echo, phase_difference),
+        _estimate(method, one_echo),
+        f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
+        'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
+        'total field.',
+        f'From the flattened field the background was removed by {arm.iterations} iterations of '
+        'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
+        f'with l2 gradient regularisation [@bilgic2014], with {_weight(arm)}; and the estimate '
+        'was added back.',
+        *(_comparison(other, arm) for other in conventional),
+        {
+            'none': 'Maps are not referenced.',
+            'roi-mean': 'Maps are relative to the mean of the region of interest.',
+        }.get(
+            method.reference,
+            f'Maps are relative to the mean of the region "{method.reference}".',
+        ),
+    ]
+    return '\n'.join(text) + '\n'
+
+
+def _field(one_echo: bool, phase_difference: bool) -> str:
+    if not one_echo:
+        return (
+            'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
+            'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
+            'smooth phase offset.'
+        )
+    offset = (
+        'it is the difference of two echoes, so that it has no phase offset'
+        if phase_difference
+        else 'the phase offset of the coil, which one echo does not tell from it, is part of it'
+    )
+    return (
+        'The total field is the phase of the single echo, unwrapped in space [@herraez2002], '
+        f'over its echo time; {offset}, and R2* is not known.'
+    )
+
+
+def _weight(arm: Arm) -> str:
+    if arm.reg_weight is None:
+        return RULES[arm.rule]
+    return f'a regularisation weight of {arm.reg_weight:g} mm'
+
+
+def _comparison(conventional: Arm, arm: Arm) -> str:
+    """The conventional arm, and how it differs from the other besides the flattening."""
+    differs = ''
+    if conventional.iterations != arm.iterations:
+        differs += f', with {conventional.iterations} iterations'
+    if _weight(conventional) != _weight(arm):
+        differs += f', with {_weight(conventional)}'
+    return (
+        'The same background removal and inversion of the field that was not flattened gave the '
+        f'conventional map for comparison{differs}.'
+    )
+
+
+def _estimate(method: Method, one_echo: bool) -> str:
+    terms = [_term(word, method, one_echo) for word in method.prior]
+    if method.fit is None:
+        return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
+    return (
+        'A first estimate of the susceptibility was fitted to the field, together with the '
+        f'sources outside the region: {"; ".join(terms)}.'
+    )
+
+
+def _term(word: str, method: Method, one_echo: bool) -> str:
+    """One term of the prior in words."""
+    if word.startswith(MAP):
+        return f'a given susceptibility map{FITS[method.fit]}'
+    return {
+        'contrast': lambda: _contrast(method, one_echo),
+        'tissue': lambda: 'one constant for each tissue class',
+        'r2prime-by-tissue': lambda: (
+            f'{_theory(method.r2)}, with one coefficient for each tissue class'
+        ),
+        'r2prime': lambda: f'{_theory(method.r2)}{FITS[method.fit]}',
+        'shape': lambda: 'zero inside the object',
+    }[word]()
+
+
+def _contrast(method: Method, one_echo: bool) -> str:
+    first, histogram, shading = 'magnitude', 'histogram of the magnitude', ''
+    if not one_echo:
+        first, histogram = 'R2*', 'joint histogram of R2* and magnitude'
+        shading = (
+            '; images were freed of their shading by a polynomial of degree 4 beside any '
+            'function of R2* [@vanleemput1999]'
+        )
+    further = ''.join(f' and of that of {first} and {name}' for name in method.contrasts)
+    return (
+        f'one constant for each cell of the {histogram}{further}, over the whole region and in '
+        f'blocks of 60, 30 and 15 mm{shading}'
+    )
+
+
+def _theory(r2: float | str) -> str:
+    rate = R2[r2] if isinstance(r2, str) else f'{r2:g}/s'
+    return (
+        "the susceptibility that static-dephasing theory [@yablonskiy1994] gives to R2' = R2* - "
+        f'R2, R2 being {rate}'
+    ) + (" (R2* used as R2')" if r2 == 0 else '')
