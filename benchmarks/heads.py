@@ -33,8 +33,8 @@ from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scal
 from precondqsm_bids.bids import find_runs
 from precondqsm_bids.cli.environment import configure_nipype
 from precondqsm_bids.config import Settings
-from precondqsm_bids.method import Method
 from precondqsm_bids.interfaces.volumes import load as load_volume
+from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import b0_direction
 from precondqsm_bids.phantom.dataset import write_dataset
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head

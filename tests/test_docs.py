@@ -330,9 +330,9 @@ def test_outputs_page_has_every_figure():
 
 
 def test_outputs_page_has_every_column_of_the_group():
-    from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT
-    from precondqsm_bids.group.reading import STATUS
-    from precondqsm_bids.group.tables import COEFFICIENT, COMPARED, QUALITY
+    from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT
+    from precondqsm_bids.outputs.group.reading import STATUS
+    from precondqsm_bids.outputs.group.tables import COEFFICIENT, COMPARED, QUALITY
 
     text = section(read('docs/outputs.md'), '## The group')
     names = {*QUALITY, *COEFFICIENT, *STATUS, *(c.removesuffix('_mean') for c in COMPARED)}

@@ -245,8 +245,8 @@ def process(
         Content of ``--use-plugin``.
     """
     from precondqsm_bids.bids import InputError
-    from precondqsm_bids.interfaces.bids import write_dataset_description
-    from precondqsm_bids.interfaces.files import write_atomic
+    from precondqsm_bids.outputs.dataset import write_dataset_description
+    from precondqsm_bids.outputs.files import write_atomic
 
     work_dir = settings.work_dir if runs and not settings.boilerplate_only else None
     if work_dir and not settings.clean_workdir:
@@ -482,7 +482,7 @@ def report(
     log_name: str,
 ) -> list[Failure]:
     """Assemble the participants' reports, those of the failed ones too; what failed in this."""
-    from precondqsm_bids.interfaces.reports import run_warnings, write_report
+    from precondqsm_bids.outputs.report import run_warnings, write_report
 
     failed = []
     subjects = {run.subject for run in runs} | {failure.subject for failure in failures}
@@ -513,7 +513,7 @@ def report(
 def reports_only(settings: Settings) -> int:
     """Assemble the reports of the participants that have outputs; the exit status."""
     from precondqsm_bids.bids import InputError, participants
-    from precondqsm_bids.interfaces.reports import write_report
+    from precondqsm_bids.outputs.report import write_report
 
     known = [
         subject
@@ -555,7 +555,7 @@ def group(settings: Settings, command: str) -> int:
         As for :func:`run_app`.
     """
     from precondqsm_bids.bids import InputError, participants
-    from precondqsm_bids.group import write_group
+    from precondqsm_bids.outputs.group import write_group
 
     known = {*participants(settings.bids_dir), *participants(settings.output_dir)}
     if unknown := sorted(set(settings.participant_label) - known):

@@ -86,7 +86,7 @@ def submit(
         If SLURM refuses a job.
     """
     from precondqsm_bids.bids import InputError
-    from precondqsm_bids.interfaces.bids import write_dataset_description
+    from precondqsm_bids.outputs.dataset import write_dataset_description
 
     folder = settings.output_dir / 'logs' / new_log_name()
     if any(char in str(folder) for char in '"\\%\n'):

@@ -177,6 +177,9 @@ _ROWS = (
 MAPS = {row.name: row for row in _ROWS}
 """Port of the reconstruction -> the map; files are written and columns stand in this order."""
 
+WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
+"""Those that become files."""
+
 
 def names_of(
     *, one_echo: bool = False, conventional: bool = True, requested: tuple[str, ...] = ()

@@ -1,23 +1,14 @@
-"""The maps' values per labelled region, as a BIDS table and its data dictionary."""
+"""The maps' values per labelled region: rows, data dictionary and the table as a file."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nb
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    SimpleInterface,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
 
 from precondqsm_bids.numerics.roi_values import (
     Cylinder,
@@ -26,78 +17,25 @@ from precondqsm_bids.numerics.roi_values import (
     region_values,
     surrounding_label,
 )
+from precondqsm_bids.outputs.maps import MAPS
 
-MAPS = {
-    'precond_chi': ('preconditioned susceptibility', 'ppm'),
-    'conventional_chi': ('conventional susceptibility', 'ppm'),
-    'prior_chi': ('prior susceptibility', 'ppm'),
-    'residual_chi': ('residual susceptibility', 'ppm'),
-    'r2star': ('R2*', '1/s'),
-    't2star': ('T2*', 's'),
-    's0': ('S0', 'arbitrary'),
-    'r2prime': ("R2'", '1/s'),
-    'total_field': ('total field', 'ppm'),
-    'flattened_field': ('flattened field', 'ppm'),
-    'local_field': ('local field', 'ppm'),
-}
-"""Input of `RoiValues` -> what it is, unit of its columns."""
+LONGEST = 10_000
+"""Characters of a cell."""
 
-CHI_MAPS = ('precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi')
-
-
-class _RoiValuesInputSpec(BaseInterfaceInputSpec):
-    labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
-    label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
-    mask = File(
-        exists=True, mandatory=True, desc='region of interest: voxels outside it do not count'
-    )
-    precond_chi = File(exists=True, desc='preconditioned susceptibility, ppm')
-    conventional_chi = File(exists=True, desc='conventional susceptibility, ppm')
-    prior_chi = File(exists=True, desc='prior susceptibility, ppm')
-    residual_chi = File(exists=True, desc='residual susceptibility, ppm')
-    r2star = File(exists=True, desc='R2*, 1/s')
-    t2star = File(exists=True, desc='T2*, s')
-    s0 = File(exists=True, desc='S0, arbitrary unit')
-    r2prime = File(exists=True, desc="R2', 1/s")
-    total_field = File(exists=True, desc='total field, ppm')
-    flattened_field = File(exists=True, desc='flattened field, ppm')
-    local_field = File(exists=True, desc='local field, ppm')
-
-
-class _RoiValuesOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc='table, one row per label')
-    columns = traits.Dict(desc='data dictionary of the table: column -> Description, Units')
-
-
-class RoiValues(SimpleInterface):
-    """Mean, sd, median and voxel count of each map in each label, and cylinder references.
-
-    The result is `numerics.roi_values` over the voxels of each label that lie in the mask.
-    """
-
-    input_spec = _RoiValuesInputSpec
-    output_spec = _RoiValuesOutputSpec
-
-    def _run_interface(self, runtime):
-        image = nb.load(self.inputs.labels)
-        labels = np.rint(np.asanyarray(image.dataobj)).astype(int)
-        mask = _load_on_grid(self.inputs.mask, image) > 0
-        maps = {
-            name: _load_on_grid(getattr(self.inputs, name), image)
-            for name in MAPS
-            if isdefined(getattr(self.inputs, name))
-        }
-        names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
-        rows = roi_rows(labels, names, mask, maps, image.affine)
-        columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
-
-        out_file = Path(runtime.cwd) / 'roi_values.tsv'
-        with out_file.open('w', newline='') as stream:
-            writer = csv.DictWriter(stream, list(columns), delimiter='\t', lineterminator='\n')
-            writer.writeheader()
-            writer.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
-        self._results.update(out_file=str(out_file), columns=columns)
-        return runtime
+CYLINDER = {
+    'cylinder_reference': (
+        'Susceptibility relative to the medium around it, for a label that is a long cylinder, '
+        'from the total field alone: 2 (field in the core - field of the medium) / '
+        '(cos^2 theta - 1/3), along B0 3 dphi / (gamma B0 dt); independent of every map',
+        'ppm',
+    ),
+    'cylinder_reference_sd': (
+        'Standard deviation of that value over the voxels of the core', 'ppm',
+    ),
+    'cylinder_angle': ('Angle between the axis of the cylinder and B0', 'degree'),
+    'cylinder_reference_note': ('Why a cylinder has no reference value', ''),
+}  # fmt: skip
+"""Columns of the reference from the bulk field: what they are, unit."""
 
 
 def roi_rows(
@@ -123,7 +61,7 @@ def roi_rows(
     in_medium = {
         name: region_values(values, regions[medium] & mask).mean
         for name, values in maps.items()
-        if medium is not None and name in CHI_MAPS
+        if medium is not None and MAPS[name].suffix == 'Chimap'
     }
     rows = []
     for i in indices:
@@ -152,22 +90,10 @@ def column_dictionary(
     """The JSON data dictionary: what every column is, with its unit."""
     medium = surrounding_label(labels)
     described = {
-        'index': 'Value of the label in the segmentation',
-        'name': 'Name of the label',
-        'n_voxels': 'Number of voxels of the label',
-        'cylinder_reference': (
-            'Susceptibility relative to the medium around it, for a label that is a long '
-            'cylinder, from the total field alone: 2 (field in the core - field of the medium) / '
-            '(cos^2 theta - 1/3), along B0 3 dphi / (gamma B0 dt); independent of every map'
-        ),
-        'cylinder_reference_sd': 'Standard deviation of that value over the voxels of the core',
-        'cylinder_angle': 'Angle between the axis of the cylinder and B0',
-        'cylinder_reference_note': 'Why a cylinder has no reference value',
-    }
-    units = {
-        'cylinder_reference': 'ppm',
-        'cylinder_reference_sd': 'ppm',
-        'cylinder_angle': 'degree',
+        'index': ('Value of the label in the segmentation', ''),
+        'name': ('Name of the label', ''),
+        'n_voxels': ('Number of voxels of the label', ''),
+        **CYLINDER,
     }
     statistics = {
         'mean': 'Mean of the {} over the voxels of the label inside the region of interest',
@@ -179,16 +105,21 @@ def column_dictionary(
             f'({names.get(medium, "unnamed") if medium else ""}), which surrounds the others'
         ),
     }
-    for name, (what, unit) in MAPS.items():
+    for name, row in MAPS.items():
         for key, text in statistics.items():
-            described[f'{name}_{key}'] = text.format(what)
-            if key != 'n':
-                units[f'{name}_{key}'] = unit
+            described[f'{name}_{key}'] = (text.format(row.words), '' if key == 'n' else row.unit)
     return {
-        column: {'Description': described[column]}
-        | ({'Units': units[column]} if column in units else {})
-        for column in columns
+        column: {'Description': text} | ({'Units': unit} if unit else {})
+        for column, (text, unit) in ((column, described[column]) for column in columns)
     }
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as a table of BIDS."""
+    with path.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, list(columns), delimiter='\t', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 def read_table(path: str | Path) -> list[dict[str, Any]]:
@@ -208,37 +139,21 @@ def _cylinder_columns(
     mask: np.ndarray,
 ) -> dict[str, Any]:
     if index not in cylinders:
-        return dict.fromkeys(
-            (
-                'cylinder_reference',
-                'cylinder_reference_sd',
-                'cylinder_angle',
-                'cylinder_reference_note',
-            )
-        )
-    reference = cylinder_reference(total_field, index, cylinders, affine, mask)
-    return {
-        'cylinder_reference': reference.chi,
-        'cylinder_reference_sd': reference.sd,
-        'cylinder_angle': reference.angle,
-        'cylinder_reference_note': reference.note or None,
-    }
+        return dict.fromkeys(CYLINDER)
+    found = cylinder_reference(total_field, index, cylinders, affine, mask)
+    return dict(zip(CYLINDER, (found.chi, found.sd, found.angle, found.note or None), strict=True))
 
 
-def _load_on_grid(path: str, grid: nb.spatialimages.SpatialImage) -> np.ndarray:
-    image = nb.load(path)
-    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
-        raise ValueError(
-            f'the labels {grid.shape} and the map {image.shape} are not on the same grid: '
-            f'{grid.get_filename()}, {path}. Resample the labels to the run (nearest neighbour).'
-        )
-    return np.asanyarray(image.dataobj)
+def cell(value: Any) -> str:
+    """A value as it stands in a table: six digits, ``n/a`` for none, on one line, not too long.
 
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
-        return 'n/a'
-    return f'{value:.6g}' if isinstance(value, float) else str(value)
+    >>> cell(0.1234567), cell(float('nan')), cell(None), cell('a\\tb')
+    ('0.123457', 'n/a', 'n/a', 'a b')
+    """
+    if isinstance(value, float):
+        return f'{value:.6g}' if np.isfinite(value) else 'n/a'
+    text = '' if value is None else ' '.join(str(value).split())
+    return (text if len(text) <= LONGEST else f'{text[:LONGEST]} ...') or 'n/a'
 
 
 def _value(text: str) -> Any:

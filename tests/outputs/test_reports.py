@@ -9,8 +9,6 @@ import nibabel as nb
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-
-from precondqsm_bids.interfaces import reports
 from precondqsm_bids.interfaces.reports import (
     FIGURES,
     LCurveFigure,
@@ -20,6 +18,8 @@ from precondqsm_bids.interfaces.reports import (
     draw_roi_values,
     write_report,
 )
+
+from precondqsm_bids.interfaces import reports
 
 SHAPE = (20, 24, 28)
 RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')

@@ -8,9 +8,6 @@ import threading
 import nibabel as nb
 import numpy as np
 import pytest
-
-from precondqsm_bids import __version__
-from precondqsm_bids.interfaces import bids
 from precondqsm_bids.interfaces.bids import (
     OUTPUTS,
     DerivativesDataSink,
@@ -20,7 +17,10 @@ from precondqsm_bids.interfaces.bids import (
     fieldmap_acquisition,
     write_dataset_description,
 )
-from precondqsm_bids.interfaces.files import BIDSIGNORE
+
+from precondqsm_bids import __version__
+from precondqsm_bids.interfaces import bids
+from precondqsm_bids.outputs.files import BIDSIGNORE
 
 SOURCES = [
     f'/raw/sub-01/ses-b/anat/sub-01_ses-b_run-1_echo-{echo}_part-{part}_MEGRE.nii.gz'

@@ -10,9 +10,10 @@ from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from precondqsm_bids.group.reading import IDENTITY, find_participants, read_participant
-from precondqsm_bids.group.report import compose_report
-from precondqsm_bids.group.tables import (
+from precondqsm_bids.outputs.files import temporary_name, write_atomic, write_bidsignore
+from precondqsm_bids.outputs.group.reading import IDENTITY, find_participants, read_participant
+from precondqsm_bids.outputs.group.report import compose_report
+from precondqsm_bids.outputs.group.tables import (
     COEFFICIENT,
     KEYS,
     QUALITY,
@@ -24,7 +25,6 @@ from precondqsm_bids.group.tables import (
     region_dictionary,
     write_rows,
 )
-from precondqsm_bids.interfaces.files import temporary_name, write_atomic, write_bidsignore
 
 LEFT_OVER = 86_400
 """Age from which a temporary file is of a process that was killed, s: it is written to until the

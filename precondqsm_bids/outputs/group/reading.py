@@ -10,13 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.group.measures import (
-    MEASURES,
-    scanner_of,
-    take,
-    take_coefficients,
-    warnings_of,
-)
+from precondqsm_bids.outputs.files import natural
+from precondqsm_bids.outputs.group.measures import scanner_of, take, take_coefficients
+from precondqsm_bids.outputs.maps import WRITTEN
+from precondqsm_bids.outputs.record import COLUMNS, warnings_of
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
@@ -32,8 +29,8 @@ IDENTITY = ('participant_id', 'session_id', 'run')
 _IMAGE = re.compile(r'_(MEGRE|T2starw)\.nii(\.gz)?$')
 _OUTPUT = re.compile(
     r'^(?P<run>sub-[0-9a-zA-Z+]+(_[a-z]+-[0-9a-zA-Z+]+)*?)'
-    r'(_desc-(precond|conventional|prior|residual)_Chimap|_(R2star|T2star|S0|R2prime)map'
-    r'|_desc-(shape|roi)_mask|_desc-rois_values)\.(nii\.gz|json|tsv)$'
+    rf'_({"|".join(row.ending for row in WRITTEN.values() if row.datatype == "anat")}'
+    r'|desc-rois_values)\.(nii\.gz|json|tsv)$'
 )
 
 
@@ -191,8 +188,8 @@ def _read_run(
         elif isinstance(more, Mapping):
             parameters = {**more, **parameters}
     quality = {}
-    for measure in MEASURES if parameters else ():
-        quality[measure.column], wrong = take(parameters, measure)
+    for measure in COLUMNS if parameters else ():
+        quality[measure.name], wrong = take(parameters, measure)
         notes += [wrong] if wrong else []
     if parameters:
         quality['scanner'] = scanner_of(sidecar)
@@ -212,7 +209,7 @@ def _read_run(
         status=status,
         note='; '.join(notes),
         quality=quality,
-        warnings=warnings_of(parameters),
+        warnings=[f'{stage}: {" ".join(text.split())}' for stage, text in warnings_of(parameters)],
         coefficients=coefficients,
         columns=columns,
         regions=regions,
@@ -362,15 +359,3 @@ def _entity(name: str, key: str) -> str:
     """
     found = re.search(rf'_{key}-([^_]+)', name)
     return found[1] if found else ''
-
-
-def natural(name: str) -> tuple[tuple[Any, ...], str]:
-    """Key that sorts run-2 before run-10, and an absent label first.
-
-    >>> sorted(['run-10', 'run-2', 'run-02', ''], key=natural)
-    ['', 'run-02', 'run-2', 'run-10']
-    """
-    parts = [
-        (0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', name) if p
-    ]
-    return tuple(parts), name

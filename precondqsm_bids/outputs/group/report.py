@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,10 +19,11 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from precondqsm_bids import __version__
-from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES
-from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution
-from precondqsm_bids.group.reading import STATUS
-from precondqsm_bids.group.tables import COMPARED, Gathered, GroupResult, Outlier
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution
+from precondqsm_bids.outputs.group.reading import STATUS
+from precondqsm_bids.outputs.group.tables import COMPARED, Gathered, GroupResult, Outlier
+from precondqsm_bids.outputs.page import render
+from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 
 STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
 BLUE, RED, GREY = '#1f6fb4', '#c0392b', '#8c8c8c'
@@ -82,9 +82,9 @@ def compose_report(
     command : str
         Command line.
     """
-    order = [*(measure.column for measure in MEASURES), 'n_warnings']
+    order = [*(measure.name for measure in COLUMNS), 'n_warnings']
     quality = sorted(strips(gathered['quality']), key=lambda strip: order.index(strip.name))
-    units = {measure.column: measure.units for measure in MEASURES}
+    units = {measure.name: measure.unit for measure in COLUMNS}
     # A measure that is the same in every run needs no picture.
     varying = [
         strip for strip in quality if strip.distribution.maximum > strip.distribution.minimum
@@ -95,21 +95,14 @@ def compose_report(
         for column in maps
     }
     coefficients = sorted(strips(gathered['coefficients']), key=lambda strip: int(strip.name))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('precondqsm_bids', 'data'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters['number'] = number
     with mpl.rc_context(STYLE):
         figures = {
             'quality': draw_measures(varying, units) if varying else '',
             'rois': draw_regions(regions) if any(regions.values()) else '',
             'coefficients': draw_coefficients(coefficients) if coefficients else '',
         }
-    return environment.get_template('group.html').render(
+    return render(
+        'group.html',
         version=__version__,
         command=command,
         summary=summary,
@@ -130,7 +123,7 @@ def compose_report(
         least=LEAST_VALUES,
         figures=figures,
         quality=[(strip, units.get(strip.name, '')) for strip in quality],
-        descriptions={measure.column: measure.description for measure in MEASURES}
+        descriptions={measure.name: measure.meaning for measure in COLUMNS}
         | {'n_warnings': 'Number of warnings that the stages left'},
         regions=[strip for column in maps for strip in regions[column]],
         coefficients=coefficients,
@@ -291,12 +284,3 @@ def _inline(figure: Figure) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format='png', dpi=130, metadata={'Software': None})
     return 'data:image/png;base64,' + base64.b64encode(stream.getvalue()).decode('ascii')
-
-
-def number(value: float) -> str:
-    """Four digits with a true minus sign.
-
-    >>> number(-0.0012345)
-    '−0.001234'
-    """
-    return f'{value:.4g}'.replace('-', '−')

@@ -19,26 +19,25 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES, is_number
-from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
-from precondqsm_bids.group.reading import (
+from precondqsm_bids.outputs.group.measures import is_number
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
+from precondqsm_bids.outputs.group.reading import (
     IDENTITY,
     STATUS,
     RunValues,
     check_header,
     find_tables,
 )
+from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
+from precondqsm_bids.outputs.tables import cell
 
 QUALITY = (
-    *IDENTITY, 'status', *(measure.column for measure in MEASURES), 'scanner', 'sign_differs',
+    *IDENTITY, 'status', *(measure.name for measure in COLUMNS), 'scanner', 'sign_differs',
     'n_warnings', 'warnings', 'note', 'outliers',
 )  # fmt: skip
 COEFFICIENT = (*IDENTITY, 'index', *COEFFICIENTS, 'outliers')
 COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
-
-LONGEST = 10_000
-"""Characters of a cell."""
 
 LISTED = 500
 """Runs and outliers that the page names at most; the tables name all."""
@@ -194,14 +193,14 @@ def write_rows(
                 )
             statuses[run.status] += 1
             if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
-                signs.setdefault(_cell(scanner), Counter())[run.quality['phase_sign']] += 1
+                signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
             if run.note:
                 to_list += 1
                 if len(listed) < LISTED:
                     listed.append(Listed(run.subject, run.name, run.status, run.note))
             for name, rows in _rows(run).items():
                 for row in rows:
-                    cells = [_cell(row.get(column)) for column in headers[name]]
+                    cells = [cell(row.get(column)) for column in headers[name]]
                     writers[name].writerow(cells)
                     for key, value in KEYS[name](dict(zip(headers[name], cells, strict=True))):
                         values[name].setdefault(key, array('d')).append(value)
@@ -247,7 +246,7 @@ def name_outliers(
     signs : mapping, optional
         Scanner to its runs by sign of the phase, for the column ``sign_differs``.
     """
-    scales = {measure.column: measure.kind == 'log' for measure in MEASURES}
+    scales = {measure.name: measure.kind == 'log' for measure in COLUMNS}
     known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
     counts: Counter[tuple[str, ...]] = Counter()
     largest: list[Outlier] = []
@@ -286,12 +285,9 @@ def _table(path: Path) -> IO[str]:
 
 def _quality_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Columns of a row of ``group_quality.tsv`` that are compared, and their values."""
-    for measure in MEASURES:
-        if (
-            measure.kind not in ('text', 'names')
-            and (value := _number(row[measure.column])) is not None
-        ):
-            yield (measure.column,), value
+    for measure in COLUMNS:
+        if measure.compared and (value := _number(row[measure.name])) is not None:
+            yield (measure.name,), value
     if (value := _number(row['n_warnings'])) is not None:
         yield ('n_warnings',), value
 
@@ -319,10 +315,7 @@ def quality_dictionary() -> dict[str, Any]:
     """Data dictionary of ``group_quality.tsv``."""
     columns = _identity_dictionary()
     columns['status'] = {'Description': 'What became of the run', 'Levels': dict(STATUS)}
-    for measure in MEASURES:
-        columns[measure.column] = {'Description': measure.description}
-        if measure.units:
-            columns[measure.column]['Units'] = measure.units
+    columns |= {measure.name: _described(measure.meaning, measure.unit) for measure in COLUMNS}
     columns['scanner'] = {'Description': 'Manufacturer, model, serial number and station'}
     columns['sign_differs'] = {
         'Description': 'yes: runs of this scanner have phase of either sign, of which one must be '
@@ -339,8 +332,7 @@ def coefficient_dictionary() -> dict[str, Any]:
     """Data dictionary of ``group_coefficients.tsv``."""
     columns = _identity_dictionary()
     columns['index'] = {'Description': 'Number of the coefficient within its run, from 1'}
-    for column, (_, description, units) in COEFFICIENTS.items():
-        columns[column] = {'Description': description} | ({'Units': units} if units else {})
+    columns |= {name: _described(*text) for name, (_, *text) in COEFFICIENTS.items()}
     columns['outliers'] = _outliers_dictionary()
     return columns
 
@@ -368,6 +360,10 @@ def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> d
     return _identity_dictionary() | texts | {'outliers': _outliers_dictionary()}
 
 
+def _described(meaning: str, unit: str) -> dict[str, str]:
+    return {'Description': meaning} | ({'Units': unit} if unit else {})
+
+
 def _identity_dictionary() -> dict[str, Any]:
     return {
         'participant_id': {'Description': 'Participant'},
@@ -385,14 +381,6 @@ def _outliers_dictionary() -> dict[str, Any]:
             f'not tested with fewer than {LEAST_VALUES} values'
         )
     }
-
-
-def _cell(value: Any) -> str:
-    if is_number(value):
-        return f'{value:.6g}' if isinstance(value, float) else str(value)
-    # A table cannot have tabs and ends of lines inside a cell, nor a reader cells without end.
-    text = '' if value is None else ' '.join(str(value).split())
-    return (text if len(text) <= LONGEST else f'{text[:LONGEST]} ...') or 'n/a'
 
 
 def _number(text: str) -> float | None:

@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 
 import precondqsm_bids
-from precondqsm_bids.group.measures import COEFFICIENTS, COUNTED, MEASURES, take_coefficients
 from precondqsm_bids.interfaces.roi_values import MAPS
+from precondqsm_bids.outputs.group.measures import (
+    COEFFICIENTS,
+    COUNTED,
+    MEASURES,
+    take_coefficients,
+)
 
 INTERFACES = Path(precondqsm_bids.__file__).parent / 'interfaces'
 
@@ -38,8 +43,8 @@ def test_columns_have_one_source_each():
 
 
 def test_compared_maps_exist():
-    from precondqsm_bids.group.report import TITLES
-    from precondqsm_bids.group.tables import COMPARED
+    from precondqsm_bids.outputs.group.report import TITLES
+    from precondqsm_bids.outputs.group.tables import COMPARED
 
     assert set(TITLES) == set(COMPARED)
     assert {column.removesuffix('_mean') for column in COMPARED} <= set(MAPS)

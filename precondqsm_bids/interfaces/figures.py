@@ -1,0 +1,138 @@
+"""The nodes that draw the figures of a run and keep the numbers of its report."""
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import nibabel as nb
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from precondqsm_bids.interfaces.derivatives import facts_on_grid
+from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
+from precondqsm_bids.interfaces.volumes import b0_along
+from precondqsm_bids.outputs.figures import STYLE, draw_l_curves, draw_roi_values, save
+from precondqsm_bids.outputs.files import json_ready
+from precondqsm_bids.outputs.report import summarise
+from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
+from precondqsm_bids.outputs.tables import read_table
+
+
+class _MapFiguresInputSpec(map_inputs(DRAWN, DRAWN_IF_KNOWN)):
+    labels = File(exists=True, desc='segmentation on the same grid')
+
+
+class _MapFiguresOutputSpec(TraitedSpec):
+    comparison = File(exists=True, desc='conventional, preconditioned, difference')
+    prior = File(exists=True, desc='prior and residual')
+    fields = File(exists=True, desc='total, flattened and local field')
+    echofit = File(exists=True, desc='magnitude, and R2* where it is known')
+    quality = File(desc='standard deviation of the field, misfit and usable echoes')
+    masks = File(exists=True, desc='outlines of the masks on the magnitude')
+
+
+class MapFigures(SimpleInterface):
+    """Coronal and axial cross-sections of the maps of one run."""
+
+    input_spec = _MapFiguresInputSpec
+    output_spec = _MapFiguresOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        maps = {name: _load(file)[0] for name, file in defined_maps(inputs).items()}
+        labels = _load(inputs.labels)[0].astype(int) if isdefined(inputs.labels) else None
+        with mpl.rc_context(STYLE):
+            for name, figure in draw_maps(maps, _load(inputs.precond_chi)[1], labels):
+                self._results[name] = save(figure, Path(runtime.cwd) / f'{name}.png')
+        return runtime
+
+
+class _LCurveFigureInputSpec(BaseInterfaceInputSpec):
+    l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
+    conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
+
+
+class _FigureOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc='the figure')
+
+
+class LCurveFigure(SimpleInterface):
+    """Both L-curves with the weight that was used, and their curvature."""
+
+    input_spec = _LCurveFigureInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        curves = {
+            name: curve
+            for name, curve in (
+                ('conventional', self.inputs.conventional_l_curve),
+                ('precond', self.inputs.l_curve),
+            )
+            if isdefined(curve) and curve and curve['reg_weight'] is not None
+        }
+        with mpl.rc_context(STYLE):
+            figure = draw_l_curves(curves)
+            self._results['out_file'] = save(figure, Path(runtime.cwd) / 'lcurve.svg')
+        return runtime
+
+
+class _RoiFigureInputSpec(BaseInterfaceInputSpec):
+    table = File(exists=True, mandatory=True, desc='ROI table')
+
+
+class RoiFigure(SimpleInterface):
+    """Values per label against the independent reference: the abstract's figure 2."""
+
+    input_spec = _RoiFigureInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        with mpl.rc_context(STYLE):
+            figure = draw_roi_values(read_table(self.inputs.table))
+            self._results['out_file'] = save(figure, Path(runtime.cwd) / 'rois.svg')
+        return runtime
+
+
+class _RunSummaryInputSpec(_LCurveFigureInputSpec):
+    run = traits.Str(mandatory=True, desc='entities of the run')
+    facts = traits.Dict(mandatory=True, desc='fields of `Facts` but the grid')
+    record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
+    precond_chi = File(exists=True, mandatory=True, desc='any map of the run, for its grid')
+
+
+class RunSummary(SimpleInterface):
+    """The numbers that the report shows about a run, so that it can be rebuilt from disk."""
+
+    input_spec = _RunSummaryInputSpec
+    output_spec = _FigureOutputSpec
+
+    def _run_interface(self, runtime):
+        inputs = self.inputs
+        image = nb.load(inputs.precond_chi)
+        curves = {name: getattr(inputs, name) for name in ('l_curve', 'conventional_l_curve')}
+        summary = summarise(
+            inputs.run,
+            facts_on_grid(inputs.facts, image),
+            inputs.record,
+            {name: curve for name, curve in curves.items() if isdefined(curve)},
+            ''.join(nb.aff2axcodes(image.affine)),
+            b0_along(inputs.precond_chi),
+        )
+        out_file = Path(runtime.cwd) / 'summary.json'
+        out_file.write_text(json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n')
+        self._results['out_file'] = str(out_file)
+        return runtime
+
+
+def _load(path):
+    """Values with the axes towards right, anterior, superior, and the voxel size in mm."""
+    image = nb.as_closest_canonical(nb.load(path))
+    return np.asanyarray(image.dataobj), np.array(image.header.get_zooms()[:3], dtype=float)

@@ -1,0 +1,60 @@
+"""The maps' values per labelled region, as a BIDS table and its data dictionary."""
+
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
+
+from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
+from precondqsm_bids.outputs.maps import MAPS
+from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
+
+WITH_VALUES = tuple(name for name, row in MAPS.items() if row.has_values)
+
+
+class _RoiValuesInputSpec(map_inputs(known=WITH_VALUES)):
+    labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
+    label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
+    mask = File(
+        exists=True, mandatory=True, desc='region of interest: voxels outside it do not count'
+    )
+
+
+class _RoiValuesOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc='table, one row per label')
+    columns = traits.Dict(desc='data dictionary of the table: column -> Description, Units')
+
+
+class RoiValues(SimpleInterface):
+    """Mean, sd, median and voxel count of each map in each label, and cylinder references.
+
+    The result is `numerics.roi_values` over the voxels of each label that lie in the mask.
+    """
+
+    input_spec = _RoiValuesInputSpec
+    output_spec = _RoiValuesOutputSpec
+
+    def _run_interface(self, runtime):
+        image = nb.load(self.inputs.labels)
+        labels = np.rint(np.asanyarray(image.dataobj)).astype(int)
+        mask = _load_on_grid(self.inputs.mask, image) > 0
+        files = defined_maps(self.inputs)
+        maps = {name: _load_on_grid(file, image) for name, file in files.items()}
+        names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
+        rows = roi_rows(labels, names, mask, maps, image.affine)
+        columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
+        out_file = Path(runtime.cwd) / 'roi_values.tsv'
+        write_table(out_file, columns, rows)
+        self._results.update(out_file=str(out_file), columns=columns)
+        return runtime
+
+
+def _load_on_grid(path, grid):
+    image = nb.load(path)
+    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
+        raise ValueError(
+            f'the labels {grid.shape} and the map {image.shape} are not on the same grid: '
+            f'{grid.get_filename()}, {path}. Resample the labels to the run (nearest neighbour).'
+        )
+    return np.asanyarray(image.dataobj)
