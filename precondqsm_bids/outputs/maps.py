@@ -8,6 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Algorithm(NamedTuple):
+    """How a map is made, and the publication of it."""
+
+    words: str
+    reference: str
+
+
 class Map(NamedTuple):
     """A map that the reconstruction makes, the file it becomes and what the sidecar says of it."""
 
@@ -23,9 +30,7 @@ class Map(NamedTuple):
     datatype: str = 'anat'
     description: str = ''
     """``Description`` of the sidecar."""
-    algorithm: str | None = None
-    reference: str | None = None
-    """Publication of the algorithm."""
+    algorithm: Algorithm | None = None
     stages: tuple[str, ...] = ()
     """Stages whose record the sidecar shows, in their order."""
     many_echoes: bool = False
@@ -55,119 +60,83 @@ class Map(NamedTuple):
         return self.suffix not in (None, 'magnitude') and self.unit is not None
 
 
-FIT = 'Nonlinear least-squares fit of the complex multi-echo signal, weighted by its noise'
-FIT_REFERENCE = 'Liu T et al., Magn Reson Med 2013;69:467'
-STATIC_DEPHASING = "Static dephasing: chi = 9 sqrt(3) R2' / (2 pi gamma B0)"
-DIFFERENCE = 'Difference of R2* and the stated R2'
 PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
-PRIOR_REFERENCE = 'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749'
-SHAPE_REFERENCE = (
-    'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
-    'Jenkinson M et al., Magn Reson Med 2004;52:471'
-)
-_INVERSION = 'rojection onto dipole fields; closed-form l2-regularised inversion'
 _INVERSION_REFERENCE = (
     f'{PDF_REFERENCE} (PDF); Bilgic B et al., Magn Reson Med 2014;72:1444 '
     '(closed-form l2 inversion, L-curve)'
 )
+FIT = Algorithm(
+    'Nonlinear least-squares fit of the complex multi-echo signal, weighted by its noise',
+    'Liu T et al., Magn Reson Med 2013;69:467',
+)
+STATIC_DEPHASING = Algorithm(
+    "Static dephasing: chi = 9 sqrt(3) R2' / (2 pi gamma B0)",
+    'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749',
+)
+DIFFERENCE = Algorithm('Difference of R2* and the stated R2', STATIC_DEPHASING.reference)
+CONVOLUTION = Algorithm(
+    'Convolution with the voxel-integrated dipole kernel',
+    'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
+    'Jenkinson M et al., Magn Reson Med 2004;52:471',
+)
+PDF = Algorithm('Projection onto dipole fields', PDF_REFERENCE)
+INVERSION = Algorithm(
+    'Projection onto dipole fields; closed-form l2-regularised inversion', _INVERSION_REFERENCE
+)
+PRECONDITIONED = Algorithm(
+    "Field of the prior and of the object's shape subtracted from the measured field; "
+    'projection onto dipole fields; closed-form l2-regularised inversion; prior added again',
+    _INVERSION_REFERENCE,
+)
+
 _PRIOR = ('echo_fit', 'r2prime_prior', 'prior_fit')
 _CHAIN = (*_PRIOR, 'shape_mask', 'flattening', 'background_removal')
+_CONVENTIONAL = (
+    'echo_fit', 'shape_mask', 'conventional_background_removal', 'conventional_dipole_inversion',
+    'conventional_recombination',
+)  # fmt: skip
 
 _ROWS = (
-    Map(
-        'precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond',
-        description='Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
-        algorithm="Field of the prior and of the object's shape subtracted from the measured "
-        f'field; p{_INVERSION}; prior added again',
-        reference=_INVERSION_REFERENCE,
-        stages=(*_CHAIN, 'dipole_inversion', 'recombination', 'comparison'),
-    ),
-    Map(
-        'conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional',
-        description='Magnetic susceptibility by conventional QSM, without a prior, for comparison',
-        algorithm=f'P{_INVERSION}',
-        reference=_INVERSION_REFERENCE,
-        stages=(
-            'echo_fit', 'shape_mask', 'conventional_background_removal',
-            'conventional_dipole_inversion', 'conventional_recombination',
-        ),
-        conventional=True,
-    ),
-    Map(
-        'prior_chi', 'ppm', 'prior susceptibility', 'Chimap', 'prior',
-        description='First estimate of the susceptibility, not referenced',
-        algorithm=STATIC_DEPHASING,
-        reference=PRIOR_REFERENCE,
-        stages=(*_PRIOR, 'shape_mask'),
-    ),
-    Map(
-        'prior_labels', None, 'parcels of the prior', 'dseg', 'prior',
-        description='Parcels of the fitted prior, those of the finest scale: 1 to their number',
-        stages=_PRIOR,
-        on_request=True,
-    ),
-    Map(
-        'residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual',
-        description='Susceptibility that the prior lacks: inversion of the flattened field, '
-        'not referenced',
-        algorithm=f'P{_INVERSION}',
-        reference=_INVERSION_REFERENCE,
-        stages=(*_CHAIN, 'dipole_inversion'),
-    ),
-    Map(
-        'r2star', '1/s', 'R2*', 'R2starmap',
-        description='Effective transverse relaxation rate R2*',
-        algorithm=FIT, reference=FIT_REFERENCE, stages=('echo_fit',), many_echoes=True,
-    ),
-    Map(
-        't2star', 's', 'T2*', 'T2starmap',
-        description='Effective transverse relaxation time T2* = 1 / R2*',
-        algorithm=FIT, reference=FIT_REFERENCE, stages=('echo_fit',), many_echoes=True,
-    ),
-    Map(
-        's0', 'arbitrary', 'S0', 'S0map',
-        description='Signal at echo time zero',
-        algorithm=FIT, reference=FIT_REFERENCE, stages=('echo_fit',), many_echoes=True,
-    ),
-    Map(
-        'r2prime', '1/s', "R2'", 'R2primemap',
-        description="Reversible transverse relaxation rate R2' = R2* - R2",
-        algorithm=DIFFERENCE, reference=PRIOR_REFERENCE, stages=('echo_fit', 'r2prime_prior'),
-        many_echoes=True,
-    ),
-    Map(
-        'shape_mask', None, 'object against air', 'mask', 'shape',
-        description='Object against air, from the measured magnitude',
-        stages=('shape_mask',),
-    ),
-    Map(
-        'roi_mask', None, 'region of interest', 'mask', 'roi',
-        description='Region of interest: voxels that were reconstructed and that references are '
-        'taken over',
-        stages=('shape_mask', 'echo_fit'),
-    ),
-    Map(
-        'total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
-        description='Total field: frequency offset from the echo fit',
-        algorithm=FIT, reference=FIT_REFERENCE, stages=('echo_fit',),
-    ),
-    Map(
-        'flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
-        description='Total field minus the calculated field of the prior and of the '
-        "object's shape",
-        algorithm='Convolution with the voxel-integrated dipole kernel',
-        reference=SHAPE_REFERENCE,
-        stages=(*_PRIOR, 'shape_mask', 'flattening'),
-    ),
-    Map(
-        'local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
-        description='Flattened field without the field of sources outside the region of interest',
-        algorithm='Projection onto dipole fields', reference=PDF_REFERENCE, stages=_CHAIN,
-    ),
-    Map(
-        'magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
-        description='Root of the sum of squares over the echoes',
-    ),
+    Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
+        'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
+        PRECONDITIONED, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison')),
+    Map('conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional', 'anat',
+        'Magnetic susceptibility by conventional QSM, without a prior, for comparison',
+        INVERSION, _CONVENTIONAL, conventional=True),
+    Map('prior_chi', 'ppm', 'prior susceptibility', 'Chimap', 'prior', 'anat',
+        'First estimate of the susceptibility, not referenced',
+        STATIC_DEPHASING, (*_PRIOR, 'shape_mask')),
+    Map('prior_labels', None, 'parcels of the prior', 'dseg', 'prior', 'anat',
+        'Parcels of the fitted prior, those of the finest scale: 1 to their number',
+        None, _PRIOR, on_request=True),
+    Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
+        'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
+        INVERSION, (*_CHAIN, 'dipole_inversion')),
+    Map('r2star', '1/s', 'R2*', 'R2starmap', None, 'anat',
+        'Effective transverse relaxation rate R2*', FIT, ('echo_fit',), many_echoes=True),
+    Map('t2star', 's', 'T2*', 'T2starmap', None, 'anat',
+        'Effective transverse relaxation time T2* = 1 / R2*', FIT, ('echo_fit',),
+        many_echoes=True),
+    Map('s0', 'arbitrary', 'S0', 'S0map', None, 'anat',
+        'Signal at echo time zero', FIT, ('echo_fit',), many_echoes=True),
+    Map('r2prime', '1/s', "R2'", 'R2primemap', None, 'anat',
+        "Reversible transverse relaxation rate R2' = R2* - R2",
+        DIFFERENCE, ('echo_fit', 'r2prime_prior'), many_echoes=True),
+    Map('shape_mask', None, 'object against air', 'mask', 'shape', 'anat',
+        'Object against air, from the measured magnitude', None, ('shape_mask',)),
+    Map('roi_mask', None, 'region of interest', 'mask', 'roi', 'anat',
+        'Region of interest: voxels that were reconstructed and that references are taken over',
+        None, ('shape_mask', 'echo_fit')),
+    Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
+        'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
+    Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
+        "Total field minus the calculated field of the prior and of the object's shape",
+        CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
+    Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
+        'Flattened field without the field of sources outside the region of interest',
+        PDF, _CHAIN),
+    Map('magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
+        'Root of the sum of squares over the echoes'),
     Map('conventional_local_field', 'ppm', 'local field, conventional', conventional=True),
     Map('field_sd', 'ppm', 'standard deviation of the field'),
     Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True),

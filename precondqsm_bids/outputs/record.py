@@ -31,17 +31,23 @@ class Measure(NamedTuple):
     name: str
     """Column of ``group_quality.tsv``."""
     stage: str
-    key: str
     meaning: str
     unit: str = ''
     kind: str = 'linear'
     """``linear``: a number; ``log``: a positive number, compared by its logarithm; ``text``;
     ``length``: of a list of numbers; ``names`` and ``parcels``: the terms of a prior and the sum
     of their coefficients."""
+    other_key: str = ''
+    """Of the stage's record, where it is not the name."""
     column: bool = True
     """Whether the group level gathers it."""
     report: Row | None = None
     """None if it is not in the report."""
+
+    @property
+    def key(self) -> str:
+        """Of the stage's record."""
+        return self.other_key or self.name
 
     @property
     def compared(self) -> bool:
@@ -50,184 +56,107 @@ class Measure(NamedTuple):
 
 
 MEASURES = (
-    Measure('field_strength', 'echo_fit', 'field_strength', 'Field strength', 'T'),
-    Measure('n_echoes', 'echo_fit', 'echo_times', 'Number of echoes', kind='length'),
-    Measure(
-        'noise_sd', 'echo_fit', 'noise_sd',
-        'Noise of the real or imaginary part, in the unit of the magnitude', 'arbitrary', 'log',
-        report=Row(10, 'Noise of a channel', wording.noise),
-    ),
-    Measure(
-        'median_field_sd', 'echo_fit', 'median_field_sd',
-        'Median standard deviation of the field over the region of interest', 'ppm', 'log',
-        report=Row(
-            30, 'Standard deviation of the field',
-            f'{{median_field_sd}} ppm in the median voxel (warned of above {MOST_FIELD_SD:g})',
-        ),
-    ),
-    Measure(
-        'reliable_fraction', 'echo_fit', 'reliable_fraction',
-        'Share of voxels with two usable echoes or more',
-    ),
-    Measure(
-        'offset_model', 'echo_fit', 'offset_model',
-        'Model of the phase at echo time zero: quartic, spline or voxelwise', kind='text',
-        report=Row(60, 'Phase offset', wording.offset),
-    ),
-    Measure(
-        'offset_misfit', 'echo_fit', 'offset_misfit',
-        'What a smooth model leaves of the phase at echo time zero', 'rad',
-    ),
-    Measure(
-        'echo_phase_size', 'echo_fit', 'echo_phase_size',
-        'Phase of one echo beyond a line in TE, largest root mean square', 'rad',
-    ),
-    Measure(
-        'misfit_fraction', 'echo_fit', 'misfit_fraction',
-        'Share of voxels that one field and one R2* do not describe',
-        report=Row(40, 'Misfit: more than one field and one R2*', wording.misfit),
-    ),
-    Measure(
-        'unusable_fraction', 'echo_fit', 'unusable_fraction',
-        'Share of voxels with fewer than two echoes above the noise (one echo: none)',
-        report=Row(50, 'Fewer than two echoes above the noise', wording.few_echoes),
-    ),
-    Measure(
-        'no_echo', 'echo_fit', 'unusable_fraction', 'The same, of one echo', column=False,
-        report=Row(51, 'No echo above the noise', wording.no_echo),
-    ),
-    Measure(
-        'channels', 'echo_fit', 'channels', 'Channels of the root sum of squares', column=False,
-        report=Row(20, 'Channels in the root sum of squares', '{channels:.1f}'),
-    ),
-    Measure(
-        'bodies', 'echo_fit', 'bodies', 'Bodies of the region that are not connected',
-        report=Row(70, 'Bodies of the region', wording.bodies),
-    ),
-    Measure('phase_sign', 'echo_fit', 'phase_sign', 'Sign of the stored phase; -1 was negated'),
-    Measure(
-        'phase_sign_source', 'echo_fit', 'phase_sign_source',
-        'Where the sign is from: given, field of the shape, or assumed (vendor, convention)',
-        kind='text',
-    ),
-    Measure(
-        'phase_sign_correlation', 'echo_fit', 'phase_sign_correlation',
-        "Partial correlation of the measured field and that of the object's shape",
-    ),
-    Measure(
-        'r2', 'r2prime_prior', 'r2', 'R2 that was taken from R2*', '1/s',
-        report=Row(40, 'R2', '{r2} /s: {r2_source}'),
-    ),
-    Measure(
-        'relaxivity', 'r2prime_prior', 'relaxivity',
-        "R2' per susceptibility that the prior was made with", '1/s/ppm',
-    ),
-    Measure('shape_voxels', 'shape_mask', 'shape_voxels', 'Voxels of the object against air'),
-    Measure(
-        'roi_voxels', 'shape_mask', 'roi_voxels', 'Voxels of the region of interest',
-        report=Row(10, 'Region of interest', wording.region),
-    ),
-    Measure(
-        'prior', 'prior_fit', 'priors',
-        'Terms of the prior; n/a where it was not fitted', kind='names',
-        report=Row(20, 'Prior', wording.prior),
-    ),
-    Measure(
-        'coefficient', 'prior_fit', 'coefficients', 'The coefficient of a prior that has one',
-        column=False, report=Row(30, 'Coefficient of the prior', wording.coefficient),
-    ),
-    Measure(
-        'prior_parcels', 'prior_fit', 'priors', 'Number of coefficients of the prior',
-        kind='parcels',
-    ),
-    Measure(
-        'prior_expected_size', 'prior_fit', 'expected_size',
-        'Expected size of the susceptibility inside', 'ppm', 'log',
-    ),
-    Measure(
-        'prior_explained', 'prior_fit', 'explained',
-        "Share of the local field's energy that the fitted prior explains",
-    ),
-    Measure(
-        'down_weighted_fraction', 'prior_fit', 'down_weighted_fraction',
-        'Share of voxels that the robust weights hold at less than half',
-    ),
-    Measure(
-        'total_field_sd', 'flattening', 'total_field_sd',
-        'Spread of the total field over the region of interest', 'ppm', 'log',
-    ),
-    Measure(
-        'flattened_field_sd', 'flattening', 'flattened_field_sd',
-        'Spread of the flattened field over the region of interest', 'ppm', 'log',
-    ),
-    Measure(
-        'relative_residual', 'background_removal', 'relative_residual',
-        'Gradient at the last iteration of the background removal over that at the first',
-        kind='log',
-    ),
-    Measure(
-        'reg_weight', 'dipole_inversion', 'reg_weight', 'Regularisation weight lambda', 'mm',
-        'log', report=Row(70, 'Preconditioned: λ', wording.weight),
-    ),
-    Measure('reg_rule', 'dipole_inversion', 'rule', 'How lambda was chosen', kind='text'),
-    Measure(
-        'corner', 'dipole_inversion', 'corner', 'Lambda at the corner of the L-curve', 'mm', 'log'
-    ),
-    Measure(
-        'conventional_reg_weight', 'conventional_dipole_inversion', 'reg_weight',
-        'Lambda of the conventional arm', 'mm', 'log',
-        report=Row(71, 'Conventional: λ', wording.weight),
-    ),
-    Measure(
-        'conventional_corner', 'conventional_dipole_inversion', 'corner',
-        'Lambda at the corner of the L-curve of the conventional arm', 'mm', 'log',
-    ),
-    Measure(
-        'reference', 'recombination', 'reference', 'What is 0 ppm', kind='text',
-        report=Row(80, 'Preconditioned: reference', wording.reference),
-    ),
-    Measure(
-        'reference_value', 'recombination', 'reference_value',
-        'Susceptibility that was subtracted to refer the map', 'ppm',
-    ),
-    Measure(
-        'reference_sd', 'recombination', 'reference_sd',
-        'Standard deviation of the map in the reference region', 'ppm',
-    ),
-    Measure(
-        'roi_mean', 'recombination', 'roi_mean',
-        'Mean of the map over the region of interest before it was referred', 'ppm',
-    ),
-    Measure(
-        'roi_sd', 'recombination', 'roi_sd',
-        'Standard deviation of the map over the region of interest', 'ppm',
-    ),
-    Measure(
-        'conventional_reference', 'conventional_recombination', 'reference',
-        'What is 0 ppm in the conventional map', kind='text', column=False,
-        report=Row(81, 'Conventional: reference', wording.reference),
-    ),
-    Measure(
-        'explained', 'comparison', 'explained',
-        "Share of the conventional local field's energy that preconditioning takes off",
-        report=Row(
-            50, 'Field explained by the prior',
-            '{explained:.1%} of the energy of the conventional local field',
-        ),
-    ),
-    Measure(
-        'streaking', 'comparison', 'streaking',
-        "Power in the dipole's cone over that beside it, preconditioned map", kind='log',
-        report=Row(
-            60, 'Streaking',
-            '{streaking} preconditioned, {conventional_streaking} conventional (power in '
-            "the dipole's cone over that beside it; streaks raise it, smoothing lowers it)",
-        ),
-    ),
-    Measure(
-        'conventional_streaking', 'comparison', 'conventional_streaking',
-        "Power in the dipole's cone over that beside it, conventional map", kind='log',
-    ),
+    Measure('field_strength', 'echo_fit', 'Field strength', 'T'),
+    Measure('n_echoes', 'echo_fit', 'Number of echoes', kind='length', other_key='echo_times'),
+    Measure('noise_sd', 'echo_fit',
+            'Noise of the real or imaginary part, in the unit of the magnitude', 'arbitrary',
+            'log', report=Row(10, 'Noise of a channel', wording.noise)),
+    Measure('median_field_sd', 'echo_fit',
+            'Median standard deviation of the field over the region of interest', 'ppm', 'log',
+            report=Row(
+                30, 'Standard deviation of the field',
+                f'{{median_field_sd}} ppm in the median voxel (warned of above {MOST_FIELD_SD:g})',
+            )),
+    Measure('reliable_fraction', 'echo_fit', 'Share of voxels with two usable echoes or more'),
+    Measure('offset_model', 'echo_fit',
+            'Model of the phase at echo time zero: quartic, spline or voxelwise', kind='text',
+            report=Row(60, 'Phase offset', wording.offset)),
+    Measure('offset_misfit', 'echo_fit',
+            'What a smooth model leaves of the phase at echo time zero', 'rad'),
+    Measure('echo_phase_size', 'echo_fit',
+            'Phase of one echo beyond a line in TE, largest root mean square', 'rad'),
+    Measure('misfit_fraction', 'echo_fit',
+            'Share of voxels that one field and one R2* do not describe',
+            report=Row(40, 'Misfit: more than one field and one R2*', wording.misfit)),
+    Measure('unusable_fraction', 'echo_fit',
+            'Share of voxels with fewer than two echoes above the noise (one echo: none)',
+            report=Row(50, 'Fewer than two echoes above the noise', wording.few_echoes)),
+    Measure('no_echo', 'echo_fit', 'The same, of one echo', other_key='unusable_fraction',
+            column=False, report=Row(51, 'No echo above the noise', wording.no_echo)),
+    Measure('channels', 'echo_fit', 'Channels of the root sum of squares', column=False,
+            report=Row(20, 'Channels in the root sum of squares', '{channels:.1f}')),
+    Measure('bodies', 'echo_fit', 'Bodies of the region that are not connected',
+            report=Row(70, 'Bodies of the region', wording.bodies)),
+    Measure('phase_sign', 'echo_fit', 'Sign of the stored phase; -1 was negated'),
+    Measure('phase_sign_source', 'echo_fit',
+            'Where the sign is from: given, field of the shape, or assumed (vendor, convention)',
+            kind='text'),
+    Measure('phase_sign_correlation', 'echo_fit',
+            "Partial correlation of the measured field and that of the object's shape"),
+    Measure('r2', 'r2prime_prior', 'R2 that was taken from R2*', '1/s',
+            report=Row(40, 'R2', '{r2} /s: {r2_source}')),
+    Measure('relaxivity', 'r2prime_prior', "R2' per susceptibility that the prior was made with",
+            '1/s/ppm'),
+    Measure('shape_voxels', 'shape_mask', 'Voxels of the object against air'),
+    Measure('roi_voxels', 'shape_mask', 'Voxels of the region of interest',
+            report=Row(10, 'Region of interest', wording.region)),
+    Measure('prior', 'prior_fit', 'Terms of the prior; n/a where it was not fitted', kind='names',
+            other_key='priors', report=Row(20, 'Prior', wording.prior)),
+    Measure('coefficient', 'prior_fit', 'The coefficient of a prior that has one',
+            other_key='coefficients', column=False,
+            report=Row(30, 'Coefficient of the prior', wording.coefficient)),
+    Measure('prior_parcels', 'prior_fit', 'Number of coefficients of the prior', kind='parcels',
+            other_key='priors'),
+    Measure('prior_expected_size', 'prior_fit', 'Expected size of the susceptibility inside',
+            'ppm', 'log', other_key='expected_size'),
+    Measure('prior_explained', 'prior_fit',
+            "Share of the local field's energy that the fitted prior explains",
+            other_key='explained'),
+    Measure('down_weighted_fraction', 'prior_fit',
+            'Share of voxels that the robust weights hold at less than half'),
+    Measure('total_field_sd', 'flattening',
+            'Spread of the total field over the region of interest', 'ppm', 'log'),
+    Measure('flattened_field_sd', 'flattening',
+            'Spread of the flattened field over the region of interest', 'ppm', 'log'),
+    Measure('relative_residual', 'background_removal',
+            'Gradient at the last iteration of the background removal over that at the first',
+            kind='log'),
+    Measure('reg_weight', 'dipole_inversion', 'Regularisation weight lambda', 'mm', 'log',
+            report=Row(70, 'Preconditioned: λ', wording.weight)),
+    Measure('reg_rule', 'dipole_inversion', 'How lambda was chosen', kind='text',
+            other_key='rule'),
+    Measure('corner', 'dipole_inversion', 'Lambda at the corner of the L-curve', 'mm', 'log'),
+    Measure('conventional_reg_weight', 'conventional_dipole_inversion',
+            'Lambda of the conventional arm', 'mm', 'log', other_key='reg_weight',
+            report=Row(71, 'Conventional: λ', wording.weight)),
+    Measure('conventional_corner', 'conventional_dipole_inversion',
+            'Lambda at the corner of the L-curve of the conventional arm', 'mm', 'log',
+            other_key='corner'),
+    Measure('reference', 'recombination', 'What is 0 ppm', kind='text',
+            report=Row(80, 'Preconditioned: reference', wording.reference)),
+    Measure('reference_value', 'recombination',
+            'Susceptibility that was subtracted to refer the map', 'ppm'),
+    Measure('reference_sd', 'recombination',
+            'Standard deviation of the map in the reference region', 'ppm'),
+    Measure('roi_mean', 'recombination',
+            'Mean of the map over the region of interest before it was referred', 'ppm'),
+    Measure('roi_sd', 'recombination', 'Standard deviation of the map over the region of interest',
+            'ppm'),
+    Measure('conventional_reference', 'conventional_recombination',
+            'What is 0 ppm in the conventional map', kind='text', other_key='reference',
+            column=False, report=Row(81, 'Conventional: reference', wording.reference)),
+    Measure('explained', 'comparison',
+            "Share of the conventional local field's energy that preconditioning takes off",
+            report=Row(50, 'Field explained by the prior',
+                       '{explained:.1%} of the energy of the conventional local field')),
+    Measure('streaking', 'comparison',
+            "Power in the dipole's cone over that beside it, preconditioned map", kind='log',
+            report=Row(
+                60, 'Streaking',
+                '{streaking} preconditioned, {conventional_streaking} conventional (power in the '
+                "dipole's cone over that beside it; streaks raise it, smoothing lowers it)")),
+    Measure('conventional_streaking', 'comparison',
+            "Power in the dipole's cone over that beside it, conventional map", kind='log'),
 )  # fmt: skip
 """In the order of the columns of ``group_quality.tsv``."""
 

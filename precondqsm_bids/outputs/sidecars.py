@@ -11,13 +11,12 @@ from precondqsm_bids import __version__
 from precondqsm_bids.outputs.dataset import NAME
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.maps import (
+    CONVOLUTION,
     DIFFERENCE,
     FIT,
-    FIT_REFERENCE,
     PDF_REFERENCE,
-    PRIOR_REFERENCE,
-    SHAPE_REFERENCE,
     STATIC_DEPHASING,
+    Algorithm,
     Map,
 )
 from precondqsm_bids.outputs.wording import describe_prior, one_echo
@@ -112,8 +111,8 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
         'MagneticFieldStrength': facts.field_strength,
     }
     if output.algorithm:
-        sidecar['EstimationAlgorithm'] = _with_numbers(_as_run(output.algorithm, stages), stages)
-        sidecar['EstimationReference'] = _references(output, stages)
+        sidecar['EstimationAlgorithm'] = _algorithm(output.algorithm, stages)
+        sidecar['EstimationReference'] = _publications(output.algorithm, stages)
     if output.suffix == 'Chimap':
         more = _of_susceptibility(stages, facts)
         sidecar |= {key: value for key, value in more.items() if key not in sidecar}
@@ -165,13 +164,13 @@ def _as_run(text: str, stages: Record) -> str:
     return text
 
 
-def _with_numbers(algorithm: str, stages: Record) -> str:
-    """Add what was chosen to the name of the algorithm: how the prior was fitted, lambda."""
-    fit = stages.get('prior_fit')
-    if fit and algorithm == STATIC_DEPHASING:
-        return describe_prior(fit)
-    if algorithm == FIT and one_echo(stages.get('echo_fit', {})):
-        if str(stages['echo_fit'].get('offset_model')).startswith('none'):
+def _algorithm(algorithm: Algorithm, stages: Record) -> str:
+    """The algorithm with what was chosen: how the prior was fitted, lambda."""
+    words, fit = _as_run(algorithm.words, stages), stages.get('echo_fit', {})
+    if algorithm is STATIC_DEPHASING and (prior := stages.get('prior_fit')):
+        return describe_prior(prior)
+    if algorithm is FIT and one_echo(fit):
+        if str(fit.get('offset_model')).startswith('none'):
             return (
                 'Phase difference of two echoes, unwrapped in space, over the time between them; '
                 'it has no phase offset'
@@ -180,31 +179,31 @@ def _with_numbers(algorithm: str, stages: Record) -> str:
             'Phase of the one echo, unwrapped in space, over its echo time; the phase offset is '
             'part of it'
         )
-    source = stages.get('r2prime_prior', {}).get('r2_source')
-    if source and algorithm == DIFFERENCE:
-        return f'{algorithm}; R2: {source}'
+    if algorithm is DIFFERENCE and (source := stages.get('r2prime_prior', {}).get('r2_source')):
+        return f'{words}; R2: {source}'
     for stage, numbers in stages.items():
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
             if numbers['reg_weight'] is None:
-                return f'{algorithm}; the field is zero, and nothing was inverted'
-            rule = numbers.get('rule', 'given')
-            return f'{algorithm}; lambda = {numbers["reg_weight"]:.4g} ({rule})'
-    return algorithm
+                return f'{words}; the field is zero, and nothing was inverted'
+            return (
+                f'{words}; lambda = {numbers["reg_weight"]:.4g} ({numbers.get("rule", "given")})'
+            )
+    return words
 
 
-def _references(output: Map, stages: Record) -> str | None:
-    """The publications of a map; those of a fitted prior depend on what it is made of."""
-    if output.reference == FIT_REFERENCE and one_echo(stages.get('echo_fit', {})):
+def _publications(algorithm: Algorithm, stages: Record) -> str:
+    """The publications of an algorithm; those of a fitted prior depend on what it is made of."""
+    if algorithm is FIT and one_echo(stages.get('echo_fit', {})):
         return 'Herraez MA et al., Appl Opt 2002;41:7437'
     fit = stages.get('prior_fit')
-    if output.reference != PRIOR_REFERENCE or output.suffix != 'Chimap' or not fit:
-        return output.reference
+    if algorithm is not STATIC_DEPHASING or not fit:
+        return algorithm.reference
+    if list(fit['priors']) == ['shape']:
+        return CONVOLUTION.reference
     by_theory = any(name.startswith('r2prime') for name in fit['priors'])
-    terms = [PRIOR_REFERENCE] if by_theory else []
+    terms = [algorithm.reference] * by_theory
     if fit['fit'] != 'none':
         terms.append(f'{PDF_REFERENCE} (projection, here with unknowns inside)')
-    if list(fit['priors']) == ['shape']:
-        return SHAPE_REFERENCE
     return '; '.join(terms) or 'The map that was given, see Sources'
 
 

@@ -33,7 +33,7 @@ def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
 
     Examples
     --------
-    >>> noise = Measure('noise_sd', 'echo_fit', 'noise_sd', 'Noise')
+    >>> noise = Measure('noise_sd', 'echo_fit', 'Noise')
     >>> take({'echo_fit': {'noise_sd': 4.0}}, noise)
     (4.0, '')
     >>> take({'echo_fit': {'noise_sd': 'low'}}, noise)

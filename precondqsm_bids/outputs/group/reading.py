@@ -23,8 +23,12 @@ STATUS = {
 }
 """What may have become of a run."""
 
-IDENTITY = ('participant_id', 'session_id', 'run')
-"""First columns of every table of the group."""
+IDENTITY = {
+    'participant_id': {'Description': 'Participant'},
+    'session_id': {'Description': 'Session; n/a where the run has none'},
+    'run': {'Description': 'Entities of the run: its files begin with them'},
+}
+"""First columns of every table of the group, and what they are."""
 
 _IMAGE = re.compile(r'_(MEGRE|T2starw)\.nii(\.gz)?$')
 _OUTPUT = re.compile(
@@ -44,13 +48,13 @@ class RunValues(NamedTuple):
     status: str
     note: str
     """What is missing or cannot be read."""
-    quality: dict[str, Any]
+    quality: Mapping[str, Any] = {}
     """Column -> value; empty if the sidecar is of no use."""
-    warnings: list[str]
-    coefficients: list[dict[str, Any]]
-    columns: list[str]
+    warnings: Sequence[str] = ()
+    coefficients: Sequence[dict[str, Any]] = ()
+    columns: Sequence[str] = ()
     """Header of the table of values per region."""
-    regions: list[list[str]]
+    regions: Sequence[Sequence[str]] = ()
 
     @property
     def usable(self) -> bool:
@@ -152,11 +156,6 @@ def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: s
         name=name,
         status='failed' if crashes else 'missing',
         note='; '.join(filter(None, (note, problem))),
-        quality={},
-        warnings=[],
-        coefficients=[],
-        columns=[],
-        regions=[],
     )
 
 

@@ -31,11 +31,44 @@ from precondqsm_bids.outputs.group.reading import (
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 from precondqsm_bids.outputs.tables import cell
 
-QUALITY = (
-    *IDENTITY, 'status', *(measure.name for measure in COLUMNS), 'scanner', 'sign_differs',
-    'n_warnings', 'warnings', 'note', 'outliers',
-)  # fmt: skip
-COEFFICIENT = (*IDENTITY, 'index', *COEFFICIENTS, 'outliers')
+_OUTLIERS = {
+    'Description': (
+        'Columns whose robust z over all rows (of the same name or index, where the row has '
+        f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
+        '1.4826 times the median absolute deviation, of the logarithm for some measures; '
+        f'not tested with fewer than {LEAST_VALUES} values'
+    )
+}
+
+
+def _described(meaning: str, unit: str = '') -> dict[str, Any]:
+    return {'Description': meaning} | ({'Units': unit} if unit else {})
+
+
+QUALITY = {
+    **IDENTITY,
+    'status': {'Description': 'What became of the run', 'Levels': STATUS},
+    **{measure.name: _described(measure.meaning, measure.unit) for measure in COLUMNS},
+    'scanner': _described('Manufacturer, model, serial number and station'),
+    'sign_differs': _described(
+        'yes: runs of this scanner have phase of either sign, of which one must be wrong unless '
+        'the phase was exported in two ways; n/a otherwise'
+    ),
+    'n_warnings': _described('Number of warnings that the stages left'),
+    'warnings': _described('Those warnings, each after the name of its stage'),
+    'note': _described('What is missing of the run or cannot be read'),
+    'outliers': _OUTLIERS,
+}
+"""Columns of ``group_quality.tsv`` and what they are."""
+
+COEFFICIENT = {
+    **IDENTITY,
+    'index': _described('Number of the coefficient within its run, from 1'),
+    **{name: _described(*text) for name, (_, *text) in COEFFICIENTS.items()},
+    'outliers': _OUTLIERS,
+}
+"""Columns of ``group_coefficients.tsv`` and what they are."""
+
 COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
 
@@ -153,7 +186,7 @@ def region_columns(
 
 
 def write_rows(
-    runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Sequence[str]]
+    runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Collection[str]]
 ) -> tuple[GroupResult, dict[str, dict[tuple[str, ...], array[float]]]]:
     """First pass: the rows without outliers, what happened, and the floats to compare.
 
@@ -163,7 +196,7 @@ def write_rows(
         Sorted; each is forgotten once its rows are written.
     paths : mapping of str to Path
         Table (``rois``, ``quality``, ``coefficients``) to the file that is written.
-    headers : mapping of str to sequence of str
+    headers : mapping of str to collection of str
         Columns of each table.
     """
     values: dict[str, dict[tuple[str, ...], array[float]]] = {name: {} for name in paths}
@@ -189,7 +222,7 @@ def write_rows(
                 # A participant level wrote it after the headers were read.
                 wrong = f'its table of values has new columns ({", ".join(sorted(unknown))})'
                 run = run._replace(
-                    status='incomplete', regions=[], note=f'{wrong}: run the group level again'
+                    status='incomplete', regions=(), note=f'{wrong}: run the group level again'
                 )
             statuses[run.status] += 1
             if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
@@ -215,7 +248,7 @@ def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
         'session_id': f'ses-{run.session}' if run.session else None,
         'run': run.name,
     }
-    quality = run.quality | {'status': run.status, 'note': run.note or None}
+    quality = {**run.quality, 'status': run.status, 'note': run.note or None}
     if run.quality:
         quality['n_warnings'] = len(run.warnings)
         quality['warnings'] = '; '.join(run.warnings) or None
@@ -311,42 +344,8 @@ KEYS = {
 """Table -> what is compared of a row: pairs of key and value."""
 
 
-def quality_dictionary() -> dict[str, Any]:
-    """Data dictionary of ``group_quality.tsv``."""
-    columns = _identity_dictionary()
-    columns['status'] = {'Description': 'What became of the run', 'Levels': dict(STATUS)}
-    columns |= {measure.name: _described(measure.meaning, measure.unit) for measure in COLUMNS}
-    columns['scanner'] = {'Description': 'Manufacturer, model, serial number and station'}
-    columns['sign_differs'] = {
-        'Description': 'yes: runs of this scanner have phase of either sign, of which one must be '
-        'wrong unless the phase was exported in two ways; n/a otherwise'
-    }
-    columns['n_warnings'] = {'Description': 'Number of warnings that the stages left'}
-    columns['warnings'] = {'Description': 'Those warnings, each after the name of its stage'}
-    columns['note'] = {'Description': 'What is missing of the run or cannot be read'}
-    columns['outliers'] = _outliers_dictionary()
-    return columns
-
-
-def coefficient_dictionary() -> dict[str, Any]:
-    """Data dictionary of ``group_coefficients.tsv``."""
-    columns = _identity_dictionary()
-    columns['index'] = {'Description': 'Number of the coefficient within its run, from 1'}
-    columns |= {name: _described(*text) for name, (_, *text) in COEFFICIENTS.items()}
-    columns['outliers'] = _outliers_dictionary()
-    return columns
-
-
 def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Data dictionary of ``group_rois.tsv``, from those of the runs.
-
-    Parameters
-    ----------
-    columns : sequence of str
-        Columns of the values.
-    described : mapping
-        What the sidecars say of them.
-    """
+    """Columns of ``group_rois.tsv`` and what they are, from the sidecars of the runs."""
     texts = {}
     for column in columns:
         text = dict(described.get(column, {'Description': 'Not described by the sidecars'}))
@@ -357,30 +356,7 @@ def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> d
             str(text.get('Description', '')),
         )
         texts[column] = text
-    return _identity_dictionary() | texts | {'outliers': _outliers_dictionary()}
-
-
-def _described(meaning: str, unit: str) -> dict[str, str]:
-    return {'Description': meaning} | ({'Units': unit} if unit else {})
-
-
-def _identity_dictionary() -> dict[str, Any]:
-    return {
-        'participant_id': {'Description': 'Participant'},
-        'session_id': {'Description': 'Session; n/a where the run has none'},
-        'run': {'Description': 'Entities of the run: its files begin with them'},
-    }
-
-
-def _outliers_dictionary() -> dict[str, Any]:
-    return {
-        'Description': (
-            f'Columns whose robust z over all rows (of the same name or index, where the row has '
-            f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
-            '1.4826 times the median absolute deviation, of the logarithm for some measures; '
-            f'not tested with fewer than {LEAST_VALUES} values'
-        )
-    }
+    return IDENTITY | texts | {'outliers': _OUTLIERS}
 
 
 def _number(text: str) -> float | None:

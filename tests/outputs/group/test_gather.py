@@ -186,15 +186,15 @@ SPOILED = {
     ),
     'a word for a number': (
         lambda d: d.add('sub-1', echo_fit={'noise_sd': 'low'}),
-        'incomplete', "echo_fit.noise_sd = 'low' is no number",
+        'incomplete', "echo_fit.noise_sd = 'low' is not a number",
     ),
     'a number for a word': (
         lambda d: d.add('sub-1', echo_fit={'offset_model': 3}),
-        'incomplete', "echo_fit.offset_model = '3' is no text",
+        'incomplete', "echo_fit.offset_model = '3' is not a text",
     ),
     'a number for a list': (
         lambda d: d.add('sub-1', echo_fit={'echo_times': 3}),
-        'incomplete', "echo_fit.echo_times = '3' is no list of numbers",
+        'incomplete', "echo_fit.echo_times = '3' is not a list of numbers",
     ),
     'unequal lists': (
         lambda d: d.add(
@@ -502,7 +502,8 @@ def test_leftovers_of_a_process_that_was_killed(planted):
 def test_processes_at_the_same_time_leave_whole_files(planted):
     """Three group levels, and a participant level that writes the same sidecars meanwhile."""
     code = (
-        'import sys; from pathlib import Path; from precondqsm_bids.outputs.group import write_group\n'
+        'import sys; from pathlib import Path\n'
+        'from precondqsm_bids.outputs.group import write_group\n'
         'for _ in range(3): write_group(Path(sys.argv[1]), Path(sys.argv[2]), command="c")\n'
     )
     package = Path(precondqsm_bids.__file__).parents[1]
