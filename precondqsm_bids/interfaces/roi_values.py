@@ -7,10 +7,8 @@ import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.outputs.maps import MAPS
+from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
-
-WITH_VALUES = tuple(name for name, row in MAPS.items() if row.has_values)
 
 
 class _RoiValuesInputSpec(map_inputs(known=WITH_VALUES)):

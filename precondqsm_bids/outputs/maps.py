@@ -54,11 +54,6 @@ class Map(NamedTuple):
         """
         return f'desc-{self.desc}_{self.suffix}' if self.desc else f'{self.suffix}'
 
-    @property
-    def has_values(self) -> bool:
-        """Whether it has columns in the table of values: a written map with a unit of its own."""
-        return self.suffix not in (None, 'magnitude') and self.unit is not None
-
 
 PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
 _INVERSION_REFERENCE = (
@@ -148,6 +143,11 @@ MAPS = {row.name: row for row in _ROWS}
 
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
+
+WITH_VALUES = tuple(
+    name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
+)
+"""Those that have columns in the table of values."""
 
 
 def names_of(

@@ -8,14 +8,13 @@ template loads style sheets from the network, which leaves the page bare on a no
 from __future__ import annotations
 
 import re
-from functools import partial
 from importlib import resources
 from typing import Any
 
 import jinja2
 
 from precondqsm_bids import __version__
-from precondqsm_bids.outputs.wording import fixed, number
+from precondqsm_bids.outputs.wording import number, ppm
 
 
 def render(template: str, **content: Any) -> str:
@@ -35,7 +34,7 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {'number': number, 'ppm': partial(fixed, digits=3)}
+    environment.filters |= {'number': number, 'ppm': ppm}
     return environment.get_template(template).render(version=__version__, **content)
 
 

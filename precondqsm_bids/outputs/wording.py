@@ -40,14 +40,21 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def fixed(value: float | None, digits: int) -> str:
-    """Decimals with a true minus sign, which zero has not.
+def ppm(value: float | None) -> str:
+    """Three decimals with a true minus sign.
 
-    >>> fixed(-0.25, 1), fixed(-1e-9, 4), fixed(None, 3)
-    ('−0.2', '0.0000', 'n/a')
+    >>> ppm(-0.25), ppm(None)
+    ('−0.250', 'n/a')
     """
-    if value is None:
-        return 'n/a'
+    return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
+
+
+def fixed(value: float, digits: int) -> str:
+    """Decimals with a true minus sign, which zero does not have.
+
+    >>> fixed(-0.25, 3), fixed(-1e-9, 4)
+    ('−0.250', '0.0000')
+    """
     return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
 
 

@@ -14,10 +14,10 @@ from precondqsm_bids.bids import Run
 from precondqsm_bids.config import Settings
 from precondqsm_bids.interfaces.derivatives import DerivativesDataSink, PpmToHz, Sidecars
 from precondqsm_bids.interfaces.figures import LCurveFigure, MapFigures, RoiFigure, RunSummary
-from precondqsm_bids.interfaces.roi_values import WITH_VALUES, RoiValues
+from precondqsm_bids.interfaces.roi_values import RoiValues
 from precondqsm_bids.outputs.dataset import bids_uri
 from precondqsm_bids.outputs.figures import FIGURES
-from precondqsm_bids.outputs.maps import MAPS, WRITTEN, names_of
+from precondqsm_bids.outputs.maps import MAPS, WITH_VALUES, WRITTEN, names_of
 from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN
 
 INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')

@@ -190,7 +190,7 @@ def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
     def fail(*args, **keywords):
         raise OSError('no space left')
 
-    monkeypatch.setattr('precondqsm_bids.interfaces.reports.write_report', fail)
+    monkeypatch.setattr('precondqsm_bids.outputs.report.write_report', fail)
     status, _, error = app()
     assert status == 1
     assert "sub-01 failed: report: OSError('no space left')" in error.splitlines()[-1]
