@@ -18,24 +18,25 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.derivatives import facts_on_grid
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
 from precondqsm_bids.interfaces.volumes import b0_along
-from precondqsm_bids.outputs.figures import STYLE, draw_l_curves, draw_roi_values, save
+from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values, save
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.report import summarise
 from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
 from precondqsm_bids.outputs.tables import read_table
+
+CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
+"""Input with an L-curve -> name of its arm."""
 
 
 class _MapFiguresInputSpec(map_inputs(DRAWN, DRAWN_IF_KNOWN)):
     labels = File(exists=True, desc='segmentation on the same grid')
 
 
-class _MapFiguresOutputSpec(TraitedSpec):
-    comparison = File(exists=True, desc='conventional, preconditioned, difference')
-    prior = File(exists=True, desc='prior and residual')
-    fields = File(exists=True, desc='total, flattened and local field')
-    echofit = File(exists=True, desc='magnitude, and R2* where it is known')
-    quality = File(desc='standard deviation of the field, misfit and usable echoes')
-    masks = File(exists=True, desc='outlines of the masks on the magnitude')
+_DRAWN = {figure.desc: File(desc=figure.title) for figure in FIGURES if figure.of_maps}
+
+
+class _MapFiguresOutputSpec(type('DrawnSpec', (TraitedSpec,), _DRAWN)):
+    pass  # a class of its own, since workers look it up by its name
 
 
 class MapFigures(SimpleInterface):
@@ -54,33 +55,32 @@ class MapFigures(SimpleInterface):
         return runtime
 
 
-class _LCurveFigureInputSpec(BaseInterfaceInputSpec):
+class _CurvesInputSpec(BaseInterfaceInputSpec):
     l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
     conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
 
 
-class _FigureOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc='the figure')
+class _FileOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc='the figure, or the numbers')
 
 
 class LCurveFigure(SimpleInterface):
     """Both L-curves with the weight that was used, and their curvature."""
 
-    input_spec = _LCurveFigureInputSpec
-    output_spec = _FigureOutputSpec
+    input_spec = _CurvesInputSpec
+    output_spec = _FileOutputSpec
 
     def _run_interface(self, runtime):
-        curves = {
-            name: curve
-            for name, curve in (
-                ('conventional', self.inputs.conventional_l_curve),
-                ('precond', self.inputs.l_curve),
-            )
+        curves = {arm: getattr(self.inputs, name) for name, arm in CURVES.items()}
+        known = {
+            arm: curve
+            for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
         }
         with mpl.rc_context(STYLE):
-            figure = draw_l_curves(curves)
-            self._results['out_file'] = save(figure, Path(runtime.cwd) / 'lcurve.svg')
+            self._results['out_file'] = save(
+                draw_l_curves(known), Path(runtime.cwd) / 'lcurve.svg'
+            )
         return runtime
 
 
@@ -92,7 +92,7 @@ class RoiFigure(SimpleInterface):
     """Values per label against the independent reference: the abstract's figure 2."""
 
     input_spec = _RoiFigureInputSpec
-    output_spec = _FigureOutputSpec
+    output_spec = _FileOutputSpec
 
     def _run_interface(self, runtime):
         with mpl.rc_context(STYLE):
@@ -101,7 +101,7 @@ class RoiFigure(SimpleInterface):
         return runtime
 
 
-class _RunSummaryInputSpec(_LCurveFigureInputSpec):
+class _RunSummaryInputSpec(_CurvesInputSpec):
     run = traits.Str(mandatory=True, desc='entities of the run')
     facts = traits.Dict(mandatory=True, desc='fields of `Facts` but the grid')
     record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
@@ -112,19 +112,19 @@ class RunSummary(SimpleInterface):
     """The numbers that the report shows about a run, so that it can be rebuilt from disk."""
 
     input_spec = _RunSummaryInputSpec
-    output_spec = _FigureOutputSpec
+    output_spec = _FileOutputSpec
 
     def _run_interface(self, runtime):
         inputs = self.inputs
         image = nb.load(inputs.precond_chi)
-        curves = {name: getattr(inputs, name) for name in ('l_curve', 'conventional_l_curve')}
+        along = np.abs(b0_along(inputs.precond_chi)).max()
         summary = summarise(
-            inputs.run,
             facts_on_grid(inputs.facts, image),
             inputs.record,
-            {name: curve for name, curve in curves.items() if isdefined(curve)},
-            ''.join(nb.aff2axcodes(image.affine)),
-            b0_along(inputs.precond_chi),
+            {name: curve for name in CURVES if isdefined(curve := getattr(inputs, name))},
+            run=inputs.run,
+            orientation=''.join(nb.aff2axcodes(image.affine)),
+            b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
         )
         out_file = Path(runtime.cwd) / 'summary.json'
         out_file.write_text(json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n')

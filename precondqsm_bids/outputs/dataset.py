@@ -119,8 +119,9 @@ def _link(target: Path, start: Path) -> str:
 def _code_url() -> dict[str, str]:
     """The project's page as the installed package declares it (``url`` in setup.cfg)."""
     with suppress(PackageNotFoundError):
-        if url := package_metadata(NAME).get('Home-page'):
-            return {'CodeURL': url}
+        declared = package_metadata(NAME)
+        if 'Home-page' in declared:
+            return {'CodeURL': declared['Home-page']}
     return {}
 
 

@@ -33,6 +33,11 @@ class FigureText(NamedTuple):
     caption: str
 
     @property
+    def of_maps(self) -> bool:
+        """Whether it has cross-sections of the maps (`slices.draw_maps`)."""
+        return self.extension == 'png'
+
+    @property
     def name(self) -> str:
         """End of the file's name, after the entities of the run."""
         return f'desc-{self.desc}_{self.suffix}.{self.extension}'

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.files import natural, write_atomic
@@ -23,43 +21,29 @@ SUMMARY = 'desc-summary_report.json'
 
 
 def summarise(
-    name: str,
-    facts: Facts,
-    record: Record,
-    curves: Mapping[str, Mapping[str, Any]],
-    orientation: str,
-    b0_dir: np.ndarray,
+    facts: Facts, record: Record, curves: Mapping[str, Mapping[str, Any]], **stored: Any
 ) -> dict[str, Any]:
     """The numbers that the report shows of a run, so that it can be made again from disk.
 
     Parameters
     ----------
-    name : str
-        Entities of the run.
     facts, record : Facts, mapping
         As for `sidecars.compose_sidecar`.
     curves : mapping
         ``l_curve`` and ``conventional_l_curve``, as far as there are.
-    orientation : str
-        Directions of the stored axes, such as ``RAS``.
-    b0_dir : (3,) ndarray
-        Direction of B0 along the voxel axes.
+    **stored
+        ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``) and
+        ``b0_tilt`` (angle of B0 to the nearest of them, degrees).
     """
+    known = facts._asdict()
+    metadata = known.pop('metadata')
     scanner = ('Manufacturer', 'ManufacturersModelName')
     return {
-        'run': name,
+        **known,
+        **stored,
         'version': __version__,
-        'echo_times': facts.echo_times,
         'echo_spacing': echo_spacing(facts.echo_times),
-        'field_strength': facts.field_strength,
-        'matrix': facts.matrix,
-        'voxel_size': facts.voxel_size,
-        'orientation': orientation,
-        # to the nearest of the stored axes
-        'b0_tilt': round(float(np.degrees(np.arccos(min(1.0, np.abs(b0_dir).max())))), 2),
-        'sources': facts.sources,
-        'scanner': {key: facts.metadata[key] for key in scanner if key in facts.metadata},
-        'settings': facts.settings,
+        'scanner': {key: metadata[key] for key in scanner if key in metadata},
         'record': record,
         'l_curve': curves.get('l_curve', {}),
         'conventional_l_curve': curves.get('conventional_l_curve', {}),

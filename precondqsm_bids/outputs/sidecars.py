@@ -25,28 +25,13 @@ Record = Mapping[str, Mapping[str, Any]]
 """Stage -> what it used, chose and measured."""
 
 ACQUISITION_KEYS = (
-    'Manufacturer',
-    'ManufacturersModelName',
-    'DeviceSerialNumber',
-    'StationName',
-    'MagneticFieldStrength',
-    'PulseSequenceType',
-    'PulseSequenceDetails',
-    'ScanningSequence',
-    'SequenceVariant',
-    'SequenceName',
-    'MRAcquisitionType',
-    'RepetitionTime',
-    'RepetitionTimeExcitation',
-    'FlipAngle',
-    'PixelBandwidth',
-    'ReceiveCoilName',
-    'CoilCombinationMethod',
-    'ParallelReductionFactorInPlane',
-    'ParallelReductionFactorOutOfPlane',
-    'ParallelAcquisitionTechnique',
-    'PartialFourier',
-)
+    'Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName',
+    'MagneticFieldStrength', 'PulseSequenceType', 'PulseSequenceDetails', 'ScanningSequence',
+    'SequenceVariant', 'SequenceName', 'MRAcquisitionType', 'RepetitionTime',
+    'RepetitionTimeExcitation', 'FlipAngle', 'PixelBandwidth', 'ReceiveCoilName',
+    'CoilCombinationMethod', 'ParallelReductionFactorInPlane',
+    'ParallelReductionFactorOutOfPlane', 'ParallelAcquisitionTechnique', 'PartialFourier',
+)  # fmt: skip
 """What the QSM consensus (10.1002/mrm.30006) asks for, under the names of BIDS."""
 
 EXCLUSION = (

@@ -107,7 +107,8 @@ def column_dictionary(
     }
     for name, row in MAPS.items():
         for key, text in statistics.items():
-            described[f'{name}_{key}'] = (text.format(row.words), '' if key == 'n' else row.unit)
+            unit = '' if key == 'n' else row.unit or ''
+            described[f'{name}_{key}'] = (text.format(row.words), unit)
     return {
         column: {'Description': text} | ({'Units': unit} if unit else {})
         for column, (text, unit) in ((column, described[column]) for column in columns)

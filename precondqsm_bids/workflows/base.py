@@ -122,15 +122,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         if run.b0_dir:
             standard_echoes.inputs.b0_dir = list(run.b0_dir)
         ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
-        workflow.connect(
-            [
-                (
-                    standard_echoes,
-                    precondqsm_wf,
-                    [(port, f'inputnode.{port}') for port in ports],
-                )
-            ]
-        )
+        taken = [(port, f'inputnode.{port}') for port in ports]
+        workflow.connect([(standard_echoes, precondqsm_wf, taken)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')

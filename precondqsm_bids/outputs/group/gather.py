@@ -15,7 +15,6 @@ from precondqsm_bids.outputs.group.reading import find_participants, read_partic
 from precondqsm_bids.outputs.group.report import compose_report
 from precondqsm_bids.outputs.group.tables import (
     COEFFICIENT,
-    KEYS,
     QUALITY,
     GroupResult,
     name_outliers,
@@ -90,7 +89,7 @@ def write_group(
         if not summary.usable:
             return summary
         gathered = {
-            name: name_outliers(first[name], second[name], values[name], KEYS[name], summary.signs)
+            name: name_outliers(name, first[name], second[name], values[name], summary.signs)
             for name in files
         }
         page = compose_report(

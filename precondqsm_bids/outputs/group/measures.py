@@ -22,17 +22,8 @@ def is_number(value: Any) -> bool:
 
 
 def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
-    """The value of a measure, None where there is none, and what is wrong with it.
+    """The value of a measure in a sidecar's ``Parameters`` or None, and what is wrong with it.
 
-    Parameters
-    ----------
-    parameters : mapping
-        ``Parameters`` of a sidecar.
-    measure : Measure
-        What to take.
-
-    Examples
-    --------
     >>> noise = Measure('noise_sd', 'echo_fit', 'Noise')
     >>> take({'echo_fit': {'noise_sd': 4.0}}, noise)
     (4.0, '')
@@ -72,13 +63,6 @@ def scanner_of(sidecar: Mapping[str, Any]) -> str | None:
 def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """One row per coefficient of the prior, and what is wrong with them.
 
-    Parameters
-    ----------
-    parameters : mapping
-        ``Parameters`` of a sidecar.
-
-    Examples
-    --------
     >>> record = {'coefficients': {'r2prime': [1.5]}, 'coefficient_errors': [0.1]}
     >>> take_coefficients({'prior_fit': record})[0]
     [{'index': 1, 'coefficient': 1.5, 'coefficient_error': 0.1, 'implied_relaxivity': None}]

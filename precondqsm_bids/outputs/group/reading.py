@@ -63,13 +63,7 @@ class RunValues(NamedTuple):
 
 
 def find_participants(*roots: Path) -> list[str]:
-    """Labels of the participants' folders of several datasets, each once, in natural order.
-
-    Parameters
-    ----------
-    *roots : Path
-        Datasets; one that is not there has no participants.
-    """
+    """Labels of the participants' folders of several datasets, each once, in natural order."""
     found = {
         entry.name.removeprefix('sub-')
         for root in roots
@@ -80,20 +74,9 @@ def find_participants(*roots: Path) -> list[str]:
 
 
 def find_tables(output_dir: Path, subject: str, sessions: Collection[str]) -> Iterator[Path]:
-    """Tables of values per region of one participant, in the order of the runs.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives.
-    subject : str
-        Label of the participant.
-    sessions : collection of str
-        Labels of the sessions; all if empty.
-    """
-    for name, folder in sorted(
-        _derived_runs(output_dir, subject, sessions).items(), key=lambda item: natural(item[0])
-    ):
+    """Tables of values per region of one participant (all sessions if none is named), by run."""
+    runs = _derived_runs(output_dir, subject, sessions)
+    for name, folder in sorted(runs.items(), key=lambda item: natural(item[0])):
         path = folder / f'{name}_desc-rois_values.tsv'
         if path.is_file():
             yield path
@@ -106,15 +89,7 @@ def read_participant(
 
     A run is told from its outputs, from the list that the participant level keeps beside the
     figures, or, where the derivatives have nothing of a session, from the images of the dataset.
-
-    Parameters
-    ----------
-    bids_dir, output_dir : Path
-        The dataset and the derivatives.
-    subject : str
-        Label of the participant.
-    sessions : collection of str, optional
-        Labels of the sessions; all if empty.
+    No session stands for all.
     """
     try:
         yield from list(_read_runs(bids_dir, output_dir, subject, sessions))

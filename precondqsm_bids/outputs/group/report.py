@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution
 from precondqsm_bids.outputs.group.reading import STATUS
-from precondqsm_bids.outputs.group.tables import COMPARED, Gathered, GroupResult, Outlier
+from precondqsm_bids.outputs.group.tables import COMPARED, Gathered, GroupResult, Key, Outlier
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
@@ -40,8 +40,7 @@ NAMED = 2
 class Strip(NamedTuple):
     """One measure as a strip of points."""
 
-    key: tuple[str, ...]
-    """Column, for a region after its name."""
+    key: Key
     values: np.ndarray
     distribution: Distribution
     outliers: list[Outlier]
@@ -63,18 +62,8 @@ def compose_report(
 ) -> str:
     """The page as text.
 
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives, for links to the reports of the participants.
-    summary : GroupResult
-        Counts, and the runs that are not complete.
-    gathered : mapping of str to Gathered
-        What the tables ``rois``, ``quality`` and ``coefficients`` hold.
-    columns : sequence of str
-        Columns of the values per region.
-    command : str
-        Command line.
+    ``gathered`` is what the tables ``rois``, ``quality`` and ``coefficients`` hold, ``columns``
+    those of the values per region; the derivatives are for links to the participants' reports.
     """
     order = [*(measure.name for measure in COLUMNS), 'n_warnings']
     quality = sorted(_strips(gathered['quality']), key=lambda strip: order.index(strip.name))

@@ -72,6 +72,9 @@ COEFFICIENT = {
 COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
 
+Key = tuple[str, ...]
+"""What is compared: a column, for a region or coefficient after its name."""
+
 LISTED = 500
 """Runs and outliers that the page names at most; the tables name all."""
 
@@ -85,8 +88,7 @@ class Outlier(NamedTuple):
     """Minus its place, so that of two of one size the first is kept."""
     subject: str
     run: str
-    key: tuple[str, ...]
-    """Column, for a region after its name."""
+    key: Key
     value: float
     z: float
 
@@ -103,11 +105,11 @@ class Listed(NamedTuple):
 class Gathered(NamedTuple):
     """What a table's values look like over the runs."""
 
-    distributions: dict[tuple[str, ...], Distribution]
-    values: dict[tuple[str, ...], array[float]]
+    distributions: dict[Key, Distribution]
+    values: dict[Key, array[float]]
     outliers: list[Outlier]
     """The largest first, at most ``LISTED``."""
-    counts: Counter[tuple[str, ...]]
+    counts: Counter[Key]
     """Outliers per measure, all of them."""
 
 
@@ -145,13 +147,6 @@ def region_columns(
     """Columns of all tables of values together, and what the first sidecar says of each.
 
     A column that only some tables have comes after the one that it follows there.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives.
-    subjects, sessions : sequence and collection of str
-        Labels; all sessions if empty.
     """
     columns = ['index', 'name']
     described: dict[str, Any] = {}
@@ -174,12 +169,9 @@ def region_columns(
                 sidecar = {}
             place = 0
             for column in header:
-                if column in columns:
-                    place = columns.index(column) + 1
-                    continue
-                columns.insert(place, column)
-                place += 1
-            for column in header:
+                if column not in columns:
+                    columns.insert(place, column)
+                place = columns.index(column) + 1
                 if isinstance(sidecar, dict) and isinstance(sidecar.get(column), dict):
                     described.setdefault(column, sidecar[column])
     return columns, described
@@ -187,19 +179,13 @@ def region_columns(
 
 def write_rows(
     runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Collection[str]]
-) -> tuple[GroupResult, dict[str, dict[tuple[str, ...], array[float]]]]:
+) -> tuple[GroupResult, dict[str, dict[Key, array[float]]]]:
     """First pass: the rows without outliers, what happened, and the floats to compare.
 
-    Parameters
-    ----------
-    runs : iterable of RunValues
-        Sorted; each is forgotten once its rows are written.
-    paths : mapping of str to Path
-        Table (``rois``, ``quality``, ``coefficients``) to the file that is written.
-    headers : mapping of str to collection of str
-        Columns of each table.
+    Runs are sorted, and each is forgotten once its rows are written; ``paths`` and ``headers``
+    have the file and the columns of each table (``rois``, ``quality``, ``coefficients``).
     """
-    values: dict[str, dict[tuple[str, ...], array[float]]] = {name: {} for name in paths}
+    values: dict[str, dict[Key, array[float]]] = {name: {} for name in paths}
     statuses: Counter[str] = Counter()
     listed: list[Listed] = []
     signs: dict[str, Counter[int]] = {}
@@ -208,11 +194,8 @@ def write_rows(
     with ExitStack() as stack:
         writers = {}
         for name, path in paths.items():
-            writers[name] = csv.writer(
-                stack.enter_context(path.open('w', newline='', encoding='utf-8')),
-                delimiter='\t',
-                lineterminator='\n',
-            )
+            stream = stack.enter_context(_table(path))
+            writers[name] = csv.writer(stream, delimiter='\t', lineterminator='\n')
             writers[name].writerow(headers[name])
         for run in runs:
             participants += run.subject != previous
@@ -235,7 +218,9 @@ def write_rows(
                 for row in rows:
                     cells = [cell(row.get(column)) for column in headers[name]]
                     writers[name].writerow(cells)
-                    for key, value in KEYS[name](dict(zip(headers[name], cells, strict=True))):
+                    for key, value in _compared(
+                        name, dict(zip(headers[name], cells, strict=True))
+                    ):
                         values[name].setdefault(key, array('d')).append(value)
     summary = GroupResult(participants, statuses, usable, listed, to_list, 0, (), signs)
     return summary, values
@@ -260,28 +245,20 @@ def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
 
 
 def name_outliers(
+    name: str,
     source: Path,
     target: Path,
-    values: dict[tuple[str, ...], array[float]],
-    keys: Callable[[Mapping[str, str]], Iterator[tuple[tuple[str, ...], float]]],
+    values: dict[Key, array[float]],
     signs: Mapping[str, Counter[int]] | None = None,
 ) -> Gathered:
     """Second pass: the same rows, with the columns whose value lies outside in the last one.
 
-    Parameters
-    ----------
-    source, target : Path
-        The table as the first pass wrote it, and the one to write.
-    values : dict
-        Every value of each measure.
-    keys : callable
-        Measures of a row and their values, one of ``KEYS``.
-    signs : mapping, optional
-        Scanner to its runs by sign of the phase, for the column ``sign_differs``.
+    ``values`` are all values of each measure of the table, and ``signs`` has the
+    runs of each scanner by the sign of their phase.
     """
     scales = {measure.name: measure.kind == 'log' for measure in COLUMNS}
     known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
-    counts: Counter[tuple[str, ...]] = Counter()
+    counts: Counter[Key] = Counter()
     largest: list[Outlier] = []
     order = 0
     with source.open(newline='', encoding='utf-8') as stream, _table(target) as out:
@@ -292,7 +269,7 @@ def name_outliers(
         writer.writeheader()
         for row in reader:
             found = []
-            for key, value in keys(row):
+            for key, value in _compared(name, row):
                 z = known[key].z(value)
                 if abs(z) <= LIMIT:
                     continue
@@ -316,32 +293,20 @@ def _table(path: Path) -> IO[str]:
     return path.open('w', newline='', encoding='utf-8')
 
 
-def _quality_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Columns of a row of ``group_quality.tsv`` that are compared, and their values."""
-    for measure in COLUMNS:
-        if measure.compared and (value := _number(row[measure.name])) is not None:
-            yield (measure.name,), value
-    if (value := _number(row['n_warnings'])) is not None:
-        yield ('n_warnings',), value
-
-
-def _region_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    for column in COMPARED:
-        if (value := _number(row.get(column, ''))) is not None:
-            yield (row['name'], column), value
-
-
-def _coefficient_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    if (value := _number(row['coefficient'])) is not None:
-        yield (row['index'], 'coefficient'), value
-
-
-KEYS = {
-    'rois': _region_keys,
-    'quality': _quality_keys,
-    'coefficients': _coefficient_keys,
+_QUALITY_KEYS = [*(measure.name for measure in COLUMNS if measure.compared), 'n_warnings']
+KEYS: dict[str, Callable[[Mapping[str, str]], Iterator[tuple[Key, str]]]] = {
+    'rois': lambda row: (((row['name'], name), row.get(name, '')) for name in COMPARED),
+    'quality': lambda row: (((name,), row[name]) for name in _QUALITY_KEYS),
+    'coefficients': lambda row: iter([((row['index'], 'coefficient'), row['coefficient'])]),
 }
-"""Table -> what is compared of a row: pairs of key and value."""
+"""Table -> what is compared of a row: pairs of key and cell."""
+
+
+def _compared(name: str, row: Mapping[str, str]) -> Iterator[tuple[Key, float]]:
+    """What is compared of a row of a table: pairs of key and number."""
+    for key, cell_text in KEYS[name](row):
+        if (value := _number(cell_text)) is not None:
+            yield key, value
 
 
 def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> dict[str, Any]:
