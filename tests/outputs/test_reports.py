@@ -9,10 +9,11 @@ import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 import pytest
+import scipy.linalg
 from matplotlib.figure import Figure
 
 from precondqsm_bids.interfaces import figures as nodes
-from precondqsm_bids.interfaces.figures import LCurveFigure, MapFigures
+from precondqsm_bids.interfaces.figures import LCurveFigure, MapFigures, RunSummary
 from precondqsm_bids.outputs import figures, report, slices, wording
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
 from precondqsm_bids.outputs.record import report_rows
@@ -310,6 +311,25 @@ def test_page_says_what_the_region_of_interest_is(region, text):
         'b0_tilt': 0.0,
     }
     assert ('Region of interest', text) in report._summary_rows(summary)
+
+
+def test_b0_of_the_report_is_that_of_the_maps_in_a_sheared_grid(tmp_path):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[0, 2], affine[2, 1] = 0.9, -0.6  # as a gantry tilt leaves it
+    chi = save(tmp_path, 'chi', np.zeros(SHAPE, np.float32), affine)
+    node = RunSummary(
+        run='sub-01',
+        facts={'sources': [], 'echo_times': [0.004], 'field_strength': 3.0},
+        record={},
+        precond_chi=chi,
+    )
+    summary = json.loads(Path(node.run(cwd=tmp_path).outputs.out_file).read_text())
+    # the angle by which the nearest rotation of this affine turns the third axis: its polar factor
+    linear = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    stretch = scipy.linalg.sqrtm(linear.T @ linear)
+    rotation = linear @ np.linalg.inv(stretch)
+    assert summary['b0_tilt'] == pytest.approx(np.degrees(np.arccos(rotation[2, 2])), abs=0.01)
+    assert 3 < summary['b0_tilt'] < 15
 
 
 def test_page_says_what_the_coefficient_of_the_prior_implies():
