@@ -20,32 +20,32 @@ from nipype.interfaces.base import (
 )
 from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
 
+from precondqsm_bids.interfaces.volumes import load, save
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.files import copy_atomic
 from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
 
-_ANAT = (
-    'sub-{subject}[/ses-{session}]/{datatype<anat>}/sub-{subject}[_ses-{session}][_task-{task}]'
-    '[_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}][_run-{run}][_chunk-{chunk}]'
-    '[_desc-{desc}]_{suffix<'
-)
-# A fieldmap has no task, ce or rec: `fieldmap_acquisition` folds them into acq.
-_FMAP = (
-    'sub-{subject}[/ses-{session}]/{datatype<fmap>}/sub-{subject}[_ses-{session}]'
-    '[_acq-{acquisition}][_run-{run}][_chunk-{chunk}][_desc-{desc}]_{suffix<'
-)
-_FIGURES = (
-    'sub-{subject}/{datatype<figures>}/sub-{subject}[_ses-{session}][_task-{task}]'
-    '[_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}][_run-{run}][_chunk-{chunk}]'
-    '[_desc-{desc}]_{suffix<'
-)
+_SESSION = '[/ses-{session}]'
+_OF_FIGURES = sorted({'report', *(figure.suffix for figure in FIGURES)})
+_OF_ANAT = '[_task-{task}][_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}]'
+_OF_FMAP = '[_acq-{acquisition}]'
+"""A fieldmap has no task, ce or rec: the workflow folds them into acq."""
 
 
-def _suffixes(datatype):
-    """Suffixes of the maps of a folder, as a pattern."""
-    maps = WRITTEN.values()
-    return '|'.join(dict.fromkeys(row.suffix for row in maps if row.datatype == datatype))
+def _pattern(folder, session, entities, suffixes, extensions):
+    """Pattern of the names of some files."""
+    return (
+        f'sub-{{subject}}{session}/{{datatype<{folder}>}}/sub-{{subject}}[_ses-{{session}}]{entities}'
+        '[_run-{run}][_chunk-{chunk}][_desc-{desc}]_'
+        f'{{suffix<{"|".join(suffixes)}>}}.{{extension<{extensions}>}}'
+    )
+
+
+def _suffixes(folder):
+    """Suffixes of the maps of a folder."""
+    return sorted({row.suffix for row in WRITTEN.values() if row.datatype == folder})
 
 
 class DerivativesDataSink(_DerivativesDataSink):
@@ -58,10 +58,10 @@ class DerivativesDataSink(_DerivativesDataSink):
 
     out_path_base = ''
     _file_patterns = (
-        _ANAT + f'{_suffixes("anat")}>}}.{{extension<nii.gz>}}',
-        _ANAT + 'values>}.{extension<tsv|json>}',
-        _FMAP + f'{_suffixes("fmap")}>}}.{{extension<nii.gz>}}',
-        _FIGURES + 'Chimap|R2starmap|fieldmap|mask|values|report>}.{extension<png|svg|json>}',
+        _pattern('anat', _SESSION, _OF_ANAT, _suffixes('anat'), 'nii.gz'),
+        _pattern('anat', _SESSION, _OF_ANAT, ['values'], 'tsv|json'),
+        _pattern('fmap', _SESSION, _OF_FMAP, _suffixes('fmap'), 'nii.gz'),
+        _pattern('figures', '', _OF_ANAT, _OF_FIGURES, 'png|svg|json'),
     )
 
     def _run_interface(self, runtime):
@@ -103,14 +103,9 @@ class PpmToHz(SimpleInterface):
     output_spec = _PpmToHzOutputSpec
 
     def _run_interface(self, runtime):
-        image = nb.load(self.inputs.in_file)
-        field = np.asanyarray(image.dataobj, dtype=np.float32)
-        scaled = field * np.float32(hz_per_ppm(self.inputs.field_strength))
-        header = image.header.copy()
-        header.set_data_dtype(np.float32)
-        out_file = Path(runtime.cwd) / 'field_hz.nii.gz'
-        nb.Nifti1Image(scaled, image.affine, header).to_filename(out_file)
-        self._results['out_file'] = str(out_file)
+        source = self.inputs.in_file
+        field = load(source) * np.float32(hz_per_ppm(self.inputs.field_strength))
+        self._results['out_file'] = save(field, source, runtime.cwd, 'field_hz')
         return runtime
 
 

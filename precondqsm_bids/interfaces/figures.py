@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.derivatives import facts_on_grid
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import b0_along
+from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values, save
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.report import summarise
@@ -47,10 +47,11 @@ class MapFigures(SimpleInterface):
 
     def _run_interface(self, runtime):
         inputs = self.inputs
-        maps = {name: _load(file)[0] for name, file in defined_maps(inputs).items()}
-        labels = _load(inputs.labels)[0].astype(int) if isdefined(inputs.labels) else None
+        maps = {name: load(file, None) for name, file in defined_maps(inputs).items()}
+        labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
+        voxel_size = np.array(geometry(inputs.precond_chi)[1])
         with mpl.rc_context(STYLE):
-            for name, figure in draw_maps(maps, _load(inputs.precond_chi)[1], labels):
+            for name, figure in draw_maps(maps, voxel_size, labels):
                 self._results[name] = save(figure, Path(runtime.cwd) / f'{name}.png')
         return runtime
 
@@ -130,9 +131,3 @@ class RunSummary(SimpleInterface):
         out_file.write_text(json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n')
         self._results['out_file'] = str(out_file)
         return runtime
-
-
-def _load(path):
-    """Values with the axes towards right, anterior, superior, and the voxel size in mm."""
-    image = nb.as_closest_canonical(nb.load(path))
-    return np.asanyarray(image.dataobj), np.array(image.header.get_zooms()[:3], dtype=float)

@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD
+from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD, MOST_MISFIT
 from precondqsm_bids.outputs import wording
 
 
@@ -77,7 +77,10 @@ MEASURES = (
             'Phase of one echo beyond a line in TE, largest root mean square', 'rad'),
     Measure('misfit_fraction', 'echo_fit',
             'Share of voxels that one field and one R2* do not describe',
-            report=Row(40, 'Misfit: more than one field and one R2*', wording.misfit)),
+            report=Row(
+                40, 'Misfit: more than one field and one R2*',
+                f'{{misfit_fraction:.1%}} of the region (warned of above {MOST_MISFIT:.0%})',
+            )),
     Measure('unusable_fraction', 'echo_fit',
             'Share of voxels with fewer than two echoes above the noise (one echo: none)',
             report=Row(50, 'Fewer than two echoes above the noise', wording.few_echoes)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from precondqsm_bids.numerics.field_quality import MOST_MISFIT, MOST_UNUSABLE
+from precondqsm_bids.numerics.field_quality import MOST_UNUSABLE
 from precondqsm_bids.numerics.r2prime_prior import relaxivity
 
 Numbers = Mapping[str, Any]
@@ -161,28 +161,22 @@ def noise(fit: Numbers, record: Numbers) -> str:
     return text
 
 
-def misfit(fit: Numbers, record: Numbers) -> str | None:
-    """Share of the region that one field and one rate do not describe."""
-    return _part(fit.get('misfit_fraction'), MOST_MISFIT)
-
-
 def few_echoes(fit: Numbers, record: Numbers) -> str | None:
     """Share of the region with fewer than two echoes above the noise."""
-    return None if one_echo(fit) else _part(fit.get('unusable_fraction'), MOST_UNUSABLE)
+    share = fit.get('unusable_fraction')
+    if share is None or one_echo(fit):
+        return None
+    return f'{share:.1%} of the region (warned of above {MOST_UNUSABLE:.0%})'
 
 
 def no_echo(fit: Numbers, record: Numbers) -> str | None:
     """Share of the region in which the only echo is not above the noise."""
-    return _part(fit.get('unusable_fraction'), MOST_UNUSABLE) if one_echo(fit) else None
+    return few_echoes({**fit, 'echo_times': ()}, record) if one_echo(fit) else None
 
 
 def one_echo(fit: Numbers) -> bool:
     """Whether the record of the echo fit is that of a single echo."""
     return len(fit.get('echo_times', ())) == 1
-
-
-def _part(share: float | None, most: float) -> str | None:
-    return None if share is None else f'{share:.1%} of the region (warned of above {most:.0%})'
 
 
 def offset(fit: Numbers, record: Numbers) -> str | None:
