@@ -300,7 +300,7 @@ def arm_of(outputs, arm):
         parcels=0,
         errors=None,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
-        hold_down=inversion.record['held_down'],
+        suppress_noise=inversion.record['noise_suppressed'],
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),

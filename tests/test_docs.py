@@ -228,21 +228,19 @@ def test_methods_state_the_defaults_of_the_code():
 
 
 def test_outputs_page_has_every_map_with_its_unit():
-    from precondqsm_bids.interfaces.bids import OUTPUTS
+    from precondqsm_bids.outputs.maps import WRITTEN
 
     text = section(read('docs/outputs.md'), '## Maps')
     rows = re.findall(r'^\| `(.*?)` \| *(.*?) *\| `(\w+)` \|', text, re.MULTILINE)
     expected = [
         (
-            f'{output.datatype}/<run>_'
-            + (f'desc-{output.desc}_' if output.desc else '')
-            + f'{output.suffix}.nii.gz',
-            output.units or '',
+            f'{output.datatype}/<run>_{output.ending}.nii.gz',
+            output.file_unit or '',
             port,
         )
-        for port, output in OUTPUTS.items()
+        for port, output in WRITTEN.items()
     ]
-    assert sorted(rows) == sorted(expected)
+    assert rows == expected
 
 
 def test_outputs_page_has_every_port_of_the_workflow():
@@ -253,26 +251,18 @@ def test_outputs_page_has_every_port_of_the_workflow():
 
 
 def test_outputs_page_has_every_sidecar_key():
-    from precondqsm_bids.interfaces.bids import ACQUISITION_KEYS, OUTPUTS, compose_sidecar
+    from precondqsm_bids.outputs.maps import WRITTEN
+    from precondqsm_bids.outputs.sidecars import ACQUISITION_KEYS, Facts, compose_sidecar
 
     priors = {'contrast': {'parcels': 9, 'explained': 0.5}}
     chosen = {'reg_weight': 0.1, 'reference': 'roi-mean', 'priors': priors, 'r2_source': 'given'}
-    chosen['fit'] = 'global'
+    chosen |= {'fit': 'global', 'b0_dir': [0, 0, 1]}
     measured = dict.fromkeys(('reference_value', 'reference_sd', 'roi_mean', 'roi_sd'), 0.0)
-    record = {stage: chosen | measured for output in OUTPUTS.values() for stage in output.stages}
+    record = {stage: chosen | measured for output in WRITTEN.values() for stage in output.stages}
+    facts = Facts(['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'))
     keys = set()
-    for output in OUTPUTS.values():
-        sidecar = compose_sidecar(
-            output,
-            record,
-            sources=['bids:raw:x'],
-            echo_times=[0.01, 0.02],
-            field_strength=3.0,
-            metadata=dict.fromkeys(ACQUISITION_KEYS, 'x'),
-            matrix=[2, 2, 2],
-            voxel_size=[1, 1, 1],
-            settings={},
-        )
+    for output in WRITTEN.values():
+        sidecar = compose_sidecar(output, record, facts)
         keys |= sidecar.keys()
         if isinstance(sidecar.get('Reference'), dict):
             keys |= sidecar['Reference'].keys()
@@ -322,20 +312,21 @@ def record_keys(stage):
 
 
 def test_outputs_page_has_every_column_of_the_table_of_values():
-    from precondqsm_bids.interfaces.roi_values import MAPS, roi_rows
+    from precondqsm_bids.outputs.maps import WITH_VALUES
+    from precondqsm_bids.outputs.tables import roi_rows
 
     text = section(read('docs/outputs.md'), '## Values in labelled regions')
     labels = np.ones((6, 6, 6), int)
     labels[2:4, 2:4, 2:4] = 2
-    maps = dict.fromkeys(MAPS, np.zeros(labels.shape))
+    maps = dict.fromkeys(WITH_VALUES, np.zeros(labels.shape))
     rows = roi_rows(labels, {}, labels > 0, maps, np.eye(4))
-    prefixed = re.compile(rf'({"|".join(MAPS)})_')
+    prefixed = re.compile(rf'({"|".join(WITH_VALUES)})_')
     columns = {prefixed.sub('<map>_', column) for column in rows[0]}
-    assert sorted(name for name in [*columns, *MAPS] if f'`{name}`' not in text) == []
+    assert sorted(name for name in [*columns, *WITH_VALUES] if f'`{name}`' not in text) == []
 
 
 def test_outputs_page_has_every_figure():
-    from precondqsm_bids.interfaces.reports import FIGURES
+    from precondqsm_bids.outputs.figures import FIGURES
 
     text = section(read('docs/outputs.md'), '## Figures and report')
     shown = [cell.removeprefix('<run>_') for cell in first_cells(text) if '<run>' in cell]
@@ -343,9 +334,9 @@ def test_outputs_page_has_every_figure():
 
 
 def test_outputs_page_has_every_column_of_the_group():
-    from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT
-    from precondqsm_bids.group.reading import STATUS
-    from precondqsm_bids.group.tables import COEFFICIENT, COMPARED, QUALITY
+    from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT
+    from precondqsm_bids.outputs.group.reading import STATUS
+    from precondqsm_bids.outputs.group.tables import COEFFICIENT, COMPARED, QUALITY
 
     text = section(read('docs/outputs.md'), '## The group')
     names = {*QUALITY, *COEFFICIENT, *STATUS, *(c.removesuffix('_mean') for c in COMPARED)}

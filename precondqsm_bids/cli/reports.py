@@ -38,7 +38,7 @@ def _write_report(
     call: Call, subject: str, warn_of: Sequence[str] = (), **content: Any
 ) -> list[Failure]:
     """Assemble one report and repeat the warnings of these runs; the failure, if it fails."""
-    from precondqsm_bids.interfaces.reports import run_warnings, write_report
+    from precondqsm_bids.outputs.report import run_warnings, write_report
 
     folder = call.settings.output_dir
     try:
@@ -74,9 +74,9 @@ def group(call: Call) -> int:
 
     Participants that failed or are incomplete are listed, and are not failures of this level.
     """
-    from precondqsm_bids.group import write_group
     from precondqsm_bids.inputs.index import participants
     from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.outputs.group import write_group
 
     settings = call.settings
     known = {*participants(settings.bids_dir), *participants(settings.output_dir)}

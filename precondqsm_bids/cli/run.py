@@ -172,7 +172,7 @@ def make_folders(call: Call, computing: bool) -> None:
         If they cannot be written to, or the intermediate results are those of another version.
     """
     from precondqsm_bids.inputs.run import InputError
-    from precondqsm_bids.interfaces.bids import write_dataset_description
+    from precondqsm_bids.outputs.dataset import write_dataset_description
 
     settings = call.settings
     work_dir = settings.work_dir

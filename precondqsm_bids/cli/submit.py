@@ -117,7 +117,7 @@ def write_scripts(call: Call, scripts: Mapping[str, str]) -> None:
         If that is impossible, or SLURM could not write its logs there.
     """
     from precondqsm_bids.inputs.run import InputError
-    from precondqsm_bids.interfaces.bids import write_dataset_description
+    from precondqsm_bids.outputs.dataset import write_dataset_description
 
     settings, folder = call.settings, call.log_dir
     if any(char in str(folder) for char in '"\\%\n'):

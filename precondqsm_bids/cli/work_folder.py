@@ -71,7 +71,7 @@ def check_version(work_dir: Path) -> None:
 
 def stamp_version(work_dir: Path) -> None:
     """Note down which version the results are of."""
-    from precondqsm_bids.interfaces.files import write_atomic
+    from precondqsm_bids.outputs.files import write_atomic
 
     write_atomic(_results(work_dir)[1], f'{__version__}\n')
 

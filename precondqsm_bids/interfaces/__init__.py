@@ -2,7 +2,7 @@
 
 Importing this package needs nipype and the numerics, nothing else. The sink and the report's
 figures, which need niworkflows and matplotlib, are imported by their own names
-(``precondqsm_bids.interfaces.bids``, ``precondqsm_bids.interfaces.reports``).
+(``precondqsm_bids.interfaces.derivatives``, ``precondqsm_bids.interfaces.figures``).
 """
 
 from precondqsm_bids.interfaces.background_removal import BackgroundRemoval

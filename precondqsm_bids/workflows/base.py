@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -14,8 +13,8 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.inputs.run import Run
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
-from precondqsm_bids.workflows.outputs import init_outputs_wf
-from precondqsm_bids.workflows.qsm import OF_MANY_ECHOES, OUTPUTS, init_precondqsm_wf
+from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
+from precondqsm_bids.workflows.qsm import init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
 
@@ -75,27 +74,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
     )
-    outputs_wf = init_outputs_wf(
-        bids_dir=str(settings.bids_dir),
-        output_dir=str(settings.output_dir),
-        source_files=list(run.sources),
-        metadata=run.metadata,
-        echo_times=list(run.echo_times),
-        field_strength=run.field_strength,
-        settings_record=asdict(method),
-        conventional=method.conventional,
-        labels=run.labels,
-        label_names=run.label_names,
-        mask=run.mask,
-        more_sources=[
-            *(run.tissue.files if run.tissue else ()),
-            *([run.r2_map] if run.r2_map else ()),
-            *run.contrasts,
-            *map(str, method.prior_maps),
-        ],
-        prior_labels=settings.write_prior_labels,
-        derivatives=settings.derivatives,
-    )
+    outputs_wf = init_outputs_wf(run, settings)
     inputs = precondqsm_wf.inputs.inputnode
     inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
@@ -143,35 +122,14 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         if run.b0_dir:
             standard_echoes.inputs.b0_dir = list(run.b0_dir)
         ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
-        workflow.connect(
-            [
-                (
-                    standard_echoes,
-                    precondqsm_wf,
-                    [(port, f'inputnode.{port}') for port in ports],
-                )
-            ]
-        )
+        taken = [(port, f'inputnode.{port}') for port in ports]
+        workflow.connect([(standard_echoes, precondqsm_wf, taken)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
-    taken = outputs_wf.get_node('inputnode').interface._fields
-    workflow.connect(
-        [
-            (
-                precondqsm_wf,
-                outputs_wf,
-                [
-                    (f'outputnode.{port}', f'inputnode.{port}')
-                    for port in OUTPUTS
-                    if port in taken
-                    and (method.conventional or 'conventional' not in port)
-                    and not (run.one_echo and port in OF_MANY_ECHOES)
-                    and (settings.write_prior_labels or port != 'prior_labels')
-                ],
-            )
-        ]
-    )
+    ports = ports_of(run, settings)
+    joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
+    workflow.connect([(precondqsm_wf, outputs_wf, joined)])
     return workflow
 
 

@@ -16,6 +16,7 @@ from precondqsm_bids.interfaces import (
     ShapeMask,
 )
 from precondqsm_bids.method import Arm, Method
+from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.workflows.sentences import sentences
 
 ECHOES = (
@@ -26,14 +27,7 @@ INPUTS = (
     *ECHOES, 'labels', 'label_names', 'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
     'contrasts',
 )  # fmt: skip
-MAPS = (
-    'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'r2star', 't2star', 's0',
-    'r2prime', 'shape_mask', 'roi_mask', 'total_field', 'field_sd', 'flattened_field',
-    'local_field', 'conventional_local_field', 'magnitude', 'usable_echoes', 'misfit',
-)  # fmt: skip
-OUTPUTS = (*MAPS, 'prior_labels', 'l_curve', 'conventional_l_curve', 'record')
-OF_MANY_ECHOES = ('r2star', 't2star', 's0', 'r2prime', 'misfit')
-"""Outputs that a run of a single echo does not have."""
+OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
 MEMORY = {
     'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
     'dipole_inversion': 3, 'comparison': 3,
@@ -59,7 +53,7 @@ def init_precondqsm_wf(
         the discovery of files: here the inputs and their headers count.
     one_echo : bool
         Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
-        the magnitude alone, and the outputs :data:`OF_MANY_ECHOES` stay empty.
+        the magnitude alone, and the maps of relaxation stay empty.
     phase_difference : bool
         Whether the phase of the one echo is the difference of two, and so has no phase offset.
     omp_nthreads : int

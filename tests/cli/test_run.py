@@ -191,7 +191,7 @@ def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
     def fail(*args, **keywords):
         raise OSError('no space left')
 
-    monkeypatch.setattr('precondqsm_bids.interfaces.reports.write_report', fail)
+    monkeypatch.setattr('precondqsm_bids.outputs.report.write_report', fail)
     status, _, error = app()
     assert status == 1
     assert "sub-01 failed: report: OSError('no space left')" in error.splitlines()[-1]
@@ -312,14 +312,14 @@ def test_group_level_where_nothing_can_be_written(group_level, monkeypatch, numb
     def refuse(*args):
         raise OSError(number, os.strerror(number), 'out/.group_rois.rows')
 
-    monkeypatch.setattr('precondqsm_bids.group.gather.write_rows', refuse)
+    monkeypatch.setattr('precondqsm_bids.outputs.group.gather.write_rows', refuse)
     status, _, error = group_level()
     assert status == 2
     assert f'cannot read or write out/.group_rois.rows: {os.strerror(number)}' in error
 
 
 def test_group_level_on_a_full_disk(group_level, monkeypatch):
-    monkeypatch.setattr('precondqsm_bids.group.gather.write_rows', no_space)
+    monkeypatch.setattr('precondqsm_bids.outputs.group.gather.write_rows', no_space)
     status, _, error = group_level()
     assert status == 1
     assert error.rstrip().endswith('make room, and the same command does it')

@@ -17,7 +17,6 @@ from nipype.interfaces.base import SimpleInterface, isdefined
 from scipy import ndimage
 
 from precondqsm_bids import interfaces
-from precondqsm_bids.interfaces.bids import _reference
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
@@ -37,6 +36,7 @@ from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
+from precondqsm_bids.outputs.sidecars import reference_of
 
 SHAPE, TE = (16, 18, 15), [0.002, 0.005, 0.009]
 VOXEL_SIZE = (1.0, 1.2, 2.0)
@@ -779,7 +779,7 @@ def test_recombination_of_two_bodies_says_what_each_is_relative_to(data, tmp_pat
     assert small['reference_value'] == pytest.approx(expected, abs=1e-6)
     assert len(record['warnings']) == (reference == 'agar')
     assert all('body 2 does not hold' in w for w in record['warnings'])
-    sidecar = _reference({'recombination': record})
+    sidecar = reference_of({'recombination': record})
     if reference == 'none':
         assert sidecar == 'none'
         return

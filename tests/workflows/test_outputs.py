@@ -12,10 +12,14 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from precondqsm_bids.interfaces.bids import OUTPUTS, write_dataset_description
-from precondqsm_bids.interfaces.reports import write_report
-from precondqsm_bids.interfaces.roi_values import read_table
-from precondqsm_bids.workflows.outputs import init_outputs_wf
+from precondqsm_bids.config import Settings
+from precondqsm_bids.inputs.run import Run
+from precondqsm_bids.method import Method
+from precondqsm_bids.outputs.dataset import write_dataset_description
+from precondqsm_bids.outputs.maps import MAPS as TABLE
+from precondqsm_bids.outputs.report import write_report
+from precondqsm_bids.outputs.tables import read_table
+from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
 
 SHAPE = (24, 22, 30)
 FIELD_STRENGTH = 3.0
@@ -84,7 +88,7 @@ def raw(tmp_path_factory):
     labels[np.hypot(x * 1.5, y) < 3] = 2
     labels[..., [0, -1]] *= labels[..., [0, -1]] == 1
     files = {}
-    for port in (*OUTPUTS, 'field_sd', 'misfit', 'usable_echoes'):
+    for port in TABLE:
         data = rng.normal(size=SHAPE).astype(np.float32) * mask
         if port.endswith('mask'):
             data = mask.astype(np.uint8)
@@ -120,7 +124,7 @@ def record():
         'roi_sd': 0.3,
     }
     return {
-        'echo_fit': {'sigma': 1.5, 'n_echoes': np.int64(3)},
+        'echo_fit': {'sigma': 1.5, 'n_echoes': np.int64(3), 'b0_dir': [0.0, 0.0, 1.0]},
         'r2prime_prior': {'r2': 10.0, 'r2_source': 'given'},
         'shape_mask': {'chi_step': -9.41},
         'flattening': {'padding': 2},
@@ -133,34 +137,43 @@ def record():
     }
 
 
-def run_outputs(raw, out, work, plugin='Linear', **settings):
-    root, sources, files, dseg = raw
-    arguments = {
-        'bids_dir': root,
-        'output_dir': out,
-        'source_files': sources,
-        'metadata': {'Manufacturer': 'Philips', 'RepetitionTime': 0.025, 'FlipAngle': 20},
-        'echo_times': ECHO_TIMES,
-        'field_strength': FIELD_STRENGTH,
-        'settings_record': {'reference': 'roi-mean', 'reg_weight': None},
-        'labels': str(dseg),
-        'label_names': {1: 'agar', 2: 'tube'},
-        'prior_labels': True,
-        'derivatives': {'truth': root / 'derivatives' / 'truth'},
-    }
-    workflow = init_outputs_wf(**(arguments | settings))
+def run_and_settings(raw, out, labels=True, **method):
+    """The run of the dataset, and settings that write all of it."""
+    root, sources, _, dseg = raw
+    run = Run(
+        subject='01',
+        session='a',
+        entities={'acq': 'hi', 'rec': 'norm', 'run': '02'},
+        magnitude=tuple(sources[::2]),
+        phase=tuple(sources[1::2]),
+        echo_times=tuple(ECHO_TIMES),
+        field_strength=FIELD_STRENGTH,
+        metadata={'Manufacturer': 'Philips', 'RepetitionTime': 0.025, 'FlipAngle': 20},
+        labels=str(dseg) if labels else None,
+        label_names={1: 'agar', 2: 'tube'} if labels else None,
+    )
+    settings = Settings(
+        bids_dir=root,
+        output_dir=out,
+        derivatives={'truth': root / 'derivatives' / 'truth'},
+        write_prior_labels=True,
+        method=Method(**method),
+    )
+    return run, settings
+
+
+def run_outputs(raw, out, work, plugin='Linear', **values):
+    run, settings = run_and_settings(raw, out, **values)
+    workflow = init_outputs_wf(run, settings)
     workflow.base_dir = str(work)
     workflow.config['execution'] = {'poll_sleep_duration': 0.05, 'crashdump_dir': str(work)}
-    conventional = settings.get('conventional', True)
-    for port, path in files.items():
-        if conventional or port != 'conventional_chi':
-            setattr(workflow.inputs.inputnode, port, str(path))
-    workflow.inputs.inputnode.record = record()
-    workflow.inputs.inputnode.l_curve = l_curve(0.12)
-    if conventional:
-        workflow.inputs.inputnode.conventional_l_curve = l_curve(2.0)
+    made = {**raw[2], 'record': record(), 'l_curve': l_curve(0.12)}
+    made['conventional_l_curve'] = l_curve(2.0)
+    for port in ports_of(run, settings):
+        value = made[port]
+        setattr(workflow.inputs.inputnode, port, str(value) if isinstance(value, Path) else value)
     workflow.run(plugin=plugin, plugin_args={'n_procs': 2, 'raise_insufficient': False})
-    write_dataset_description(out, root, arguments['derivatives'])
+    write_dataset_description(out, raw[0], settings.derivatives)
     return out
 
 
@@ -203,7 +216,7 @@ def test_sidecars_have_what_bids_requires(derivatives):
         path = output_path(derivatives, name)
         sidecar = json.loads(path.with_name(path.name.replace('.nii.gz', '.json')).read_text())
         suffix = name.rsplit('_', 1)[-1].split('/')[-1]
-        required = {'Description', 'Sources', 'SpatialReference'}
+        required = {'Description', 'Sources', 'SpatialReference', 'B0Direction'}
         if suffix == 'mask':
             assert sidecar['Type'] == 'ROI'
         elif suffix == 'dseg':
@@ -296,9 +309,7 @@ def test_two_runs_write_the_same_bytes(raw, derivatives, tmp_path):
 
 @pytest.mark.slow
 def test_without_conventional_arm_and_labels(raw, tmp_path):
-    out = run_outputs(
-        raw, tmp_path / 'out', tmp_path / 'work', conventional=False, labels=None, label_names=None
-    )
+    out = run_outputs(raw, tmp_path / 'out', tmp_path / 'work', conventional=False, labels=False)
     names = {p.name.removeprefix(f'{PREFIX}_') for p in (out / 'sub-01').rglob('*')}
     assert 'desc-precond_Chimap.nii.gz' in names
     assert 'desc-comparison_Chimap.png' in names
@@ -308,17 +319,7 @@ def test_without_conventional_arm_and_labels(raw, tmp_path):
 
 def test_every_connected_port_exists(raw):
     """Nipype accepts, in silence, a wire to a port that an IdentityInterface lacks."""
-    root, sources, _, dseg = raw
-    workflow = init_outputs_wf(
-        bids_dir=root,
-        output_dir=root / 'out',
-        source_files=sources,
-        metadata={},
-        echo_times=ECHO_TIMES,
-        field_strength=FIELD_STRENGTH,
-        settings_record={},
-        labels=str(dseg),
-    )
+    workflow = init_outputs_wf(*run_and_settings(raw, raw[0] / 'out'))
     for source, target, data in workflow._graph.edges(data=True):
         for output, port in data['connect']:
             name = output[0] if isinstance(output, tuple) else output

@@ -13,15 +13,10 @@ from nipype.pipeline import engine as pe
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Companions, Scan, reconstruct
+from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
-from precondqsm_bids.workflows.qsm import (
-    INPUTS,
-    MAPS,
-    OF_MANY_ECHOES,
-    OUTPUTS,
-    init_precondqsm_wf,
-)
+from precondqsm_bids.workflows.qsm import INPUTS, OUTPUTS, init_precondqsm_wf
 
 PRIORS = [
     ('contrast', 'auto'),
@@ -148,7 +143,10 @@ def test_graph_of_one_echo(prior):
     workflow = init_precondqsm_wf(Method(prior=prior), one_echo=True)
     assert not undeclared(workflow)
     assert 'r2prime_prior' not in workflow.list_node_names()
-    absent = {*OF_MANY_ECHOES, *(['prior_labels'] if prior == 'shape' else [])}
+    absent = {
+        *(name for name, row in MAPS.items() if row.many_echoes),
+        *(['prior_labels'] if prior == 'shape' else []),
+    }
     assert wired(workflow, 'outputnode') == set(OUTPUTS) - absent
     assert ('contrasts' in wired(workflow, 'prior_fit')) == (prior == 'contrast')
     assert 'phase of the single echo' in workflow.__desc__

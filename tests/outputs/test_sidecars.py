@@ -1,39 +1,18 @@
-"""Names, bytes and descriptions of the derivatives."""
+"""Descriptions of the derivatives: sidecars, URIs, the dataset."""
 
-import gzip
 import json
 import os
 import threading
 
-import nibabel as nb
-import numpy as np
 import pytest
 
 from precondqsm_bids import __version__
-from precondqsm_bids.interfaces import bids
-from precondqsm_bids.interfaces.bids import (
-    OUTPUTS,
-    DerivativesDataSink,
-    PpmToHz,
-    bids_uri,
-    compose_sidecar,
-    fieldmap_acquisition,
-    write_dataset_description,
-)
-from precondqsm_bids.interfaces.files import BIDSIGNORE
+from precondqsm_bids.outputs.dataset import bids_uri, write_dataset_description
+from precondqsm_bids.outputs.files import BIDSIGNORE
+from precondqsm_bids.outputs.maps import MAPS, WRITTEN
+from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
 
-SOURCES = [
-    f'/raw/sub-01/ses-b/anat/sub-01_ses-b_run-1_echo-{echo}_part-{part}_MEGRE.nii.gz'
-    for echo in (1, 2, 10)
-    for part in ('mag', 'phase')
-]
-
-
-@pytest.fixture
-def volume(tmp_path):
-    path = tmp_path / 'chi.nii'
-    nb.Nifti1Image(np.arange(24, dtype=np.float32).reshape(2, 3, 4), np.eye(4)).to_filename(path)
-    return path
+FACTS = Facts(sources=['bids:raw:x'], echo_times=[0.004, 0.008], field_strength=3.0)
 
 
 @pytest.fixture
@@ -42,70 +21,6 @@ def raw(tmp_path):
     root.mkdir()
     (root / 'dataset_description.json').write_text('{"Name": "r", "BIDSVersion": "1.10.0"}')
     return root
-
-
-def sink(volume, out, cwd, **entities):
-    node = DerivativesDataSink(
-        base_directory=str(out), source_file=SOURCES, in_file=str(volume), **entities
-    )
-    return node.run(cwd=cwd).outputs
-
-
-def test_name_has_neither_echo_nor_part_and_is_compressed(volume, tmp_path):
-    out = tmp_path / 'out'
-    result = sink(volume, out, tmp_path, datatype='anat', desc='precond', suffix='Chimap')
-    expected = out / 'sub-01/ses-b/anat/sub-01_ses-b_run-1_desc-precond_Chimap.nii.gz'
-    assert result.out_file == str(expected)
-    assert expected.read_bytes()[:2] == b'\x1f\x8b'
-    assert np.array_equal(nb.load(expected).dataobj, nb.load(volume).dataobj)
-
-
-def test_only_our_names_are_written(volume, tmp_path):
-    with pytest.raises(ValueError, match='unwrapped'):
-        sink(volume, tmp_path / 'out', tmp_path, datatype='anat', suffix='unwrapped')
-    assert not list((tmp_path / 'out').rglob('*.nii*'))
-
-
-def test_file_is_replaced_at_once_and_nothing_is_left_beside_it(volume, tmp_path, monkeypatch):
-    out = tmp_path / 'out'
-    first = sink(volume, out, tmp_path, datatype='anat', suffix='S0map', meta_dict={'Units': '1'})
-    before = open(first.out_file, 'rb')  # noqa: SIM115 - a reader in the middle of the old map
-    old = volume.read_bytes()
-    nb.Nifti1Image(np.ones((2, 3, 4), np.float32), np.eye(4)).to_filename(volume)
-    renamed = []
-    replace = os.replace
-    monkeypatch.setattr(
-        bids.os, 'replace', lambda a, b: (renamed.append(os.path.basename(b)), replace(a, b))
-    )
-    second = sink(volume, out, tmp_path, datatype='anat', suffix='S0map', meta_dict={'Units': '2'})
-    with before:
-        image = nb.Nifti1Image.from_bytes(gzip.decompress(before.read()))
-    assert np.array_equal(image.dataobj, nb.Nifti1Image.from_bytes(old).dataobj)
-    assert renamed == ['sub-01_ses-b_run-1_S0map.json', 'sub-01_ses-b_run-1_S0map.nii.gz']
-    assert nb.load(second.out_file).get_fdata().max() == 1
-    assert len([p for p in out.rglob('*') if p.is_file()]) == 2
-
-
-def test_a_table_is_not_compressed(tmp_path):
-    table = tmp_path / 'table.tsv'
-    table.write_text('index\n1\n')
-    result = sink(table, tmp_path / 'out', tmp_path, datatype='anat', desc='rois', suffix='values')
-    assert result.out_file.endswith('sub-01_ses-b_run-1_desc-rois_values.tsv')
-    with open(result.out_file) as stream:
-        assert stream.read() == 'index\n1\n'
-
-
-def test_ppm_to_hz(volume, tmp_path):
-    result = PpmToHz(in_file=str(volume), field_strength=7.0).run(cwd=tmp_path).outputs
-    written = nb.load(result.out_file)
-    # 1 ppm of 42.57638543 MHz/T x 7 T
-    assert np.allclose(written.get_fdata(), nb.load(volume).get_fdata() * 298.034698, rtol=1e-6)
-    assert written.get_data_dtype() == np.float32
-
-
-def test_fieldmaps_of_runs_that_differ_only_in_rec_have_different_names():
-    names = [fieldmap_acquisition(f'sub-01_acq-hi_rec-{rec}_echo-1_MEGRE.nii.gz') for rec in 'ab']
-    assert names == ['hireca', 'hirecb']
 
 
 def test_uri_prefers_the_derivative_that_lies_in_the_raw_dataset():
@@ -129,17 +44,7 @@ def test_uri_through_links_to_the_dataset_and_of_a_linked_file(tmp_path):
     'port,key', [('precond_chi', 'EstimationAlgorithm'), ('flattened_field', 'Description')]
 )
 def test_sidecar_names_the_shape_only_where_it_was_used(port, key, shape):
-    sidecar = compose_sidecar(
-        OUTPUTS[port],
-        {'flattening': {'shape': shape}},
-        sources=[],
-        echo_times=[0.004, 0.008],
-        field_strength=3.0,
-        metadata={},
-        matrix=[1, 1, 1],
-        voxel_size=[1, 1, 1],
-        settings={},
-    )
+    sidecar = compose_sidecar(MAPS[port], {'flattening': {'shape': shape}}, FACTS)
     assert ("the object's shape" in sidecar[key]) is shape
 
 
@@ -218,26 +123,38 @@ def test_sidecar_of_the_prior_says_what_it_is_made_of(priors, fit, algorithm, re
             'fit': fit,
         }
     }
-    sidecar = compose_sidecar(
-        OUTPUTS['prior_chi'],
-        record,
-        sources=['bids:raw:x'],
-        echo_times=[0.01, 0.02],
-        field_strength=3.0,
-        metadata={},
-        matrix=[2, 2, 2],
-        voxel_size=[1, 1, 1],
-        settings={},
-    )
+    sidecar = compose_sidecar(MAPS['prior_chi'], record, FACTS)
     assert sidecar['EstimationAlgorithm'].startswith(algorithm)
     assert sidecar['EstimationReference'].startswith(reference)
 
 
 def test_sidecar_of_a_field_of_zero_says_that_nothing_was_inverted():
-    output = OUTPUTS['residual_chi']
     record = {'dipole_inversion': {'reg_weight': None, 'rule': 'risk', 'corner': None}}
-    sidecar = compose_sidecar(
-        output, record, sources=[], echo_times=[0.01], field_strength=3.0, metadata={},
-        matrix=[1, 1, 1], voxel_size=[1, 1, 1], settings={},
-    )  # fmt: skip
+    sidecar = compose_sidecar(MAPS['residual_chi'], record, FACTS._replace(echo_times=[0.01]))
     assert sidecar['EstimationAlgorithm'].endswith('the field is zero, and nothing was inverted')
+
+
+@pytest.mark.parametrize(
+    'shape, stripped',
+    [
+        ({'mask': 'auto', 'shape_used': True}, False),
+        ({'mask': 'auto', 'shape_used': False}, False),  # a field of view without air
+        ({'mask': 'slab.nii', 'shape_used': True}, False),
+        ({'mask': 'brain.nii', 'shape_used': False}, True),
+    ],
+)
+def test_maps_are_skull_stripped_where_a_given_mask_lies_inside_the_object(shape, stripped):
+    record = {'shape_mask': shape}
+    said = {
+        name: compose_sidecar(row, record, FACTS).get('SkullStripped')
+        for name, row in WRITTEN.items()
+    }
+    assert said.pop('magnitude') is False  # it has every voxel
+    for name, value in said.items():
+        assert value is (None if name.endswith(('mask', 'labels')) else stripped), name
+
+
+@pytest.mark.parametrize('row', WRITTEN.values(), ids=lambda row: row.name)
+def test_every_sidecar_has_the_direction_of_b0(row):
+    record = {'echo_fit': {'b0_dir': [0.0, 0.6, 0.8]}}
+    assert compose_sidecar(row, record, FACTS)['B0Direction'] == [0.0, 0.6, 0.8]

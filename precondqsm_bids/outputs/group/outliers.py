@@ -38,13 +38,7 @@ class Distribution(NamedTuple):
     """0 where nothing can be told: too few values, or all of them the same."""
 
     def z(self, value: float) -> float:
-        """How many robust standard deviations a value is from the median.
-
-        Parameters
-        ----------
-        value : float
-            A value of the measure.
-        """
+        """How many robust standard deviations a value of the measure is from the median."""
         if not self.spread:
             return 0.0
         return ((math.log(value) if self.log else value) - self.centre) / self.spread

@@ -19,26 +19,61 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES, is_number
-from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
-from precondqsm_bids.group.reading import (
+from precondqsm_bids.outputs.group.measures import is_number
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
+from precondqsm_bids.outputs.group.reading import (
     IDENTITY,
     STATUS,
     RunValues,
     check_header,
     find_tables,
 )
+from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
+from precondqsm_bids.outputs.tables import cell
 
-QUALITY = (
-    *IDENTITY, 'status', *(measure.column for measure in MEASURES), 'scanner', 'sign_differs',
-    'n_warnings', 'warnings', 'note', 'outliers',
-)  # fmt: skip
-COEFFICIENT = (*IDENTITY, 'index', *COEFFICIENTS, 'outliers')
+_OUTLIERS = {
+    'Description': (
+        'Columns whose robust z over all rows (of the same name or index, where the row has '
+        f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
+        '1.4826 times the median absolute deviation, of the logarithm for some measures; '
+        f'not tested with fewer than {LEAST_VALUES} values'
+    )
+}
+
+
+def _described(meaning: str, unit: str = '') -> dict[str, Any]:
+    return {'Description': meaning} | ({'Units': unit} if unit else {})
+
+
+QUALITY = {
+    **IDENTITY,
+    'status': {'Description': 'What became of the run', 'Levels': STATUS},
+    **{measure.name: _described(measure.meaning, measure.unit) for measure in COLUMNS},
+    'scanner': _described('Manufacturer, model, serial number and station'),
+    'sign_differs': _described(
+        'yes: runs of this scanner have phase of either sign, of which one must be wrong unless '
+        'the phase was exported in two ways; n/a otherwise'
+    ),
+    'n_warnings': _described('Number of warnings that the stages left'),
+    'warnings': _described('Those warnings, each after the name of its stage'),
+    'note': _described('What is missing of the run or cannot be read'),
+    'outliers': _OUTLIERS,
+}
+"""Columns of ``group_quality.tsv`` and what they are."""
+
+COEFFICIENT = {
+    **IDENTITY,
+    'index': _described('Number of the coefficient within its run, from 1'),
+    **{name: _described(*text) for name, (_, *text) in COEFFICIENTS.items()},
+    'outliers': _OUTLIERS,
+}
+"""Columns of ``group_coefficients.tsv`` and what they are."""
+
 COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
 
-LONGEST = 10_000
-"""Characters of a cell."""
+Key = tuple[str, ...]
+"""What is compared: a column, for a region or coefficient after its name."""
 
 LISTED = 500
 """Runs and outliers that the page names at most; the tables name all."""
@@ -53,8 +88,7 @@ class Outlier(NamedTuple):
     """Minus its place, so that of two of one size the first is kept."""
     subject: str
     run: str
-    key: tuple[str, ...]
-    """Column, for a region after its name."""
+    key: Key
     value: float
     z: float
 
@@ -71,11 +105,11 @@ class Listed(NamedTuple):
 class Gathered(NamedTuple):
     """What a table's values look like over the runs."""
 
-    distributions: dict[tuple[str, ...], Distribution]
-    values: dict[tuple[str, ...], array[float]]
+    distributions: dict[Key, Distribution]
+    values: dict[Key, array[float]]
     outliers: list[Outlier]
     """The largest first, at most ``LISTED``."""
-    counts: Counter[tuple[str, ...]]
+    counts: Counter[Key]
     """Outliers per measure, all of them."""
 
 
@@ -113,13 +147,6 @@ def region_columns(
     """Columns of all tables of values together, and what the first sidecar says of each.
 
     A column that only some tables have comes after the one that it follows there.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives.
-    subjects, sessions : sequence and collection of str
-        Labels; all sessions if empty.
     """
     columns = ['index', 'name']
     described: dict[str, Any] = {}
@@ -142,32 +169,23 @@ def region_columns(
                 sidecar = {}
             place = 0
             for column in header:
-                if column in columns:
-                    place = columns.index(column) + 1
-                    continue
-                columns.insert(place, column)
-                place += 1
-            for column in header:
+                if column not in columns:
+                    columns.insert(place, column)
+                place = columns.index(column) + 1
                 if isinstance(sidecar, dict) and isinstance(sidecar.get(column), dict):
                     described.setdefault(column, sidecar[column])
     return columns, described
 
 
 def write_rows(
-    runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Sequence[str]]
-) -> tuple[GroupResult, dict[str, dict[tuple[str, ...], array[float]]]]:
+    runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Collection[str]]
+) -> tuple[GroupResult, dict[str, dict[Key, array[float]]]]:
     """First pass: the rows without outliers, what happened, and the floats to compare.
 
-    Parameters
-    ----------
-    runs : iterable of RunValues
-        Sorted; each is forgotten once its rows are written.
-    paths : mapping of str to Path
-        Table (``rois``, ``quality``, ``coefficients``) to the file that is written.
-    headers : mapping of str to sequence of str
-        Columns of each table.
+    Runs are sorted, and each is forgotten once its rows are written; ``paths`` and ``headers``
+    have the file and the columns of each table (``rois``, ``quality``, ``coefficients``).
     """
-    values: dict[str, dict[tuple[str, ...], array[float]]] = {name: {} for name in paths}
+    values: dict[str, dict[Key, array[float]]] = {name: {} for name in paths}
     statuses: Counter[str] = Counter()
     listed: list[Listed] = []
     signs: dict[str, Counter[int]] = {}
@@ -176,11 +194,8 @@ def write_rows(
     with ExitStack() as stack:
         writers = {}
         for name, path in paths.items():
-            writers[name] = csv.writer(
-                stack.enter_context(path.open('w', newline='', encoding='utf-8')),
-                delimiter='\t',
-                lineterminator='\n',
-            )
+            stream = stack.enter_context(_table(path))
+            writers[name] = csv.writer(stream, delimiter='\t', lineterminator='\n')
             writers[name].writerow(headers[name])
         for run in runs:
             participants += run.subject != previous
@@ -190,20 +205,22 @@ def write_rows(
                 # A participant level wrote it after the headers were read.
                 wrong = f'its table of values has new columns ({", ".join(sorted(unknown))})'
                 run = run._replace(
-                    status='incomplete', regions=[], note=f'{wrong}: run the group level again'
+                    status='incomplete', regions=(), note=f'{wrong}: run the group level again'
                 )
             statuses[run.status] += 1
             if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
-                signs.setdefault(_cell(scanner), Counter())[run.quality['phase_sign']] += 1
+                signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
             if run.note:
                 to_list += 1
                 if len(listed) < LISTED:
                     listed.append(Listed(run.subject, run.name, run.status, run.note))
             for name, rows in _rows(run).items():
                 for row in rows:
-                    cells = [_cell(row.get(column)) for column in headers[name]]
+                    cells = [cell(row.get(column)) for column in headers[name]]
                     writers[name].writerow(cells)
-                    for key, value in KEYS[name](dict(zip(headers[name], cells, strict=True))):
+                    for key, value in _compared(
+                        name, dict(zip(headers[name], cells, strict=True))
+                    ):
                         values[name].setdefault(key, array('d')).append(value)
     summary = GroupResult(participants, statuses, usable, listed, to_list, 0, (), signs)
     return summary, values
@@ -216,7 +233,7 @@ def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
         'session_id': f'ses-{run.session}' if run.session else None,
         'run': run.name,
     }
-    quality = run.quality | {'status': run.status, 'note': run.note or None}
+    quality = {**run.quality, 'status': run.status, 'note': run.note or None}
     if run.quality:
         quality['n_warnings'] = len(run.warnings)
         quality['warnings'] = '; '.join(run.warnings) or None
@@ -228,28 +245,20 @@ def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
 
 
 def name_outliers(
+    name: str,
     source: Path,
     target: Path,
-    values: dict[tuple[str, ...], array[float]],
-    keys: Callable[[Mapping[str, str]], Iterator[tuple[tuple[str, ...], float]]],
+    values: dict[Key, array[float]],
     signs: Mapping[str, Counter[int]] | None = None,
 ) -> Gathered:
     """Second pass: the same rows, with the columns whose value lies outside in the last one.
 
-    Parameters
-    ----------
-    source, target : Path
-        The table as the first pass wrote it, and the one to write.
-    values : dict
-        Every value of each measure.
-    keys : callable
-        Measures of a row and their values, one of ``KEYS``.
-    signs : mapping, optional
-        Scanner to its runs by sign of the phase, for the column ``sign_differs``.
+    ``values`` are all values of each measure of the table, and ``signs`` has the
+    runs of each scanner by the sign of their phase.
     """
-    scales = {measure.column: measure.kind == 'log' for measure in MEASURES}
+    scales = {measure.name: measure.kind == 'log' for measure in COLUMNS}
     known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
-    counts: Counter[tuple[str, ...]] = Counter()
+    counts: Counter[Key] = Counter()
     largest: list[Outlier] = []
     order = 0
     with source.open(newline='', encoding='utf-8') as stream, _table(target) as out:
@@ -260,7 +269,7 @@ def name_outliers(
         writer.writeheader()
         for row in reader:
             found = []
-            for key, value in keys(row):
+            for key, value in _compared(name, row):
                 z = known[key].z(value)
                 if abs(z) <= LIMIT:
                     continue
@@ -284,77 +293,24 @@ def _table(path: Path) -> IO[str]:
     return path.open('w', newline='', encoding='utf-8')
 
 
-def _quality_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    """Columns of a row of ``group_quality.tsv`` that are compared, and their values."""
-    for measure in MEASURES:
-        if (
-            measure.kind not in ('text', 'names')
-            and (value := _number(row[measure.column])) is not None
-        ):
-            yield (measure.column,), value
-    if (value := _number(row['n_warnings'])) is not None:
-        yield ('n_warnings',), value
-
-
-def _region_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    for column in COMPARED:
-        if (value := _number(row.get(column, ''))) is not None:
-            yield (row['name'], column), value
-
-
-def _coefficient_keys(row: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    if (value := _number(row['coefficient'])) is not None:
-        yield (row['index'], 'coefficient'), value
-
-
-KEYS = {
-    'rois': _region_keys,
-    'quality': _quality_keys,
-    'coefficients': _coefficient_keys,
+_QUALITY_KEYS = [*(measure.name for measure in COLUMNS if measure.compared), 'n_warnings']
+KEYS: dict[str, Callable[[Mapping[str, str]], Iterator[tuple[Key, str]]]] = {
+    'rois': lambda row: (((row['name'], name), row.get(name, '')) for name in COMPARED),
+    'quality': lambda row: (((name,), row[name]) for name in _QUALITY_KEYS),
+    'coefficients': lambda row: iter([((row['index'], 'coefficient'), row['coefficient'])]),
 }
-"""Table -> what is compared of a row: pairs of key and value."""
+"""Table -> what is compared of a row: pairs of key and cell."""
 
 
-def quality_dictionary() -> dict[str, Any]:
-    """Data dictionary of ``group_quality.tsv``."""
-    columns = _identity_dictionary()
-    columns['status'] = {'Description': 'What became of the run', 'Levels': dict(STATUS)}
-    for measure in MEASURES:
-        columns[measure.column] = {'Description': measure.description}
-        if measure.units:
-            columns[measure.column]['Units'] = measure.units
-    columns['scanner'] = {'Description': 'Manufacturer, model, serial number and station'}
-    columns['sign_differs'] = {
-        'Description': 'yes: runs of this scanner have phase of either sign, of which one must be '
-        'wrong unless the phase was exported in two ways; n/a otherwise'
-    }
-    columns['n_warnings'] = {'Description': 'Number of warnings that the stages left'}
-    columns['warnings'] = {'Description': 'Those warnings, each after the name of its stage'}
-    columns['note'] = {'Description': 'What is missing of the run or cannot be read'}
-    columns['outliers'] = _outliers_dictionary()
-    return columns
-
-
-def coefficient_dictionary() -> dict[str, Any]:
-    """Data dictionary of ``group_coefficients.tsv``."""
-    columns = _identity_dictionary()
-    columns['index'] = {'Description': 'Number of the coefficient within its run, from 1'}
-    for column, (_, description, units) in COEFFICIENTS.items():
-        columns[column] = {'Description': description} | ({'Units': units} if units else {})
-    columns['outliers'] = _outliers_dictionary()
-    return columns
+def _compared(name: str, row: Mapping[str, str]) -> Iterator[tuple[Key, float]]:
+    """What is compared of a row of a table: pairs of key and number."""
+    for key, cell_text in KEYS[name](row):
+        if (value := _number(cell_text)) is not None:
+            yield key, value
 
 
 def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Data dictionary of ``group_rois.tsv``, from those of the runs.
-
-    Parameters
-    ----------
-    columns : sequence of str
-        Columns of the values.
-    described : mapping
-        What the sidecars say of them.
-    """
+    """Columns of ``group_rois.tsv`` and what they are, from the sidecars of the runs."""
     texts = {}
     for column in columns:
         text = dict(described.get(column, {'Description': 'Not described by the sidecars'}))
@@ -365,34 +321,7 @@ def region_dictionary(columns: Sequence[str], described: Mapping[str, Any]) -> d
             str(text.get('Description', '')),
         )
         texts[column] = text
-    return _identity_dictionary() | texts | {'outliers': _outliers_dictionary()}
-
-
-def _identity_dictionary() -> dict[str, Any]:
-    return {
-        'participant_id': {'Description': 'Participant'},
-        'session_id': {'Description': 'Session; n/a where the run has none'},
-        'run': {'Description': 'Entities of the run: its files begin with them'},
-    }
-
-
-def _outliers_dictionary() -> dict[str, Any]:
-    return {
-        'Description': (
-            f'Columns whose robust z over all rows (of the same name or index, where the row has '
-            f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
-            '1.4826 times the median absolute deviation, of the logarithm for some measures; '
-            f'not tested with fewer than {LEAST_VALUES} values'
-        )
-    }
-
-
-def _cell(value: Any) -> str:
-    if is_number(value):
-        return f'{value:.6g}' if isinstance(value, float) else str(value)
-    # A table cannot have tabs and ends of lines inside a cell, nor a reader cells without end.
-    text = '' if value is None else ' '.join(str(value).split())
-    return (text if len(text) <= LONGEST else f'{text[:LONGEST]} ...') or 'n/a'
+    return IDENTITY | texts | {'outliers': _OUTLIERS}
 
 
 def _number(text: str) -> float | None:

@@ -10,21 +10,18 @@ from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from precondqsm_bids.group.reading import IDENTITY, find_participants, read_participant
-from precondqsm_bids.group.report import compose_report
-from precondqsm_bids.group.tables import (
+from precondqsm_bids.outputs.files import temporary_name, write_atomic, write_bidsignore
+from precondqsm_bids.outputs.group.reading import find_participants, read_participant
+from precondqsm_bids.outputs.group.report import compose_report
+from precondqsm_bids.outputs.group.tables import (
     COEFFICIENT,
-    KEYS,
     QUALITY,
     GroupResult,
-    coefficient_dictionary,
     name_outliers,
-    quality_dictionary,
     region_columns,
     region_dictionary,
     write_rows,
 )
-from precondqsm_bids.interfaces.files import temporary_name, write_atomic, write_bidsignore
 
 LEFT_OVER = 86_400
 """Age from which a temporary file is of a process that was killed, s: it is written to until the
@@ -66,14 +63,12 @@ def write_group(
         return GroupResult(0, Counter(), 0, [], 0, 0, ())
     _remove_leftovers(output_dir)
     columns, described = region_columns(output_dir, subjects, sessions)
-    files = {
-        name: output_dir / f'group_{name}.tsv' for name in ('rois', 'quality', 'coefficients')
+    dictionaries = {
+        'rois': region_dictionary(columns, described),
+        'quality': QUALITY,
+        'coefficients': COEFFICIENT,
     }
-    headers = {
-        'rois': [*IDENTITY, *columns, 'outliers'],
-        'quality': list(QUALITY),
-        'coefficients': list(COEFFICIENT),
-    }
+    files = {name: output_dir / f'group_{name}.tsv' for name in dictionaries}
     with ExitStack() as stack:
         first, second = (
             {
@@ -89,22 +84,17 @@ def write_group(
                 for run in read_participant(bids_dir, output_dir, subject, sessions)
             ),
             first,
-            headers,
+            dictionaries,
         )
         if not summary.usable:
             return summary
         gathered = {
-            name: name_outliers(first[name], second[name], values[name], KEYS[name], summary.signs)
+            name: name_outliers(name, first[name], second[name], values[name], summary.signs)
             for name in files
         }
         page = compose_report(
             output_dir, summary=summary, gathered=gathered, columns=columns, command=command
         )
-        dictionaries = {
-            'rois': region_dictionary(columns, described),
-            'quality': quality_dictionary(),
-            'coefficients': coefficient_dictionary(),
-        }
         write_bidsignore(output_dir)
         written = []
         for name, path in files.items():

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import precondqsm_bids
-from precondqsm_bids.group import gather, write_group
-from precondqsm_bids.group.tables import COEFFICIENT, QUALITY
+from precondqsm_bids.outputs.group import gather, write_group
+from precondqsm_bids.outputs.group.tables import COEFFICIENT, QUALITY
 
 FILES = [
     *('group_coefficients.json', 'group_coefficients.tsv', 'group_quality.json'),
@@ -186,15 +186,15 @@ SPOILED = {
     ),
     'a word for a number': (
         lambda d: d.add('sub-1', echo_fit={'noise_sd': 'low'}),
-        'incomplete', "echo_fit.noise_sd = 'low' is no number",
+        'incomplete', "echo_fit.noise_sd = 'low' is not a number",
     ),
     'a number for a word': (
         lambda d: d.add('sub-1', echo_fit={'offset_model': 3}),
-        'incomplete', "echo_fit.offset_model = '3' is no text",
+        'incomplete', "echo_fit.offset_model = '3' is not a text",
     ),
     'a number for a list': (
         lambda d: d.add('sub-1', echo_fit={'echo_times': 3}),
-        'incomplete', "echo_fit.echo_times = '3' is no list of numbers",
+        'incomplete', "echo_fit.echo_times = '3' is not a list of numbers",
     ),
     'unequal lists': (
         lambda d: d.add(
@@ -316,7 +316,7 @@ def test_outputs_of_other_programs_are_no_runs(derivatives):
 
 
 def test_a_folder_that_cannot_be_listed(derivatives, monkeypatch):
-    from precondqsm_bids.group import reading
+    from precondqsm_bids.outputs.group import reading
 
     derivatives.add('sub-1')
     derivatives.add('sub-2')
@@ -412,7 +412,7 @@ def section(text, name):
 
 def test_more_outliers_than_the_page_names(planted, monkeypatch):
     """The farthest stay; the tables have all."""
-    monkeypatch.setattr('precondqsm_bids.group.tables.LISTED', 1)
+    monkeypatch.setattr('precondqsm_bids.outputs.group.tables.LISTED', 1)
     planted.add('sub-09', echo_fit={'noise_sd': 100.0}, comparison={'explained': 70.0})
     assert group(planted).outliers == 4
     text = section(page(planted), 'outliers')
@@ -471,7 +471,7 @@ def test_a_table_that_changes_while_it_is_read(planted, monkeypatch):
 
 
 def test_files_that_go_away_while_they_are_read(planted, monkeypatch):
-    from precondqsm_bids.group import reading
+    from precondqsm_bids.outputs.group import reading
 
     read = reading._read_run
 
@@ -502,7 +502,8 @@ def test_leftovers_of_a_process_that_was_killed(planted):
 def test_processes_at_the_same_time_leave_whole_files(planted):
     """Three group levels, and a participant level that writes the same sidecars meanwhile."""
     code = (
-        'import sys; from pathlib import Path; from precondqsm_bids.group import write_group\n'
+        'import sys; from pathlib import Path\n'
+        'from precondqsm_bids.outputs.group import write_group\n'
         'for _ in range(3): write_group(Path(sys.argv[1]), Path(sys.argv[2]), command="c")\n'
     )
     package = Path(precondqsm_bids.__file__).parents[1]
@@ -598,7 +599,7 @@ def test_validator_has_nothing_to_say(planted):
 MEASURE_MEMORY = """
 import sys, tracemalloc
 from pathlib import Path
-from precondqsm_bids.group import gather
+from precondqsm_bids.outputs.group import gather
 gather.compose_report = lambda *args, **keywords: ''
 raw, out = map(Path, sys.argv[1:])
 gather.write_group(raw, out, participants=('1',))  # imports and caches

@@ -5,21 +5,21 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 import pytest
+import scipy.linalg
 from matplotlib.figure import Figure
 
-from precondqsm_bids.interfaces import reports
-from precondqsm_bids.interfaces.reports import (
-    FIGURES,
-    LCurveFigure,
-    MapFigures,
-    choose_slices,
-    draw_l_curves,
-    draw_roi_values,
-    write_report,
-)
+from precondqsm_bids.interfaces import figures as nodes
+from precondqsm_bids.interfaces.figures import LCurveFigure, MapFigures, RunSummary
+from precondqsm_bids.outputs import figures, report, slices, wording
+from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
+from precondqsm_bids.outputs.record import report_rows
+from precondqsm_bids.outputs.report import write_report
+from precondqsm_bids.outputs.slices import choose_slices
+from precondqsm_bids.outputs.tables import read_table
 
 SHAPE = (20, 24, 28)
 RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')
@@ -84,13 +84,13 @@ class Loads(HTMLParser):
 @pytest.fixture
 def output_dir(tmp_path):
     """One run with everything, in an output folder."""
-    figures = tmp_path / 'sub-01' / 'figures'
-    figures.mkdir(parents=True)
+    folder = tmp_path / 'sub-01' / 'figures'
+    folder.mkdir(parents=True)
     anat = tmp_path / 'sub-01' / 'ses-a' / 'anat'
     anat.mkdir(parents=True)
     for figure in FIGURES:
-        (figures / f'{RUNS[0]}_{figure.name}').write_bytes(b'x')
-    (figures / f'{RUNS[0]}_desc-summary_report.json').write_text(json.dumps(SUMMARY))
+        (folder / f'{RUNS[0]}_{figure.name}').write_bytes(b'x')
+    (folder / f'{RUNS[0]}_desc-summary_report.json').write_text(json.dumps(SUMMARY))
     (anat / f'{RUNS[0]}_desc-rois_values.tsv').write_text(TABLE)
     return tmp_path
 
@@ -142,7 +142,7 @@ def test_object_on_the_right_is_drawn_on_the_right_however_it_is_stored(
     maps['labels'] = save(tmp_path, 'labels', (1 + (chi > 0)).astype(np.uint8), affine)
     drawn = {}
     monkeypatch.setattr(
-        reports, '_save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
+        nodes, 'save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
     )
     MapFigures(**maps).run(cwd=tmp_path)
     coronal, axial = (axes.images[0] for axes in drawn['comparison.png'].axes[:2])
@@ -168,7 +168,7 @@ def test_grey_scale_is_shared_and_symmetric(tmp_path, monkeypatch):
     maps['shape_mask'] = maps['roi_mask'] = save(tmp_path, 'm', np.ones(SHAPE, 'u1'), affine)
     drawn = {}
     monkeypatch.setattr(
-        reports, '_save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
+        nodes, 'save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
     )
     MapFigures(**maps).run(cwd=tmp_path)
     axes = drawn['comparison.png'].axes
@@ -206,7 +206,7 @@ def test_no_l_curve_is_said_in_words(tmp_path):
 def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
     path = tmp_path / 'table.tsv'
     path.write_text(TABLE)
-    figure = draw_roi_values(reports.read_table(path))
+    figure = draw_roi_values(read_table(path))
     axes = figure.axes[0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ['tube', 'tilted']
     bars = [round(bar.get_height(), 4) for bar in axes.patches]
@@ -282,9 +282,9 @@ def test_figures_have_the_same_bytes_each_time(tmp_path):
         files = []
         for i in range(2):
             figure = Figure()
-            with reports.mpl.rc_context(reports.STYLE):
+            with mpl.rc_context(STYLE):
                 figure.subplots().plot([0, 1], [1, 0])
-                files.append(reports._save(figure, tmp_path / f'{i}.{suffix}'))
+                files.append(figures.save(figure, tmp_path / f'{i}.{suffix}'))
         first, second = (Path(f).read_bytes() for f in files)
         assert first == second
 
@@ -310,7 +310,26 @@ def test_page_says_what_the_region_of_interest_is(region, text):
         'orientation': 'RAS',
         'b0_tilt': 0.0,
     }
-    assert ('Region of interest', text) in reports._summary_rows(summary)
+    assert ('Region of interest', text) in report._summary_rows(summary)
+
+
+def test_b0_of_the_report_is_that_of_the_maps_in_a_sheared_grid(tmp_path):
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[0, 2], affine[2, 1] = 0.9, -0.6  # as a gantry tilt leaves it
+    chi = save(tmp_path, 'chi', np.zeros(SHAPE, np.float32), affine)
+    node = RunSummary(
+        run='sub-01',
+        facts={'sources': [], 'echo_times': [0.004], 'field_strength': 3.0},
+        record={},
+        precond_chi=chi,
+    )
+    summary = json.loads(Path(node.run(cwd=tmp_path).outputs.out_file).read_text())
+    # the angle by which the nearest rotation of this affine turns the third axis: its polar factor
+    linear = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    stretch = scipy.linalg.sqrtm(linear.T @ linear)
+    rotation = linear @ np.linalg.inv(stretch)
+    assert summary['b0_tilt'] == pytest.approx(np.degrees(np.arccos(rotation[2, 2])), abs=0.01)
+    assert 3 < summary['b0_tilt'] < 15
 
 
 def test_page_says_what_the_coefficient_of_the_prior_implies():
@@ -319,12 +338,12 @@ def test_page_says_what_the_coefficient_of_the_prior_implies():
         'coefficient_errors': [0.012],
         'implied_relaxivity': [359.4],
     }
-    text = reports._coefficient(fit, {'field_strength': 3.0})
+    text = wording.coefficient(fit, {'echo_fit': {'field_strength': 3.0}})
     assert text.startswith('0.900 ± 0.012; implies')
     # static dephasing at 3 T: 2 pi gamma B0 / (9 sqrt 3) = 323.5 1/s per ppm
     for number in ('359', '323', '110', '274'):
         assert number in text
-    assert '220 to 548' in reports._coefficient(fit, {'field_strength': 6.0})
+    assert '220 to 548' in wording.coefficient(fit, {'echo_fit': {'field_strength': 6.0}})
 
 
 # -- quality of the field -----------------------------------------------------------------------
@@ -390,7 +409,7 @@ def test_page_without_such_numbers_has_no_such_tables(output_dir):
     for heading in ('The field', 'Bodies', 'Phase of each echo'):
         assert f'<h3>{heading}</h3>' not in text
     rows = dict(
-        reports._quality_rows(
+        report_rows(
             {
                 'echo_fit': {
                     'echo_times': [0.02],
@@ -402,7 +421,8 @@ def test_page_without_such_numbers_has_no_such_tables(output_dir):
                     'offset_model': 'in the field',
                     'bodies': 1,
                 }
-            }
+            },
+            of_field=True,
         )
     )
     assert 'No echo above the noise' in rows
@@ -416,23 +436,29 @@ def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
     result = LCurveFigure(l_curve=curve).run(cwd=tmp_path)
     assert Path(result.outputs.out_file).is_file()
     record = {'dipole_inversion': {'reg_weight': None, 'rule': 'risk', 'corner': None}}
-    rows = dict(reports._summary_rows(SUMMARY | {'record': record}))
+    rows = dict(report._summary_rows(SUMMARY | {'record': record}))
     assert rows['Preconditioned: λ'] == 'none: the field is zero, and nothing was inverted'
     fit = {
         'coefficients': {'r2prime': [0.0]},
         'coefficient_errors': [None],
         'implied_relaxivity': [None],
     }
-    assert reports._coefficient(fit, {'field_strength': 3.0}) == "0.000 ± unknown; implies no R2'"
+    assert (
+        wording.coefficient(fit, {'echo_fit': {'field_strength': 3.0}})
+        == "0.000 ± unknown; implies no R2'"
+    )
 
 
 def test_maps_of_the_quality_of_the_field():
     sd = np.full(SHAPE, 0.01, np.float32)
     sd[:2] = 3
     maps = {'field_sd': sd, 'misfit': sd * 100, 'usable_echoes': np.full(SHAPE, 4, np.uint8)}
-    panels = reports._quality_panels(maps)
-    assert [panel.title for panel in panels][1:] == ['misfit', 'usable echoes']
-    assert panels[0].limits == pytest.approx((0, 0.05))  # five times the median
-    assert panels[1].limits == (0, 3)
-    assert panels[2].limits == (0, 4)
-    assert len(reports._quality_panels({'field_sd': sd})) == 1
+    ones = np.ones(SHAPE, np.float32)
+    maps |= dict.fromkeys(slices.DRAWN, ones)
+    figure = dict(slices.draw_maps(maps, np.ones(3)))['quality']
+    assert [axes.get_title() for axes in figure.axes[1:3]] == ['misfit', 'usable echoes']
+    limits = [axes.images[0].get_clim() for axes in figure.axes[:3]]
+    assert limits[0] == pytest.approx((0, 0.05))  # five times the median
+    assert limits[1:] == [(0, 3), (0, 4)]
+    names = [name for name, _ in slices.draw_maps(dict.fromkeys(slices.DRAWN, ones), np.ones(3))]
+    assert names == ['comparison', 'prior', 'fields', 'masks', 'echofit']

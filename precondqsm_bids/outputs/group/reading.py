@@ -10,13 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.group.measures import (
-    MEASURES,
-    scanner_of,
-    take,
-    take_coefficients,
-    warnings_of,
-)
+from precondqsm_bids.outputs.files import natural
+from precondqsm_bids.outputs.group.measures import scanner_of, take, take_coefficients
+from precondqsm_bids.outputs.maps import WRITTEN
+from precondqsm_bids.outputs.record import COLUMNS, warnings_of
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
@@ -26,14 +23,18 @@ STATUS = {
 }
 """What may have become of a run."""
 
-IDENTITY = ('participant_id', 'session_id', 'run')
-"""First columns of every table of the group."""
+IDENTITY = {
+    'participant_id': {'Description': 'Participant'},
+    'session_id': {'Description': 'Session; n/a where the run has none'},
+    'run': {'Description': 'Entities of the run: its files begin with them'},
+}
+"""First columns of every table of the group, and what they are."""
 
 _IMAGE = re.compile(r'_(MEGRE|T2starw)\.nii(\.gz)?$')
 _OUTPUT = re.compile(
     r'^(?P<run>sub-[0-9a-zA-Z+]+(_[a-z]+-[0-9a-zA-Z+]+)*?)'
-    r'(_desc-(precond|conventional|prior|residual)_Chimap|_(R2star|T2star|S0|R2prime)map'
-    r'|_desc-(shape|roi)_mask|_desc-rois_values)\.(nii\.gz|json|tsv)$'
+    rf'_({"|".join(row.ending for row in WRITTEN.values() if row.datatype == "anat")}'
+    r'|desc-rois_values)\.(nii\.gz|json|tsv)$'
 )
 
 
@@ -47,13 +48,13 @@ class RunValues(NamedTuple):
     status: str
     note: str
     """What is missing or cannot be read."""
-    quality: dict[str, Any]
+    quality: Mapping[str, Any] = {}
     """Column -> value; empty if the sidecar is of no use."""
-    warnings: list[str]
-    coefficients: list[dict[str, Any]]
-    columns: list[str]
+    warnings: Sequence[str] = ()
+    coefficients: Sequence[dict[str, Any]] = ()
+    columns: Sequence[str] = ()
     """Header of the table of values per region."""
-    regions: list[list[str]]
+    regions: Sequence[Sequence[str]] = ()
 
     @property
     def usable(self) -> bool:
@@ -62,13 +63,7 @@ class RunValues(NamedTuple):
 
 
 def find_participants(*roots: Path) -> list[str]:
-    """Labels of the participants' folders of several datasets, each once, in natural order.
-
-    Parameters
-    ----------
-    *roots : Path
-        Datasets; one that is not there has no participants.
-    """
+    """Labels of the participants' folders of several datasets, each once, in natural order."""
     found = {
         entry.name.removeprefix('sub-')
         for root in roots
@@ -79,20 +74,9 @@ def find_participants(*roots: Path) -> list[str]:
 
 
 def find_tables(output_dir: Path, subject: str, sessions: Collection[str]) -> Iterator[Path]:
-    """Tables of values per region of one participant, in the order of the runs.
-
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives.
-    subject : str
-        Label of the participant.
-    sessions : collection of str
-        Labels of the sessions; all if empty.
-    """
-    for name, folder in sorted(
-        _derived_runs(output_dir, subject, sessions).items(), key=lambda item: natural(item[0])
-    ):
+    """Tables of values per region of one participant (all sessions if none is named), by run."""
+    runs = _derived_runs(output_dir, subject, sessions)
+    for name, folder in sorted(runs.items(), key=lambda item: natural(item[0])):
         path = folder / f'{name}_desc-rois_values.tsv'
         if path.is_file():
             yield path
@@ -105,15 +89,7 @@ def read_participant(
 
     A run is told from its outputs, from the list that the participant level keeps beside the
     figures, or, where the derivatives have nothing of a session, from the images of the dataset.
-
-    Parameters
-    ----------
-    bids_dir, output_dir : Path
-        The dataset and the derivatives.
-    subject : str
-        Label of the participant.
-    sessions : collection of str, optional
-        Labels of the sessions; all if empty.
+    No session stands for all.
     """
     try:
         yield from list(_read_runs(bids_dir, output_dir, subject, sessions))
@@ -155,11 +131,6 @@ def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: s
         name=name,
         status='failed' if crashes else 'missing',
         note='; '.join(filter(None, (note, problem))),
-        quality={},
-        warnings=[],
-        coefficients=[],
-        columns=[],
-        regions=[],
     )
 
 
@@ -191,8 +162,8 @@ def _read_run(
         elif isinstance(more, Mapping):
             parameters = {**more, **parameters}
     quality = {}
-    for measure in MEASURES if parameters else ():
-        quality[measure.column], wrong = take(parameters, measure)
+    for measure in COLUMNS if parameters else ():
+        quality[measure.name], wrong = take(parameters, measure)
         notes += [wrong] if wrong else []
     if parameters:
         quality['scanner'] = scanner_of(sidecar)
@@ -212,7 +183,7 @@ def _read_run(
         status=status,
         note='; '.join(notes),
         quality=quality,
-        warnings=warnings_of(parameters),
+        warnings=[f'{stage}: {" ".join(text.split())}' for stage, text in warnings_of(parameters)],
         coefficients=coefficients,
         columns=columns,
         regions=regions,
@@ -362,15 +333,3 @@ def _entity(name: str, key: str) -> str:
     """
     found = re.search(rf'_{key}-([^_]+)', name)
     return found[1] if found else ''
-
-
-def natural(name: str) -> tuple[tuple[Any, ...], str]:
-    """Key that sorts run-2 before run-10, and an absent label first.
-
-    >>> sorted(['run-10', 'run-2', 'run-02', ''], key=natural)
-    ['', 'run-02', 'run-2', 'run-10']
-    """
-    parts = [
-        (0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', name) if p
-    ]
-    return tuple(parts), name

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,11 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from precondqsm_bids import __version__
-from precondqsm_bids.group.measures import COEFFICIENTS, MEASURES
-from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, Distribution
-from precondqsm_bids.group.reading import STATUS
-from precondqsm_bids.group.tables import COMPARED, Gathered, GroupResult, Outlier
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution
+from precondqsm_bids.outputs.group.reading import STATUS
+from precondqsm_bids.outputs.group.tables import COMPARED, Gathered, GroupResult, Key, Outlier
+from precondqsm_bids.outputs.maps import MAPS
+from precondqsm_bids.outputs.page import render
+from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 
 STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
 BLUE, RED, GREY = '#1f6fb4', '#c0392b', '#8c8c8c'
@@ -36,18 +36,11 @@ SHOWN_POINTS = 2000
 NAMED = 2
 """Outliers that a figure names per measure; the page names all of them below."""
 
-TITLES = {
-    'precond_chi_mean': 'preconditioned susceptibility (ppm)',
-    'conventional_chi_mean': 'conventional susceptibility (ppm)',
-    'r2star_mean': 'R2* (1/s)',
-}
-
 
 class Strip(NamedTuple):
     """One measure as a strip of points."""
 
-    key: tuple[str, ...]
-    """Column, for a region after its name."""
+    key: Key
     values: np.ndarray
     distribution: Distribution
     outliers: list[Outlier]
@@ -69,48 +62,30 @@ def compose_report(
 ) -> str:
     """The page as text.
 
-    Parameters
-    ----------
-    output_dir : Path
-        The derivatives, for links to the reports of the participants.
-    summary : GroupResult
-        Counts, and the runs that are not complete.
-    gathered : mapping of str to Gathered
-        What the tables ``rois``, ``quality`` and ``coefficients`` hold.
-    columns : sequence of str
-        Columns of the values per region.
-    command : str
-        Command line.
+    ``gathered`` is what the tables ``rois``, ``quality`` and ``coefficients`` hold, ``columns``
+    those of the values per region; the derivatives are for links to the participants' reports.
     """
-    order = [*(measure.column for measure in MEASURES), 'n_warnings']
-    quality = sorted(strips(gathered['quality']), key=lambda strip: order.index(strip.name))
-    units = {measure.column: measure.units for measure in MEASURES}
+    order = [*(measure.name for measure in COLUMNS), 'n_warnings']
+    quality = sorted(_strips(gathered['quality']), key=lambda strip: order.index(strip.name))
+    units = {measure.name: measure.unit for measure in COLUMNS}
     # A measure that is the same in every run needs no picture.
     varying = [
         strip for strip in quality if strip.distribution.maximum > strip.distribution.minimum
     ]
     maps = [column for column in COMPARED if column in columns]
     regions = {
-        column: [strip for strip in strips(gathered['rois']) if strip.key[1] == column]
+        column: [strip for strip in _strips(gathered['rois']) if strip.key[1] == column]
         for column in maps
     }
-    coefficients = sorted(strips(gathered['coefficients']), key=lambda strip: int(strip.name))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('precondqsm_bids', 'data'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters['number'] = number
+    coefficients = sorted(_strips(gathered['coefficients']), key=lambda strip: int(strip.name))
     with mpl.rc_context(STYLE):
         figures = {
-            'quality': draw_measures(varying, units) if varying else '',
-            'rois': draw_regions(regions) if any(regions.values()) else '',
-            'coefficients': draw_coefficients(coefficients) if coefficients else '',
+            'quality': _draw_measures(varying, units) if varying else '',
+            'rois': _draw_regions(regions) if any(regions.values()) else '',
+            'coefficients': _draw_coefficients(coefficients) if coefficients else '',
         }
-    return environment.get_template('group.html').render(
-        version=__version__,
+    return render(
+        'group.html',
         command=command,
         summary=summary,
         statuses=[(name, summary.runs[name], text) for name, text in STATUS.items()],
@@ -123,14 +98,14 @@ def compose_report(
             )
             if (output_dir / f'sub-{subject}.html').is_file()
         },
-        outlying=by_run(gathered),
+        outlying=_by_run(gathered),
         found=sum(sum(part.counts.values()) for part in gathered.values()),
         named=sum(len(part.outliers) for part in gathered.values()),
         limit=LIMIT,
         least=LEAST_VALUES,
         figures=figures,
         quality=[(strip, units.get(strip.name, '')) for strip in quality],
-        descriptions={measure.column: measure.description for measure in MEASURES}
+        descriptions={measure.name: measure.meaning for measure in COLUMNS}
         | {'n_warnings': 'Number of warnings that the stages left'},
         regions=[strip for column in maps for strip in regions[column]],
         coefficients=coefficients,
@@ -140,14 +115,8 @@ def compose_report(
     )
 
 
-def strips(gathered: Gathered) -> list[Strip]:
-    """The measures of a table, each with its values and outliers.
-
-    Parameters
-    ----------
-    gathered : Gathered
-        Of one table.
-    """
+def _strips(gathered: Gathered) -> list[Strip]:
+    """The measures of one table, each with its values and outliers."""
     return [
         Strip(
             key,
@@ -160,7 +129,7 @@ def strips(gathered: Gathered) -> list[Strip]:
     ]
 
 
-def by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
+def _by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
     """Outliers of each run, the run with the farthest one first."""
     runs: dict[str, dict[str, Any]] = {}
     everything = [
@@ -182,16 +151,8 @@ def by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
     return list(runs.values())
 
 
-def draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
-    """Small multiples, one per measure.
-
-    Parameters
-    ----------
-    measures : sequence of Strip
-        One or more.
-    units : mapping of str to str
-        Unit of each measure, by its name.
-    """
+def _draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
+    """Small multiples, one per measure."""
     across = 3
     down = -(-len(measures) // across)
     figure = Figure(figsize=(10, 0.95 * down + 0.2), layout='constrained')
@@ -212,14 +173,8 @@ def draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
     return _inline(figure)
 
 
-def draw_regions(regions: Mapping[str, Sequence[Strip]]) -> str:
-    """One row per region, one column per map.
-
-    Parameters
-    ----------
-    regions : mapping of str to sequence of Strip
-        Column of the table to its regions.
-    """
+def _draw_regions(regions: Mapping[str, Sequence[Strip]]) -> str:
+    """One row per region, one column per map (a column of the table)."""
     names = list(dict.fromkeys(s.name for strips in regions.values() for s in strips))[:SHOWN_ROWS]
     figure = Figure(figsize=(10, 0.42 * len(names) + 0.9), layout='constrained')
     grid = figure.subplots(1, len(regions), sharey=True, squeeze=False)[0]
@@ -227,19 +182,14 @@ def draw_regions(regions: Mapping[str, Sequence[Strip]]) -> str:
         for strip in strips:
             if strip.name in names:
                 _draw_strip(axes, strip, names.index(strip.name))
-        axes.set_xlabel(TITLES[column])
+        shown = MAPS[column.removesuffix('_mean')]
+        axes.set_xlabel(f'{shown.words} ({shown.unit})')
         _rows(axes, names)
     return _inline(figure)
 
 
-def draw_coefficients(coefficients: Sequence[Strip]) -> str:
-    """One row per coefficient of the prior.
-
-    Parameters
-    ----------
-    coefficients : sequence of Strip
-        In the order of their numbers.
-    """
+def _draw_coefficients(coefficients: Sequence[Strip]) -> str:
+    """One row per coefficient of the prior, in the order of their numbers."""
     shown = coefficients[:SHOWN_ROWS]
     figure = Figure(figsize=(10, 0.42 * len(shown) + 0.9), layout='constrained')
     axes = figure.subplots()
@@ -291,12 +241,3 @@ def _inline(figure: Figure) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format='png', dpi=130, metadata={'Software': None})
     return 'data:image/png;base64,' + base64.b64encode(stream.getvalue()).decode('ascii')
-
-
-def number(value: float) -> str:
-    """Four digits with a true minus sign.
-
-    >>> number(-0.0012345)
-    '−0.001234'
-    """
-    return f'{value:.4g}'.replace('-', '−')

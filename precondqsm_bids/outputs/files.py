@@ -1,16 +1,18 @@
-"""Files of the derivatives that several processes may write: always whole, whoever comes first.
-
-Apart from the sink, since that one imports niworkflows.
-"""
+"""Files of the derivatives that several processes may write: always whole, whoever comes first."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 LOGGER = logging.getLogger('nipype.interface')
 
@@ -48,6 +50,15 @@ def write_atomic(path: Path, text: str) -> Path:
     return path
 
 
+def copy_atomic(source: str | Path, target: Path) -> str:
+    """Copy beside the destination, then rename; from other file systems, too. The destination."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_name(target) as temporary:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    return str(target)
+
+
 @contextmanager
 def temporary_name(path: Path) -> Iterator[Path]:
     """A hidden name beside a file, gone when the block ends."""
@@ -57,3 +68,34 @@ def temporary_name(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def json_ready(value: Any) -> Any:
+    """Python numbers, lists and strings all the way down; NaN and infinity, unknown to JSON, null.
+
+    >>> json_ready({'a': np.float32(0.5), 'b': (np.nan, np.int64(2)), 'c': Path('x')})
+    {'a': 0.5, 'b': [None, 2], 'c': 'x'}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_ready(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return json_ready(value.tolist())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def natural(name: str) -> tuple[tuple[Any, ...], str]:
+    """Key that sorts run-2 before run-10, and an absent label first.
+
+    >>> sorted(['run-10', 'run-2', 'run-02', ''], key=natural)
+    ['', 'run-02', 'run-2', 'run-10']
+    """
+    parts = [
+        (0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split(r'(\d+)', name) if p
+    ]
+    return tuple(parts), name

@@ -3,7 +3,7 @@
 It reads the sidecars and tables that the participant level wrote, no image, one run at a time.
 """
 
-from precondqsm_bids.group.gather import write_group
-from precondqsm_bids.group.tables import GroupResult
+from precondqsm_bids.outputs.group.gather import write_group
+from precondqsm_bids.outputs.group.tables import GroupResult
 
 __all__ = ['GroupResult', 'write_group']

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from precondqsm_bids.group.outliers import LEAST_VALUES, LIMIT, distribution
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, distribution
 
 
 def spread_of(values):

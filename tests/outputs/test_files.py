@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from precondqsm_bids.interfaces import files
-from precondqsm_bids.interfaces.files import write_shared
+from precondqsm_bids.outputs import files
+from precondqsm_bids.outputs.files import write_shared
 
 
 def test_a_file_of_somebody_else_is_good_enough(tmp_path, monkeypatch):

@@ -4,8 +4,9 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from precondqsm_bids.interfaces.roi_values import RoiValues, read_table
+from precondqsm_bids.interfaces.roi_values import RoiValues
 from precondqsm_bids.numerics.constants import GAMMA_BAR
+from precondqsm_bids.outputs.tables import read_table
 
 SHAPE = (40, 40, 60)
 AFFINE = nb.affines.from_matvec(np.eye(3), [-20, -20, -30])

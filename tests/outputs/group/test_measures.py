@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import precondqsm_bids
-from precondqsm_bids.group.measures import COEFFICIENTS, COUNTED, MEASURES, take_coefficients
-from precondqsm_bids.interfaces.roi_values import MAPS
+from precondqsm_bids.outputs.group.measures import take_coefficients
+from precondqsm_bids.outputs.group.tables import COMPARED
+from precondqsm_bids.outputs.maps import WITH_VALUES
+from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS, MEASURES
 
 INTERFACES = Path(precondqsm_bids.__file__).parent / 'interfaces'
 
@@ -21,7 +23,7 @@ def record_keys(stage):
     return {key.value for key in keys if isinstance(key, ast.Constant)}
 
 
-@pytest.mark.parametrize('measure', MEASURES, ids=lambda measure: measure.column)
+@pytest.mark.parametrize('measure', MEASURES, ids=lambda measure: measure.name)
 def test_the_stage_writes_it(measure):
     assert measure.key in record_keys(measure.stage.removeprefix('conventional_'))
 
@@ -30,19 +32,23 @@ def test_the_fit_of_the_prior_writes_the_coefficients():
     assert {key for key, *_ in COEFFICIENTS.values()} <= record_keys('prior_fit')
 
 
-def test_columns_have_one_source_each():
-    columns = [measure.column for measure in MEASURES]
-    assert len(set(columns)) == len(columns)
-    assert {measure.kind for measure in MEASURES} == {'linear', 'log', 'text', 'names', 'parcels'}
-    assert set(COUNTED) <= {measure.key for measure in MEASURES}
+def test_measures_have_one_source_each_and_are_shown():
+    names = [measure.name for measure in MEASURES]
+    assert len(set(names)) == len(names)
+    kinds = {'linear', 'log', 'text', 'length', 'names', 'parcels'}
+    assert {measure.kind for measure in MEASURES} == kinds
+    assert all(measure.column or measure.report for measure in MEASURES)
+    places = [
+        (measure.stage == 'echo_fit', measure.report.place)
+        for measure in MEASURES
+        if measure.report
+    ]
+    assert len(set(places)) == len(places)
+    assert [measure for measure in MEASURES if measure.column] == list(COLUMNS)
 
 
-def test_compared_maps_exist():
-    from precondqsm_bids.group.report import TITLES
-    from precondqsm_bids.group.tables import COMPARED
-
-    assert set(TITLES) == set(COMPARED)
-    assert {column.removesuffix('_mean') for column in COMPARED} <= set(MAPS)
+def test_compared_maps_have_values():
+    assert {column.removesuffix('_mean') for column in COMPARED} <= set(WITH_VALUES)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Inputs that are maps of the reconstruction: from the table of maps."""
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, isdefined
+
+from precondqsm_bids.outputs.maps import MAPS
+
+
+def map_inputs(needed=(), known=()):
+    """Input specification with a file for each map, to derive that of an interface from.
+
+    Parameters
+    ----------
+    needed, known : iterable of str
+        Names of the maps that it cannot do without, and of those that it takes where they are.
+    """
+    files = {
+        name: File(
+            exists=True,
+            mandatory=name in needed,
+            desc=f'{MAPS[name].words}, {MAPS[name].unit or "labels"}',
+        )
+        for name in (*needed, *known)
+    }
+    return type('MapInputSpec', (BaseInterfaceInputSpec,), files)
+
+
+def defined_maps(inputs):
+    """Map -> file, of those that are defined, in the order of the table."""
+    values = {name: getattr(inputs, name, None) for name in MAPS}
+    return {name: file for name, file in values.items() if file and isdefined(file)}

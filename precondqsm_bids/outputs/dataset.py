@@ -1,0 +1,133 @@
+"""The dataset of the derivatives: its description and README, and URIs of what was read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+from precondqsm_bids import __version__
+from precondqsm_bids.outputs.files import write_bidsignore, write_shared
+
+NAME = 'precondqsm_bids'
+BIDS_VERSION = '1.10.0'
+
+README = f"""Derivatives of {NAME}: preconditioned quantitative susceptibility mapping.
+
+sub-*.html    the report: look at it first
+anat/         susceptibility (Chimap, ppm), R2*, T2*, S0, R2', masks, values per labelled region
+fmap/         total, flattened and local field (Hz) and the magnitude
+figures/      what the report shows
+logs/         settings and log of every run of the program
+
+desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior, and
+desc-prior plus desc-residual, minus the reference, is desc-precond. The JSON beside each map says
+how it was made, with every number.
+"""
+
+
+def bids_uri(path: str | Path, bids_dir: str | Path, derivatives: Mapping[str, Any]) -> str:
+    """A BIDS URI, whose dataset name `write_dataset_description` lists under DatasetLinks.
+
+    A file in none of the datasets gets a file URI.
+
+    >>> bids_uri('/data/sub-1/anat/x.nii', '/data', {})
+    'bids:raw:sub-1/anat/x.nii'
+    """
+    absolute = Path(path).absolute()
+    # The folder may be given through a link; the file itself may be one (git-annex) and stays it.
+    resolved = absolute.parent.resolve() / absolute.name
+    # Derivatives first: they may live inside the raw dataset.
+    for name, root in [*derivatives.items(), ('raw', bids_dir)]:
+        for candidate, folder in (
+            (absolute, Path(root).absolute()),
+            (resolved, Path(root).resolve()),
+        ):
+            if candidate.is_relative_to(folder):
+                return f'bids:{name}:{candidate.relative_to(folder).as_posix()}'
+    return absolute.as_uri()
+
+
+def write_dataset_description(
+    output_dir: str | Path,
+    bids_dir: str | Path,
+    derivatives: Mapping[str, str | Path] | None = None,
+) -> Path:
+    """Write ``dataset_description.json``, ``.bidsignore`` and a README of the derivatives.
+
+    Processes may do this at the same time; a file that another user put there is good enough.
+
+    Parameters
+    ----------
+    output_dir, bids_dir : path_like
+        The derivatives and the raw dataset.
+    derivatives : mapping of str to path_like, optional
+        Other datasets that were read, by the name that BIDS URIs use for them.
+
+    Returns
+    -------
+    Path
+        The description.
+    """
+    output_dir, bids_dir = Path(output_dir).absolute(), Path(bids_dir).absolute()
+    try:
+        raw = json.loads((bids_dir / 'dataset_description.json').read_text())
+    except (OSError, ValueError):
+        raw = {}
+    links = {'raw': _link(bids_dir, output_dir)} | {
+        name: _link(Path(root).absolute(), output_dir)
+        for name, root in (derivatives or {}).items()
+    }
+    description = {
+        'Name': f'{NAME}: preconditioned quantitative susceptibility mapping',
+        'BIDSVersion': BIDS_VERSION,
+        'DatasetType': 'derivative',
+        'GeneratedBy': [{'Name': NAME, 'Version': __version__} | _code_url() | _container()],
+        'SourceDatasets': [
+            {'DOI': raw['DatasetDOI']} if raw.get('DatasetDOI') else {'URL': links['raw']}
+        ],
+        'DatasetLinks': links,
+        'HowToAcknowledge': (
+            f'Cite {NAME} {__version__} and the publications that the methods section of each '
+            f"participant's report names, besides the source dataset."
+        ),
+    }
+    # Licence and authors of derived data follow from the raw data; without them we know none.
+    description |= {key: raw[key] for key in ('License', 'Authors') if raw.get(key)}
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not any(output_dir.glob('README*')):
+        write_shared(output_dir / 'README', README)
+    write_bidsignore(output_dir)
+    return write_shared(
+        output_dir / 'dataset_description.json', json.dumps(description, indent=2) + '\n'
+    )
+
+
+def _link(target: Path, start: Path) -> str:
+    """Relative where the two travel together, else a URI."""
+    if start.is_relative_to(target) or target.is_relative_to(start):
+        return Path(os.path.relpath(target, start)).as_posix()
+    return target.as_uri()
+
+
+def _code_url() -> dict[str, str]:
+    """The project's page as the installed package declares it (``url`` in setup.cfg)."""
+    with suppress(PackageNotFoundError):
+        declared = package_metadata(NAME)
+        if 'Home-page' in declared:
+            return {'CodeURL': declared['Home-page']}
+    return {}
+
+
+def _container() -> dict[str, dict[str, str]]:
+    if image := os.environ.get('APPTAINER_CONTAINER') or os.environ.get('SINGULARITY_CONTAINER'):
+        return {'Container': {'Type': 'singularity', 'URI': Path(image).absolute().as_uri()}}
+    if tag := os.environ.get('PRECONDQSM_BIDS_DOCKER_TAG'):
+        return {'Container': {'Type': 'docker', 'Tag': tag}}
+    return {}

@@ -1,0 +1,99 @@
+"""What the group level takes from the sidecars of a run, column by column."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from precondqsm_bids.outputs.record import COEFFICIENTS, Measure
+
+SCANNER = ('Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName')
+"""What tells one scanner from another, in the sidecars."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number.
+
+    >>> is_number(3), is_number(True), is_number(float('nan')), is_number('3'), is_number(10**400)
+    (True, False, False, False, False)
+    """
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
+    """The value of a measure in a sidecar's ``Parameters`` or None, and what is wrong with it.
+
+    >>> noise = Measure('noise_sd', 'echo_fit', 'Noise')
+    >>> take({'echo_fit': {'noise_sd': 4.0}}, noise)
+    (4.0, '')
+    >>> take({'echo_fit': {'noise_sd': 'low'}}, noise)
+    (None, "echo_fit.noise_sd = 'low' is not a number")
+    """
+    numbers = parameters.get(measure.stage)
+    value = numbers.get(measure.key) if isinstance(numbers, Mapping) else None
+    if value is None:
+        return None, ''
+    name = f'{measure.stage}.{measure.key} = {str(value)[:40]!r}'
+    if measure.kind in ('names', 'parcels'):
+        terms = value.values() if isinstance(value, Mapping) else [None]
+        counts = [term.get('parcels') if isinstance(term, Mapping) else None for term in terms]
+        if not all(is_number(count) for count in counts):
+            return None, f'{name} names no terms with their parcels'
+        return (' '.join(map(str, value)) if measure.kind == 'names' else sum(counts)), ''
+    if measure.kind == 'text':
+        return (value, '') if isinstance(value, str) else (None, f'{name} is not a text')
+    if measure.kind == 'length':
+        if isinstance(value, list) and all(is_number(item) for item in value):
+            return len(value), ''
+        return None, f'{name} is not a list of numbers'
+    return (value, '') if is_number(value) else (None, f'{name} is not a number')
+
+
+def scanner_of(sidecar: Mapping[str, Any]) -> str | None:
+    """The scanner of a sidecar in words, None where it does not say.
+
+    >>> scanner_of({'Manufacturer': 'GE', 'StationName': 'MR1', 'FlipAngle': 20})
+    'GE MR1'
+    """
+    words = [str(sidecar[key]) for key in SCANNER if sidecar.get(key) not in (None, '')]
+    return ' '.join(words) or None
+
+
+def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """One row per coefficient of the prior, and what is wrong with them.
+
+    >>> record = {'coefficients': {'r2prime': [1.5]}, 'coefficient_errors': [0.1]}
+    >>> take_coefficients({'prior_fit': record})[0]
+    [{'index': 1, 'coefficient': 1.5, 'coefficient_error': 0.1, 'implied_relaxivity': None}]
+    """
+    fit = parameters.get('prior_fit')
+    fit = fit if isinstance(fit, Mapping) else {}
+    lists = {column: fit.get(key) or [] for column, (key, *_) in COEFFICIENTS.items()}
+    if isinstance(terms := lists['coefficient'], Mapping):
+        values = {
+            name: list(term.values()) if isinstance(term, Mapping) else term
+            for name, term in terms.items()
+        }
+        if not all(isinstance(term, list) for term in values.values()):
+            return [], 'prior_fit: the coefficients are not lists'
+        lists['coefficient'] = [value for term in values.values() for value in term]
+        if len(values) > 1 and isinstance(lists['implied_relaxivity'], list):
+            # It is that of one term among several.
+            implied = lists['implied_relaxivity']
+            lists['implied_relaxivity'] = [
+                value
+                for name, term in values.items()
+                for value in (implied if name == 'r2prime' else [None] * len(term))
+            ]
+    if not all(isinstance(values, list) for values in lists.values()):
+        return [], 'prior_fit: the coefficients are not lists'
+    n = len(lists['coefficient'])
+    if any(len(values) not in (0, n) for values in lists.values()):
+        sizes = ', '.join(f'{len(values)} {COEFFICIENTS[c][0]}' for c, values in lists.items())
+        return [], f'prior_fit: lists of different lengths: {sizes}'
+    rows = []
+    for i in range(n):
+        values = {column: values[i] if values else None for column, values in lists.items()}
+        rows.append({'index': i + 1} | {c: v if is_number(v) else None for c, v in values.items()})
+    return rows, ''

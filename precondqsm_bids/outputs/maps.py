@@ -1,0 +1,178 @@
+"""The maps of a run: the one table that workflow, sidecars, values, figures and names are made of.
+
+A new map is one row here and one connection in ``workflows/qsm.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Algorithm(NamedTuple):
+    """How a map is made, and the publication of it."""
+
+    words: str
+    reference: str
+
+
+class Map(NamedTuple):
+    """A map that the reconstruction makes, the file it becomes and what the sidecar says of it."""
+
+    name: str
+    """Port of the workflow's outputnode, and first part of its columns in the table of values."""
+    unit: str | None
+    """In the workflow; None of a mask or label image."""
+    words: str
+    """What it is, in a few words."""
+    suffix: str | None = None
+    """BIDS suffix of the file; None if no file is written."""
+    desc: str | None = None
+    datatype: str = 'anat'
+    description: str = ''
+    """``Description`` of the sidecar."""
+    algorithm: Algorithm | None = None
+    stages: tuple[str, ...] = ()
+    """Stages whose record the sidecar shows, in their order."""
+    many_echoes: bool = False
+    """Not known from a single echo."""
+    conventional: bool = False
+    """Only with the conventional arm."""
+    on_request: bool = False
+    """Only where the settings ask for it."""
+
+    @property
+    def file_unit(self) -> str | None:
+        """Unit in the file: BIDS takes a fieldmap in Hz."""
+        return 'Hz' if self.suffix == 'fieldmap' else self.unit
+
+    @property
+    def ending(self) -> str:
+        """End of the file's name, after the entities of the run.
+
+        >>> MAPS['precond_chi'].ending, MAPS['r2star'].ending
+        ('desc-precond_Chimap', 'R2starmap')
+        """
+        return f'desc-{self.desc}_{self.suffix}' if self.desc else f'{self.suffix}'
+
+
+PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
+_INVERSION_REFERENCE = (
+    f'{PDF_REFERENCE} (PDF); Bilgic B et al., Magn Reson Med 2014;72:1444 '
+    '(closed-form l2 inversion, L-curve)'
+)
+FIT = Algorithm(
+    'Nonlinear least-squares fit of the complex multi-echo signal, weighted by its noise',
+    'Liu T et al., Magn Reson Med 2013;69:467',
+)
+STATIC_DEPHASING = Algorithm(
+    "Static dephasing: chi = 9 sqrt(3) R2' / (2 pi gamma B0)",
+    'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749',
+)
+DIFFERENCE = Algorithm('Difference of R2* and the stated R2', STATIC_DEPHASING.reference)
+CONVOLUTION = Algorithm(
+    'Convolution with the voxel-integrated dipole kernel',
+    'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
+    'Jenkinson M et al., Magn Reson Med 2004;52:471',
+)
+PDF = Algorithm('Projection onto dipole fields', PDF_REFERENCE)
+INVERSION = Algorithm(
+    'Projection onto dipole fields; closed-form l2-regularised inversion', _INVERSION_REFERENCE
+)
+PRECONDITIONED = Algorithm(
+    "Field of the prior and of the object's shape subtracted from the measured field; "
+    'projection onto dipole fields; closed-form l2-regularised inversion; prior added again',
+    _INVERSION_REFERENCE,
+)
+
+_PRIOR = ('echo_fit', 'r2prime_prior', 'prior_fit')
+_CHAIN = (*_PRIOR, 'shape_mask', 'flattening', 'background_removal')
+_CONVENTIONAL = (
+    'echo_fit', 'shape_mask', 'conventional_background_removal', 'conventional_dipole_inversion',
+    'conventional_recombination',
+)  # fmt: skip
+
+_ROWS = (
+    Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
+        'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
+        PRECONDITIONED, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison')),
+    Map('conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional', 'anat',
+        'Magnetic susceptibility by conventional QSM, without a prior, for comparison',
+        INVERSION, _CONVENTIONAL, conventional=True),
+    Map('prior_chi', 'ppm', 'prior susceptibility', 'Chimap', 'prior', 'anat',
+        'First estimate of the susceptibility, not referenced',
+        STATIC_DEPHASING, (*_PRIOR, 'shape_mask')),
+    Map('prior_labels', None, 'parcels of the prior', 'dseg', 'prior', 'anat',
+        'Parcels of the fitted prior, those of the finest scale: 1 to their number',
+        None, _PRIOR, on_request=True),
+    Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
+        'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
+        INVERSION, (*_CHAIN, 'dipole_inversion')),
+    Map('r2star', '1/s', 'R2*', 'R2starmap', None, 'anat',
+        'Effective transverse relaxation rate R2*', FIT, ('echo_fit',), many_echoes=True),
+    Map('t2star', 's', 'T2*', 'T2starmap', None, 'anat',
+        'Effective transverse relaxation time T2* = 1 / R2*', FIT, ('echo_fit',),
+        many_echoes=True),
+    Map('s0', 'arbitrary', 'S0', 'S0map', None, 'anat',
+        'Signal at echo time zero', FIT, ('echo_fit',), many_echoes=True),
+    Map('r2prime', '1/s', "R2'", 'R2primemap', None, 'anat',
+        "Reversible transverse relaxation rate R2' = R2* - R2",
+        DIFFERENCE, ('echo_fit', 'r2prime_prior'), many_echoes=True),
+    Map('shape_mask', None, 'object against air', 'mask', 'shape', 'anat',
+        'Object against air, from the measured magnitude', None, ('shape_mask',)),
+    Map('roi_mask', None, 'region of interest', 'mask', 'roi', 'anat',
+        'Region of interest: voxels that were reconstructed and that references are taken over',
+        None, ('shape_mask', 'echo_fit')),
+    Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
+        'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
+    Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
+        "Total field minus the calculated field of the prior and of the object's shape",
+        CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
+    Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
+        'Flattened field without the field of sources outside the region of interest',
+        PDF, _CHAIN),
+    Map('magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
+        'Root of the sum of squares over the echoes'),
+    Map('conventional_local_field', 'ppm', 'local field, conventional', conventional=True),
+    Map('field_sd', 'ppm', 'standard deviation of the field'),
+    Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True),
+    Map('usable_echoes', 'echoes', 'echoes whose signal exceeds twice the noise'),
+)  # fmt: skip
+
+MAPS = {row.name: row for row in _ROWS}
+"""Port of the reconstruction -> the map; files are written and columns stand in this order."""
+
+WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
+"""Those that become files."""
+
+WITH_VALUES = tuple(
+    name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
+)
+"""Those that have columns in the table of values."""
+
+
+def names_of(
+    *, one_echo: bool = False, conventional: bool = True, requested: tuple[str, ...] = ()
+) -> list[str]:
+    """Names of the maps that a run has, written or not.
+
+    Parameters
+    ----------
+    one_echo : bool
+        Whether the run has a single echo.
+    conventional : bool
+        Whether the conventional arm is computed.
+    requested : tuple of str
+        Maps that are only made on request.
+
+    Examples
+    --------
+    >>> names_of(one_echo=True, conventional=False)[:4]
+    ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
+    """
+    return [
+        name
+        for name, row in MAPS.items()
+        if not (row.many_echoes and one_echo)
+        and (conventional or not row.conventional)
+        and (name in requested or not row.on_request)
+    ]

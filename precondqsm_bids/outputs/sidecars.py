@@ -1,0 +1,237 @@
+"""The JSON beside each map: what BIDS asks for, and what travels with a susceptibility map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from precondqsm_bids import __version__
+from precondqsm_bids.outputs.dataset import NAME
+from precondqsm_bids.outputs.files import json_ready
+from precondqsm_bids.outputs.maps import (
+    CONVOLUTION,
+    DIFFERENCE,
+    FIT,
+    PDF_REFERENCE,
+    STATIC_DEPHASING,
+    Algorithm,
+    Map,
+)
+from precondqsm_bids.outputs.wording import describe_prior, one_echo
+
+Record = Mapping[str, Mapping[str, Any]]
+"""Stage -> what it used, chose and measured."""
+
+ACQUISITION_KEYS = (
+    'Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName',
+    'MagneticFieldStrength', 'PulseSequenceType', 'PulseSequenceDetails', 'ScanningSequence',
+    'SequenceVariant', 'SequenceName', 'MRAcquisitionType', 'RepetitionTime',
+    'RepetitionTimeExcitation', 'FlipAngle', 'PixelBandwidth', 'ReceiveCoilName',
+    'CoilCombinationMethod', 'ParallelReductionFactorInPlane',
+    'ParallelReductionFactorOutOfPlane', 'ParallelAcquisitionTechnique', 'PartialFourier',
+)  # fmt: skip
+"""What the QSM consensus (10.1002/mrm.30006) asks for, under the names of BIDS."""
+
+EXCLUSION = (
+    'Nothing inside desc-roi_mask was excluded from the map or from the reference; voxels outside '
+    'it are zero.'
+)
+
+
+class Facts(NamedTuple):
+    """What is known of a run before anything is computed."""
+
+    sources: Sequence[str]
+    """BIDS URIs of the files that were read."""
+    echo_times: Sequence[float]
+    """s"""
+    field_strength: float
+    """T"""
+    metadata: Mapping[str, Any] = {}
+    """Merged sidecar of the first magnitude."""
+    settings: Mapping[str, Any] = {}
+    """The method."""
+    matrix: Sequence[int] = ()
+    voxel_size: Sequence[float] = ()
+    """mm"""
+
+
+def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]:
+    """The JSON beside one map.
+
+    What BIDS requires and recommends, and for every susceptibility map what the QSM consensus
+    (10.1002/mrm.30006) asks to travel with it: acquisition, toolbox and version, every algorithm
+    with its numeric parameters, unit, reference with mean and sd, exclusion criteria.
+
+    Parameters
+    ----------
+    output : Map
+        The map.
+    record : mapping
+        Of all stages.
+    facts : Facts
+        The run.
+    """
+    stages = {stage: record[stage] for stage in output.stages if stage in record}
+    sidecar: dict[str, Any] = {
+        'Description': _as_run(output.description, stages),
+        'Sources': list(facts.sources),
+        'SpatialReference': 'orig',
+    }
+    if (b0_dir := record.get('echo_fit', {}).get('b0_dir')) is not None:
+        sidecar['B0Direction'] = b0_dir
+    if stages:
+        sidecar['Parameters'] = stages
+    if output.suffix == 'mask':
+        return json_ready({**sidecar, 'Type': 'ROI'})
+    if output.suffix == 'dseg':
+        return json_ready({**sidecar, 'Manual': False})
+
+    sidecar |= {
+        'SkullStripped': output.suffix != 'magnitude' and _inside(record.get('shape_mask', {})),
+        'Units': output.file_unit,
+        'EchoTime': list(facts.echo_times),
+        'MagneticFieldStrength': facts.field_strength,
+    }
+    if output.algorithm:
+        sidecar['EstimationAlgorithm'] = _algorithm(output.algorithm, stages)
+        sidecar['EstimationReference'] = _publications(output.algorithm, stages)
+    if output.suffix == 'Chimap':
+        more = _of_susceptibility(stages, facts)
+        sidecar |= {key: value for key, value in more.items() if key not in sidecar}
+    return json_ready(sidecar)
+
+
+def echo_spacing(echo_times: Sequence[float]) -> str:
+    """Echo times in milliseconds as TE1:dTE:TEmax, or as a list where they are not equidistant.
+
+    >>> echo_spacing([0.002, 0.005, 0.008])
+    '2:3:8 ms'
+    >>> echo_spacing([0.002, 0.005, 0.009])
+    '2, 5, 9 ms'
+    """
+    ms = [1e3 * t for t in echo_times]
+    steps = np.diff(ms)
+    if len(ms) > 2 and np.allclose(steps, steps.mean(), atol=0.01):
+        return f'{ms[0]:.5g}:{steps.mean():.5g}:{ms[-1]:.5g} ms'
+    return ', '.join(f'{t:.5g}' for t in ms) + ' ms'
+
+
+def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
+    """What the consensus asks for beside what every map has."""
+    known = {key: facts.metadata.get(key) for key in ACQUISITION_KEYS}
+    return {key: value for key, value in known.items() if value is not None} | {
+        'NumberOfEchoes': len(facts.echo_times),
+        'EchoSpacing': echo_spacing(facts.echo_times),
+        'MatrixSize': list(facts.matrix),
+        'VoxelSize': list(facts.voxel_size),
+        'Toolbox': f'{NAME} {__version__}',
+        'Settings': dict(facts.settings),
+        'Reference': reference_of(stages),
+        'ExclusionCriteria': EXCLUSION,
+    }
+
+
+def _inside(shape: Mapping[str, Any]) -> bool:
+    """Whether a given mask lies inside the object, as a brain mask does: the skull is not in it.
+
+    By the record of the stage: the region's border is hardly the object's surface.
+    """
+    return shape.get('mask', 'auto') != 'auto' and not shape.get('shape_used', True)
+
+
+def _as_run(text: str, stages: Record) -> str:
+    """Leave the shape out where it was not part of the prior."""
+    if stages.get('flattening', {}).get('shape') is False:
+        return text.replace(" and of the object's shape", '')
+    return text
+
+
+def _algorithm(algorithm: Algorithm, stages: Record) -> str:
+    """The algorithm with what was chosen: how the prior was fitted, lambda."""
+    words, fit = _as_run(algorithm.words, stages), stages.get('echo_fit', {})
+    if algorithm is STATIC_DEPHASING and (prior := stages.get('prior_fit')):
+        return describe_prior(prior)
+    if algorithm is FIT and one_echo(fit):
+        if str(fit.get('offset_model')).startswith('none'):
+            return (
+                'Phase difference of two echoes, unwrapped in space, over the time between them; '
+                'it has no phase offset'
+            )
+        return (
+            'Phase of the one echo, unwrapped in space, over its echo time; the phase offset is '
+            'part of it'
+        )
+    if algorithm is DIFFERENCE and (source := stages.get('r2prime_prior', {}).get('r2_source')):
+        return f'{words}; R2: {source}'
+    for stage, numbers in stages.items():
+        if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
+            if numbers['reg_weight'] is None:
+                return f'{words}; the field is zero, and nothing was inverted'
+            return (
+                f'{words}; lambda = {numbers["reg_weight"]:.4g} ({numbers.get("rule", "given")})'
+            )
+    return words
+
+
+def _publications(algorithm: Algorithm, stages: Record) -> str:
+    """The publications of an algorithm; those of a fitted prior depend on what it is made of."""
+    if algorithm is FIT and one_echo(stages.get('echo_fit', {})):
+        return 'Herraez MA et al., Appl Opt 2002;41:7437'
+    fit = stages.get('prior_fit')
+    if algorithm is not STATIC_DEPHASING or not fit:
+        return algorithm.reference
+    if list(fit['priors']) == ['shape']:
+        return CONVOLUTION.reference
+    by_theory = any(name.startswith('r2prime') for name in fit['priors'])
+    terms = [algorithm.reference] * by_theory
+    if fit['fit'] != 'none':
+        terms.append(f'{PDF_REFERENCE} (projection, here with unknowns inside)')
+    return '; '.join(terms) or 'The map that was given, see Sources'
+
+
+def reference_of(stages: Record) -> dict[str, Any] | str:
+    """What the map is relative to: the region, what was subtracted, and the region's sd."""
+    for stage, numbers in stages.items():
+        if stage.endswith('recombination') and numbers['reference'] != 'none':
+            if 'bodies' in numbers:
+                return _reference_of_bodies(numbers)
+            return {
+                'Region': numbers['reference'],
+                'Subtracted': numbers['reference_value'],
+                'StandardDeviation': numbers['reference_sd'],
+                'WholeRegionReferencedMean': numbers['reference_value'] - numbers['roi_mean'],
+                'RegionOfInterestMean': numbers['roi_mean'],
+                'RegionOfInterestStandardDeviation': numbers['roi_sd'],
+                'Units': 'ppm',
+                'Note': 'mean and sd are those of the map before the reference was subtracted; '
+                'WholeRegionReferencedMean is the mean of Region in the map that is relative to '
+                'the mean of the region of interest',
+            }
+    return 'none'
+
+
+def _reference_of_bodies(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What each body of a region of several is relative to, the largest first."""
+    return {
+        'Region': numbers['reference'],
+        'Bodies': [
+            {
+                'Voxels': body['voxels'],
+                'Volume': body['volume'],
+                'Region': body['reference'],
+                'Subtracted': body['reference_value'],
+                'StandardDeviation': body['reference_sd'],
+                'WholeRegionReferencedMean': body['reference_value'] - body['mean'],
+            }
+            for body in numbers['bodies']
+        ],
+        'Units': 'ppm',
+        'Note': 'the region has bodies that are not connected: each is relative to a reference of '
+        'its own, roi-mean being the mean of the body, and differences between bodies are '
+        'undetermined; mean and sd are those before the reference was subtracted; Volume: mL; '
+        'WholeRegionReferencedMean is the mean of Region in a map that is relative to the mean of '
+        'the body',
+    }

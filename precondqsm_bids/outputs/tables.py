@@ -1,0 +1,166 @@
+"""The maps' values per labelled region: rows, data dictionary and the table as a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precondqsm_bids.numerics.roi_values import (
+    Cylinder,
+    cylinder_reference,
+    find_cylinder,
+    region_values,
+    surrounding_label,
+)
+from precondqsm_bids.outputs.maps import MAPS
+
+LONGEST = 10_000
+"""Characters of a cell."""
+
+CYLINDER = {
+    'cylinder_reference': (
+        'Susceptibility relative to the medium around it, for a label that is a long cylinder, '
+        'from the total field alone: 2 (field in the core - field of the medium) / '
+        '(cos^2 theta - 1/3), along B0 3 dphi / (gamma B0 dt); independent of every map',
+        'ppm',
+    ),
+    'cylinder_reference_sd': (
+        'Standard deviation of that value over the voxels of the core', 'ppm',
+    ),
+    'cylinder_angle': ('Angle between the axis of the cylinder and B0', 'degree'),
+    'cylinder_reference_note': ('Why a cylinder has no reference value', ''),
+}  # fmt: skip
+"""Columns of the reference from the bulk field: what they are, unit."""
+
+
+def roi_rows(
+    labels: np.ndarray,
+    names: Mapping[int, str],
+    mask: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    affine: np.ndarray,
+) -> list[dict[str, Any]]:
+    """One dictionary per label, with the columns of the table in order.
+
+    ``*_minus_medium`` is the mean minus the mean in the label that surrounds all others (the
+    agar of a phantom), where there is one: the quantity of the abstract's figure 2.
+    """
+    indices = [int(i) for i in np.unique(labels) if i > 0]
+    regions = {i: labels == i for i in indices}
+    medium = surrounding_label(labels)
+    cylinders = {
+        i: cylinder
+        for i, region in regions.items()
+        if (cylinder := find_cylinder(region, affine)) is not None
+    }
+    in_medium = {
+        name: region_values(values, regions[medium] & mask).mean
+        for name, values in maps.items()
+        if medium is not None and MAPS[name].suffix == 'Chimap'
+    }
+    rows = []
+    for i in indices:
+        row: dict[str, Any] = {
+            'index': i,
+            'name': names.get(i, f'label-{i}'),
+            'n_voxels': int(regions[i].sum()),
+        }
+        for name, values in maps.items():
+            summary = region_values(values, regions[i] & mask)
+            row[f'{name}_mean'] = summary.mean
+            row[f'{name}_sd'] = summary.sd
+            row[f'{name}_median'] = summary.median
+            row[f'{name}_n'] = summary.n_voxels
+            if name in in_medium:
+                row[f'{name}_minus_medium'] = summary.mean - in_medium[name]
+        if 'total_field' in maps:
+            row.update(_cylinder_columns(i, cylinders, maps['total_field'], affine, mask))
+        rows.append(row)
+    return rows
+
+
+def column_dictionary(
+    columns: list[str], labels: np.ndarray, names: Mapping[int, str]
+) -> dict[str, dict[str, str]]:
+    """The JSON data dictionary: what every column is, with its unit."""
+    medium = surrounding_label(labels)
+    described = {
+        'index': ('Value of the label in the segmentation', ''),
+        'name': ('Name of the label', ''),
+        'n_voxels': ('Number of voxels of the label', ''),
+        **CYLINDER,
+    }
+    statistics = {
+        'mean': 'Mean of the {} over the voxels of the label inside the region of interest',
+        'sd': 'Standard deviation of the {} over the same voxels',
+        'median': 'Median of the {} over the same voxels',
+        'n': 'Number of those voxels in which the {} is finite',
+        'minus_medium': (
+            f'Mean of the {{}} minus its mean in label {medium} '
+            f'({names.get(medium, "unnamed") if medium else ""}), which surrounds the others'
+        ),
+    }
+    for name, row in MAPS.items():
+        for key, text in statistics.items():
+            unit = '' if key == 'n' else row.unit or ''
+            described[f'{name}_{key}'] = (text.format(row.words), unit)
+    return {
+        column: {'Description': text} | ({'Units': unit} if unit else {})
+        for column, (text, unit) in ((column, described[column]) for column in columns)
+    }
+
+
+def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as a table of BIDS."""
+    with path.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, list(columns), delimiter='\t', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+
+
+def read_table(path: str | Path) -> list[dict[str, Any]]:
+    """Read the table back: numbers as float, ``n/a`` as None."""
+    with Path(path).open(newline='') as stream:
+        return [
+            {key: _value(text) for key, text in row.items()}
+            for row in csv.DictReader(stream, delimiter='\t')
+        ]
+
+
+def _cylinder_columns(
+    index: int,
+    cylinders: Mapping[int, Cylinder],
+    total_field: np.ndarray,
+    affine: np.ndarray,
+    mask: np.ndarray,
+) -> dict[str, Any]:
+    if index not in cylinders:
+        return dict.fromkeys(CYLINDER)
+    found = cylinder_reference(total_field, index, cylinders, affine, mask)
+    return dict(zip(CYLINDER, (found.chi, found.sd, found.angle, found.note or None), strict=True))
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a table: six digits, ``n/a`` for none, on one line, not too long.
+
+    >>> cell(0.1234567), cell(float('nan')), cell(None), cell('a\\tb')
+    ('0.123457', 'n/a', 'n/a', 'a b')
+    """
+    if isinstance(value, float):
+        return f'{value:.6g}' if np.isfinite(value) else 'n/a'
+    text = '' if value is None else ' '.join(str(value).split())
+    return (text if len(text) <= LONGEST else f'{text[:LONGEST]} ...') or 'n/a'
+
+
+def _value(text: str) -> Any:
+    if text == 'n/a':
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,203 @@
+"""Numbers and records in words, as sidecars, report and group say them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precondqsm_bids.numerics.field_quality import MOST_UNUSABLE
+from precondqsm_bids.numerics.prior.r2prime import relaxivity
+
+Numbers = Mapping[str, Any]
+"""Record of one stage: what it used, chose and measured."""
+
+BRAIN_RELAXIVITY = (110.0, 274.0)
+"""R2' per susceptibility that is published for brain tissue at 3 T, 1/s per ppm: the range; 137 is
+that of Shin et al., NeuroImage 2021;240:118371."""
+
+NOISE_SOURCES = {
+    'phase': 'from what the phase fit leaves',
+    'magnitude': 'from second differences of the magnitude',
+    'air': 'from the air',
+    'given': 'as given',
+}
+"""``noise_source`` of the record in words."""
+
+
+def number(value: Any) -> str:
+    """Four digits with a true minus sign; n/a where there is no number.
+
+    >>> number(-0.0012345), number(float('nan')), number('roi-mean')
+    ('−0.001234', 'n/a', 'roi-mean')
+    """
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return 'n/a'
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f'{value:.4g}'.replace('-', '−')
+    return str(value)
+
+
+def ppm(value: float | None) -> str:
+    """Three decimals with a true minus sign.
+
+    >>> ppm(-0.25), ppm(None)
+    ('−0.250', 'n/a')
+    """
+    return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
+
+
+def fixed(value: float, digits: int) -> str:
+    """Decimals with a true minus sign, which zero does not have.
+
+    >>> fixed(-0.25, 3), fixed(-1e-9, 4)
+    ('−0.250', '0.0000')
+    """
+    return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
+
+
+def signed(value: int) -> str:
+    """A number of turns.
+
+    >>> signed(3), signed(-3), signed(0)
+    ('+3', '−3', '0')
+    """
+    return f'{value:+d}'.replace('-', '−') if value else '0'
+
+
+def describe_prior(fit: Numbers) -> str:
+    """What the prior was made of, from the record of its fit.
+
+    >>> describe_prior({'priors': {'tissue': {'parcels': 3, 'explained': 0.5}}, 'fit': 'global'})
+    'tissue (3 coefficients, 50.0 % of the local field), fitted to the field'
+    """
+    terms = []
+    for name, prior in fit['priors'].items():
+        if name == 'shape':
+            return 'the shape of the object alone, nothing inside'
+        word = f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
+        if prior['explained'] is None:
+            return f'{word}, as it is'
+        many = f'{prior["parcels"]} coefficient' + ('s' if prior['parcels'] > 1 else '')
+        terms.append(f'{word} ({many}, {100 * prior["explained"]:.1f} % of the local field)')
+    if own := fit.get('free_voxels'):
+        share = f'{100 * own["explained"]:.1f} % of the local field'
+        terms.append(f'sources of their own ({own["voxels"]} voxels, {share})')
+    return ' + '.join(terms) + ', fitted to the field'
+
+
+# -- rows of the report: the numbers of a stage and the whole record, to text or None -----------
+
+
+def prior(fit: Numbers, record: Numbers) -> str:
+    """What the first estimate is made of."""
+    return describe_prior(fit) if fit else "R2' by static-dephasing theory, not fitted"
+
+
+def coefficient(fit: Numbers, record: Numbers) -> str | None:
+    """The one coefficient of a prior, its standard error and what it says of R2'."""
+    if len(fit.get('implied_relaxivity', ())) != 1:
+        return None
+    value, implied = fit['coefficients']['r2prime'][0], fit['implied_relaxivity'][0]
+    text = f'{value:.3f}'
+    if 'coefficient_errors' in fit:
+        error = fit['coefficient_errors'][0]
+        text += ' ± ' + ('unknown' if error is None else f'{error:.3f}')
+    if implied is None:
+        return f"{text}; implies no R2'"
+    field_strength = record['echo_fit']['field_strength']
+    low, high = (x * field_strength / 3 for x in BRAIN_RELAXIVITY)
+    return (
+        f"{text}; implies R2' of {implied:.0f} 1/s per ppm (static dephasing "
+        f'{relaxivity(field_strength):.0f}, published for brain tissue {low:.0f} to {high:.0f})'
+    )
+
+
+def region(shape: Numbers, record: Numbers) -> str | None:
+    """What the region of interest is."""
+    if 'mask' not in shape:
+        return None
+    text = 'the object' if shape['mask'] == 'auto' else f'the object inside {shape["mask"]}'
+    if shape['erosion'] > 0:
+        border = f'{number(shape["erosion"])} mm of its border'
+        text += f', less {border} ({shape["eroded_voxels"]} voxels)'
+    text += f': {shape["roi_voxels"]} voxels'
+    if not shape.get('shape_used', True):
+        text += '; it lies inside the object, whose shape is not part of the first estimate'
+    return text
+
+
+def weight(inversion: Numbers, record: Numbers) -> str | None:
+    """Lambda of one arm and how it was chosen."""
+    if 'reg_weight' not in inversion:
+        return None
+    if inversion['reg_weight'] is None:
+        return 'none: the field is zero, and nothing was inverted'
+    return f'{number(inversion["reg_weight"])} ({inversion.get("rule", "given")})'
+
+
+def reference(numbers: Numbers, record: Numbers) -> str | None:
+    """What the map of one arm is relative to."""
+    if not numbers:
+        return None
+    if numbers['reference'] == 'none':
+        return 'none: nothing was subtracted'
+    text = (
+        f'{numbers["reference"]}: {number(numbers["reference_value"])} ppm subtracted '
+        f'(sd of the reference region {number(numbers["reference_sd"])} ppm)'
+    )
+    return text + ('; each body by itself, this one holds most of it' * ('bodies' in numbers))
+
+
+def noise(fit: Numbers, record: Numbers) -> str:
+    """Noise of a channel and where it was seen."""
+    source = fit.get('noise_source')
+    text = f'{number(fit.get("noise_sd"))} (unit of the magnitude), '
+    text += str(NOISE_SOURCES.get(str(source), source))
+    if fit.get('noise_ratio') is not None:
+        text += f'; {fit["noise_ratio"]:.2f} times that of the air'
+    return text
+
+
+def few_echoes(fit: Numbers, record: Numbers) -> str | None:
+    """Share of the region with fewer than two echoes above the noise."""
+    share = fit.get('unusable_fraction')
+    if share is None or one_echo(fit):
+        return None
+    return f'{share:.1%} of the region (warned of above {MOST_UNUSABLE:.0%})'
+
+
+def no_echo(fit: Numbers, record: Numbers) -> str | None:
+    """Share of the region in which the only echo is not above the noise."""
+    return few_echoes({**fit, 'echo_times': ()}, record) if one_echo(fit) else None
+
+
+def one_echo(fit: Numbers) -> bool:
+    """Whether the record of the echo fit is that of a single echo."""
+    return len(fit.get('echo_times', ())) == 1
+
+
+def offset(fit: Numbers, record: Numbers) -> str | None:
+    """Model of the phase at echo time zero and what it leaves."""
+    if fit.get('offset_model') is None:
+        return None
+    text = str(fit['offset_model'])
+    if fit.get('offset_misfit') is not None:
+        text += f', leaves {number(fit["offset_misfit"])} rad'
+    if fit.get('own_offset_fraction') is not None:
+        text += f'; free in {fit["own_offset_fraction"]:.1%} of the voxels'
+    return text
+
+
+def bodies(fit: Numbers, record: Numbers) -> str | None:
+    """Number of bodies of the region, and their turns against the largest."""
+    count = fit.get('bodies')
+    if count is None or count <= 1:
+        return None if count is None else 'one'
+    turns = ', '.join(signed(n) for n in fit.get('body_turns', ()))
+    return (
+        f'{count} that are not connected, moved against the largest by {turns} turns; '
+        'differences between them are undetermined'
+    )
