@@ -92,10 +92,10 @@ def init_outputs_wf(
     derivatives : mapping of str to path_like, optional
         Derivative datasets that were read, by the name that BIDS URIs use.
 
-    Inputs
-    ------
-    The outputs of `init_precondqsm_wf`: maps (susceptibility and fields in ppm), masks,
-    ``l_curve``, ``conventional_l_curve``, ``record``.
+    Notes
+    -----
+    The inputs are the outputs of `init_precondqsm_wf`: maps (susceptibility and fields in ppm),
+    masks, ``l_curve``, ``conventional_l_curve``, ``record``.
     """
     workflow = Workflow(name=name)
     left_out = {'conventional_chi': not conventional, 'prior_labels': not prior_labels}
