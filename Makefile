@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check constraints image test-image test-apptainer test-slurm clean
+.PHONY: help venv demo test check docs constraints image test-image test-apptainer test-slurm clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
@@ -19,14 +19,14 @@ help:  ## this list
 venv: $(ready)  ## the virtual environment in .venv (PYTHON=... chooses the Python)
 
 # An environment whose Python is gone is made anew; any other is only brought up to date.
-$(ready): setup.cfg pyproject.toml
+$(ready): setup.cfg pyproject.toml Makefile
 	@if ! $(bin)/python -c '' 2>/dev/null; then \
 	    python=$$(scripts/find_python.sh) || exit 1; \
 	    echo "Making $(VENV) with $$python"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@echo 'Installing the package and what it needs ...'
-	@$(pip) install --quiet --editable '.[test,style]'
+	@$(pip) install --quiet --editable '.[test,style,docs]'
 	@touch $@
 
 demo: demo/.phantom  ## a phantom, its susceptibility map and the table of its tubes, in demo/
@@ -53,6 +53,10 @@ test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds 
 
 check: $(ready)  ## lint, format, types and import direction alone
 	@scripts/check
+
+docs: $(ready)  ## the pages as HTML, in docs/_build; a warning is an error
+	@$(bin)/python -m sphinx -W --keep-going -q docs docs/_build
+	@echo 'docs/_build/index.html'
 
 constraints: $(ready)  ## constraints.txt, the versions that the image is built with
 	@scripts/make_constraints.sh

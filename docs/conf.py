@@ -1,4 +1,4 @@
-"""Settings of the documentation: ``sphinx-build -W docs docs/_build``."""
+"""Settings of the documentation, which ``make docs`` builds."""
 
 import inspect
 import os

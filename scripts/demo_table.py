@@ -17,9 +17,10 @@ MAPS = {
     'preconditioned': 'precond_chi',
 }
 RUNS = {
-    'derivatives-r2prime': "Prior from R2' by theory, not fitted: the published form",
     'derivatives': 'Prior fitted to the field: the default',
+    'derivatives-r2prime': "Prior from R2' by theory, not fitted: the published form",
 }
+"""Folder of a run -> its title, in the order of the tables."""
 
 
 def main(argv):

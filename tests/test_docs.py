@@ -5,7 +5,6 @@ import inspect
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
@@ -490,13 +489,11 @@ def test_version_of_the_pages_is_that_of_the_code():
 
 @pytest.mark.slow
 def test_pages_build_without_a_warning(tmp_path):
-    missing = [name for name in ('sphinx', 'numpydoc', 'myst_parser') if find_spec(name) is None]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not installed: pip install -e '.[docs]'")
     done = subprocess.run(
         [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', DOCS, tmp_path],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert 'Warning' not in done.stderr  # numpydoc warns past Sphinx
     assert 'forward_field' in (tmp_path / 'api.html').read_text(encoding='utf-8')

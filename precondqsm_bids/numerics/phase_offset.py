@@ -68,7 +68,7 @@ def smooth_offset(
 
         minimise  sum w |exp(i offset) - sum_k c_k B_k(r)|^2 + small |second differences of c|^2,
 
-    and its angle taken: where the receive phase of several coils has a pole the spline goes
+    Its angle is taken: where the receive phase of several coils has a pole the spline goes
     through zero, so that a pole is no obstacle. To it comes the robust mean of what it leaves
     over 5 x 5 x 5 voxels: on a head with eight coils the spline alone is off by up to 0.13 rad
     near a pole, with the mean by 0.02. What a second such mean would still add is the local error

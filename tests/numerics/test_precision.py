@@ -7,6 +7,7 @@ textbook conjugate gradients; only the size of the grid is the solver's.
 import numpy as np
 import pytest
 from kernels import full_kernel
+from operators import assert_adjoint
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
@@ -116,6 +117,7 @@ def test_prior_fit(iterations, tolerance):
         parcels = SIZE * size * np.bincount(labels, pulled[INSIDE], cells.parcels)
         return np.concatenate([OUTER_SIZE * pulled[~INSIDE], parcels])
 
+    assert_adjoint(apply, adjoint, (outside + cells.parcels,), GRID.shape)
     weights = embed(noise_weights(SD, MASK, MODEL_ERROR * size))
     found, _ = descend(apply, adjoint, embed(FIELD * MASK), weights, iterations)
     prior = volume_of((SIZE * size * found[outside:])[labels], INSIDE)

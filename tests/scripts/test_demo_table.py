@@ -16,11 +16,11 @@ ROIS = {
 TRUTH = {'tube1': 0, 'tube2': 0.5, 'tube3': 1, 'agar': 0}
 
 
-def write_demo(demo):
-    """A demo folder with the files that the table is made from."""
+def write_demo(demo, run='derivatives'):
+    """A demo folder with the files that the table of a run is made from."""
     truth = demo / 'raw' / 'derivatives' / 'truth' / 'sub-01' / 'anat'
-    anat = demo / 'derivatives' / 'sub-01' / 'anat'
-    truth.mkdir(parents=True)
+    anat = demo / run / 'sub-01' / 'anat'
+    truth.mkdir(parents=True, exist_ok=True)
     anat.mkdir(parents=True)
     (truth / 'sub-01_desc-tubes_dseg.tsv').write_text(
         'index\tname\tdchi\n'
@@ -61,6 +61,16 @@ def test_values_stand_under_their_headings(tmp_path):
     assert rows['sd'][-3:] == ['0.200', '0.001', '0.050']
     assert rows['lambda'][-2:] == ['0.0512', '0.0256']
     assert rows['Report:'] == [str(tmp_path / 'derivatives' / 'sub-01.html')]
+
+
+def test_default_comes_first(tmp_path):
+    for run in ('derivatives-r2prime', 'derivatives'):
+        write_demo(tmp_path, run)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path], capture_output=True, text=True, check=True
+    )
+    titles = [line for line in done.stdout.splitlines() if line.startswith('Prior')]
+    assert [title.rpartition(': ')[2] for title in titles] == ['the default', 'the published form']
 
 
 def test_missing_demo_is_named(tmp_path):
