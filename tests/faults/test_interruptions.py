@@ -11,7 +11,7 @@ import pytest
 from outputs import checksums
 
 import precondqsm_bids
-from precondqsm_bids.interfaces import bids as sink
+from precondqsm_bids.outputs import files
 from precondqsm_bids.phantom.cli import main as write_phantom
 
 pytestmark = pytest.mark.slow
@@ -173,11 +173,10 @@ def test_disk_full(phantom, first, tmp_path):
 
 def test_outputs_get_their_names_when_they_are_whole(tmp_path, monkeypatch):
     """Written under a hidden name beside the destination, and renamed; or gone."""
-    staging, out = tmp_path / 'staging', tmp_path / 'out'
-    staged = staging / 'sub-01' / 'map.nii.gz'
+    staged = tmp_path / 'staging' / 'map.nii.gz'
     staged.parent.mkdir(parents=True)
     staged.write_bytes(b'new')
-    target = out / 'sub-01' / 'map.nii.gz'
+    target = tmp_path / 'out' / 'sub-01' / 'map.nii.gz'
     target.parent.mkdir(parents=True)
     target.write_bytes(b'old')
 
@@ -187,10 +186,10 @@ def test_outputs_get_their_names_when_they_are_whole(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(sink.shutil, 'copyfile', half)
+        patch.setattr(files.shutil, 'copyfile', half)
         with pytest.raises(OSError, match='No space'):
-            sink._publish(str(staged), str(staging), out)
+            files.copy_atomic(staged, target)
     assert [path.name for path in target.parent.iterdir()] == ['map.nii.gz']
     assert target.read_bytes() == b'old'
-    sink._publish(str(staged), str(staging), out)
+    files.copy_atomic(staged, target)
     assert target.read_bytes() == b'new'
