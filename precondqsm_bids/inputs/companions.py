@@ -137,8 +137,7 @@ def with_companions(
     for kind in kinds_of(method):
         if kind is R2 and run.one_echo:  # no R2*, so that R2 has no use
             continue
-        candidates = _candidates(kind, run, sources, select)
-        run, more = _with_best(kind, candidates, run, grid)
+        run, more = _with_best(kind, _candidates(kind, run, sources, select), run, grid)
         notes += more
         if kind is LABELS:
             _check_reference(run, method.reference, more)

@@ -101,9 +101,4 @@ def _check_method(run: Run, method: Method) -> None:
 
 def _of_participant(subject: str, sources: Iterable[Source]) -> list[Source]:
     """Files of the datasets without those of other participants."""
-
-    def may_be(file: File) -> bool:
-        top = file.folder[0] if file.folder else ''
-        return top == f'sub-{subject}' or not top.startswith('sub-')
-
-    return [list(filter(may_be, source)) for source in sources]
+    return [[file for file in source if file.owner in ('', subject)] for source in sources]

@@ -35,6 +35,12 @@ class File:
     """Folders between the root of the dataset and the file."""
 
     @property
+    def owner(self) -> str:
+        """Participant in whose folder it is; empty if it is in none."""
+        top = self.folder[0] if self.folder else ''
+        return top.removeprefix('sub-') if top.startswith('sub-') else ''
+
+    @property
     def is_image(self) -> bool:
         """Whether it is an image, by its extension."""
         return self.extension in EXTENSIONS

@@ -70,8 +70,8 @@ def load_grid(path: Path) -> Grid:
         scaling = (image.dataobj.slope, image.dataobj.inter)
         oriented, note = _orientation(path, header)
     except FileNotFoundError as error:
-        hint = ' (a link to nowhere: fetch the content)' if path.is_symlink() else ''
-        raise RunError(path, f'cannot be found{hint}: restore it') from error
+        link = ' (a link to nowhere: fetch the content)' if path.is_symlink() else ''
+        raise RunError(path, f'cannot be found{link}: restore it') from error
     except RunError:
         raise
     except Exception as error:  # zlib.error and nibabel's header errors have no common base
@@ -95,8 +95,7 @@ def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) 
     if dtype.kind not in 'iuf':
         raise RunError(path, f'holds {dtype} (colours?), not numbers: convert the image again')
     if dtype.kind in 'iu':
-        limits = np.iinfo(dtype)
-        edges = (float(limits.min), float(limits.max))
+        edges = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
         largest = max(abs(float(slope) * edge + float(intercept)) for edge in edges)
         if not largest <= float(np.finfo(np.float32).max):
             raise RunError(
@@ -159,10 +158,9 @@ def _check_ratios(path: Path, header: Any) -> None:
     another shape, whose field is another one.
     """
     pixdim = np.asarray(header.get_zooms()[:3], dtype=np.float64)
-    if int(header['sform_code']) == 0 or not np.all(pixdim > 0):
-        return
     sizes = nib.affines.voxel_sizes(header.get_sform())
-    if not np.all(np.isfinite(sizes)) or not np.all(sizes > 0):
+    usable = np.isfinite(sizes) & (sizes > 0) & (pixdim > 0)
+    if int(header['sform_code']) == 0 or not usable.all():
         return
     ratio = sizes / pixdim
     if ratio.max() > (1 + SAME_RATIO) * ratio.min():

@@ -41,11 +41,8 @@ def check_description(bids_dir: Path) -> None:
         raise InputError(f'cannot read {path} ({error.strerror}): {way_out}') from error
     except ValueError as error:
         raise InputError(f'{path} is not valid JSON ({error}): {way_out}') from error
-    missing = [
-        key
-        for key in ('Name', 'BIDSVersion')
-        if not isinstance(description, dict) or not isinstance(description.get(key), str)
-    ]
+    known = description if isinstance(description, dict) else {}
+    missing = [key for key in ('Name', 'BIDSVersion') if not isinstance(known.get(key), str)]
     if missing:
         raise InputError(f'{path} lacks {" and ".join(missing)}: {way_out}')
 
@@ -148,8 +145,7 @@ def echo_images(
     images, problems = [], []
     skipped: dict[tuple[str, str], list[File]] = defaultdict(list)
     for file in files:
-        subject = file.folder[0].removeprefix('sub-') if file.folder else ''
-        if subject not in subjects:
+        if (subject := file.owner) not in subjects:
             continue
         folders = [f'{key}-{file.entities[key]}' for key in ('sub', 'ses') if key in file.entities]
         place = (*folders, file.folder[-1])
@@ -163,11 +159,11 @@ def echo_images(
     for (subject, reason), group in skipped.items():
         more = f'{len(group)} images, this is the first: ' if len(group) > 1 else ''
         problems.append(Problem(subject, str(group[0].path), more + reason, 'skipped'))
-    reported = {file.folder[0] for file in images} | {f'sub-{item.subject}' for item in problems}
+    reported = {file.owner for file in images} | {problem.subject for problem in problems}
     problems += [
         Problem(subject, str(root / f'sub-{subject}'), 'no multi-echo images', 'skipped')
         for subject in subjects
-        if f'sub-{subject}' not in reported
+        if subject not in reported
     ]
     return images, problems
 

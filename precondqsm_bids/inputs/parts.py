@@ -101,9 +101,8 @@ def _one_suffix(files: Sequence[File]) -> tuple[list[File], list[Note]]:
         'left out: the _MEGRE images of the same entities would give maps of the same names; '
         'choose with --bids-filter-file {"megre": {"suffix": "T2starw"}}'
     )
-    others = [file for file in files if file.suffix != suffix]
-    notes = [Note(file.path, message, 'skipped') for file in others[:1]]
-    return [file for file in files if file.suffix == suffix], notes
+    notes = [Note(file.path, message, 'skipped') for file in files if file.suffix != suffix]
+    return [file for file in files if file.suffix == suffix], notes[:1]
 
 
 def _by_part(files: Sequence[File]) -> dict[str, dict[str, File]]:
