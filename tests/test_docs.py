@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from records import record_keys
 
 import precondqsm_bids
 from precondqsm_bids.cli.parser import build_parser
@@ -278,36 +279,6 @@ def test_outputs_page_has_the_records_of_every_stage(stages):
         described.setdefault(current, set()).update(re.findall(r'`(\w+)`', keys))
     written = {stage: record_keys(stage) for stage in stages}
     assert described == written
-
-
-def record_keys(stage):
-    """Keys of the record in the modules of a stage: those of ``record = {...}`` or
-    ``self._results['record'] = {...}``, and those set later by ``record['key'] = ...``. That of
-    the echo fit is made of a cube of no field."""
-    if stage == 'echo_fit':
-        from precondqsm_bids.numerics import Scan, measure_field
-
-        noise = np.random.default_rng(0).normal(0, 0.01, (2, 9, 9, 9, 3))
-        times = np.array([0.004, 0.008, 0.012])
-        magnitude, phase = np.exp(-30 * times) + noise[0], noise[1]
-        scan = Scan(magnitude, phase, times, 3.0, phase_units='rad')
-        return set(measure_field(scan, np.ones((9, 9, 9), bool)).record)
-    package = ROOT / 'precondqsm_bids'
-    name = {'prior_fit': 'prior/estimate'}.get(stage, stage)
-    paths = [package / 'interfaces' / f'{stage}.py', package / 'numerics' / f'{name}.py']
-    text = '\n'.join(path.read_text(encoding='utf-8') for path in paths if path.exists())
-    keys = set()
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.Assign | ast.AnnAssign):
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = ast.unparse(targets[0])
-        if names in ('record', "self._results['record']") and isinstance(node.value, ast.Dict):
-            keys |= {key.value for key in node.value.keys}
-        else:
-            keys |= set(re.findall(r"(?<![\w.])record\['(\w+)'\]", names))
-    assert keys, f'{stage} has no record'
-    return keys
 
 
 def test_outputs_page_has_every_column_of_the_table_of_values():

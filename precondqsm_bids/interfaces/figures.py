@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.derivatives import facts_on_grid
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
+from precondqsm_bids.interfaces.volumes import b0_along, load
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values, save
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.report import summarise
@@ -49,7 +49,8 @@ class MapFigures(SimpleInterface):
         inputs = self.inputs
         maps = {name: load(file, None) for name, file in defined_maps(inputs).items()}
         labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
-        voxel_size = np.array(geometry(inputs.precond_chi)[1])
+        grid = nb.as_closest_canonical(nb.load(inputs.precond_chi)).header
+        voxel_size = np.array(grid.get_zooms()[:3], dtype=float)
         with mpl.rc_context(STYLE):
             for name, figure in draw_maps(maps, voxel_size, labels):
                 self._results[name] = save(figure, Path(runtime.cwd) / f'{name}.png')

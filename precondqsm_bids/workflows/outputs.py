@@ -36,10 +36,10 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
     name : str
         Name of the workflow.
 
-    Notes
-    -----
-    The inputs are the outputs of `init_precondqsm_wf`: maps (susceptibility and fields in ppm),
-    masks, ``l_curve``, ``conventional_l_curve``, ``record``.
+    Returns
+    -------
+    workflow : LiterateWorkflow
+        ``inputnode``: those outputs of `init_precondqsm_wf` that :func:`ports_of` names.
     """
     workflow = Workflow(name=name)
     ports = ports_of(run, settings)

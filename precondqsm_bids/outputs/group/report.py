@@ -26,7 +26,7 @@ from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 
 STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
-BLUE, RED, GREY = '#1f6fb4', '#c0392b', '#8c8c8c'
+BLUE, RED = '#1f6fb4', '#c0392b'
 SHOWN_ROWS = 60
 """Regions or coefficients in one figure; the tables have all."""
 

@@ -1,26 +1,12 @@
 """What is taken from the sidecars is what the stages write."""
 
-import ast
-from pathlib import Path
-
 import pytest
+from records import record_keys
 
-import precondqsm_bids
 from precondqsm_bids.outputs.group.measures import take_coefficients
 from precondqsm_bids.outputs.group.tables import COMPARED
 from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS, MEASURES
-
-INTERFACES = Path(precondqsm_bids.__file__).parent / 'interfaces'
-
-
-def record_keys(stage):
-    """Keys of dictionaries with text keys in the source of a stage's interface."""
-    tree = ast.parse((INTERFACES / f'{stage}.py').read_text(encoding='utf-8'))
-    dictionaries = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-    subscripts = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
-    keys = [key for node in dictionaries for key in node.keys] + subscripts
-    return {key.value for key in keys if isinstance(key, ast.Constant)}
 
 
 @pytest.mark.parametrize('measure', MEASURES, ids=lambda measure: measure.name)

@@ -1,0 +1,38 @@
+"""Keys of the records that the stages write, read from their source."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+
+import precondqsm_bids
+from precondqsm_bids.numerics import Scan, measure_field
+
+
+def record_keys(stage):
+    """Keys of the record in the modules of a stage: those of ``record = {...}`` or
+    ``self._results['record'] = {...}``, and those set later by ``record['key'] = ...``. That of
+    the echo fit is made of a cube of no field."""
+    if stage == 'echo_fit':
+        noise = np.random.default_rng(0).normal(0, 0.01, (2, 9, 9, 9, 3))
+        times = np.array([0.004, 0.008, 0.012])
+        magnitude, phase = np.exp(-30 * times) + noise[0], noise[1]
+        scan = Scan(magnitude, phase, times, 3.0, phase_units='rad')
+        return set(measure_field(scan, np.ones((9, 9, 9), bool)).record)
+    package = Path(precondqsm_bids.__file__).parent
+    name = {'prior_fit': 'prior/estimate'}.get(stage, stage)
+    paths = [package / 'interfaces' / f'{stage}.py', package / 'numerics' / f'{name}.py']
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in paths if path.exists())
+    keys = set()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = ast.unparse(targets[0])
+        if names in ('record', "self._results['record']") and isinstance(node.value, ast.Dict):
+            keys |= {key.value for key in node.value.keys}
+        else:
+            keys |= set(re.findall(r"(?<![\w.])record\['(\w+)'\]", names))
+    assert keys, f'{stage} has no record'
+    return keys
