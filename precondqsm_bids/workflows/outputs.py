@@ -114,7 +114,7 @@ def init_outputs_wf(
         return pe.Node(
             DerivativesDataSink(
                 base_directory=str(output_dir),
-                source_file=source_files,
+                source_file=source_files[:1],  # the names differ in echo and part alone
                 dismiss_entities=['echo', 'part'],
                 compress=True,
                 **({'desc': desc} if desc else {}),
