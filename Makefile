@@ -48,7 +48,7 @@ demo/.phantom: $(wildcard precondqsm_bids/phantom/*.py) | $(ready)
 test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds options)
 	@status=0; \
 	scripts/check || status=1; \
-	$(bin)/python -m pytest -m 'not docker and not apptainer and not slurm' $(PYTEST_ARGS) || status=1; \
+	$(bin)/python scripts/test $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 check: $(ready)  ## lint, format, types and import direction alone

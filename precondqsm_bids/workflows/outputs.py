@@ -92,7 +92,7 @@ def _sink(run: Run, settings: Settings, desc: str | None, **entities: Any) -> pe
     return pe.Node(
         DerivativesDataSink(
             base_directory=str(settings.output_dir),
-            source_file=list(run.sources),
+            source_file=list(run.sources[:1]),  # the names differ in echo and part alone
             dismiss_entities=['echo', 'part'],
             compress=True,
             **({'desc': desc} if desc else {}),

@@ -109,6 +109,7 @@ def app(root, out, *options):
     package = Path(precondqsm_bids.__file__).parents[1]
     # The sign of an axial slab across tubes along B0 cannot be told from its field.
     options = ('--phase-sign', '+1', *options)
+    options += ('--nprocs', '2', '--omp-nthreads', '1')  # participants side by side
     words = [sys.executable, '-m', 'precondqsm_bids', root, out, 'participant', *options]
     done = subprocess.run(
         [*map(str, words), '--skip-bids-validation', '-w', str(out.with_suffix('.work'))],
@@ -263,7 +264,11 @@ def test_all_oddities_together_give_the_values_of_the_plain_twin(tmp_path):
     def tubes(label, sign):
         path = out / f'sub-{label}/anat/sub-{label}_desc-precond_Chimap.nii.gz'
         sidecar = json.loads(Path(str(path).replace('.nii.gz', '.json')).read_text())
-        assert sidecar['Parameters']['echo_fit']['phase_sign'] == sign
+        record = sidecar['Parameters']['echo_fit']
+        assert record['phase_sign'] == sign
+        assert record['phase_turn'] == pytest.approx(4096 if label == 'odd' else 2 * np.pi)
+        assert record['echo_phase_size'] <= 0.1
+        assert record['alternating_axes'] == []
         chi = read(path)[::sign]
         count = len(spec.tubes_dchi)
         means = [chi[(chi != 0) & (phantom.labels == i)].mean() for i in range(1, count + 2)]

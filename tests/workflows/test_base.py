@@ -22,11 +22,12 @@ def build(dataset, tmp_path):
     runs, problems = find_runs(dataset.root)
     assert not problems
 
-    def make(**values):
+    def make(runs=runs, **values):
         folders = {'bids_dir': dataset.root, 'output_dir': tmp_path / 'out'}
         settings = Settings.from_values(folders | {'work_dir': tmp_path / 'w'} | values)
         return init_base_wf(settings, runs, 'LOG')
 
+    make.runs = runs
     return make
 
 
@@ -155,7 +156,7 @@ def test_method_settings_change_the_graph(build):
     assert method - set(changed) == others
 
     def stages(**values):
-        workflow = build(**values)
+        workflow = build(build.runs[-1:], **values)
         edges = workflow._create_flat_graph().edges(data=True)
         return {
             name: str(workflow.get_node(name).inputs)

@@ -25,12 +25,12 @@ def phantom(tmp_path_factory):
 
 @pytest.fixture
 def reconstruct(phantom, tmp_path, monkeypatch, capsys):
-    """Folder of the outputs and what was said."""
+    """Folder of the outputs and what was said; the echo is fitted once for all runs."""
     monkeypatch.chdir(tmp_path)
-    truth = phantom / 'derivatives' / 'truth'
+    truth, work = phantom / 'derivatives' / 'truth', phantom.parent / 'work'
 
     def call(*options):
-        command = [str(phantom), 'out', 'participant', '-w', 'work', '-d', f'truth={truth}']
+        command = [str(phantom), 'out', 'participant', '-w', str(work), '-d', f'truth={truth}']
         assert main([*command, '--nprocs', '2', '--skip-bids-validation', *options]) == 0
         return tmp_path / 'out', capsys.readouterr().out
 

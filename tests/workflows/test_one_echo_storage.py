@@ -75,12 +75,14 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def reconstruct(dataset, tmp_path, monkeypatch):
-    """Map and sidecar of each participant."""
+    """Map and sidecar of each participant; what the runs have in common is computed once."""
     monkeypatch.chdir(tmp_path)
+    work = dataset.parent / 'work'
 
     def call(*options, labels=WAYS):
-        command = [str(dataset), 'out', 'participant', '-w', 'work', '--phase-sign', '+1']
+        command = [str(dataset), 'out', 'participant', '-w', str(work), '--phase-sign', '+1']
         command += ['--participant-label', *labels, '--no-conventional']
+        command += ['--nprocs', '2', '--omp-nthreads', '1']  # participants side by side
         assert main([*command, '--skip-bids-validation', *options]) == 0
         found = {}
         for label in labels:

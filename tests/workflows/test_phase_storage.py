@@ -15,8 +15,7 @@ SPEC = TubesSpec(
     object_scale=0.5, matrix=(63, 61, 39), voxel_size=(1.0, 1.0, 1.5), b0_tilt=25.0
 )  # odd, anisotropic, oblique
 TUBES = range(1, len(SPEC.tubes_dchi) + 1)
-ODD_STORAGE = {
-    'codes and reversed sign': {},
+ODD_STORAGE = {  # codes of 12 bits alone: tests/faults/test_storage.py
     'given in degrees': {'turn': 360.0, 'first': -180.0, 'dtype': np.float32},
     'bipolar, alternating slices': {'bipolar': 0.04, 'alternating': True},
 }

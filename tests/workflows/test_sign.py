@@ -48,7 +48,9 @@ def test_head_of_either_sign_by_default(tmp_path, monkeypatch, capsys):
         lambda part, data, affine: (negated[part] * data, affine),
     )
     command = ['raw', 'out', 'participant', '-w', 'work', '--skip-bids-validation']
-    assert main([*command, '--nprocs', '1']) == 0
+    # the two participants side by side
+    command += ['--no-conventional', '--nprocs', '2', '--omp-nthreads', '1']
+    assert main(command) == 0
     (one, stored), (other, reversed_) = (outputs(tmp_path / 'out', s) for s in ('01', '02'))
     assert (stored['phase_sign'], reversed_['phase_sign']) == (1, -1)
     for record in (stored, reversed_):
@@ -79,7 +81,7 @@ def test_stated_b0_comes_before_a_wrong_header(tmp_path, monkeypatch, capsys):
     options = ('--skip-bids-validation', '--no-conventional', '--prior', 'r2prime')
 
     def run(name, *more):
-        command = [name, f'out_{name}', 'participant', '-w', f'work_{name}', '--nprocs', '1']
+        command = [name, f'out_{name}', 'participant', '-w', f'work_{name}', '--nprocs', '2']
         return main([*command, *options, *more]), ''.join(capsys.readouterr())
 
     assert run('right')[0] == 0

@@ -23,12 +23,13 @@ def head(tmp_path_factory):
 
 @pytest.fixture
 def reconstruct(head, tmp_path, monkeypatch):
-    """Maps and sidecar of a run of the app."""
+    """Maps and sidecar of a run of the app; what the runs have in common is computed once."""
     monkeypatch.chdir(tmp_path)
     truth = head / 'derivatives' / 'truth'
+    work = head.parent / 'work'
 
     def call(*options):
-        command = [str(head), 'out', 'participant', '-w', 'work', '-d', f'truth={truth}']
+        command = [str(head), 'out', 'participant', '-w', str(work), '-d', f'truth={truth}']
         command += ['--mask', 'derivatives', '--phase-sign', '+1', '--nprocs', '2']
         assert main([*command, '--no-conventional', *options]) == 0
         anat = tmp_path / 'out' / 'sub-01' / 'anat'
@@ -131,13 +132,6 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
     assert 'Gelman' in r2prime['EstimationAlgorithm']
 
 
-def test_without_r2_the_sidecar_says_so(reconstruct):
-    anat, _, _ = reconstruct('--prior', 'tissue', '--r2', '0')
-    r2prime = json.loads((anat / 'sub-01_R2primemap.json').read_text())
-    assert "R2* used as R2'" in r2prime['EstimationAlgorithm']
-    assert r2prime['Parameters']['r2prime_prior']['r2'] == 0
-
-
 def test_a_conventional_map_as_prior(reconstruct, head, tmp_path):
     """The truth itself as a given map: one coefficient, which is 1."""
     chi = head / 'derivatives' / 'truth' / 'sub-01' / 'anat' / 'sub-01_desc-truth_Chimap.nii.gz'
@@ -153,7 +147,7 @@ def test_a_conventional_map_as_prior(reconstruct, head, tmp_path):
     assert (tmp_path / 'given.nii.gz').as_uri() in sidecar['Sources']
 
 
-def test_swapped_classes_are_told_in_sidecar_and_report(reconstruct, head, tmp_path):
+def test_swapped_classes_and_no_r2_are_told_in_sidecar_and_report(reconstruct, head, tmp_path):
     truth = head / 'derivatives' / 'truth' / 'sub-01' / 'anat'
     folder = tmp_path / 'swapped' / 'sub-01' / 'anat'
     folder.mkdir(parents=True)
@@ -162,8 +156,8 @@ def test_swapped_classes_are_told_in_sidecar_and_report(reconstruct, head, tmp_p
         shutil.copy(source, folder / f'sub-01_desc-swapped_label-{name}_probseg.nii.gz')
     choice = {'tissue': {'description': 'swapped'}}
     (tmp_path / 'filter.json').write_text(json.dumps(choice))
-    _, _, sidecar = reconstruct(
-        *('--prior', 'tissue', '--bids-filter-file', 'filter.json'),
+    anat, _, sidecar = reconstruct(
+        *('--prior', 'tissue', '--bids-filter-file', 'filter.json', '--r2', '0'),
         *('-d', f'truth={head / "derivatives" / "truth"}', 'swapped'),
     )
     fit = sidecar['Parameters']['prior_fit']
@@ -172,3 +166,7 @@ def test_swapped_classes_are_told_in_sidecar_and_report(reconstruct, head, tmp_p
     assert 'WM (' in fit['warnings'][0]
     report = (tmp_path / 'out' / 'sub-01.html').read_text()
     assert 'another order of susceptibility' in report
+    # and so is that nothing was taken off R2*
+    r2prime = json.loads((anat / 'sub-01_R2primemap.json').read_text())
+    assert "R2* used as R2'" in r2prime['EstimationAlgorithm']
+    assert r2prime['Parameters']['r2prime_prior']['r2'] == 0
