@@ -71,8 +71,10 @@ from precondqsm_bids.numerics.recombination import (
 from precondqsm_bids.numerics.reconstruct import (
     ArmResult,
     Companions,
+    FieldReconstruction,
     Reconstruction,
     reconstruct,
+    reconstruct_field,
 )
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import (
@@ -94,6 +96,7 @@ __all__ = [
     'Comparison',
     'DipoleInversion',
     'EchoFit',
+    'FieldReconstruction',
     'Flattening',
     'Geometry',
     'LCurve',
@@ -148,6 +151,7 @@ __all__ = [
     'r2prime_prior',
     'recombine',
     'reconstruct',
+    'reconstruct_field',
     'region_of_interest',
     'relaxivity',
     'repair_phase',
