@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
-from precondqsm_bids.numerics.solver import DipoleGrid, DipoleSystem, Unknowns, noise_weights
+from precondqsm_bids.numerics.prior.columns import Columns
+from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -229,8 +229,7 @@ class _Fit:
         self.rows = np.flatnonzero(self.inside)
         self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
         start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
-        columns = _columns(bases, mask, grid, self.size)
-        self.unknowns = Unknowns(columns, start / self.size, self.system.split(columns))
+        self.unknowns = Columns(bases, mask, self.system, self.size, start)
         self.expected_squared = np.where(self.inside, 0, np.float32(OUTER_SIZE**2))
         if shape_sd is not None:
             self.expected_squared += grid.embed(shape_sd * mask) ** 2
@@ -380,34 +379,6 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
     scaled = np.abs(residual) * np.sqrt(w_squared)
     limit = 4 * 1.4826 * float(np.median(scaled)) + np.finfo(np.float32).tiny
     return np.minimum(limit / np.maximum(scaled, limit * 1e-6), 1).astype(np.float32)
-
-
-def _columns(
-    bases: Sequence[Basis],
-    mask: npt.NDArray[np.bool_],
-    grid: DipoleGrid,
-    size: npt.NDArray[np.float64],
-) -> sparse.csr_array:
-    """``E s`` of :class:`~precondqsm_bids.numerics.solver.Unknowns`."""
-    row_of = np.zeros(mask.shape, np.int32)
-    of_box = row_of[grid.box]
-    of_box[:] = np.arange(of_box.size).reshape(of_box.shape)
-    voxels = np.flatnonzero(mask)
-    rows, columns, values, first = [], [], [], 0
-    parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
-    for basis in bases:
-        labels = basis.labels[mask]
-        used = np.flatnonzero(labels >= 0)
-        parts = [(voxels[used], labels[used], basis.weight[mask][used])]
-        parts += [(o.voxels, o.labels, o.weight) for o in basis.overlaps]
-        for voxel, label, weight in parts:
-            column = label.astype(np.int32) + first
-            rows.append(row_of.reshape(-1)[voxel])
-            columns.append(column)
-            values.append(weight * size[column].astype(np.float32))
-        first += basis.parcels
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_array(entries, shape=(of_box.size, first))
 
 
 def _expected_size(basis: Basis, inner_size: float) -> npt.NDArray[np.float64]:

@@ -269,31 +269,27 @@ def test_specks_are_no_clusters():
 def test_cells_share_their_bins_and_their_block():
     rng = np.random.default_rng(0)
     first, second = rng.gamma(2, 10, MASK.shape), rng.normal(size=MASK.shape)
-    scales = [Scale(np.inf, (6, 3), False), Scale(8.0, (2, 2), False), Scale(8.0, (2, 2), True)]
+    scales = [Scale(np.inf, (6, 3)), Scale(8.0, (2, 2)), Scale(8.0, (2, 2))]
     for scale, basis in zip(
         scales, contrast_cells([first, second], MASK, VOXEL_SIZE, scales), strict=True
     ):
         assert np.all(basis.labels[MASK] >= 0)
         assert np.all(basis.labels[~MASK] == -1)
         assert basis.expected == 0
-        parcels = {*basis.labels[MASK], *(i for o in basis.overlaps for i in o.labels)}
-        assert parcels == set(range(basis.parcels))
+        cells = {*basis.labels[MASK], *(i for o in basis.overlaps for i in o.labels)}
+        assert cells == set(range(basis.lattice.cells if basis.lattice else basis.parcels))
         bins = [
             np.digitize(value, bin_edges(value[MASK], n))
             for value, n in zip((first, second), scale.bins, strict=True)
         ]
         assert max(b[MASK].max() for b in bins) < 6
-        for label in range(0, basis.parcels, 7):
+        for label in range(0, len(cells), 3):
             cell = basis.labels == label
             if not cell.any():  # a corner that voxels only lean into
                 continue
             assert all(np.ptp(b[cell]) == 0 for b in bins)
-            if np.isfinite(scale.block):
-                extent = np.ptp(POINTS[cell] * VOXEL_SIZE, axis=0)
-                assert np.all(extent <= 8)
-        if not np.isfinite(scale.block):
-            own = len(set(basis.labels[MASK]))
-            assert own == len(set(zip(*(b[MASK] for b in bins), strict=True)))
+        own = len(set(basis.labels[MASK]))
+        assert own == len(set(zip(*(b[MASK] for b in bins), strict=True)))
 
 
 def partition(labels, mask):
@@ -304,7 +300,7 @@ def partition(labels, mask):
 
 def test_unit_of_a_contrast_does_not_matter():
     value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
-    scales = [Scale(8.0, (4,), True)]
+    scales = [Scale(8.0, (4,))]
     plain = contrast_cells([value], MASK, VOXEL_SIZE, scales)[0].labels
     scaled = contrast_cells([4096 * value], MASK, VOXEL_SIZE, scales)[0].labels
     np.testing.assert_array_equal(partition(plain, MASK), partition(scaled, MASK))
@@ -333,7 +329,7 @@ def test_bins_hold_half_by_volume_and_half_by_value():
 
 
 def test_constant_contrast_makes_one_bin():
-    cells = contrast_cells([np.ones(MASK.shape)], MASK, VOXEL_SIZE, [Scale(np.inf, (8,), False)])
+    cells = contrast_cells([np.ones(MASK.shape)], MASK, VOXEL_SIZE, [Scale(np.inf, (8,))])
     assert cells[0].parcels == 1
 
 
@@ -366,7 +362,7 @@ def spread(basis, coefficients):
 
 
 def random_cells(contrasts):
-    scales = [Scale(np.inf, (6, 3), False), Scale(8.0, (2, 2), True)]
+    scales = [Scale(np.inf, (6, 3)), Scale(8.0, (2, 2))]
     return contrast_cells(contrasts, MASK, VOXEL_SIZE, scales)
 
 
@@ -390,11 +386,11 @@ def test_prior_is_continuous_in_the_contrasts():
     ramp = np.broadcast_to(np.linspace(0, 1, N)[:, None, None], MASK.shape)
     everywhere = np.ones(MASK.shape, bool)
     fine = np.sort(np.random.default_rng(0).uniform(0, 1, MASK.size)).reshape(MASK.shape)
-    basis = contrast_cells([fine], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,), False)])[0]
+    basis = contrast_cells([fine], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,))])[0]
     along = spread(basis, np.array([0.0, 1.0, 0.0, 1.0])).ravel()
     assert np.abs(np.diff(along)).max() < 0.1
     assert (along.min(), along.max()) == (0, 1)
-    hard = contrast_cells([ramp], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,), False)])[0]
+    hard = contrast_cells([ramp], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,))])[0]
     assert hard.parcels == 4
 
 
@@ -408,7 +404,7 @@ def test_fitted_prior_is_what_its_coefficients_say(contrasts):
 
 def test_fit_minimises_what_it_says_it_does(contrasts):
     # Few unknowns, no background: against dense least squares over the columns of all cells
-    basis = contrast_cells(contrasts, MASK, VOXEL_SIZE, [Scale(np.inf, (3, 2), False)])[0]
+    basis = contrast_cells(contrasts, MASK, VOXEL_SIZE, [Scale(np.inf, (3, 2))])[0]
     true = np.array([0.2, -0.1, 0.4, 0.0, -0.3, 0.1])
     field = solver_field(spread(basis, true))
     result = fit(field, [basis], iterations=300, rounds=1, inner_size=10.0)
