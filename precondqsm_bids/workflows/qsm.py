@@ -193,7 +193,8 @@ def _edges(method, one_echo):
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
         # the comparison
-        ('recombination', 'comparison', _same('chi')),
+        ('dipole_inversion', 'comparison', [
+            ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
         ('background_removal', 'comparison', _same('local_field')),
         ('conventional_recombination', 'comparison', [('chi', 'conventional_chi')]),
         ('conventional_background_removal', 'comparison',

@@ -47,6 +47,8 @@ class PriorFit(NamedTuple):
     fractions: tuple[float, ...]
     """Parts of ``explained`` due to each basis, and last to the free voxels, if they were asked
     for; their sum is the whole."""
+    part_sd: tuple[float, ...]
+    """Standard deviation in space of the part that each basis has, ppm."""
     down_weighted: float
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
@@ -310,6 +312,7 @@ class _Fit:
             self.inner_size,
             explained,
             fractions,
+            tuple(float(np.std(part)) for part in parts[: len(self.bases)]),
             float(np.mean(self.robust < 0.5)),
             model_error,
         )

@@ -10,6 +10,7 @@ from scipy import ndimage, sparse, stats
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.lattice import Axis, lattice
 
 F32 = npt.NDArray[np.float32]
 VOXELS = 20_000
@@ -128,16 +129,14 @@ def judge_prior(
         )  # fmt: skip
 
     own = fitted(maps)
-    variance = _variances(own, maps)
-    prior = own.prior_chi[coarse.geometry.mask]
+    variance = np.square(own.part_sd)
+    turns = _least_alike(own.prior_chi[coarse.geometry.mask], coarse.geometry.mask)
     explained, chance = [], []
-    turns = _least_alike(prior, coarse.geometry.mask)
     for _, rho, source in turns:
-        turned = [rows[source] for rows in maps]
-        null = fitted(turned)
+        null = fitted([rows[source] for rows in maps])
         alike = min(rho, MOST_ALIKE) ** 2
         explained.append((null.explained - alike * own.explained) / (1 - alike))
-        theirs = _variances(null, turned)
+        theirs = np.square(null.part_sd)
         chance.append(np.maximum(theirs - alike * variance, 0) / (1 - alike))
     beyond = own.explained - float(np.mean(explained))
     share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
@@ -150,16 +149,6 @@ def judge_prior(
     )
 
 
-def _variances(fit: PriorFit, maps: Sequence[sparse.csr_array]) -> npt.NDArray[np.float64]:
-    """Variance in space of the part that each basis has in the prior, ppm^2."""
-    variances = []
-    for rows, found in zip(maps, fit.coefficients, strict=True):
-        coefficients = np.zeros(rows.shape[1])  # the last parcels may have no voxel here
-        coefficients[: found.size] = found
-        variances.append(float(np.var(rows @ coefficients)))
-    return np.array(variances)
-
-
 class _Coarse:
     """Means over blocks of voxels, and the region of interest on the grid of the blocks."""
 
@@ -169,8 +158,8 @@ class _Coarse:
         edge = (np.count_nonzero(mask) * np.prod(size) / VOXELS) ** (1 / 3)
         self.blocks = np.maximum(np.rint(edge / size), 1).astype(int)
         self.shape = tuple(int(n) for n in -(-np.array(mask.shape) // self.blocks))
-        index = [np.arange(n) // k for n, k in zip(mask.shape, self.blocks, strict=True)]
-        self.number = np.ravel_multi_index(np.ix_(*index), self.shape)[mask]
+        place = [i // k for i, k in zip(np.nonzero(mask), self.blocks, strict=True)]
+        self.number = np.ravel_multi_index(place, self.shape)
         self.mask = mask
         self.count = np.bincount(self.number, minlength=int(np.prod(self.shape)))
         # Half a block of object at least, as in a voxel of the region itself.
@@ -184,7 +173,7 @@ class _Coarse:
         return np.where(self.geometry.mask, mean, 0).astype(np.float32)
 
     def rows(self, basis: Basis) -> sparse.csr_array:
-        """Basis maps of the coarse region, (voxels, parcels): means of those of the voxels."""
+        """Cells of the coarse region, (voxels, cells): means of the weights of the voxels."""
         of_voxel = np.cumsum(self.mask, dtype=np.int64).reshape(-1) - 1
         labels = basis.labels[self.mask]
         used = np.flatnonzero(labels >= 0)
@@ -194,21 +183,41 @@ class _Coarse:
             [basis.weight[self.mask][used], *(o.weight for o in basis.overlaps)]
         )
         block = self.number[voxel]
-        entries = weight / self.count[block], (block, label)
-        rows = sparse.csr_array(entries, shape=(self.count.size, basis.parcels))
+        shape = self.count.size, int(label.max(initial=0)) + 1
+        rows = sparse.csr_array((weight / self.count[block], (block, label)), shape=shape)
         return rows[np.flatnonzero(self.geometry.mask)]
 
     def basis(self, rows: sparse.csr_array, like: Basis) -> Basis:
-        """Basis of these maps on the coarse grid."""
-        mask = self.geometry.mask
-        entries = rows.tocoo()
+        """Basis of these cells on the coarse grid, in the windows of space of the fine one."""
+        mask, entries = self.geometry.mask, rows.tocoo()
+        cells = entries.col.astype(np.int32)
         voxels = np.flatnonzero(mask)[entries.row]
         weight = np.zeros(mask.shape, np.float32)
         weight[mask] = rows.sum(axis=1)
-        overlap = Overlap(voxels, entries.col.astype(np.int32), entries.data.astype(np.float32))
-        return like._replace(
-            labels=np.full(mask.shape, -1, np.int32), weight=weight, overlaps=(overlap,)
+        basis = Basis(
+            np.full(mask.shape, -1, np.int32),
+            weight,
+            like.expected,
+            (Overlap(voxels, cells, entries.data.astype(np.float32)),),
         )
+        gain = like.gain
+        if like.lattice is not None:
+            first, second, third = (
+                self._hats(axis, n) for axis, n in zip(like.lattice.axes, self.blocks, strict=True)
+            )
+            windows = lattice((first, second, third), [(voxels, cells)], mask.shape)
+            basis = basis._replace(lattice=windows)
+            gain = None if gain is None else np.full(basis.parcels, gain.mean())
+        return basis._replace(gain=None if gain is None else gain[: basis.parcels])
+
+    def _hats(self, axis: Axis, block: int) -> Axis:
+        """The windows along an axis, at the middles of the blocks."""
+        place = axis.lower + axis.fraction
+        starts = np.arange(0, place.size, block)
+        middle = np.add.reduceat(place, starts) / np.diff([*starts, place.size])
+        lower = np.clip(np.floor(middle), 0, axis.nodes - 2)
+        fraction = np.clip(middle - lower, 0, 1).astype(np.float32)
+        return Axis(lower.astype(np.int32), fraction, axis.nodes)
 
 
 def _turns(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
