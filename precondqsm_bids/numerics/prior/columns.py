@@ -63,12 +63,13 @@ class Columns:
         self.planes = [slice(x.start - first, x.stop - first) for x, _, _ in system.boxes]
         self.plane_size = int(np.prod([part.stop - part.start for part in box[1:]]))
         self.hats: list[_Hats] = []
+        voxels = np.flatnonzero(mask)
         self.width, end = 0, 0
         plain: list[npt.NDArray] = []
         terms: list[_Term] = []
         for basis in bases:
             here, end = slice(end, end + basis.parcels), end + basis.parcels
-            entries = _entries(basis, mask)
+            entries = _entries(basis, mask, voxels)
             if basis.lattice is None:
                 terms.append(_Term(entries, sum(part.size for part in plain), None))
                 plain.append(np.arange(here.start, here.stop))
@@ -100,7 +101,7 @@ class Columns:
             for voxels, labels, weight in term.entries:
                 some = slice(*np.searchsorted(voxels, [start * size, (start + count) * size]))
                 at, label, values = voxels[some], labels[some], weight[some]
-                x, y, z = np.unravel_index(at, shape)
+                x, y, z = (index.astype(np.int32) for index in np.unravel_index(at, shape))
                 x, y = x - start, y - box[1].start
                 row = (x * (box[1].stop - box[1].start) + y) * (box[2].stop - box[2].start)
                 row += z - box[2].start
@@ -119,7 +120,7 @@ class Columns:
         if not row.size:
             return None, None
         matrix = sparse.csr_array(
-            (values, (row.astype(np.int32), column.astype(np.int32))),
+            (values, (row, column)),
             shape=(count * self.plane_size, count * self.width + self.plain.size),
         )
         # One entry in a voxel: a copy by columns is small, and sums in a register.
@@ -217,9 +218,11 @@ class _Hats:
 
 
 def _entries(
-    basis: Basis, mask: npt.NDArray[np.bool_]
+    basis: Basis, mask: npt.NDArray[np.bool_], voxels: npt.NDArray
 ) -> list[tuple[npt.NDArray, npt.NDArray, F32]]:
-    voxels, labels = np.flatnonzero(mask), basis.labels[mask]
-    used = labels >= 0
-    own = voxels[used], labels[used], basis.weight[mask][used]
-    return [own, *((o.voxels, o.labels, o.weight) for o in basis.overlaps)]
+    """Voxels of a basis, as indices in the flattened mask, ascending; their cells and weights."""
+    labels, weight = basis.labels[mask], basis.weight[mask]
+    if labels.min() < 0:
+        used = labels >= 0
+        voxels, labels, weight = voxels[used], labels[used], weight[used]
+    return [(voxels, labels, weight), *((o.voxels, o.labels, o.weight) for o in basis.overlaps)]
