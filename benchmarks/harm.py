@@ -247,7 +247,7 @@ def objects(mm):
         return kept[key]
 
     def brain(phantom):
-        # A voxel that is partly air has a susceptibility of its own, which would be all of the error.
+        # The susceptibility of a voxel that is partly air would be most of the error.
         return measured(phantom, phantom.brain_mask & (phantom.density > FILLED))
 
     def tubes(**changes):

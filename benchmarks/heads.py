@@ -300,7 +300,7 @@ def arm_of(outputs, arm):
         parcels=0,
         errors=None,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
-        suppress_noise=inversion.record['noise_suppressed'],
+        clip_outliers=inversion.record['outliers_clipped'],
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),

@@ -34,12 +34,12 @@ from precondqsm_bids.numerics import (
     recombine,
     shape_mask,
     solver,
-    trusted_field,
     whole_map,
+    without_outliers,
 )
+from precondqsm_bids.numerics.closed_form import gradient_power
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel
-from precondqsm_bids.numerics.dipole_inversion import gradient_power
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
@@ -65,7 +65,7 @@ class Variant(NamedTuple):
     """Whether what the contrast prior leaves gives it sources of their own."""
     bias_field: bool = True
     """Whether the magnitude's bias field is removed before it makes cells."""
-    suppress_noise: bool | None = None
+    clip_outliers: bool | None = None
     """Whether the residual is held down where it is no more than noise; None: after contrast."""
 
 
@@ -96,7 +96,7 @@ class Arm(NamedTuple):
     parcels: int
     errors: np.ndarray | None
     local_field: np.ndarray
-    suppress_noise: bool
+    clip_outliers: bool
     inversion: DipoleInversion
     seconds: dict
 
@@ -235,22 +235,21 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         weights = noise_weights(fit.field_sd, stages.roi, model_error)
         iterations = 30 * (LONGER if interior else 1)
         local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
-    suppress_noise = interior if variant.suppress_noise is None else variant.suppress_noise
+    clip_outliers = interior if variant.clip_outliers is None else variant.clip_outliers
     with timed(seconds, 'dipole_inversion'):
         rule = 'l-curve' if name == 'conventional' else 'risk'
-        inversion = invert(local, stages, suppress_noise, rule)
-    return Arm(name, prior, prior_chi, parcels, errors, local, suppress_noise, inversion, seconds)
+        inversion = invert(local, stages, clip_outliers, rule)
+    return Arm(name, prior, prior_chi, parcels, errors, local, clip_outliers, inversion, seconds)
 
 
-def invert(local_field, stages, suppress_noise, rule):
+def invert(local_field, stages, clip_outliers, rule):
     """The dipole inversion as the workflow calls it."""
     return l2_inversion(
         local_field,
         *stages.geometry,
-        field_sd=stages.fit.field_sd,
         workers=WORKERS,
         rule=rule,
-        suppress_noise=suppress_noise,
+        clip_outliers=clip_outliers,
     )
 
 
@@ -269,7 +268,7 @@ def corner(arm, stages):
 
 def risk(arm, stages):
     """The least expected error, the noise being read in the dipole's cone."""
-    return invert(arm.local_field, stages, arm.suppress_noise, 'risk').reg_weight
+    return invert(arm.local_field, stages, arm.clip_outliers, 'risk').reg_weight
 
 
 def convex_corner(arm, stages):
@@ -300,8 +299,8 @@ class Division:
     def __init__(self, arm, stages):
         roi, voxel_size, b0_dir = stages.geometry
         field = arm.local_field
-        if arm.suppress_noise:
-            field = trusted_field(field, stages.fit.field_sd, roi)
+        if arm.clip_outliers:
+            field = without_outliers(field, roi)
         self.roi, self.grid = roi, solver_grid(roi)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
         self.gradient = gradient_power(self.grid.shape, voxel_size)

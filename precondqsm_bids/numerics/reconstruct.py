@@ -171,13 +171,13 @@ def reconstruct_field(
     def inverted(arm: Arm) -> ArmResult:
         """Background removal, inversion and recombination of one arm."""
         field = images.total_field if arm.conventional else flattened_field
-        size = prior.expected_size if arm.suppress_noise else None
+        size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
         weights = noise_weights(images.field_sd, mask, model_error)
         local = pdf(field, *geometry[:3], weights, arm.iterations, workers)
         inversion = l2_inversion(
-            local.local_field, *geometry[:3], arm.reg_weight, images.field_sd, workers,
-            rule=arm.rule, suppress_noise=arm.suppress_noise,
+            local.local_field, *geometry[:3], arm.reg_weight, workers,
+            rule=arm.rule, clip_outliers=arm.clip_outliers,
         )  # fmt: skip
         prior_chi = None if arm.conventional else prior.prior_chi
         return ArmResult(local, inversion, recombine(inversion.chi, prior_chi, mask, reference))

@@ -62,7 +62,7 @@ def test_the_chain_of_a_field_that_is_zero(prior, sd):
     arms = []
     for field in (flat.flattened_field, ZERO):
         local = pdf(field, BALL, *VIEW, weights).local_field
-        keywords = {'field_sd': noise, 'rule': 'risk', 'suppress_noise': True}
+        keywords = {'rule': 'risk', 'clip_outliers': True}
         arms.append((local, l2_inversion(local, BALL, *VIEW, **keywords)))
     (local, residual), (plain, conventional) = arms
     assert not conventional.chi.any()

@@ -215,8 +215,8 @@ def test_unknown_prior_is_refused():
 def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, rich):
     workflow = init_precondqsm_wf(Method(prior=prior))
     assert ('shape_sd' in wired(workflow, 'prior_fit')) == rich
-    assert workflow.get_node('dipole_inversion').inputs.suppress_noise == rich
-    assert not workflow.get_node('conventional_dipole_inversion').inputs.suppress_noise
+    assert workflow.get_node('dipole_inversion').inputs.clip_outliers == rich
+    assert not workflow.get_node('conventional_dipole_inversion').inputs.clip_outliers
 
 
 def test_further_contrasts_reach_the_fit_and_the_methods():

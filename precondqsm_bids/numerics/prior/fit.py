@@ -197,7 +197,7 @@ def fit_prior(
         if i:
             state.reweigh()
         if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
-            state.free_voxels(field_sd)
+            state.free_voxels()
         state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
     return state.result(free_voxels, model_error * inner_size)
 
@@ -257,7 +257,7 @@ class _Fit:
         self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
         self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
 
-    def free_voxels(self, field_sd: npt.NDArray | None) -> None:
+    def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""
         if not self.residual[self.inside].any():
             return
@@ -265,7 +265,7 @@ class _Fit:
         residual = self.grid.extract(self.residual, mask.shape)
         shown = l2_inversion(
             residual, mask, voxel_size, b0_dir,
-            field_sd=field_sd, workers=workers, rule='risk', suppress_noise=True,
+            workers=workers, rule='risk', clip_outliers=True,
         )  # fmt: skip
         self.free_squared = self.grid.embed(free_sizes(shown.chi, mask)) ** 2
         self.expected_squared += self.free_squared
