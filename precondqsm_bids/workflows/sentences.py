@@ -91,7 +91,8 @@ def _estimate(method: Method, one_echo: bool) -> str:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
     return (
         'A first estimate of the susceptibility was fitted to the field, together with the '
-        f'sources outside the region: {"; ".join(terms)}.'
+        f'sources outside the region: {"; ".join(terms)}. It counts as far as it explains more of '
+        'the field than the same estimate mirrored, turned or shifted.'
     )
 
 

@@ -1,0 +1,102 @@
+"""A prior counts as far as it explains more than the same prior turned."""
+
+import numpy as np
+import pytest
+from kernels import full_kernel
+from scipy import fft, ndimage
+
+from precondqsm_bids.numerics import constant_parcels, contrast_cells, whole_map
+from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
+from precondqsm_bids.numerics.prior.verdict import COUNTED, DROPPED, _turns, judge_prior
+
+SHAPE, VOXEL_SIZE, B0_DIR = (32, 36, 30), (2.0, 2.0, 2.5), np.array([0.0, 0.3, 0.954])
+X = np.stack(np.indices(SHAPE)) - (np.array(SHAPE)[:, None, None, None] - 1) / 2
+MASK = (X[0] / 14) ** 2 + (X[1] / 16) ** 2 + (X[2] / 13) ** 2 < 1
+GEOMETRY = Geometry(MASK, VOXEL_SIZE, B0_DIR)
+SD = np.full(SHAPE, 0.001, np.float32)
+
+
+def smooth(seed, width=2.0):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(SHAPE), width)
+    return (noise / noise[MASK].std()).astype(np.float32)
+
+
+def field_of(chi, seed=9):
+    """Field by the continuous kernel on a grid twice as long, with noise."""
+    double = tuple(2 * n for n in SHAPE)
+    spectrum = fft.fftn(np.where(MASK, chi, 0), double) * full_kernel(double, VOXEL_SIZE, B0_DIR)
+    field = fft.ifftn(spectrum).real[tuple(slice(n) for n in SHAPE)]
+    noise = np.random.default_rng(seed).normal(0, 0.001, SHAPE)
+    return (MASK * (field + noise)).astype(np.float32)
+
+
+def judged(field, contrast):
+    return judge_prior(field, contrast_cells([contrast], MASK, VOXEL_SIZE), GEOMETRY, SD)
+
+
+def test_contrast_that_knows_counts_and_contrast_that_does_not_is_dropped():
+    structure = smooth(1)
+    field = field_of(0.05 * np.tanh(structure))
+    knows = judged(field, structure)
+    assert knows.trust == 1
+    assert knows.gains[0] > 0.9
+    assert knows.warnings == ()
+    nothing = judged(field, smooth(2))
+    assert nothing.trust == 0
+    assert abs(nothing.explained - nothing.null) < DROPPED
+    (warning,) = nothing.warnings
+    assert 'is dropped' in warning
+    assert nothing.turns[0] in warning
+
+
+def test_trust_is_continuous_in_what_contrast_knows():
+    structure, other = smooth(1), smooth(3)
+    beyond, trust = [], []
+    for part in (0.0, 0.3, 0.5, 1.0):
+        chi = 0.05 * (part * structure + np.sqrt(1 - part**2) * other)
+        verdict = judged(field_of(chi), structure)
+        beyond.append(verdict.explained - verdict.null)
+        trust.append(verdict.trust)
+    assert beyond == sorted(beyond)
+    slope = np.clip((np.array(beyond) - DROPPED) / (COUNTED - DROPPED), 0, 1)
+    np.testing.assert_allclose(trust, slope)
+    assert trust[0] < 0.1
+    assert trust[-1] == 1
+
+
+def test_a_dropped_prior_leaves_no_susceptibility():
+    field = field_of(0.05 * smooth(1))
+    inputs = PriorInputs(field, SD, magnitude=3 + smooth(2), inner=True)
+    found = estimate_prior(inputs, GEOMETRY)
+    assert found.record['trust'] == 0
+    assert not found.prior_chi.any()
+    assert 'is dropped' in ' '.join(found.record['warnings'])
+
+
+def test_maps_and_parcels_are_judged_too():
+    chi = 0.05 * smooth(1)
+    field = field_of(chi)
+    assert judge_prior(field, [whole_map(chi, MASK)], GEOMETRY, SD).trust == 1
+    assert judge_prior(field, [constant_parcels(chi > 0.02, MASK)], GEOMETRY, SD).trust == 1
+    assert judge_prior(field, [whole_map(0.05 * smooth(4), MASK)], GEOMETRY, SD).trust == 0
+
+
+def test_each_turn_is_what_it_says():
+    cube = np.zeros((7, 6, 5), bool)
+    cube[1:7, 1:5, 1:4] = True
+    places = np.stack(np.nonzero(cube), axis=1)
+    turned = dict(_turns(cube))
+    np.testing.assert_array_equal(places[turned['mirror x']][:, 0], 7 - places[:, 0])
+    np.testing.assert_array_equal(places[turned['mirror yz']][:, 1:], [5, 4] - places[:, 1:])
+    np.testing.assert_array_equal(places[turned['shift y']][:, 1], 1 + (places[:, 1] + 1) % 4)
+    for source in turned.values():
+        assert sorted(source) == list(range(len(places)))
+
+
+@pytest.mark.parametrize('name', ['mirror z', 'shift x'])
+def test_a_voxel_that_is_turned_out_of_the_region_takes_the_nearest(name):
+    mask = MASK & (X[0] + X[2] < 8)
+    source = dict(_turns(mask))[name]
+    assert source.size == np.count_nonzero(mask)
+    assert source.min() >= 0
