@@ -7,17 +7,18 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+from benchmarks.walls import walls
 from precondqsm_bids.cli.run import main
 
 REAL = Path(os.environ.get('PRECONDQSM_REAL', Path(__file__).parents[2].parent / 'shared/real'))
 
 
-def reconstructed(name, folder, monkeypatch):
+def reconstructed(name, folder, monkeypatch, *options):
     """Map, region and record of a set, by default."""
     if not (REAL / name).is_dir():
         pytest.skip(f'{REAL / name} is not there')
     monkeypatch.chdir(folder)
-    command = [str(REAL / name / 'raw'), 'out', 'participant', '-w', 'work']
+    command = [str(REAL / name / 'raw'), 'out', 'participant', '-w', 'work', *options]
     assert main([*command, '--skip-bids-validation']) == 0
     anat = folder / 'out/sub-01/anat'
     chi, roi = (
@@ -46,3 +47,12 @@ def test_crop_of_a_brain_without_air(tmp_path, monkeypatch, capsys):
     said = ''.join(capsys.readouterr())
     assert 'no air in the field of view' in said
     assert 'ASSUMED' in said
+
+
+@pytest.mark.slow
+def test_prior_of_a_head_with_one_echo_has_no_walls(tmp_path, monkeypatch):
+    brain = REAL / 'head_siemens_3t' / 'brain.nii.gz'
+    _, roi, _ = reconstructed('head_siemens_3t', tmp_path, monkeypatch, '--mask', str(brain))
+    image = nib.load(tmp_path / 'out/sub-01/anat/sub-01_desc-prior_Chimap.nii.gz')
+    found = walls(image.get_fdata(), roi, image.header.get_zooms()[:3])
+    assert max(found.values()) < 1.1
