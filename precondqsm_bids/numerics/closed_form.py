@@ -63,10 +63,8 @@ class ClosedForm(NamedTuple):
         out[~mask] = 0
         return out
 
-    def divided(
-        self, spectrum: npt.NDArray[np.complex64], reg_weight: float
-    ) -> npt.NDArray[np.complex64]:
-        """Spectrum of the susceptibility at one lambda (mm); its mean is zero."""
+    def divided(self, spectrum: npt.NDArray, reg_weight: float) -> npt.NDArray:
+        """Spectrum of the susceptibility at one lambda (mm), complex64; its mean is zero."""
         divisor = self.gradient * np.float32(reg_weight**2)
         divisor += self.kernel**2
         divisor[0, 0, 0] = 1

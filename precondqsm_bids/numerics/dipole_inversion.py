@@ -107,7 +107,7 @@ def l2_inversion(
     smoother and weaker map. The mean over the grid is not determined and set to zero. Of a field
     that is zero (up to 1e-9 ppm) so is the susceptibility, whatever lambda.
 
-    Memory: 30 bytes per voxel of the mask's box with its margin (50 with the rule ``risk``); one
+    Memory: 30 bytes per voxel of the mask's box with its margin (more with the rule ``risk``); one
     pair of transforms.
 
     Parameters
