@@ -263,8 +263,8 @@ class _Fit:
         mask, voxel_size, b0_dir, workers = self.geometry
         residual = self.grid.extract(self.residual, mask.shape)
         shown = l2_inversion(
-            residual, mask, voxel_size, b0_dir,
-            field_sd=field_sd, workers=workers, rule='risk', suppress_noise=True,
+            residual, mask, voxel_size, b0_dir, field_sd=field_sd, workers=workers,
+            rule='risk', suppress_noise=field_sd is not None,
         )  # fmt: skip
         self.free_squared = self.grid.embed(free_sizes(shown.chi, mask)) ** 2
         self.expected_squared += self.free_squared
