@@ -110,12 +110,13 @@ def test_usage_page_has_the_choices_of_every_option():
                 )
 
 
-OF_APPTAINER = {'--cleanenv', '--containall', '--fakeroot', '--userns'}
+OF_OTHERS = {'--cleanenv', '--containall', '--fakeroot', '--userns', '--durations'}
+"""Options of Apptainer and pytest."""
 
 
 @each_page
 def test_every_option_that_a_page_names_exists(page):
-    known = options(build_parser()) | options(build_phantom_parser()) | OF_APPTAINER
+    known = options(build_parser()) | options(build_phantom_parser()) | OF_OTHERS
     # The page that a benchmark writes tells that benchmark's options too.
     benchmark = ROOT / 'benchmarks' / page.with_suffix('.py').name
     if benchmark.exists():

@@ -23,7 +23,7 @@ class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
         usedefault=True,
         desc='model error of the field, ppm, for the weights',
     )
-    iterations = traits.Range(1, 10000, value=30, usedefault=True, desc='gradient iterations')
+    iterations = traits.Range(1, value=30, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 

@@ -66,9 +66,11 @@ class FieldReconstruction(NamedTuple):
     """Result of :func:`reconstruct_field`."""
 
     prior: PriorEstimate
+    """First estimate of the susceptibility."""
     flattened_field: F32
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
+    """The arm whose field is flattened."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
 
@@ -82,9 +84,11 @@ class Reconstruction(NamedTuple):
     """Result of :func:`reconstruct`, stage by stage."""
 
     region: Region
+    """Where the susceptibility is reconstructed, and the shape of the object."""
     measured: MeasuredField
+    """Field and R2* of the echoes."""
     theory: R2PrimePrior | None
-    """None of one echo."""
+    """Susceptibility from R2', ppm; None of one echo."""
     maps: FieldReconstruction
 
     @property
@@ -131,6 +135,18 @@ def reconstruct(
     ----------
     The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`, :func:`pdf`,
     :func:`l2_inversion`, :func:`recombine`, each in its module.
+
+    Examples
+    --------
+    >>> from precondqsm_bids.numerics.dipole import forward_field
+    >>> chi = np.zeros((16, 16, 16)); chi[5:11, 5:11, 5:11] = 0.3
+    >>> te = np.array([4e-3, 8e-3, 12e-3])
+    >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))[..., None]
+    >>> signal = np.exp((-(20 + 323 * chi[..., None]) + 2j * np.pi * 127.729 * field) * te)
+    >>> scan = Scan(np.abs(signal), np.angle(signal), te, 3.0, phase_units='rad', phase_sign=1)
+    >>> found = reconstruct(scan, Method(prior='r2prime', shape=False))
+    >>> print((found.chi[5:11, 5:11, 5:11].mean() - found.chi[0].mean()).round(2))
+    0.3
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
