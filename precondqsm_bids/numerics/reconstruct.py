@@ -126,8 +126,10 @@ def reconstruct(
     region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
-    theory = _theory(scan, region.roi_mask, measured, method, companions)
-    prior = _first_estimate(_images(scan, region, measured, theory, companions), geometry, method)
+    theory = theory_prior(scan, region.roi_mask, measured, method, companions)
+    prior = first_estimate(
+        prior_inputs(scan, region, measured, theory, companions), geometry, method
+    )
     flattened_field = flatten_field(
         measured.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
     ).flattened_field
@@ -135,28 +137,44 @@ def reconstruct(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
 
-    def inverted(arm: Arm) -> ArmResult:
+    def result(arm: Arm) -> ArmResult:
         """Background removal, inversion and recombination of one arm."""
         field = measured.total_field if arm.conventional else flattened_field
         size = prior.expected_size if arm.suppress_noise else None
         model_error = MODEL_ERROR if size is None else size
-        weights = noise_weights(measured.field_sd, region.roi_mask, model_error)
-        local = pdf(field, *geometry[:3], weights, arm.iterations, workers)
-        inversion = l2_inversion(
-            local.local_field, *geometry[:3], arm.reg_weight, measured.field_sd, workers,
-            rule=arm.rule, suppress_noise=arm.suppress_noise,
-        )  # fmt: skip
+        local, inversion = invert_field(field, measured.field_sd, geometry, arm, model_error)
         prior_chi = None if arm.conventional else prior.prior_chi
         chi = recombine(inversion.chi, prior_chi, region.roi_mask, reference)
         return ArmResult(local, inversion, chi)
 
-    preconditioned, *conventional = (inverted(arm) for arm in method.arms)
+    preconditioned, *conventional = (result(arm) for arm in method.arms)
     return Reconstruction(
         region, measured, theory, prior, flattened_field, preconditioned, *conventional
     )
 
 
-def _theory(
+def invert_field(
+    field: npt.NDArray,
+    field_sd: npt.NDArray,
+    geometry: Geometry,
+    arm: Arm,
+    model_error: float = MODEL_ERROR,
+) -> tuple[BackgroundRemoval, DipoleInversion]:
+    """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
+
+    ``model_error`` is what the weights of the background removal allow for besides ``field_sd``,
+    both in ppm.
+    """
+    weights = noise_weights(field_sd, geometry.mask, model_error)
+    local = pdf(field, *geometry[:3], weights, arm.iterations, geometry.workers)
+    inversion = l2_inversion(
+        local.local_field, *geometry[:3], arm.reg_weight, field_sd, geometry.workers,
+        rule=arm.rule, suppress_noise=arm.suppress_noise,
+    )  # fmt: skip
+    return local, inversion
+
+
+def theory_prior(
     scan: Scan, mask: Bools, measured: MeasuredField, method: Method, companions: Companions
 ) -> R2PrimePrior | None:
     """Susceptibility from R2' by static dephasing; None of one echo."""
@@ -169,7 +187,7 @@ def _theory(
     return r2prime_prior(measured.r2star, mask, scan.field_strength, r2, measured.reliable)
 
 
-def _images(
+def prior_inputs(
     scan: Scan,
     region: Region,
     measured: MeasuredField,
@@ -196,7 +214,7 @@ def _images(
     )
 
 
-def _first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:
+def first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:
     """The prior by the terms of the method, and the shape with it if the method has it."""
     interior = method.describes_interior
     if not method.shape:
