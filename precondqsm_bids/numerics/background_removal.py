@@ -56,10 +56,6 @@ def pdf(
     workers : int
         Threads of the Fourier transforms.
 
-    Returns
-    -------
-    BackgroundRemoval
-
     Raises
     ------
     ValueError

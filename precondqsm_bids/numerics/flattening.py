@@ -51,10 +51,6 @@ def flatten_field(
     workers : int
         Threads of the Fourier transforms.
 
-    Returns
-    -------
-    Flattening
-
     Raises
     ------
     ValueError

@@ -107,10 +107,6 @@ def reconstruct(
     workers : int
         Threads of the Fourier transforms.
 
-    Returns
-    -------
-    Reconstruction
-
     Raises
     ------
     ValueError

@@ -135,10 +135,6 @@ def find_cylinder(region: ArrayLike, affine: ArrayLike) -> Cylinder | None:
     affine : (4, 4) array_like
         Voxel indices to scanner millimetres.
 
-    Returns
-    -------
-    Cylinder or None
-
     Examples
     --------
     >>> x, y, _ = np.mgrid[-8:9, -8:9, 0:60]

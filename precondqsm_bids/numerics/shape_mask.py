@@ -203,10 +203,6 @@ def shape_mask(
     voxel_size : (3,) array_like
         Voxel size, mm.
 
-    Returns
-    -------
-    ShapeMask
-
     Raises
     ------
     ValueError
@@ -373,10 +369,6 @@ def region_of_interest(
         Depth that is taken off the region of interest, mm.
     step : float
         Susceptibility of the object relative to air, ppm.
-
-    Returns
-    -------
-    Region
 
     Raises
     ------

@@ -21,21 +21,9 @@ NAME = 'precondqsm_bids_wf'
 
 
 def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> LiterateWorkflow:
-    """Reconstruct every run and write its derivatives.
+    """Reconstruct every run and write its derivatives; no node has an input left open.
 
-    Parameters
-    ----------
-    settings : Settings
-        Folders, resources and method.
-    runs : sequence of Run
-        What :func:`precondqsm_bids.inputs.discovery.find_runs` found.
-    log_name : str
-        Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
-
-    Returns
-    -------
-    workflow : LiterateWorkflow
-        No node has an input left open.
+    Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
     """
     workflow = LiterateWorkflow(name=NAME, base_dir=settings.work_dir)
     workflow.__desc__ = (
@@ -56,15 +44,7 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
 
 
 def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
-    """Reconstruct one run and write its derivatives.
-
-    Parameters
-    ----------
-    settings : Settings
-        Folders, resources and method.
-    run : Run
-        Files and numbers.
-    """
+    """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
     workflow.__desc__ = _region_sentence(bool(run.mask), settings.method.mask_erosion)
     method = settings.method

@@ -56,10 +56,6 @@ def shape_field(
     workers : int
         Threads of the Fourier transforms.
 
-    Returns
-    -------
-    ShapeField
-
     Examples
     --------
     A slab across a long cylinder along B0 has the field of the cylinder, a constant:
