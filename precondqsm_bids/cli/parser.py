@@ -12,12 +12,7 @@ from typing import Any, NoReturn
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
 from precondqsm_bids.cli.options import GROUP_SETTINGS, OPTIONS, POSITIONAL, SUBMIT_SETTINGS
-from precondqsm_bids.cli.resources import (
-    MAX_OMP_NTHREADS,
-    MEMORY_SHARE,
-    cpu_limit,
-    memory_limit,
-)
+from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE, cpu_limit, memory_limit
 from precondqsm_bids.cli.work_folder import default_work_dir
 from precondqsm_bids.config import Settings, parse_toml
 from precondqsm_bids.method import REG_RULES
