@@ -291,7 +291,7 @@ def arm_of(outputs, arm):
         field_sd=load_volume(outputs['echo_fit'].field_sd),
         prior_chi=prior_chi,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
-        suppress_noise=inversion.record['noise_suppressed'],
+        clip_outliers=inversion.record['outliers_clipped'],
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),

@@ -29,10 +29,10 @@ from precondqsm_bids.numerics import (
     noise_weights,
     recombine,
     region_of_interest,
-    trusted_field,
+    without_outliers,
 )
+from precondqsm_bids.numerics.closed_form import gradient_power
 from precondqsm_bids.numerics.dipole import dipole_kernel
-from precondqsm_bids.numerics.dipole_inversion import gradient_power
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
 from precondqsm_bids.numerics.reconstruct import (
     first_estimate,
@@ -63,7 +63,7 @@ class Variant(NamedTuple):
 
     pdf_model_error: float | None = None
     """Model error of the weights in PDF, ppm; None: that of the method."""
-    suppress_noise: bool | None = None
+    clip_outliers: bool | None = None
     """Whether the residual is shrunk where it is no more than noise; None: as the method."""
     fit: dict[str, Any] | None = None
     """Of the contrast prior: parameters of `fit_prior` that differ, and `bias_field`."""
@@ -95,7 +95,7 @@ class Arm(NamedTuple):
     field_sd: np.ndarray
     prior_chi: np.ndarray | None
     local_field: np.ndarray
-    suppress_noise: bool
+    clip_outliers: bool
     inversion: DipoleInversion
     fit: dict | None = None
     """Measured values of the prior's fit, ready for JSON."""
@@ -204,15 +204,15 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
                 prior_chi, shape_chi, _, size, record = first_estimate(
                     stages.images, geometry, method
                 )
-        if arm.suppress_noise:
+        if arm.clip_outliers:
             model_error = size
         with timed(seconds, 'flattening'):
             flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS)
             field = flattening.flattened_field
     if variant.pdf_model_error is not None:
         model_error = variant.pdf_model_error
-    if variant.suppress_noise is not None:
-        arm = arm._replace(suppress_noise=variant.suppress_noise)
+    if variant.clip_outliers is not None:
+        arm = arm._replace(clip_outliers=variant.clip_outliers)
     with timed(seconds, 'background_removal and dipole_inversion'):
         local, inversion = invert_field(field, measured.field_sd, geometry, arm, model_error)
     return Arm(
@@ -221,7 +221,7 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         measured.field_sd,
         prior_chi,
         local.local_field,
-        arm.suppress_noise,
+        arm.clip_outliers,
         inversion,
         fit_record(record) if record else None,
         seconds,
@@ -263,10 +263,9 @@ def risk(arm):
     return l2_inversion(
         arm.local_field,
         *arm.geometry[:3],
-        field_sd=arm.field_sd,
         workers=WORKERS,
         rule='risk',
-        suppress_noise=arm.suppress_noise,
+        clip_outliers=arm.clip_outliers,
     ).reg_weight
 
 
@@ -298,8 +297,8 @@ class Division:
     def __init__(self, arm):
         roi, voxel_size, b0_dir, _ = arm.geometry
         field = arm.local_field
-        if arm.suppress_noise:
-            field = trusted_field(field, arm.field_sd, roi)
+        if arm.clip_outliers:
+            field = without_outliers(field, roi)
         self.roi, self.grid = roi, solver_grid(roi)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
         self.gradient = gradient_power(self.grid.shape, voxel_size)

@@ -104,9 +104,9 @@ VARIANTS = {
     'fit-no-floor': ('contrast', Variant(pdf_model_error=0.0, fit={'model_error': 0.0})),
     'shaded': ('contrast', Variant(fit={'bias': False})),
     'no-own-sources': ('contrast', Variant(fit={'free_voxels': False})),
-    'hold-nothing': ('contrast', Variant(suppress_noise=False)),
+    'hold-nothing': ('contrast', Variant(clip_outliers=False)),
     'pdf-no-floor': ('none', Variant(pdf_model_error=0.0)),
-    'hold-theory': ('none', Variant(suppress_noise=True)),
+    'hold-theory': ('none', Variant(clip_outliers=True)),
     'size-tenth': ('contrast', Variant(fit={'size_factor': 0.1})),
     'size-tenfold': ('contrast', Variant(fit={'size_factor': 10.0})),
 }

@@ -110,8 +110,8 @@ class Arm(NamedTuple):
         How lambda is chosen where it is not given: ``l-curve`` or ``risk``.
     reg_weight : float or None
         Lambda, mm.
-    suppress_noise : bool
-        Whether the residual is shrunk where it is no more than noise. A prior with few
+    clip_outliers : bool
+        Whether single outliers of the residual are limited to their neighbours. A prior with few
         coefficients is corrected by its residual, which must stay whole.
     """
 
@@ -119,7 +119,7 @@ class Arm(NamedTuple):
     iterations: int
     rule: str
     reg_weight: float | None = None
-    suppress_noise: bool = False
+    clip_outliers: bool = False
 
     @property
     def conventional(self) -> bool:
@@ -179,7 +179,7 @@ class Method:
     Examples
     --------
     >>> Method().preconditioned
-    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, suppress_noise=True)
+    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True)
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -336,7 +336,7 @@ class Method:
             iterations=self.pdf_iterations * (LONGER if self.describes_interior else 1),
             rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
-            suppress_noise=self.describes_interior,
+            clip_outliers=self.describes_interior,
         )
 
     @property

@@ -50,10 +50,10 @@ class Reconstruction:
     def geometry(self):
         return self.roi, self.voxel_size, self.b0_dir
 
-    def invert(self, field, prior, field_sd=None, rule='risk'):
+    def invert(self, field, prior, clip=False, rule='risk'):
         local = pdf(field, *self.geometry(), self.weights, **self.threads).local_field
-        keywords = {'rule': rule, 'suppress_noise': field_sd is not None} | self.threads
-        inversion = l2_inversion(local, *self.geometry(), field_sd=field_sd, **keywords)
+        keywords = {'rule': rule, 'clip_outliers': clip} | self.threads
+        inversion = l2_inversion(local, *self.geometry(), **keywords)
         self.reg_weight = inversion.reg_weight
         return recombine(inversion.chi, prior, self.roi, self.roi).chi
 
@@ -73,9 +73,9 @@ class Reconstruction:
         fit = fit_prior(
             field, cells, *self.geometry(), self.fit.field_sd, self.shape.shape_sd, **self.threads
         )
-        return self.flattened(fit.prior_chi, self.fit.field_sd, fit.surface_chi)
+        return self.flattened(fit.prior_chi, True, fit.surface_chi)
 
-    def flattened(self, prior, field_sd=None, surface_chi=0):
+    def flattened(self, prior, clip=False, surface_chi=0):
         flat = flatten_field(
             self.fit.total_field,
             prior,
@@ -83,7 +83,7 @@ class Reconstruction:
             self.shape.shape_chi + surface_chi,
             **self.threads,
         ).flattened_field
-        return self.invert(flat, prior, field_sd)
+        return self.invert(flat, prior, clip)
 
 
 def reconstruct(phantom, workers=1):

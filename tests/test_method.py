@@ -79,7 +79,7 @@ def test_arms():
     plain, published = Method().arms
     assert (plain.prefix, published.prefix) == ('', 'conventional_')
     assert plain.iterations == LONGER * published.iterations == LONGER * 30
-    assert (plain.suppress_noise, published.suppress_noise) == (True, False)
+    assert (plain.clip_outliers, published.clip_outliers) == (True, False)
     assert len(Method(conventional=False).arms) == 1
     assert {arm.rule for arm in Method(reg_rule='risk').arms} == {'risk'}
     assert {arm.reg_weight for arm in Method(reg_weight=0.2).arms} == {0.2}

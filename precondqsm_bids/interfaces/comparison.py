@@ -9,15 +9,15 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.comparison import compare, r2star_agreement
-from precondqsm_bids.numerics.solver import noise_weights
-
-_FIELDS = ('local_field', 'conventional_local_field', 'chi', 'conventional_chi')
 
 
 class ComparisonInputSpec(BaseInterfaceInputSpec):
     local_field = File(exists=True, mandatory=True, desc='preconditioned local field, ppm')
     conventional_local_field = File(exists=True, mandatory=True, desc='the same without, ppm')
-    chi = File(exists=True, mandatory=True, desc='preconditioned susceptibility, ppm')
+    residual_chi = File(
+        exists=True, mandatory=True, desc='susceptibility of the preconditioned local field, ppm'
+    )
+    reg_weight = traits.Float(desc='lambda of residual_chi, mm; undefined where it is zero')
     conventional_chi = File(exists=True, mandatory=True, desc='conventional susceptibility, ppm')
     field_sd = File(exists=True, mandatory=True, desc='standard deviation of the field, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
@@ -35,16 +35,22 @@ class Comparison(Stage):
 
     input_spec = ComparisonInputSpec
     output_spec = ComparisonOutputSpec
-    like = 'chi'
+    like = 'local_field'
 
     def _compute(self):
-        mask, voxel_size, b0_dir, workers = self._geometry()
-        fields = [self._load(name) for name in _FIELDS]
-        weights = noise_weights(self._load('field_sd'), mask)
-        result = compare(*fields, mask, voxel_size, b0_dir, weights, workers)
+        geometry = self._geometry()
+        result = compare(
+            self._load('local_field'),
+            self._load('residual_chi'),
+            self._load('conventional_local_field'),
+            geometry,
+            self._load('field_sd'),
+            self._given('reg_weight'),
+        )
         agreement, r2star = None, self._load('r2star')
         if r2star is not None:
-            agreement = r2star_agreement(fields[-1], r2star, mask, voxel_size)
+            chi = self._load('conventional_chi')
+            agreement = r2star_agreement(chi, r2star, *geometry[:2])
         fit = self._given('echo_fit', {})
         assumed = fit.get('phase_sign_source') in ('vendor', 'convention')
         sign = fit.get('phase_sign') if assumed else None

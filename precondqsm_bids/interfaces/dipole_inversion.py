@@ -1,4 +1,4 @@
-"""Dipole inversion: closed-form l2, lambda from the L-curve."""
+"""Dipole inversion: closed-form l2, lambda by a rule."""
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -16,9 +16,8 @@ class DipoleInversionInputSpec(BaseInterfaceInputSpec):
     mask = File(exists=True, mandatory=True, desc='region of interest')
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
     rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
-    field_sd = File(exists=True, desc='standard deviation of the field, ppm')
-    suppress_noise = traits.Bool(
-        False, usedefault=True, desc='reduce the field where it is no more than noise'
+    clip_outliers = traits.Bool(
+        False, usedefault=True, desc='limit single outliers of the field to their neighbours'
     )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
@@ -40,12 +39,12 @@ class DipoleInversion(Stage):
     def _compute(self):
         mask, voxel_size, b0_dir, workers = self._geometry()
         rule, given = self.inputs.rule, self._given('reg_weight')
-        suppress = self.inputs.suppress_noise
+        clip = self.inputs.clip_outliers
         result = l2_inversion(
-            self._load('local_field'), mask, voxel_size, b0_dir, given, self._load('field_sd'),
-            workers, rule=rule, suppress_noise=suppress,
+            self._load('local_field'), mask, voxel_size, b0_dir, given, workers,
+            rule=rule, clip_outliers=clip,
         )  # fmt: skip
-        record = result.record(rule if given is None else None, suppress)
+        record = result.record(rule if given is None else None, clip)
         return {
             'chi': result.chi,
             'reg_weight': record['reg_weight'],

@@ -17,18 +17,18 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
 from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
-    LCurve,
     l2_inversion,
-    l_curve,
-    least_risk,
-    trusted_field,
+    without_outliers,
 )
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
+from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.l_curve import LCurve, l_curve
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
@@ -71,8 +71,10 @@ from precondqsm_bids.numerics.recombination import (
 from precondqsm_bids.numerics.reconstruct import (
     ArmResult,
     Companions,
+    FieldReconstruction,
     Reconstruction,
     reconstruct,
+    reconstruct_field,
 )
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import (

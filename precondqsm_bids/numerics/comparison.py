@@ -7,15 +7,16 @@ import numpy.typing as npt
 from scipy import fft
 
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.dipole import dipole_kernel, frequencies
-from precondqsm_bids.numerics.solver import solver_grid
+from precondqsm_bids.numerics.dipole import Geometry, forward_field, frequencies
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
-CONE = 0.1
-"""``|D|`` below which a frequency lies in the cone that the field hardly tells of."""
-SHELLS = 24
-"""Spheres of equal width in k-space over which the spectrum is averaged."""
-
-
+OCTAVES = 5
+"""Shells of |k|, each of half the wavelengths of the one before; the last ends at the shortest."""
+SIGNAL = 2.0
+"""Power of the local field over that of its noise from which a shell is compared."""
+SILENT = 0.1
+"""What the preconditioned map may explain less than the conventional one in a shell."""
 RIM = 12.0
 """Depth below the surface of the region, mm, from which susceptibility and R2* are compared: air
 and errors of the background raise R2* nearer to it."""
@@ -27,24 +28,34 @@ REVERSED = -0.4
 the right sign have 0.6 to 0.8 (3 to 5 mm, with and without brain mask, hard), tubes 1.0."""
 
 
+class ScaleExplained(NamedTuple):
+    """Part of the conventional local field's power in a shell of |k| that the maps explain."""
+
+    longest: float
+    """Longest wavelength, mm; infinite in the first shell."""
+    shortest: float
+    """Shortest wavelength, mm."""
+    preconditioned: float
+    conventional: float
+    """The conventional map at the lambda of the preconditioned one."""
+
+
 class Comparison(NamedTuple):
     """Result of :func:`compare`."""
 
     explained: float
     """Fraction of the local field's energy that preconditioning takes off; negative if it adds."""
-    streaking: float
-    """Preconditioned map: spectral power in the cone over that beside it; 1 without preference."""
-    conventional_streaking: float
-    """The same for the conventional map."""
     by_body: tuple[float, ...]
     """``explained`` within each body of the region, the largest first."""
+    by_scale: tuple[ScaleExplained, ...]
+    """What the maps explain at each scale at which the local field stands above its noise."""
     warnings: tuple[str, ...]
     """Says so if the prior did not help."""
 
     def record(self, agreement: float | None, assumed_sign: int | None) -> dict[str, Any]:
         """Measured values, and a warning if R2* (:func:`r2star_agreement`) contradicts the sign.
 
-        >>> result = Comparison(0.5, 1.0, 1.0, (0.5,), ())
+        >>> result = Comparison(0.5, (0.5,), (), ())
         >>> result.record(-0.9, assumed_sign=1)['warnings'][0][:45]
         'the susceptibility falls where R2* rises (ran'
         """
@@ -58,67 +69,15 @@ class Comparison(NamedTuple):
             )
         record: dict[str, Any] = {
             'explained': self.explained,
-            'streaking': self.streaking,
-            'conventional_streaking': self.conventional_streaking,
+            'explained_by_scale': [
+                {**scale._asdict(), 'longest': min(scale.longest, 1e6)} for scale in self.by_scale
+            ],
             'r2star_agreement': agreement,
             'warnings': warnings,
         }
         if len(self.by_body) > 1:
             record['explained_by_body'] = list(self.by_body)
         return record
-
-
-def cone_ratio(
-    chi: npt.NDArray,
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-    b0_dir: npt.ArrayLike,
-    workers: int = 1,
-) -> float:
-    """Spectral power of a map within the cone ``|D| < 0.1`` over that outside it.
-
-    Power is averaged over spheres of equal ``|k|`` first, and the ratio is the mean of their
-    logarithms', so that the fall of the spectrum with ``|k|`` cancels. An object knows nothing
-    of B0: its ratio is near 1. Streaks are power in the cone (above 1), regularisation takes
-    power out of it (below 1).
-
-    Parameters
-    ----------
-    chi : (X, Y, Z) ndarray
-        Susceptibility, ppm.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest; its mean is subtracted.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
-    workers : int
-        Threads of the Fourier transform.
-
-    Examples
-    --------
-    >>> chi = np.random.default_rng(0).normal(size=(32, 32, 32))
-    >>> 0.9 < cone_ratio(chi, np.ones(chi.shape, bool), (1, 1, 1), (0, 0, 1)) < 1.1
-    True
-    """
-    grid = solver_grid(mask)
-    centred = np.where(mask, chi - np.mean(chi[mask]), 0)
-    spectrum = fft.rfftn(grid.embed(centred), workers=workers)
-    power = spectrum.real**2 + spectrum.imag**2
-    k = frequencies(grid.shape, voxel_size)
-    radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
-    edge = 0.5 / float(np.max(voxel_size))
-    shell = np.minimum(radius / edge * SHELLS, SHELLS).astype(np.int64)
-    cone = np.abs(dipole_kernel(grid.shape, voxel_size, b0_dir)) < CONE
-
-    def mean_power(where: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        count = np.bincount(shell[where], minlength=SHELLS + 1)
-        total = np.bincount(shell[where], power[where], minlength=SHELLS + 1)
-        return np.where(count >= 20, total / np.maximum(count, 1), np.nan)[:SHELLS]
-
-    inside, beside = mean_power(cone), mean_power(~cone)
-    used = np.isfinite(inside) & np.isfinite(beside) & (inside > 0) & (beside > 0)
-    return float(np.exp(np.mean(np.log(inside[used] / beside[used])))) if used.any() else 1.0
 
 
 def r2star_agreement(
@@ -175,14 +134,11 @@ def r2star_agreement(
 
 def compare(
     local_field: npt.NDArray,
+    residual_chi: npt.NDArray,
     conventional_local_field: npt.NDArray,
-    chi: npt.NDArray,
-    conventional_chi: npt.NDArray,
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-    b0_dir: npt.ArrayLike,
-    weights: npt.NDArray | None = None,
-    workers: int = 1,
+    geometry: Geometry,
+    field_sd: npt.NDArray,
+    reg_weight: float | None = None,
 ) -> Comparison:
     """Compare the preconditioned with the conventional arm where the truth is not known.
 
@@ -191,22 +147,24 @@ def compare(
     instead of explaining it. Where the region has bodies that are not connected, the same within
     each: a large body must not hide that the prior harms a small one.
 
+    By scale: with ``f`` the conventional local field, ``r = f' - D chi'`` what the inversion of
+    the flattened one leaves of it (or of ``f``), ``P`` the power in a shell of |k| and ``N`` that
+    of the noise, ``1 - (P_r - N) / (P_f - N)``. Where a map explains less than the conventional
+    one at the same lambda does, its residual has been silenced.
+
     Parameters
     ----------
     local_field, conventional_local_field : (X, Y, Z) ndarray
         Local field of either arm, ppm.
-    chi, conventional_chi : (X, Y, Z) ndarray
-        Susceptibility of either arm, ppm.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
-    weights : (X, Y, Z) ndarray, optional
-        See :func:`~precondqsm_bids.numerics.solver.noise_weights`.
-    workers : int
-        Threads of the Fourier transforms.
+    residual_chi : (X, Y, Z) ndarray
+        Susceptibility that the inversion made of ``local_field``, ppm.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
+    field_sd : (X, Y, Z) ndarray
+        Standard deviation of the field, ppm; the weights are
+        :func:`~precondqsm_bids.numerics.solver.noise_weights` of it.
+    reg_weight : float, optional
+        Lambda of the preconditioned map, mm; without it scales are not compared.
 
     Returns
     -------
@@ -220,14 +178,16 @@ def compare(
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> field, chi = rng.normal(size=(2, 16, 16, 16)); mask = np.ones(field.shape, bool)
-    >>> result = compare(field, field / 2, chi, chi, mask, (1, 1, 1), (0, 0, 1))
+    >>> field = rng.normal(size=(16, 16, 16)); mask = np.ones(field.shape, bool)
+    >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    >>> result = compare(field, 0 * field, field / 2, geometry, 0 * field)
     >>> print(round(result.explained, 1), len(result.warnings))
     -3.0 1
     """
+    mask = geometry.mask
     if not mask.any():
         raise ValueError('the mask is empty: there is nothing to compare')
-    w = np.ones(np.count_nonzero(mask)) if weights is None else weights[mask].astype(np.float64)
+    w = noise_weights(field_sd, mask)[mask].astype(np.float64)
     left = (w * local_field[mask]) ** 2
     without = (w * conventional_local_field[mask]) ** 2
     explained = _explained(left, without)
@@ -247,8 +207,65 @@ def compare(
             for number, (fraction, part) in enumerate(zip(by_body, parts, strict=True), start=1)
             if fraction <= 0 and left[part].any()
         ]
-    arms = [cone_ratio(c, mask, voxel_size, b0_dir, workers) for c in (chi, conventional_chi)]
-    return Comparison(explained, arms[0], arms[1], by_body, tuple(warnings))
+    scales: tuple[ScaleExplained, ...] = ()
+    if reg_weight is not None and np.isfinite(reg_weight):
+        pairs = (local_field, residual_chi), (conventional_local_field, None)
+        scales = _by_scale(pairs, geometry, field_sd, reg_weight)
+        warnings += _silenced(scales)
+    return Comparison(explained, by_body, scales, tuple(warnings))
+
+
+def _by_scale(
+    arms: tuple[tuple[npt.NDArray, npt.NDArray | None], ...],
+    geometry: Geometry,
+    field_sd: npt.NDArray,
+    reg_weight: float,
+) -> tuple[ScaleExplained, ...]:
+    """What either arm explains of the conventional local field, the last, in shells of |k|."""
+    mask, voxel_size, b0_dir, workers = geometry
+    grid = solver_grid(mask)
+    k = frequencies(grid.shape, voxel_size)
+    radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
+    edges = 0.5 / float(np.max(voxel_size)) / 2.0 ** np.arange(OCTAVES - 1, -1, -1)
+    shell = np.searchsorted(edges, radius.reshape(-1))
+
+    def power(field: npt.NDArray) -> npt.NDArray[np.float64]:
+        spectrum = fft.rfftn(grid.embed(field * mask), workers=workers).reshape(-1)
+        total = np.bincount(shell, np.abs(spectrum) ** 2, OCTAVES + 1)
+        return total[:OCTAVES] / np.prod(grid.shape)
+
+    left = []
+    for field, chi in arms:
+        if chi is None:
+            chi = l2_inversion(field, mask, voxel_size, b0_dir, reg_weight, workers=workers).chi
+        left.append(power(field - forward_field(chi, voxel_size, b0_dir, mask, workers)))
+    count = np.bincount(shell, minlength=OCTAVES + 1)[:OCTAVES]
+    noise = count * float(np.sum(field_sd[mask].astype(np.float64) ** 2)) / np.prod(grid.shape)
+    whole = power(arms[-1][0])
+    wavelengths = [np.inf, *(1 / edges).tolist()]
+    return tuple(
+        ScaleExplained(
+            wavelengths[i],
+            wavelengths[i + 1],
+            *(1 - max(float(p[i] - noise[i]), 0) / float(whole[i] - noise[i]) for p in left),
+        )
+        for i in range(OCTAVES)
+        if whole[i] > SIGNAL * noise[i] and whole[i] > 0
+    )
+
+
+def _silenced(scales: tuple[ScaleExplained, ...]) -> list[str]:
+    """A warning where the preconditioned map explains less than the conventional one."""
+    worse = [scale for scale in scales if scale.preconditioned < scale.conventional - SILENT]
+    if not worse:
+        return []
+    where = ', '.join(
+        f'{scale.preconditioned:.2f} of it against {scale.conventional:.2f} at wavelengths of '
+        + (f'{scale.longest:.3g} to ' if np.isfinite(scale.longest) else 'more than ')
+        + f'{scale.shortest:.3g} mm'
+        for scale in worse
+    )
+    return [f'the map explains less of the local field than the conventional one would: {where}']
 
 
 def _explained(left: npt.NDArray, without: npt.NDArray) -> float:

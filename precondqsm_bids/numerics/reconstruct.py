@@ -62,13 +62,9 @@ class ArmResult(NamedTuple):
     """Susceptibility relative to the reference."""
 
 
-class Reconstruction(NamedTuple):
-    """Result of :func:`reconstruct`, stage by stage."""
+class FieldReconstruction(NamedTuple):
+    """Result of :func:`reconstruct_field`."""
 
-    region: Region
-    measured: MeasuredField
-    theory: R2PrimePrior | None
-    """None of one echo."""
     prior: PriorEstimate
     flattened_field: F32
     """ppm, (X, Y, Z)."""
@@ -80,6 +76,21 @@ class Reconstruction(NamedTuple):
     def chi(self) -> F32:
         """Preconditioned susceptibility, ppm."""
         return self.preconditioned.map.chi
+
+
+class Reconstruction(NamedTuple):
+    """Result of :func:`reconstruct`, stage by stage."""
+
+    region: Region
+    measured: MeasuredField
+    theory: R2PrimePrior | None
+    """None of one echo."""
+    maps: FieldReconstruction
+
+    @property
+    def chi(self) -> F32:
+        """Preconditioned susceptibility, ppm."""
+        return self.maps.chi
 
 
 def reconstruct(
@@ -123,30 +134,47 @@ def reconstruct(
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)
-    prior = first_estimate(
-        prior_inputs(scan, region, measured, theory, companions), geometry, method
-    )
-    flattened_field = flatten_field(
-        measured.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
-    ).flattened_field
+    images = prior_inputs(scan, region, measured, theory, companions)
     reference = reference_region(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
+    maps = reconstruct_field(images, geometry, method, reference)
+    return Reconstruction(region, measured, theory, maps)
+
+
+def reconstruct_field(
+    images: PriorInputs, geometry: Geometry, method: Method, reference: Bools | None = None
+) -> FieldReconstruction:
+    """Susceptibility of a measured field, with and without a prior: the method after the fit.
+
+    Parameters
+    ----------
+    images : PriorInputs
+        Field, its standard deviation, the object's shape, and what the prior may be made of.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
+    method : Method
+        Everything that changes the maps.
+    reference : (X, Y, Z) ndarray of bool, optional
+        Where the maps have mean 0.
+    """
+    mask, _, _, workers = geometry
+    prior = first_estimate(images, geometry, method)
+    flattened_field = flatten_field(
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
+    ).flattened_field
 
     def result(arm: Arm) -> ArmResult:
         """Background removal, inversion and recombination of one arm."""
-        field = measured.total_field if arm.conventional else flattened_field
-        size = prior.expected_size if arm.suppress_noise else None
+        field = images.total_field if arm.conventional else flattened_field
+        size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
-        local, inversion = invert_field(field, measured.field_sd, geometry, arm, model_error)
+        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error)
         prior_chi = None if arm.conventional else prior.prior_chi
-        chi = recombine(inversion.chi, prior_chi, region.roi_mask, reference)
-        return ArmResult(local, inversion, chi)
+        return ArmResult(local, inversion, recombine(inversion.chi, prior_chi, mask, reference))
 
     preconditioned, *conventional = (result(arm) for arm in method.arms)
-    return Reconstruction(
-        region, measured, theory, prior, flattened_field, preconditioned, *conventional
-    )
+    return FieldReconstruction(prior, flattened_field, preconditioned, *conventional)
 
 
 def invert_field(
@@ -164,8 +192,8 @@ def invert_field(
     weights = noise_weights(field_sd, geometry.mask, model_error)
     local = pdf(field, *geometry[:3], weights, arm.iterations, geometry.workers)
     inversion = l2_inversion(
-        local.local_field, *geometry[:3], arm.reg_weight, field_sd, geometry.workers,
-        rule=arm.rule, suppress_noise=arm.suppress_noise,
+        local.local_field, *geometry[:3], arm.reg_weight, geometry.workers,
+        rule=arm.rule, clip_outliers=arm.clip_outliers,
     )  # fmt: skip
     return local, inversion
 

@@ -6,18 +6,17 @@ What the prior fit and the background removal share.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, sparse
+from scipy import fft
 
 from precondqsm_bids.numerics.dipole import bounding_box, dipole_kernel
 
 F32 = npt.NDArray[np.float32]
 Result = TypeVar('Result')
 
-Columns = tuple[sparse.csr_array | None, sparse.sparray | None]
 PART_VOXELS = 1 << 16
 """Voxels handled at a time between the convolutions."""
 RUNS = 4
@@ -96,20 +95,27 @@ def noise_weights(
     return weights
 
 
-class Unknowns(NamedTuple):
-    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once."""
+class Unknowns(Protocol):
+    """Unknowns of :meth:`DipoleSystem.descend` that each move many voxels at once.
 
-    columns: sparse.csr_array
-    """``E s``: what each unknown, in units of its expected size, adds to each voxel of the mask's
-    box, ppm, (voxels, unknowns) of float32."""
+    They add ``E s y`` to the sources in the mask's box: ``y`` in units of their expected sizes
+    ``s``, ``E`` what each adds to each voxel. Parts are those of the system.
+    """
+
     values: npt.NDArray[np.float64]
-    """``y``, in units of the expected sizes: the start, and then the solution."""
-    parts: list[Columns]
-    """The columns as :meth:`DipoleSystem.split` has them."""
+    """``y``: the start, and then the solution."""
 
-    def chi(self, values: npt.NDArray) -> F32:
-        """``E s y``, ppm, one value per voxel of the mask's box."""
-        return self.columns @ values.astype(np.float32)
+    def set(self, values: npt.NDArray) -> None:
+        """Take these values for :meth:`map`."""
+
+    def map(self, i: int) -> F32 | None:
+        """``E s y`` in the box of part ``i``, ppm, flattened; None if it is zero."""
+
+    def collect(self, i: int, values: F32) -> None:
+        """Take the box of part ``i`` of a map, flattened, for :meth:`transposed`."""
+
+    def transposed(self) -> npt.NDArray[np.float64]:
+        """``(E s)' g`` of the map ``g`` whose parts were collected."""
 
 
 class DipoleSystem:
@@ -189,26 +195,6 @@ class DipoleSystem:
         with ThreadPoolExecutor(self.workers) as pool:
             return state.run(iterations, pool)
 
-    def split(self, columns: sparse.csr_array) -> list[Columns]:
-        """The rows of each part of the box and their transpose, or None where they are empty."""
-        out: list[Columns] = []
-        done = 0
-        for box in self.boxes:
-            out.append((None, None))
-            count = int(np.prod([s.stop - s.start for s in box]))
-            start = columns.indptr[done : done + count + 1]
-            done += count
-            if start[0] < start[-1]:
-                entries = slice(start[0], start[-1])
-                rows = sparse.csr_array(
-                    (columns.data[entries], columns.indices[entries], start - start[0]),
-                    shape=(count, columns.shape[1]),
-                )
-                # One entry in a voxel: a copy by columns is small, and sums in a register.
-                few = rows.nnz <= rows.shape[0]
-                out[-1] = rows, rows.T.tocsr() if few else rows.T
-        return out
-
 
 class _Descent:
     """Conjugate gradients on the normal equations ``D W^2 D x = D W^2 f`` (``D`` is symmetric).
@@ -241,10 +227,9 @@ class _Descent:
         self.direction = np.zeros_like(self.gradient)
         self.image = self.weighted = self.change = self.gradient
         self.alpha = self.beta = 0.0
-        self.columns = unknowns.parts if unknowns else [(None, None)] * len(system.parts)
+        self.unknowns = unknowns
         self.y = unknowns.values if unknowns else np.zeros(0)
         self.y_gradient, self.y_direction = np.zeros_like(self.y), np.zeros_like(self.y)
-        self.y_single = self.y_gradient.astype(np.float32)
 
     def run(self, iterations: int, pool: ThreadPoolExecutor) -> float:
         """Norm of the last gradient over that of the first."""
@@ -260,7 +245,8 @@ class _Descent:
         for _ in range(iterations):
             if gamma <= 1e-10 * first or gamma == 0:
                 break
-            self.y_single = self.y_gradient.astype(np.float32)
+            if self.unknowns:
+                self.unknowns.set(self.y_gradient)
             self.y_direction *= self.beta
             self.y_direction += self.y_gradient
             list(each(self._turn))
@@ -273,37 +259,36 @@ class _Descent:
             self.beta = gamma / previous
         return float(np.sqrt(gamma / first)) if first > 0 else 0.0
 
-    def _gamma(self, parts: Iterator[tuple[float, F32 | float]]) -> float:
-        """``<g, S^2 g>`` over voxels and further unknowns, whose gradient it sums."""
-        self.y_gradient[:] = energy = 0.0
-        for own, further in parts:
-            energy += own
-            self.y_gradient[:] += further
+    def _gamma(self, energies: Iterator[float]) -> float:
+        """``<g, S^2 g>`` over voxels and further unknowns, whose gradient it has made."""
+        energy = sum(energies)
+        if self.unknowns:
+            self.y_gradient = self.unknowns.transposed()
         return energy + float(np.sum(self.y_gradient**2))
 
-    def _measure(self, i: int) -> tuple[float, F32 | float]:
-        part, (_, transposed) = self.system.parts[i], self.columns[i]
+    def _measure(self, i: int) -> float:
+        part = self.system.parts[i]
         g = self.gradient[part]
-        energy = float(np.sum(self.expected_squared[part] * g * g, dtype=np.float64))
-        if transposed is None:
-            return energy, 0.0
-        return energy, transposed @ self.gradient[self.system.boxes[i]].reshape(-1)
+        if self.unknowns:
+            self.unknowns.collect(i, self.gradient[self.system.boxes[i]].reshape(-1))
+        return float(np.sum(self.expected_squared[part] * g * g, dtype=np.float64))
 
     def _turn(self, i: int) -> None:
-        part, (rows, _) = self.system.parts[i], self.columns[i]
+        part = self.system.parts[i]
         d = self.direction[part]
         d *= np.float32(self.beta)
         d += self.expected_squared[part] * self.gradient[part]
-        if rows is not None:
+        added = self.unknowns.map(i) if self.unknowns else None
+        if added is not None:
             d = self.direction[self.system.boxes[i]]
-            d += (rows @ self.y_single).reshape(d.shape)
+            d += added.reshape(d.shape)
 
     def _weigh(self, i: int) -> float:
         part = self.system.parts[i]
         np.multiply(self.image[part], self.w_squared[part], out=self.weighted[part])
         return float(np.sum(self.image[part] * self.weighted[part], dtype=np.float64))
 
-    def _advance(self, i: int) -> tuple[float, F32 | float]:
+    def _advance(self, i: int) -> float:
         part, alpha = self.system.parts[i], np.float32(self.alpha)
         self.sources[part] += alpha * self.direction[part]
         self.residual[part] -= alpha * self.image[part]

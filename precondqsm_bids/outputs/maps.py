@@ -102,7 +102,8 @@ _ROWS = (
         'First estimate of the susceptibility, not referenced',
         STATIC_DEPHASING, (*_PRIOR, 'shape_mask')),
     Map('prior_labels', None, 'parcels of the prior', 'dseg', 'prior', 'anat',
-        'Parcels of the fitted prior, those of the finest scale: 1 to their number',
+        'Parcels of the fitted prior, those of the finest scale (of the contrasts, the cells of '
+        'its histogram): 1 to their number',
         None, _PRIOR, on_request=True),
     Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
         'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',

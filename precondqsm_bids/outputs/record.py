@@ -115,6 +115,11 @@ MEASURES = (
     Measure('prior_explained', 'prior_fit',
             "Share of the local field's energy that the fitted prior explains",
             other_key='explained'),
+    Measure('prior_trust', 'prior_fit', 'How far the prior counts, from 0 (dropped) to 1',
+            other_key='trust', report=Row(25, 'The prior counts for', wording.trust)),
+    Measure('prior_beyond_null', 'prior_fit',
+            'What the prior explains of the local field beyond the same prior turned',
+            other_key='beyond_null'),
     Measure('down_weighted_fraction', 'prior_fit',
             'Share of voxels that the robust weights hold at less than half'),
     Measure('total_field_sd', 'flattening',
@@ -152,14 +157,8 @@ MEASURES = (
             "Share of the conventional local field's energy that preconditioning takes off",
             report=Row(50, 'Field explained by the prior',
                        '{explained:.1%} of the energy of the conventional local field')),
-    Measure('streaking', 'comparison',
-            "Power in the dipole's cone over that beside it, preconditioned map", kind='log',
-            report=Row(
-                60, 'Streaking',
-                '{streaking} preconditioned, {conventional_streaking} conventional (power in the '
-                "dipole's cone over that beside it; streaks raise it, smoothing lowers it)")),
-    Measure('conventional_streaking', 'comparison',
-            "Power in the dipole's cone over that beside it, conventional map", kind='log'),
+    Measure('explained_by_scale', 'comparison', 'The same at each scale', column=False,
+            report=Row(55, 'Field explained by the maps at each scale', wording.scales)),
 )  # fmt: skip
 """In the order of the columns of ``group_quality.tsv``."""
 

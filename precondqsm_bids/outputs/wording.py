@@ -96,6 +96,28 @@ def prior(fit: Numbers, record: Numbers) -> str:
     return describe_prior(fit) if fit else "R2' by static-dephasing theory, not fitted"
 
 
+def trust(fit: Numbers, record: Numbers) -> str | None:
+    """How far the prior counts, and why."""
+    if fit.get('trust') is None:
+        return None
+    beyond = f'{fit["beyond_null"]:.1%} of the local field'
+    text = f'{fit["trust"]:.0%}: it explains {beyond} beyond what it does when turned'
+    return text if fit['trust'] else f'{text}; the map is that of the field alone'
+
+
+def scales(comparison: Numbers, record: Numbers) -> str | None:
+    """What either map explains of the local field, from long to short wavelengths."""
+    found = comparison.get('explained_by_scale')
+    if not found:
+        return None
+    parts = (
+        f'{scale["preconditioned"]:.0%} ({scale["conventional"]:.0%}) down to '
+        f'{scale["shortest"]:.3g} mm'
+        for scale in found
+    )
+    return f'preconditioned (conventional at the same λ): {", ".join(parts)}'
+
+
 def coefficient(fit: Numbers, record: Numbers) -> str | None:
     """The one coefficient of a prior, its standard error and what it says of R2'."""
     if len(fit.get('implied_relaxivity', ())) != 1:

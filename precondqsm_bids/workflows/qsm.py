@@ -139,7 +139,7 @@ def _stages(method, one_echo, phase_difference):
         stages |= {
             f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
-                rule=arm.rule, suppress_noise=arm.suppress_noise, **given
+                rule=arm.rule, clip_outliers=arm.clip_outliers, **given
             ),
             f'{arm.prefix}recombination': Recombination(reference=method.reference),
         }
@@ -193,7 +193,8 @@ def _edges(method, one_echo):
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
         # the comparison
-        ('recombination', 'comparison', _same('chi')),
+        ('dipole_inversion', 'comparison', [
+            ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
         ('background_removal', 'comparison', _same('local_field')),
         ('conventional_recombination', 'comparison', [('chi', 'conventional_chi')]),
         ('conventional_background_removal', 'comparison',
@@ -224,7 +225,6 @@ def _arm_edges(method, arm: Arm):
         ('echo_fit', pdf, _same('field_sd')),
         ('shape_mask', pdf, [('roi_mask', 'mask')]),
         (pdf, inversion, _same('local_field')),
-        ('echo_fit', inversion, _same('field_sd')),
         ('shape_mask', inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
         ('shape_mask', recombination, [('roi_mask', 'mask')]),

@@ -121,7 +121,8 @@ def _contrast(method: Method, one_echo: bool) -> str:
     further = ''.join(f' and of that of {first} and {name}' for name in method.contrasts)
     return (
         f'one constant for each cell of the {histogram}{further}, over the whole region and in '
-        f'blocks of 60, 30 and 15 mm{shading}'
+        'windows that overlap smoothly, products of hats on lattices of 39, 19.5 and 9.75 mm'
+        f'{shading}'
     )
 
 

@@ -450,7 +450,7 @@ def test_group_level_of_what_was_reconstructed(finished, phantom):
     sidecar = folder / 'out/sub-01/anat/sub-01_desc-precond_Chimap.json'
     record = json.loads(sidecar.read_text())['Parameters']
     assert float(first['noise_sd']) == pytest.approx(record['echo_fit']['noise_sd'], rel=1e-5)
-    assert float(first['streaking']) == pytest.approx(record['comparison']['streaking'], rel=1e-5)
+    assert float(first['explained']) == pytest.approx(record['comparison']['explained'], rel=1e-5)
     # Nothing is to be had of: a sign that the cylinder's field does not tell, or no reference.
     empty = {column for column, cell in first.items() if cell == 'n/a'}
     assert empty <= {

@@ -703,7 +703,7 @@ def test_thirty_iterations_of_background_removal_by_default():
 def test_dipole_inversion(data, tmp_path, given, weighted):
     inputs = {} if given is None else {'reg_weight': given}
     if weighted:
-        inputs |= {'field_sd': data.file('sd'), 'suppress_noise': True}
+        inputs |= {'clip_outliers': True}
     result = run(
         interfaces.DipoleInversion,
         tmp_path,
@@ -711,7 +711,7 @@ def test_dipole_inversion(data, tmp_path, given, weighted):
         mask=data.file('mask'),
         **inputs,
     )
-    sd = {'field_sd': data.sd, 'suppress_noise': True} if weighted else {}
+    sd = {'clip_outliers': True} if weighted else {}
     expected = l2_inversion(data.field, data.mask, VOXEL_SIZE, B0_DIR, given, **sd)
     np.testing.assert_allclose(result['chi'], expected.chi, atol=1e-5)
     assert result['reg_weight'] == pytest.approx(expected.reg_weight, rel=1e-4)
@@ -984,9 +984,9 @@ def test_a_map_of_the_prior_on_another_grid_is_refused(data, tmp_path):
         )
 
 
-def test_noise_is_suppressed_only_where_it_is_said():
-    default = inspect.signature(l2_inversion).parameters['suppress_noise'].default
-    assert default is interfaces.DipoleInversion().inputs.suppress_noise is False
+def test_outliers_are_clipped_only_where_it_is_said():
+    default = inspect.signature(l2_inversion).parameters['clip_outliers'].default
+    assert default is interfaces.DipoleInversion().inputs.clip_outliers is False
 
 
 SOURCES = [

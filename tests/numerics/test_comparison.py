@@ -6,6 +6,8 @@ import pytest
 
 from precondqsm_bids.interfaces.comparison import Comparison
 from precondqsm_bids.numerics.comparison import compare, r2star_agreement
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_only_an_assumed_sign_is_doubted(tissue, tmp_path, source, factor, warne
     inputs = {
         'local_field': file('local', field / 2),
         'conventional_local_field': file('plain', field),
-        'chi': file('chi', factor * chi),
+        'residual_chi': file('chi', factor * chi),
         'conventional_chi': file('conventional', factor * chi),
         'field_sd': file('sd', np.ones_like(field)),
         'mask': file('mask', mask),
@@ -95,7 +97,8 @@ def test_a_large_body_does_not_hide_that_the_prior_harms_a_small_one():
     conventional, chi = rng.normal(size=(2, *mask.shape))
     local = 0.5 * conventional  # a quarter of the energy is left
     local[20:] = 1.5 * conventional[20:]
-    result = compare(local, conventional, chi, chi, mask, (1, 1, 1), (0, 0, 1))
+    sd = np.zeros(mask.shape)
+    result = compare(local, chi, conventional, Geometry(mask, (1, 1, 1), (0, 0, 1)), sd)
     np.testing.assert_allclose(result.by_body, [0.75, -1.25], atol=1e-6)
     (warning,) = result.warnings
     assert 'body 2 of 2' in warning
@@ -103,6 +106,31 @@ def test_a_large_body_does_not_hide_that_the_prior_harms_a_small_one():
     large, small = (np.sum(conventional[part][mask[part]] ** 2) for part in np.s_[:20, 20:])
     assert result.explained == pytest.approx((0.75 * large - 1.25 * small) / (large + small))
     only = mask & (np.arange(30)[:, None, None] < 20)
-    alone = compare(local, conventional, chi, chi, only, (1, 1, 1), (0, 0, 1))
+    alone = compare(local, chi, conventional, Geometry(only, (1, 1, 1), (0, 0, 1)), sd)
     assert alone.by_body == (alone.explained,)
     assert alone.warnings == ()
+
+
+def test_scales_of_a_prior_that_is_right_and_of_a_residual_that_is_silenced():
+    rng = np.random.default_rng(3)
+    shape, view = (40, 40, 40), ((2.0, 2.0, 2.0), (0, 0, 1))
+    index = np.indices(shape) - 19.5
+    mask = (index**2).sum(0) < 15**2
+    chi = 0.1 * ((index**2).sum(0) < 5**2) + 0.02 * np.sin(index[0])
+    noise = 0.001 * rng.normal(size=shape)
+    field = mask * (forward_field(chi, *view) + noise)
+    sd, geometry = np.full(shape, 0.001), Geometry(mask, *view)
+    found = l2_inversion(field, mask, *view, 0.1)
+    same = compare(field, found.chi, field, geometry, sd, 0.1)
+    assert len(same.by_scale) >= 4
+    for scale in same.by_scale:  # no prior: the same map
+        assert scale.preconditioned == pytest.approx(scale.conventional, abs=1e-4)
+        assert 0.3 < scale.preconditioned <= 1
+    assert [a.shortest / b.shortest for a, b in zip(same.by_scale, same.by_scale[1:], strict=False)
+            ] == pytest.approx([2] * (len(same.by_scale) - 1))  # fmt: skip
+    right = compare(mask * noise, 0 * chi, field, geometry, sd, 0.1)
+    assert all(scale.preconditioned > 0.9 for scale in right.by_scale)
+    assert right.warnings == ()
+    silenced = compare(field, 0 * chi, field, geometry, sd, 0.1)
+    assert all(abs(scale.preconditioned) < 0.01 for scale in silenced.by_scale)
+    assert 'explains less of the local field' in ' '.join(silenced.warnings)

@@ -380,7 +380,7 @@ def test_page_has_the_quality_of_the_field_the_bodies_and_the_phase_of_each_echo
         'echo_fit': FIT,
         'recombination': SUMMARY['record']['recombination'] | {'bodies': [body, other]},
         'comparison': {
-            'explained': 0.5, 'streaking': 1.0, 'conventional_streaking': 1.0,
+            'explained': 0.5,
             'explained_by_body': [0.6, -0.25],
         },
     }  # fmt: skip

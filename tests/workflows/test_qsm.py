@@ -215,8 +215,8 @@ def test_unknown_prior_is_refused():
 def test_only_many_parcels_free_the_surface_and_hold_the_residual_down(prior, rich):
     workflow = init_precondqsm_wf(Method(prior=prior))
     assert ('shape_sd' in wired(workflow, 'prior_fit')) == rich
-    assert workflow.get_node('dipole_inversion').inputs.suppress_noise == rich
-    assert not workflow.get_node('conventional_dipole_inversion').inputs.suppress_noise
+    assert workflow.get_node('dipole_inversion').inputs.clip_outliers == rich
+    assert not workflow.get_node('conventional_dipole_inversion').inputs.clip_outliers
 
 
 def test_further_contrasts_reach_the_fit_and_the_methods():
@@ -419,10 +419,11 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
         label_names=phantom.label_names,
     )  # fmt: skip
     found = reconstruct(scan, method, companions)
+    maps = found.maps
     np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
     np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
-    np.testing.assert_array_equal(volume('flattening', 'flattened_field'), found.flattened_field)
-    for prefix, arm in (('', found.preconditioned), ('conventional_', found.conventional)):
+    np.testing.assert_array_equal(volume('flattening', 'flattened_field'), maps.flattened_field)
+    for prefix, arm in (('', maps.preconditioned), ('conventional_', maps.conventional)):
         if arm is None:
             assert not method.conventional
             continue

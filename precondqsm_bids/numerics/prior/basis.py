@@ -3,7 +3,8 @@
 A prior is a sum of basis maps ``sum_j c_j b_j``. Many maps cost no more than one when they are
 given as a :class:`Basis`: integer labels (parcels) times a weight map, so that
 ``sum_j c_j b_j = c[labels] * weight``. What makes a prior is which labels and which weights;
-the fit treats all alike.
+the fit treats all alike. With a lattice each label has one coefficient per node, interpolated in
+between: ``sum_n hat_n c[n, labels] * weight``.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+
+from precondqsm_bids.numerics.prior.lattice import Lattice
 
 F32 = npt.NDArray[np.float32]
 
@@ -22,7 +25,7 @@ class Overlap(NamedTuple):
     """Voxels that belong to a second parcel too, because they lie near an edge of the first."""
 
     voxels: npt.NDArray[np.int64]
-    """Each voxel once, as its index in the flattened (X, Y, Z)."""
+    """Each voxel once, as its index in the flattened (X, Y, Z), in ascending order."""
     labels: npt.NDArray[np.int32]
     """Parcel of each of them."""
     weight: F32
@@ -42,10 +45,14 @@ class Basis(NamedTuple):
     """Further parcels of voxels near an edge."""
     gain: npt.NDArray[np.float64] | None = None
     """Factor on the expected size of each coefficient, (parcels,); 1 if omitted."""
+    lattice: Lattice | None = None
+    """Nodes at which each label has a coefficient of its own; None for one everywhere."""
 
     @property
     def parcels(self) -> int:
-        """Number of parcels."""
+        """Number of coefficients: the parcels, with a lattice times the nodes that they reach."""
+        if self.lattice is not None:
+            return self.lattice.used.size
         last = [int(o.labels.max()) for o in self.overlaps if o.labels.size]
         return max([int(self.labels.max()), *last]) + 1
 

@@ -1,4 +1,4 @@
-"""Contrast prior: cells of the joint histogram of images and maps, in blocks of space."""
+"""Contrast prior: cells of the joint histogram of images and maps, in windows of space."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
+from precondqsm_bids.numerics.prior.lattice import hats, lattice
 
 F32 = npt.NDArray[np.float32]
 
@@ -14,22 +15,25 @@ TRANSITION = 0.5
 """Half width of the transition between two contrast cells, in widths of the narrower."""
 
 
-class Scale(NamedTuple):
-    """One scale of the contrast prior: histogram bins within blocks of space."""
+HAT_GAIN = 1.5
+"""Gain of coefficients on a lattice: between the nodes a mean of eight is less than each."""
 
-    block: float
-    """Edge of a block, mm; infinite for the whole region."""
+
+class Scale(NamedTuple):
+    """One scale of the contrast prior: histogram bins within windows of space."""
+
+    spacing: float
+    """Distance of the nodes of the lattice, mm, the width of a window at half its height;
+    infinite for the whole region."""
     bins: tuple[int, ...]
     """Bins per contrast."""
-    centred: bool
-    """True if a block lies at the centre of the region, false if a wall does."""
 
 
 SCALES = (
-    Scale(np.inf, (24, 12), False),
-    Scale(60.0, (8, 8), False),
-    Scale(30.0, (6, 6), True),
-    Scale(15.0, (4, 4), False),
+    Scale(np.inf, (24, 12)),
+    Scale(39.0, (8, 8)),
+    Scale(19.5, (6, 6)),
+    Scale(9.75, (4, 4)),
 )
 
 
@@ -51,21 +55,20 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
 
 
-def _outwards(x: npt.NDArray) -> npt.NDArray:
-    """Round away from zero, with some tolerance for zero itself."""
-    return np.where(np.abs(x) < 1e-6, 0, np.sign(x) * np.ceil(np.abs(x)))
-
-
 def contrast_cells(
     contrasts: Sequence[npt.NDArray],
     mask: npt.NDArray[np.bool_],
     voxel_size: npt.ArrayLike,
     scales: Sequence[Scale] = SCALES,
+    gains: Sequence[float] | None = None,
 ) -> list[Basis]:
-    """Cells of the contrasts' joint histogram times blocks of space, one basis per scale.
+    """Cells of the contrasts' joint histogram times windows of space, one basis per scale.
 
     Static dephasing says that susceptibility is a function of R2'; here the field learns the
-    function, as one constant per cell, coarse over the whole region and finer in blocks.
+    function, as one constant per cell, coarse over the whole region and finer in windows of
+    space, which overlap smoothly (:mod:`~precondqsm_bids.numerics.prior.lattice`): of each scale
+    a node is at the centre of the region, so that the direction in which an axis is stored does
+    not matter.
 
     Parameters
     ----------
@@ -78,7 +81,9 @@ def contrast_cells(
     voxel_size : (3,) array_like
         Voxel size, mm.
     scales : sequence of Scale
-        Blocks and bins.
+        Lattices and bins.
+    gains : sequence of float, optional
+        Factor on the expected sizes of each scale; 0 leaves the scale out. All 1 if omitted.
 
     Returns
     -------
@@ -88,29 +93,35 @@ def contrast_cells(
     --------
     >>> r2star = np.arange(8.0).reshape(2, 2, 2)
     >>> cells = contrast_cells([r2star], np.ones((2, 2, 2), bool), (1, 1, 1),
-    ...                        [Scale(np.inf, (4,), False)])
+    ...                        [Scale(np.inf, (4,))])
     >>> cells[0].parcels
     4
     """
-    position = [
-        (index - np.mean(index)) * size
-        for index, size in zip(np.nonzero(mask), np.asarray(voxel_size, float), strict=True)
-    ]
+    inside = np.nonzero(mask)
     values = [np.asarray(contrast)[mask] for contrast in contrasts]
     voxels = np.flatnonzero(mask)
     bases = []
-    for scale in scales:
-        block = np.zeros(voxels.size, np.int64)
-        if np.isfinite(scale.block):
-            for coordinate in position:
-                # Symmetric about the centre, with the other walls where no voxel is centred, so
-                # that the cells do not depend on the direction in which an axis is stored.
-                number = coordinate / (scale.block * 0.9987)
-                number = np.round(number) if scale.centred else _outwards(number)
-                number = (number - number.min()).astype(np.int64)
-                block = block * (number.max() + 1) + number
+    gains = [1.0] * len(scales) if gains is None else gains
+    for scale, gain in zip(scales, gains, strict=True):
+        if gain == 0:
+            continue
         places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
-        bases.append(_soft_parcels(block, places, voxels, mask))
+        basis = _soft_cells(places, voxels, mask)
+        if np.isfinite(scale.spacing):
+            first, second, third = (
+                hats(
+                    (np.arange(number) - np.mean(index)) * size,
+                    slice(int(index.min()), int(index.max()) + 1),
+                    scale.spacing,
+                )
+                for number, index, size in zip(
+                    mask.shape, inside, np.asarray(voxel_size, float), strict=True
+                )
+            )
+            parts = [(voxels, basis.labels[mask]), *(o[:2] for o in basis.overlaps)]
+            basis = basis._replace(lattice=lattice((first, second, third), parts, mask.shape))
+            gain = HAT_GAIN * gain
+        bases.append(basis._replace(gain=np.full(basis.parcels, gain)))
     return bases
 
 
@@ -166,28 +177,23 @@ def _soft_bin(
     return bins, other, fraction
 
 
-def _soft_parcels(
-    block: npt.NDArray[np.int64],
-    places: Sequence[_Places],
-    voxels: npt.NDArray[np.int64],
-    mask: npt.NDArray[np.bool_],
+def _soft_cells(
+    places: Sequence[_Places], voxels: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]
 ) -> Basis:
-    """Constants of the cells of bins times blocks, with overlaps where a voxel has two bins."""
+    """Constants of the cells of the histogram, with overlaps where a voxel has two bins."""
     entries = []
     for corner in np.ndindex(*(2,) * len(places)):
-        key, weight = block, np.ones(voxels.size, np.float32)
+        key, weight = np.zeros(voxels.size, np.int64), np.ones(voxels.size, np.float32)
         for second, (here, other, fraction, number) in zip(corner, places, strict=True):
             key = key * number + (other if second else here)
             weight = weight * (fraction if second else 1 - fraction)
         used = np.flatnonzero(weight > 0) if any(corner) else slice(None)
         entries.append((key[used], weight[used], voxels[used]))
-    used = np.zeros(
-        (int(block.max()) + 1) * int(np.prod([place.number for place in places])), bool
-    )
+    used = np.zeros(int(np.prod([place.number for place in places])), bool)
     for key, _, _ in entries:
         used[key] = True
-    parcel_of = np.cumsum(used, dtype=np.int32) - 1
-    own, *others = (parcel_of[key] for key, _, _ in entries)
+    cell_of = np.cumsum(used, dtype=np.int32) - 1
+    own, *others = (cell_of[key] for key, _, _ in entries)
     labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
     labels[mask], weight[mask] = own, entries[0][1]
     overlaps = tuple(

@@ -19,9 +19,12 @@ from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
+from precondqsm_bids.numerics.prior.verdict import judge_prior
 
 LEAST_SUPPORT = 0.01
 """Fraction of the local field's energy below which the field does not support a term."""
+LEAST_GAIN = 0.01
+"""Factor on the expected size of a basis that explains no more than chance does."""
 MOST_PPM = 30.0
 """99th percentile of a susceptibility map in ppm: larger ones are in another unit."""
 
@@ -141,12 +144,18 @@ def estimate_prior(
     if shape_chi is not None:
         field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
     flat = [basis for group in bases.values() for basis in group]
+    verdict = judge_prior(field, flat, geometry, inputs.field_sd, inputs.shape_sd)
+    flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
     fitted = fit_prior(
         field, flat, mask, voxel_size, b0_dir, inputs.field_sd, inputs.shape_sd, iterations,
         free_voxels=free_voxels, workers=workers,
     )  # fmt: skip
     record = builder.record(bases, fitted)
     record['fit'], record['iterations'] = fit, iterations
+    record['trust'], record['gains'] = verdict.trust, list(verdict.gains)
+    record['beyond_null'] = verdict.explained - verdict.null
+    record['turns'] = list(verdict.turns)
+    record['warnings'] += verdict.warnings
     if free_voxels:
         record['free_voxels'] = {
             'voxels': int(np.count_nonzero(fitted.free_chi)),
@@ -158,12 +167,20 @@ def estimate_prior(
         ).tolist()
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
-        fitted.prior_chi,
+        np.float32(verdict.trust) * fitted.prior_chi,
         None if shape_chi is None else shape_chi + fitted.surface_chi,
         (finest.labels + 1).astype(np.int32),
         fitted.inner_size,
         record,
     )
+
+
+def _resized(basis: Basis, gain: float) -> Basis:
+    """A basis of constants whose expected sizes are multiplied; others have theirs by the map."""
+    if basis.expected:
+        return basis
+    own = np.ones(basis.parcels) if basis.gain is None else basis.gain
+    return basis._replace(gain=max(gain, LEAST_GAIN) * own)
 
 
 class _Builder:

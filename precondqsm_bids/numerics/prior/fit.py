@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
-from precondqsm_bids.numerics.solver import DipoleGrid, DipoleSystem, Unknowns, noise_weights
+from precondqsm_bids.numerics.prior.columns import Columns
+from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -47,6 +47,8 @@ class PriorFit(NamedTuple):
     fractions: tuple[float, ...]
     """Parts of ``explained`` due to each basis, and last to the free voxels, if they were asked
     for; their sum is the whole."""
+    part_sd: tuple[float, ...]
+    """Standard deviation in space of the part that each basis has, ppm."""
     down_weighted: float
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
@@ -113,10 +115,10 @@ def fit_prior(
 
     Memory: 52 bytes per voxel of the mask's box with its margin, and 8 per voxel of the mask and
     parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale; 16 if
-    that is one), 20 while it starts;
-    transforms: two pairs an iteration, however many parcels there are, and a PDF of 30
-    iterations before, unless ``inner_size`` is given. Free voxels take one inversion, whose
-    memory comes on top.
+    that is one), twice that in a basis with a lattice (all four scales of contrast cells: 160
+    bytes per voxel of the mask on heads, where blocks took 80); transforms: two pairs an
+    iteration, however many parcels there are, and a PDF of 30 iterations before, unless
+    ``inner_size`` is given. Free voxels take one inversion, whose memory comes on top.
 
     Parameters
     ----------
@@ -195,7 +197,7 @@ def fit_prior(
         if i:
             state.reweigh()
         if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
-            state.free_voxels(field_sd)
+            state.free_voxels()
         state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
     return state.result(free_voxels, model_error * inner_size)
 
@@ -229,8 +231,7 @@ class _Fit:
         self.rows = np.flatnonzero(self.inside)
         self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
         start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
-        columns = _columns(bases, mask, grid, self.size)
-        self.unknowns = Unknowns(columns, start / self.size, self.system.split(columns))
+        self.unknowns = Columns(bases, mask, self.system, self.size, start)
         self.expected_squared = np.where(self.inside, 0, np.float32(OUTER_SIZE**2))
         if shape_sd is not None:
             self.expected_squared += grid.embed(shape_sd * mask) ** 2
@@ -256,7 +257,7 @@ class _Fit:
         self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
         self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
 
-    def free_voxels(self, field_sd: npt.NDArray | None) -> None:
+    def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""
         if not self.residual[self.inside].any():
             return
@@ -264,7 +265,7 @@ class _Fit:
         residual = self.grid.extract(self.residual, mask.shape)
         shown = l2_inversion(
             residual, mask, voxel_size, b0_dir,
-            field_sd=field_sd, workers=workers, rule='risk', suppress_noise=True,
+            workers=workers, rule='risk', clip_outliers=True,
         )  # fmt: skip
         self.free_squared = self.grid.embed(free_sizes(shown.chi, mask)) ** 2
         self.expected_squared += self.free_squared
@@ -311,6 +312,7 @@ class _Fit:
             self.inner_size,
             explained,
             fractions,
+            tuple(float(np.std(part)) for part in parts[: len(self.bases)]),
             float(np.mean(self.robust < 0.5)),
             model_error,
         )
@@ -380,34 +382,6 @@ def _huber(residual: npt.NDArray, w_squared: npt.NDArray) -> F32:
     scaled = np.abs(residual) * np.sqrt(w_squared)
     limit = 4 * 1.4826 * float(np.median(scaled)) + np.finfo(np.float32).tiny
     return np.minimum(limit / np.maximum(scaled, limit * 1e-6), 1).astype(np.float32)
-
-
-def _columns(
-    bases: Sequence[Basis],
-    mask: npt.NDArray[np.bool_],
-    grid: DipoleGrid,
-    size: npt.NDArray[np.float64],
-) -> sparse.csr_array:
-    """``E s`` of :class:`~precondqsm_bids.numerics.solver.Unknowns`."""
-    row_of = np.zeros(mask.shape, np.int32)
-    of_box = row_of[grid.box]
-    of_box[:] = np.arange(of_box.size).reshape(of_box.shape)
-    voxels = np.flatnonzero(mask)
-    rows, columns, values, first = [], [], [], 0
-    parts: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]]
-    for basis in bases:
-        labels = basis.labels[mask]
-        used = np.flatnonzero(labels >= 0)
-        parts = [(voxels[used], labels[used], basis.weight[mask][used])]
-        parts += [(o.voxels, o.labels, o.weight) for o in basis.overlaps]
-        for voxel, label, weight in parts:
-            column = label.astype(np.int32) + first
-            rows.append(row_of.reshape(-1)[voxel])
-            columns.append(column)
-            values.append(weight * size[column].astype(np.float32))
-        first += basis.parcels
-    entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_array(entries, shape=(of_box.size, first))
 
 
 def _expected_size(basis: Basis, inner_size: float) -> npt.NDArray[np.float64]:

@@ -266,34 +266,30 @@ def test_specks_are_no_clusters():
     assert clusters(chi, MASK).parcels == 1
 
 
-def test_cells_share_their_bins_and_their_block():
+def test_cells_share_their_bins():
     rng = np.random.default_rng(0)
     first, second = rng.gamma(2, 10, MASK.shape), rng.normal(size=MASK.shape)
-    scales = [Scale(np.inf, (6, 3), False), Scale(8.0, (2, 2), False), Scale(8.0, (2, 2), True)]
+    scales = [Scale(np.inf, (6, 3)), Scale(5.2, (2, 2)), Scale(3.9, (2, 2))]
     for scale, basis in zip(
         scales, contrast_cells([first, second], MASK, VOXEL_SIZE, scales), strict=True
     ):
         assert np.all(basis.labels[MASK] >= 0)
         assert np.all(basis.labels[~MASK] == -1)
         assert basis.expected == 0
-        parcels = {*basis.labels[MASK], *(i for o in basis.overlaps for i in o.labels)}
-        assert parcels == set(range(basis.parcels))
+        cells = {*basis.labels[MASK], *(i for o in basis.overlaps for i in o.labels)}
+        assert cells == set(range(basis.lattice.cells if basis.lattice else basis.parcels))
         bins = [
             np.digitize(value, bin_edges(value[MASK], n))
             for value, n in zip((first, second), scale.bins, strict=True)
         ]
         assert max(b[MASK].max() for b in bins) < 6
-        for label in range(0, basis.parcels, 7):
+        for label in range(0, len(cells), 3):
             cell = basis.labels == label
             if not cell.any():  # a corner that voxels only lean into
                 continue
             assert all(np.ptp(b[cell]) == 0 for b in bins)
-            if np.isfinite(scale.block):
-                extent = np.ptp(POINTS[cell] * VOXEL_SIZE, axis=0)
-                assert np.all(extent <= 8)
-        if not np.isfinite(scale.block):
-            own = len(set(basis.labels[MASK]))
-            assert own == len(set(zip(*(b[MASK] for b in bins), strict=True)))
+        own = len(set(basis.labels[MASK]))
+        assert own == len(set(zip(*(b[MASK] for b in bins), strict=True)))
 
 
 def partition(labels, mask):
@@ -304,23 +300,33 @@ def partition(labels, mask):
 
 def test_unit_of_a_contrast_does_not_matter():
     value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
-    scales = [Scale(8.0, (4,), True)]
+    scales = [Scale(5.2, (4,))]
     plain = contrast_cells([value], MASK, VOXEL_SIZE, scales)[0].labels
     scaled = contrast_cells([4096 * value], MASK, VOXEL_SIZE, scales)[0].labels
     np.testing.assert_array_equal(partition(plain, MASK), partition(scaled, MASK))
 
 
-@pytest.mark.parametrize('centred', [False, True])
 @pytest.mark.parametrize('flips', [(0,), (1, 2)])
-@pytest.mark.parametrize('block', [7.0, 8.0])
-def test_cells_do_not_depend_on_the_storage(flips, centred, block):
-    # A symmetric object of odd size has voxels on the very edge between two blocks.
+@pytest.mark.parametrize('axes', [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize('spacing', [4.0, 6.5])
+def test_cells_do_not_depend_on_the_storage(flips, axes, spacing):
+    # A symmetric object of odd size has voxels on the nodes themselves.
     value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
-    scales = [Scale(block, (2,), centred)]
-    plain = contrast_cells([value], MASK, (1, 1, 1), scales)[0].labels
-    moved = contrast_cells([np.flip(value, flips)], np.flip(MASK, flips), (1, 1, 1), scales)[0]
-    back = np.flip(moved.labels, flips)
-    np.testing.assert_array_equal(partition(back, MASK), partition(plain, MASK))
+    field, scales = measured(), [Scale(np.inf, (3,)), Scale(spacing, (2,))]
+
+    def move(volume):
+        return np.ascontiguousarray(np.flip(volume.transpose(axes), flips))
+
+    def prior(moved):
+        size, b0_dir = np.array(VOXEL_SIZE), B0_DIR.copy()
+        if moved:
+            size, b0_dir = size[list(axes)], b0_dir[list(axes)]
+            b0_dir[list(flips)] *= -1
+        f, m, c = (move(v) if moved else v for v in (field, MASK, value))
+        cells = contrast_cells([c], m, size, scales)
+        return fit_prior(f, cells, m, size, b0_dir, iterations=20, inner_size=0.1).prior_chi
+
+    np.testing.assert_allclose(prior(True), move(prior(False)), atol=1e-5)
 
 
 def test_bins_hold_half_by_volume_and_half_by_value():
@@ -333,7 +339,7 @@ def test_bins_hold_half_by_volume_and_half_by_value():
 
 
 def test_constant_contrast_makes_one_bin():
-    cells = contrast_cells([np.ones(MASK.shape)], MASK, VOXEL_SIZE, [Scale(np.inf, (8,), False)])
+    cells = contrast_cells([np.ones(MASK.shape)], MASK, VOXEL_SIZE, [Scale(np.inf, (8,))])
     assert cells[0].parcels == 1
 
 
@@ -353,20 +359,32 @@ def test_errors():
 # --- soft edges between cells -------------------------------------------------------------------
 
 
-def spread(basis, coefficients):
+def spread(basis, coefficients, mask=MASK):
     """Map of a basis with these coefficients, entry by entry."""
-    out = np.zeros(MASK.size)
-    labels, weight = basis.labels.ravel(), basis.weight.ravel()
-    for i in np.flatnonzero(labels >= 0):
-        out[i] += coefficients[labels[i]] * weight[i]
-    for overlap in basis.overlaps:
-        for i, label, share in zip(*overlap, strict=True):
-            out[i] += coefficients[label] * share
-    return out.reshape(MASK.shape)
+    out = np.zeros(mask.shape)
+    entries = [(v, basis.labels.flat[v], basis.weight.flat[v]) for v in np.flatnonzero(mask)]
+    entries += [entry for overlap in basis.overlaps for entry in zip(*overlap, strict=True)]
+    if basis.lattice is not None:
+        nodes = np.zeros(basis.lattice.shape)
+        nodes.flat[basis.lattice.used] = coefficients
+    for voxel, label, share in entries:
+        at = np.unravel_index(voxel, mask.shape)
+        if label < 0:
+            continue
+        if basis.lattice is None:
+            out[at] += coefficients[label] * share
+            continue
+        for corner in np.ndindex(2, 2, 2):
+            hat, node = share, []
+            for up, axis, i in zip(corner, basis.lattice.axes, at, strict=True):
+                node.append(axis.lower[i] + up)
+                hat *= axis.fraction[i] if up else 1 - axis.fraction[i]
+            out[at] += nodes[(*node, label)] * hat
+    return out
 
 
 def random_cells(contrasts):
-    scales = [Scale(np.inf, (6, 3), False), Scale(8.0, (2, 2), True)]
+    scales = [Scale(np.inf, (6, 3)), Scale(5.2, (2, 2))]
     return contrast_cells(contrasts, MASK, VOXEL_SIZE, scales)
 
 
@@ -381,6 +399,7 @@ def test_shares_of_a_voxel_sum_to_one(contrasts):
         total = spread(basis, np.ones(basis.parcels))
         np.testing.assert_allclose(total[MASK], 1, atol=1e-6)
         assert not total[~MASK].any()
+        assert basis.labels.max() < 18
         # a voxel in the middle of a bin has that bin alone
         assert 0.3 < np.mean(basis.weight[MASK] < 1) < 0.95
 
@@ -390,11 +409,11 @@ def test_prior_is_continuous_in_the_contrasts():
     ramp = np.broadcast_to(np.linspace(0, 1, N)[:, None, None], MASK.shape)
     everywhere = np.ones(MASK.shape, bool)
     fine = np.sort(np.random.default_rng(0).uniform(0, 1, MASK.size)).reshape(MASK.shape)
-    basis = contrast_cells([fine], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,), False)])[0]
-    along = spread(basis, np.array([0.0, 1.0, 0.0, 1.0])).ravel()
+    basis = contrast_cells([fine], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,))])[0]
+    along = spread(basis, np.array([0.0, 1.0, 0.0, 1.0]), everywhere).ravel()
     assert np.abs(np.diff(along)).max() < 0.1
     assert (along.min(), along.max()) == (0, 1)
-    hard = contrast_cells([ramp], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,), False)])[0]
+    hard = contrast_cells([ramp], everywhere, VOXEL_SIZE, [Scale(np.inf, (4,))])[0]
     assert hard.parcels == 4
 
 
@@ -408,7 +427,7 @@ def test_fitted_prior_is_what_its_coefficients_say(contrasts):
 
 def test_fit_minimises_what_it_says_it_does(contrasts):
     # Few unknowns, no background: against dense least squares over the columns of all cells
-    basis = contrast_cells(contrasts, MASK, VOXEL_SIZE, [Scale(np.inf, (3, 2), False)])[0]
+    basis = contrast_cells(contrasts, MASK, VOXEL_SIZE, [Scale(np.inf, (3, 2))])[0]
     true = np.array([0.2, -0.1, 0.4, 0.0, -0.3, 0.1])
     field = solver_field(spread(basis, true))
     result = fit(field, [basis], iterations=300, rounds=1, inner_size=10.0)

@@ -232,7 +232,7 @@ def test_what_is_not_known_is_a_cell_of_its_own():
     values = np.linspace(1, 10, 1000).reshape(10, 10, 10)
     mask = np.ones(values.shape, bool)
     unknown = values > 8
-    scale = [Scale(np.inf, (6,), False)]
+    scale = [Scale(np.inf, (6,))]
     (whole,) = contrast_cells([np.where(unknown, np.nan, values)], mask, (1, 1, 1), scale)
     (without,) = contrast_cells([values], ~unknown, (1, 1, 1), scale)
     own = np.unique(whole.labels[unknown])

@@ -43,7 +43,7 @@ class Derivatives:
             'prior_fit': {'priors': {'contrast': {'parcels': 7}}},
             'dipole_inversion': {'reg_weight': 0.1, 'rule': 'risk', 'warnings': []},
             'recombination': {'reference': 'none', 'reference_value': None},
-            'comparison': {'explained': 0.5, 'streaking': 1.0, 'warnings': []},
+            'comparison': {'explained': 0.5, 'warnings': []},
         }
         for stage, numbers in stages.items():
             record[stage] = record.get(stage, {}) | numbers

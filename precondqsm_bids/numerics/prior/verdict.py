@@ -1,0 +1,258 @@
+"""Verdict: how far the field supports a prior, against priors that know nothing."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, sparse, stats
+
+from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.prior.basis import Basis, Overlap
+from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.lattice import Axis, lattice
+
+F32 = npt.NDArray[np.float32]
+VOXELS = 20_000
+"""Voxels of the coarse region, about: enough for the field to tell the coefficients of cells, at a
+tenth of the work."""
+ITERATIONS, ROUNDS = 80, 2
+"""Of each fit on the coarse grid."""
+NULLS = 2
+"""Fits of the turned prior."""
+MOST_ALIKE = 0.7
+"""Rank correlation with itself up to which a turned prior is a null."""
+DROPPED, COUNTED = 0.03, 0.12
+"""What a prior explains beyond its null, from which it counts at all, and in full. Contrasts that
+know nothing reach -0.02 to 0.025, one that half follows the susceptibility 0.25 or more."""
+
+
+class Verdict(NamedTuple):
+    """Result of :func:`judge_prior`."""
+
+    explained: float
+    """Fraction of the local field's energy that the prior explains, on the coarse grid."""
+    null: float
+    """The same of the prior turned, mean of the turns, without what it shares with the prior."""
+    trust: float
+    """0: the prior is dropped, 1: it counts in full."""
+    gains: tuple[float, ...]
+    """Factor on the expected size of each basis: the part of its size that is not chance."""
+    turns: tuple[str, ...]
+    """How the prior was turned."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That the prior does not count in full, and why."""
+        if self.trust == 1:
+            return ()
+        counts = f'counts for {self.trust:.0%}' if self.trust else 'is dropped'
+        map_is = '' if self.trust else ': the map is that of the field alone'
+        return (
+            f'the prior {counts}{map_is}: it explains {self.explained:.0%} of the local field, '
+            f'and {max(self.null, 0):.0%} when it is turned ({" and ".join(self.turns)}) and '
+            'knows nothing',
+        )
+
+
+def judge_prior(
+    field: npt.NDArray,
+    bases: Sequence[Basis],
+    geometry: Geometry,
+    field_sd: npt.NDArray,
+    shape_sd: npt.NDArray | None = None,
+) -> Verdict:
+    """Compare what a prior explains of the field with what chance does.
+
+    A prior of many cells explains some of any field: 0.1 to 0.35 of the local field's energy if
+    its contrast knows nothing. So it is fitted once more with the voxels turned: mirrored, turned
+    by half a turn, or shifted by half the region, of which those two are taken that are least like
+    the prior itself (a head is nearly its own mirror image, left to right). With ``e`` and ``n``
+    the energy explained, or the variance of one basis' part in space, of the prior and of the
+    turned one, and ``rho`` the rank correlation of the two priors, chance has
+
+        n' = (n - rho^2 e) / (1 - rho^2)
+
+    since what is alike explains alike. The prior counts in full where ``e - n'`` is 0.12 or more,
+    not at all below 0.03, and in proportion between. The expected size of a basis (a scale of the
+    contrast's cells) is multiplied by ``sqrt(1 - n' / e)`` of its variances: a scale that takes
+    up as much of the field when turned has nothing to say at that scale, and what it would take
+    up is background.
+
+    Free voxels have no part in it: where the sources are strong, they describe any field. All fits
+    are made on a grid of about 20,000 voxels, whose field and basis maps are means over
+    blocks of voxels: no length of an object is assumed.
+
+    Parameters
+    ----------
+    field : (X, Y, Z) ndarray
+        Measured field, ppm; the shape's field is off it.
+    bases : sequence of Basis
+        The prior.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
+    field_sd, shape_sd : (X, Y, Z) ndarray
+        As in :func:`~precondqsm_bids.numerics.fit_prior`.
+
+    Returns
+    -------
+    Verdict
+
+    References
+    ----------
+    Permutation as a null: Fisher RA, The Design of Experiments, 1935, section 21.
+
+    Examples
+    --------
+    >>> from precondqsm_bids.numerics import constant_parcels, forward_field
+    >>> rng = np.random.default_rng(0); mask = np.ones((24, 24, 24), bool)
+    >>> cells = ndimage.gaussian_filter(rng.normal(size=mask.shape), 2) > 0.05
+    >>> field = forward_field(0.1 * cells, (1, 1, 1), (0, 0, 1))
+    >>> field += rng.normal(0, 0.001, mask.shape); sd = np.full(mask.shape, 0.001)
+    >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    >>> judge_prior(field, [constant_parcels(cells, mask)], geometry, sd).trust
+    1.0
+    >>> other = constant_parcels(rng.normal(size=mask.shape) > 0.2, mask)
+    >>> judge_prior(field, [other], geometry, sd).trust
+    0.0
+    """
+    coarse = _Coarse(geometry)
+    images = [coarse.mean(image) for image in (field, field_sd)]
+    sd_of_shape = None if shape_sd is None else coarse.mean(shape_sd)
+    maps = [coarse.rows(basis) for basis in bases]
+
+    def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
+        on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
+        return fit_prior(
+            images[0], on_grid, *coarse.geometry[:3], images[1], sd_of_shape, ITERATIONS, ROUNDS,
+            workers=geometry.workers,
+        )  # fmt: skip
+
+    own = fitted(maps)
+    variance = np.square(own.part_sd)
+    turns = _least_alike(own.prior_chi[coarse.geometry.mask], coarse.geometry.mask)
+    explained, chance = [], []
+    for _, rho, source in turns:
+        null = fitted([rows[source] for rows in maps])
+        alike = min(rho, MOST_ALIKE) ** 2
+        explained.append((null.explained - alike * own.explained) / (1 - alike))
+        theirs = np.square(null.part_sd)
+        chance.append(np.maximum(theirs - alike * variance, 0) / (1 - alike))
+    beyond = own.explained - float(np.mean(explained))
+    share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
+    return Verdict(
+        own.explained,
+        float(np.mean(explained)),
+        float(np.clip((beyond - DROPPED) / (COUNTED - DROPPED), 0, 1)),
+        tuple(np.sqrt(np.clip(1 - share, 0, 1)).tolist()),
+        tuple(name for name, _, _ in turns),
+    )
+
+
+class _Coarse:
+    """Means over blocks of voxels, and the region of interest on the grid of the blocks."""
+
+    def __init__(self, geometry: Geometry):
+        mask = geometry.mask
+        size = np.asarray(geometry.voxel_size, float)
+        edge = (np.count_nonzero(mask) * np.prod(size) / VOXELS) ** (1 / 3)
+        self.blocks = np.maximum(np.rint(edge / size), 1).astype(int)
+        self.shape = tuple(int(n) for n in -(-np.array(mask.shape) // self.blocks))
+        place = [i // k for i, k in zip(np.nonzero(mask), self.blocks, strict=True)]
+        self.number = np.ravel_multi_index(place, self.shape)
+        self.mask = mask
+        self.count = np.bincount(self.number, minlength=int(np.prod(self.shape)))
+        # Half a block of object at least, as in a voxel of the region itself.
+        inside = (self.count >= np.prod(self.blocks) / 2).reshape(self.shape)
+        self.geometry = Geometry(inside, size * self.blocks, *geometry[2:])
+
+    def mean(self, image: npt.NDArray) -> F32:
+        """Mean over the voxels of the region in each block, zero outside the coarse region."""
+        total = np.bincount(self.number, image[self.mask], self.count.size)
+        mean = (total / np.maximum(self.count, 1)).reshape(self.shape)
+        return np.where(self.geometry.mask, mean, 0).astype(np.float32)
+
+    def rows(self, basis: Basis) -> sparse.csr_array:
+        """Cells of the coarse region, (voxels, cells): means of the weights of the voxels."""
+        of_voxel = np.cumsum(self.mask, dtype=np.int64).reshape(-1) - 1
+        labels = basis.labels[self.mask]
+        used = np.flatnonzero(labels >= 0)
+        voxel = np.concatenate([used, *(of_voxel[o.voxels] for o in basis.overlaps)])
+        label = np.concatenate([labels[used], *(o.labels for o in basis.overlaps)])
+        weight = np.concatenate(
+            [basis.weight[self.mask][used], *(o.weight for o in basis.overlaps)]
+        )
+        block = self.number[voxel]
+        shape = self.count.size, int(label.max(initial=0)) + 1
+        rows = sparse.csr_array((weight / self.count[block], (block, label)), shape=shape)
+        return rows[np.flatnonzero(self.geometry.mask)]
+
+    def basis(self, rows: sparse.csr_array, like: Basis) -> Basis:
+        """Basis of these cells on the coarse grid, in the windows of space of the fine one."""
+        mask, entries = self.geometry.mask, rows.tocoo()
+        cells = entries.col.astype(np.int32)
+        voxels = np.flatnonzero(mask)[entries.row]
+        weight = np.zeros(mask.shape, np.float32)
+        weight[mask] = rows.sum(axis=1)
+        basis = Basis(
+            np.full(mask.shape, -1, np.int32),
+            weight,
+            like.expected,
+            (Overlap(voxels, cells, entries.data.astype(np.float32)),),
+        )
+        gain = like.gain
+        if like.lattice is not None:
+            first, second, third = (
+                self._hats(axis, n) for axis, n in zip(like.lattice.axes, self.blocks, strict=True)
+            )
+            windows = lattice((first, second, third), [(voxels, cells)], mask.shape)
+            basis = basis._replace(lattice=windows)
+            gain = None if gain is None else np.full(basis.parcels, gain.mean())
+        return basis._replace(gain=None if gain is None else gain[: basis.parcels])
+
+    def _hats(self, axis: Axis, block: int) -> Axis:
+        """The windows along an axis, at the middles of the blocks."""
+        place = axis.lower + axis.fraction
+        starts = np.arange(0, place.size, block)
+        middle = np.add.reduceat(place, starts) / np.diff([*starts, place.size])
+        lower = np.clip(np.floor(middle), 0, axis.nodes - 2)
+        fraction = np.clip(middle - lower, 0, 1).astype(np.float32)
+        return Axis(lower.astype(np.int32), fraction, axis.nodes)
+
+
+def _turns(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
+    """Names of turns, and the voxel of the region that each voxel takes its prior from.
+
+    The region's box is mirrored, turned by half a turn or shifted by half its length; where that
+    meets no voxel of the region, the nearest one counts.
+    """
+    box = ndimage.find_objects(mask.astype(np.int8))[0]
+    number = np.full(mask.shape, -1, np.intp)
+    number[mask] = np.arange(np.count_nonzero(mask))
+    mirrors = {'x': (0,), 'y': (1,), 'z': (2,), 'xy': (0, 1), 'yz': (1, 2), 'xz': (0, 2)}
+    inside = number[box]
+    moved = {f'mirror {name}': np.flip(inside, axes) for name, axes in mirrors.items()}
+    moved |= {
+        f'shift {name}': np.roll(inside, inside.shape[axis] // 2, axis)
+        for axis, name in enumerate('xyz')
+    }
+    for name, source in moved.items():
+        nearest = np.array(
+            ndimage.distance_transform_edt(source < 0, return_distances=False, return_indices=True)
+        )
+        yield name, source[tuple(nearest)][mask[box]]
+
+
+def _least_alike(
+    prior: npt.NDArray, mask: npt.NDArray[np.bool_]
+) -> list[tuple[str, float, npt.NDArray[np.intp]]]:
+    """Turns that make the prior least like itself: name, rank correlation, source voxels."""
+    ranks = stats.rankdata(prior)
+    ranks -= ranks.mean()
+    energy = max(float(ranks @ ranks), 1.0)
+    turns = []
+    for name, source in _turns(mask):
+        turned = ranks[source] - ranks[source].mean()
+        norm = np.sqrt(energy * max(float(turned @ turned), 1.0))
+        turns.append((name, abs(float(ranks @ turned)) / norm, source))
+    return sorted(turns, key=lambda turn: turn[1])[:NULLS]

@@ -1,0 +1,120 @@
+"""Coefficients on lattices: the products of hats against a loop, and what they can describe."""
+
+import numpy as np
+import pytest
+
+from precondqsm_bids.numerics.dipole import forward_field
+from precondqsm_bids.numerics.prior.basis import constant_parcels
+from precondqsm_bids.numerics.prior.columns import Columns
+from precondqsm_bids.numerics.prior.contrast import HAT_GAIN, SCALES, Scale, contrast_cells
+from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.lattice import hats
+from precondqsm_bids.numerics.solver import DipoleSystem
+from tests.numerics.prior.test_fit import spread
+from tests.shared.operators import assert_adjoint
+
+SHAPE, VOXEL_SIZE, B0_DIR = (13, 14, 11), (1.0, 1.2, 2.0), (0.0, 0.0, 1.0)
+POINTS = np.stack(np.indices(SHAPE), axis=-1) - [5.5, 6.5, 5]
+MASK = np.sum((POINTS / [6, 6, 5]) ** 2, axis=-1) < 1
+
+
+@pytest.fixture(scope='module')
+def bases():
+    """Cells over the whole region and in windows, parcels without overlaps, in turn."""
+    rng = np.random.default_rng(0)
+    contrasts = [rng.gamma(2, 10, SHAPE), rng.normal(size=SHAPE)]
+    windows, whole, fine = contrast_cells(
+        contrasts,
+        MASK,
+        VOXEL_SIZE,
+        [Scale(7.0, (3, 2)), Scale(np.inf, (4, 3)), Scale(3.0, (2, 2))],
+    )
+    parcels = constant_parcels(np.floor(POINTS / 4) @ [1, 100, 10000], MASK)
+    holes = parcels._replace(labels=np.where(POINTS[..., 0] > 2, -1, parcels.labels))
+    return [windows, whole, holes, fine]
+
+
+@pytest.fixture(scope='module')
+def columns(bases):
+    count = sum(basis.parcels for basis in bases)
+    size = np.random.default_rng(1).uniform(0.5, 2, count)
+    return Columns(bases, MASK, DipoleSystem(MASK, VOXEL_SIZE, B0_DIR), size, np.zeros(count))
+
+
+def box(volume):
+    first, second, third = np.nonzero(MASK)
+    part = tuple(slice(i.min(), i.max() + 1) for i in (first, second, third))
+    return volume[part]
+
+
+def transposed(columns, values):
+    """Of a map of the mask's box."""
+    for i, planes in enumerate(columns.planes):
+        columns.collect(i, values[planes].reshape(-1))
+    return columns.transposed()
+
+
+def test_map_equals_the_loop_over_nodes_and_cells(bases, columns):
+    values = np.random.default_rng(2).normal(size=columns.size.size)
+    parts = np.split(values * columns.size, np.cumsum([b.parcels for b in bases])[:-1])
+    expected = sum(spread(b, part, MASK) for b, part in zip(bases, parts, strict=True))
+    found = columns.chi(values).reshape(box(MASK).shape)
+    np.testing.assert_allclose(found, box(expected), atol=1e-5)
+
+
+def test_transpose_is_the_adjoint(columns):
+    shape = box(MASK).shape
+    assert_adjoint(
+        lambda values: columns.chi(values).reshape(shape),
+        lambda volume: transposed(columns, volume),
+        columns.size.shape,
+        shape,
+    )
+
+
+def test_coefficients_are_those_that_a_voxel_has_a_part_in(bases, columns):
+    # but for windows that reach no further than their own edge
+    reached = transposed(columns, box(MASK).astype(np.float32)) > 0
+    assert reached.mean() > 0.9
+
+
+def test_hats_sum_to_one_and_are_symmetric():
+    coordinate = np.arange(-10, 11) * 1.3
+    axis = hats(coordinate, slice(2, 19), 4.0)
+    matrix = axis.matrix(slice(2, 19)).toarray()
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
+    assert axis.nodes == 7
+    half = matrix[:, :-1] if not matrix[:, -1].any() else matrix
+    np.testing.assert_allclose(half[::-1, ::-1], half, atol=1e-6)
+    np.testing.assert_allclose(matrix[8], np.eye(1, 7, 3)[0], atol=1e-6)  # a node at the centre
+
+
+def test_gains_multiply_expected_sizes_and_zero_leaves_a_scale_out():
+    value = np.random.default_rng(0).gamma(2, 10, SHAPE)
+    plain = contrast_cells([value], MASK, VOXEL_SIZE)
+    assert [basis.gain[0] for basis in plain] == [1, *[HAT_GAIN] * 3]
+    some = contrast_cells([value], MASK, VOXEL_SIZE, gains=(0.5, 0, 2, 0))
+    assert [basis.gain[0] for basis in some] == [0.5, 2 * HAT_GAIN]
+    assert [basis.parcels for basis in some] == [plain[0].parcels, plain[2].parcels]
+    with pytest.raises(ValueError, match='zip'):
+        contrast_cells([value], MASK, VOXEL_SIZE, SCALES, (1, 1))
+
+
+def test_function_of_contrast_that_varies_smoothly_over_space_is_recovered():
+    shape, voxel_size = (40, 40, 32), (2.0, 2.0, 2.0)
+    x, y, z = np.indices(shape)
+    mask = np.ones(shape, bool)
+    contrast = np.random.default_rng(0).integers(0, 2, (10, 10, 8)).repeat(4, 0)
+    contrast = contrast.repeat(4, 1).repeat(4, 2).astype(float)
+    step = 0.05 + 0.05 * np.sin(x / 9) * np.cos(y / 11 + z / 13)
+    field = forward_field(contrast * step, voxel_size, B0_DIR)
+    (basis,) = contrast_cells([contrast], mask, voxel_size, [Scale(16.0, (2,))])
+    result = fit_prior(field, [basis], mask, voxel_size, B0_DIR, inner_size=0.05)
+    nodes = np.zeros(basis.lattice.shape)
+    nodes.flat[basis.lattice.used] = result.coefficients[0]
+    # What both cells have in common may be the field of surroundings: the step between them.
+    found = nodes[..., 1] - nodes[..., 0]
+    for axis in basis.lattice.axes:
+        found = np.moveaxis(np.tensordot(axis.matrix(slice(None)).toarray(), found, (1, 0)), 0, -1)
+    inner = (slice(4, -4),) * 3
+    np.testing.assert_allclose(found[inner], step[inner], atol=0.015)
