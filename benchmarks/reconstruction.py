@@ -26,7 +26,6 @@ from precondqsm_bids.numerics import (
     forward_field,
     l2_inversion,
     measure_field,
-    noise_weights,
     recombine,
     region_of_interest,
     without_outliers,
@@ -415,11 +414,13 @@ def assess(arm, score, conventional=None):
         'seconds': arm.seconds,
     }
     if conventional is not None:
-        chi = division.chi(arm.inversion.reg_weight)
-        fields = arm.local_field, conventional.local_field
-        weights = noise_weights(arm.field_sd, arm.geometry.mask)
         found = compare(
-            *fields, chi, conventional.inversion.chi, *arm.geometry[:3], weights, WORKERS
+            arm.local_field,
+            arm.inversion.chi,
+            conventional.local_field,
+            arm.geometry,
+            arm.field_sd,
+            arm.inversion.reg_weight,
         )
         record['comparison'] = found._asdict()
     if arm.prior_chi is not None:

@@ -66,9 +66,11 @@ class FieldReconstruction(NamedTuple):
     """Result of :func:`reconstruct_field`."""
 
     prior: PriorEstimate
+    """First estimate."""
     flattened_field: F32
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
+    """Arm of the flattened field."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
 
@@ -82,10 +84,13 @@ class Reconstruction(NamedTuple):
     """Result of :func:`reconstruct`, stage by stage."""
 
     region: Region
+    """Object and region of interest."""
     measured: MeasuredField
+    """Field and decay."""
     theory: R2PrimePrior | None
-    """None of one echo."""
+    """Susceptibility from R2'; None of one echo."""
     maps: FieldReconstruction
+    """The prior, and both arms."""
 
     @property
     def chi(self) -> F32:
@@ -127,6 +132,25 @@ def reconstruct(
     ----------
     The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`, :func:`pdf`,
     :func:`l2_inversion`, :func:`recombine`, each in its module.
+
+    Examples
+    --------
+    A ball of water, its upper half 0.1 ppm above the lower one, in air:
+
+    >>> from precondqsm_bids.numerics import forward_field
+    >>> x = np.indices((20, 20, 20)) - 9.5
+    >>> ball = (x**2).sum(axis=0) < 64
+    >>> chi = np.where(x[0] > 0, 0.1, 0) * ball
+    >>> field = forward_field(chi - 9.41 * ball, (2, 2, 2), (0, 0, 1))
+    >>> te = np.array([2e-3, 4e-3, 6e-3])
+    >>> signal = ball[..., None] * np.exp(-te * 20 + 2j * np.pi * 63.864 * field[..., None] * te)
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(2, *signal.shape))
+    >>> signal = signal + noise[0] + 1j * noise[1]
+    >>> scan = Scan(np.abs(signal), np.angle(signal), te, 1.5, (2, 2, 2), phase_units='rad')
+    >>> found = reconstruct(scan, Method(prior='r2prime', conventional=False))
+    >>> inside = found.region.roi_mask
+    >>> print(found.chi[inside & (x[0] > 0)].mean() > found.chi[inside & (x[0] < 0)].mean())
+    True
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
