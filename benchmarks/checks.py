@@ -35,7 +35,7 @@ def short_t2star(spec):
     spec = replace(spec, tubes_dchi=(*spec.tubes_dchi[:-1], strongest_for(1.5e-3, spec)))
     phantom = simulate_tubes(spec, seed=SEED)
     stages = first_stages(phantom)
-    return r2star_table(phantom, stages.roi, stages.fit.r2star)
+    return r2star_table(phantom, stages.roi, stages.measured.r2star)
 
 
 def _filled(shape, voxel_size, radius, factor=6):
@@ -91,13 +91,13 @@ def long_way(spec):
     """
     phantom = simulate_tubes(spec, seed=SEED)
     stages = first_stages(phantom)
-    roi, voxel_size, b0_dir = stages.geometry
-    field = stages.fit.total_field - forward_field(
-        stages.shape.shape_chi, voxel_size, b0_dir, roi, WORKERS
+    roi, voxel_size, b0_dir = geometry = stages.geometry[:3]
+    field = stages.measured.total_field - forward_field(
+        stages.region.shape_chi, voxel_size, b0_dir, roi, WORKERS
     )
     basis = clusters(stages.theory, roi)
-    field_sd = stages.fit.field_sd
-    used = fit_prior(field, [basis], *stages.geometry, field_sd, workers=WORKERS)
+    field_sd = stages.measured.field_sd
+    used = fit_prior(field, [basis], *geometry, field_sd, workers=WORKERS)
     size = used.inner_size
     weights = noise_weights(field_sd, roi, MODEL_ERROR * size)
 
@@ -123,7 +123,7 @@ def long_way(spec):
         joint = fit_prior(
             field,
             [basis],
-            *stages.geometry,
+            *geometry,
             field_sd,
             iterations=iterations,
             rounds=1,
@@ -151,20 +151,20 @@ def cost(spec, repeats=9, iterations=150):
     therefore timed between two PDFs and compared with their mean.
     """
     stages = first_stages(simulate_tubes(spec, seed=SEED))
-    field_sd, geometry = stages.fit.field_sd, stages.geometry
+    field_sd, geometry = stages.measured.field_sd, stages.geometry[:3]
     weights = noise_weights(field_sd, stages.roi)
-    contrasts = [stages.fit.r2star, stages.first]
+    contrasts = [stages.measured.r2star, stages.images.magnitude]
     blocks = [
         index * size // BLOCK
-        for index, size in zip(np.indices(stages.roi.shape), stages.voxel_size, strict=True)
+        for index, size in zip(np.indices(stages.roi.shape), geometry[1], strict=True)
     ]
     blocks = ((blocks[0] * 1000 + blocks[1]) * 1000 + blocks[2]).astype(np.int64)
     bases = {
         'clusters': [clusters(stages.theory, stages.roi)],
         f'blocks of {BLOCK:g} mm': [constant_parcels(blocks, stages.roi)],
-        'contrast': contrast_cells(contrasts, stages.roi, stages.voxel_size),
+        'contrast': contrast_cells(contrasts, *geometry[:2]),
     }
-    field = stages.fit.total_field
+    field = stages.measured.total_field
 
     def timed(function, *arguments, **options):
         start = time.perf_counter()

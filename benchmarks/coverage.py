@@ -29,12 +29,12 @@ def tubes(spec, seeds):
     for seed in seeds:
         measured = phantom.remeasure(seed)
         stages = first_stages(measured)
-        voxel_size, b0_dir, roi = stages.voxel_size, stages.b0_dir, stages.roi
-        shape = forward_field(stages.shape.shape_chi, voxel_size, b0_dir, roi, WORKERS)
-        field, field_sd = stages.fit.total_field - shape, stages.fit.field_sd
+        roi, voxel_size, b0_dir = geometry = stages.geometry[:3]
+        shape = forward_field(stages.region.shape_chi, voxel_size, b0_dir, roi, WORKERS)
+        field, field_sd = stages.measured.total_field - shape, stages.measured.field_sd
         basis = clusters(stages.theory, roi)
-        fit = fit_prior(field, [basis], *stages.geometry, field_sd, workers=WORKERS)
-        errors = coefficient_errors(field, basis, fit, *stages.geometry, field_sd, workers=WORKERS)
+        fit = fit_prior(field, [basis], *geometry, field_sd, workers=WORKERS)
+        errors = coefficient_errors(field, basis, fit, *geometry, field_sd, workers=WORKERS)
         row = []
         for j in range(basis.parcels):
             inside = basis.labels == j

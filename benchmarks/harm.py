@@ -42,8 +42,8 @@ PAGE = Path(__file__).parents[1] / 'docs' / 'harm.md'
 ALLOWED = 1.06
 """Error over that of the best conventional map that is no harm: what a rule for lambda costs."""
 MOST = 0.3
-"""Susceptibility (ppm) of a voxel of a head's region, at most: those beyond are partly air or bone,
-and would be two thirds of the error at 4 mm."""
+"""Susceptibility (ppm) of a voxel of a head's region, at most: those beyond are partly air or
+bone, and would be two thirds of the error at 4 mm."""
 HALVES = 0.5
 """Error over it below which a prior must be kept."""
 SEED = 7

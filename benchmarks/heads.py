@@ -26,7 +26,7 @@ import coverage
 import heads_page
 import nibabel as nib
 import numpy as np
-from reconstruction import WORKERS, Arm, Error, Stages, assess
+from reconstruction import WORKERS, Arm, Error, assess
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
@@ -36,7 +36,7 @@ from precondqsm_bids.inputs.discovery import find_runs
 from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.method import Method
-from precondqsm_bids.numerics import b0_direction
+from precondqsm_bids.numerics import Geometry, b0_direction
 from precondqsm_bids.phantom.dataset import write_dataset
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
 from precondqsm_bids.phantom.tissues import INDEX, LESIONS, NUCLEI, of_tissues
@@ -272,16 +272,8 @@ def arm_of(outputs, arm):
     """What the workflow left of one arm, as :mod:`reconstruction` takes it."""
     path = outputs['shape_mask'].roi_mask
     affine = nib.load(path).affine
-    stages = Stages(
-        shape=None,
-        roi=load_volume(path, bool),
-        voxel_size=nib.affines.voxel_sizes(affine),
-        b0_dir=b0_direction(affine),
-        first=None,
-        fit=SimpleNamespace(field_sd=load_volume(outputs['echo_fit'].field_sd)),
-        theory=None,
-        inner_size=0.0,
-        seconds={},
+    geometry = Geometry(
+        load_volume(path, bool), nib.affines.voxel_sizes(affine), b0_direction(affine), WORKERS
     )
     prefix = 'conventional_' if arm == 'conventional' else ''
     inversion = outputs[f'{prefix}dipole_inversion']
@@ -293,18 +285,16 @@ def arm_of(outputs, arm):
     if not prefix:
         stage = 'prior_fit' if 'prior_fit' in outputs else 'r2prime_prior'
         prior_chi = load_volume(outputs[stage].prior_chi)
-    return stages, Arm(
+    return Arm(
         name=arm,
-        prior=None,
+        geometry=geometry,
+        field_sd=load_volume(outputs['echo_fit'].field_sd),
         prior_chi=prior_chi,
-        parcels=0,
-        errors=None,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
         clip_outliers=inversion.record['outliers_clipped'],
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),
-        seconds={},
     )
 
 
@@ -365,15 +355,16 @@ class HeadScore(Error):
 
 def record_of(root, case, name, outputs, seconds, truth):
     """Record of one arm (or of the conventional one beside it), and sections of its map."""
-    stages, arm = arm_of(outputs, name)
-    score = HeadScore(truth, stages.roi)
-    record = assess(arm, stages, score)
+    arm = arm_of(outputs, name)
+    roi = arm.geometry.mask
+    score = HeadScore(truth, roi)
+    record = assess(arm, score)
     del record['seconds']
     record |= {
         'spec': asdict(case.spec),
         'true': score.values(truth.chi),
         'brain_voxels': int(truth.brain.sum()),
-        'roi_voxels': int(stages.roi.sum()),
+        'roi_voxels': int(roi.sum()),
         'coverage': score.coverage,
         'node_seconds': seconds,
         'stages': {

@@ -525,8 +525,6 @@ def truthless(cases):
                     r['title'],
                     ARMS[arm],
                     percent(found['explained'], 0),
-                    f'{found["conventional_streaking"]:.2g}',
-                    f'{found["streaking"]:.2g}',
                     'yes' if warned else 'no',
                     'yes' if worse else 'no',
                 )
@@ -535,16 +533,13 @@ def truthless(cases):
         'phantom',
         'prior',
         'field explained, %',
-        'streaking, conventional',
-        'streaking, preconditioned',
         'program warns',
         'NRMSE is worse',
     )
     return f"""## The comparison that needs no truth
 
 What the program says of the two arms without knowing the truth: the share of the local field's
-energy that the prior takes off it, and the power of the maps in the cone of k-space that the field
-hardly tells of, over that beside it (1 is no preference). It warns where the prior adds field.
+energy that the prior takes off it. It warns where the prior adds field.
 Its warning disagrees with the truth in {wrong} of {len(rows)} maps.
 
 {table(head, rows)}"""

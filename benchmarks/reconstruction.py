@@ -1,51 +1,56 @@
-"""The method's stages on arrays, joined as the workflow joins them, and scored against the truth.
-
-Numerics only: what :func:`reconstruct` computes is what ``precondqsm_bids.workflows.qsm``
-computes node by node.
-"""
+"""The arms of the validation on arrays, by the pieces of the package, and their scores."""
 
 import time
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft, ndimage
 
-from precondqsm_bids.method import LONGER
+from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import (
+    Companions,
     DipoleInversion,
-    EchoFit,
-    PriorFit,
-    ShapeMask,
+    Geometry,
+    MeasuredField,
+    PriorInputs,
+    Region,
+    Scan,
     b0_direction,
     bias_field,
-    clusters,
-    coefficient_errors,
     compare,
     contrast_cells,
-    fit_echoes,
     fit_prior,
     flatten_field,
     forward_field,
     l2_inversion,
-    noise_weights,
-    pdf,
-    r2prime_prior,
+    measure_field,
     recombine,
-    shape_mask,
-    solver,
-    whole_map,
+    region_of_interest,
     without_outliers,
 )
 from precondqsm_bids.numerics.closed_form import gradient_power
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
-from precondqsm_bids.numerics.solver import solver_grid
+from precondqsm_bids.numerics.reconstruct import (
+    first_estimate,
+    invert_field,
+    prior_inputs,
+    theory_prior,
+)
+from precondqsm_bids.numerics.solver import MODEL_ERROR, solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
 WORKERS = 2
-ARMS = ('conventional', 'none', 'global', 'clusters', 'contrast')
+METHODS = {
+    'conventional': Method(prior='r2prime'),
+    'none': Method(prior='r2prime', prior_fit='none'),
+    'global': Method(prior='r2prime', prior_fit='global'),
+    'clusters': Method(prior='r2prime', prior_fit='clusters'),
+    'contrast': Method(prior='contrast'),
+}
+"""Arms of the page; of the first one the arm without a prior."""
 GRID = np.logspace(-2, 0, 21)
 """Lambda (mm) among which the best in hindsight is sought."""
 RIM = 5
@@ -53,52 +58,47 @@ RIM = 5
 
 
 class Variant(NamedTuple):
-    """Departures from the workflow, to show what they cost."""
+    """Departures from the method, to show what they cost."""
 
     pdf_model_error: float | None = None
-    """Floor of the noise weights in PDF, ppm; None: the expected size after contrast."""
-    fit_model_error: float = FIT_MODEL_ERROR
-    """Floor of the weights in the prior's fit, relative to the expected size."""
-    size_factor: float = 1.0
-    """Factor on the expected size of the fitted susceptibility, which must be given."""
-    free_voxels: bool = True
-    """Whether what the contrast prior leaves gives it sources of their own."""
-    bias_field: bool = True
-    """Whether the magnitude's bias field is removed before it makes cells."""
+    """Model error of the weights in PDF, ppm; None: that of the method."""
     clip_outliers: bool | None = None
-    """Whether the residual is held down where it is no more than noise; None: after contrast."""
+    """Whether the residual is shrunk where it is no more than noise; None: as the method."""
+    fit: dict[str, Any] | None = None
+    """Of the contrast prior: parameters of `fit_prior` that differ, and `bias_field`."""
 
 
 class Stages(NamedTuple):
     """What all arms share."""
 
-    shape: ShapeMask
-    roi: np.ndarray
-    voxel_size: np.ndarray
-    b0_dir: np.ndarray
-    first: np.ndarray
-    fit: EchoFit
-    theory: np.ndarray
-    inner_size: float
+    region: Region
+    geometry: Geometry
+    measured: MeasuredField
+    images: PriorInputs
     seconds: dict
 
     @property
-    def geometry(self):
-        return self.roi, self.voxel_size, self.b0_dir
+    def roi(self):
+        return self.region.roi_mask
+
+    @property
+    def theory(self):
+        return self.images.prior_chi
 
 
 class Arm(NamedTuple):
     """One arm, inverted with the lambda that the workflow takes by default."""
 
     name: str
-    prior: PriorFit | None
+    geometry: Geometry
+    field_sd: np.ndarray
     prior_chi: np.ndarray | None
-    parcels: int
-    errors: np.ndarray | None
     local_field: np.ndarray
     clip_outliers: bool
     inversion: DipoleInversion
-    seconds: dict
+    fit: dict | None = None
+    """Measured values of the prior's fit, ready for JSON."""
+    seconds: dict | None = None
 
 
 def strongest_for(t2star, spec):
@@ -121,63 +121,52 @@ def first_stages(phantom, true_field=False):
     takes the place of the fitted one.
     """
     seconds = {}
-    voxel_size = np.asarray(phantom.spec.voxel_size, float)
-    b0_dir = b0_direction(phantom.affine)
-    first = phantom.magnitude[..., 0]
+    scan = Scan(
+        phantom.magnitude,
+        phantom.phase,
+        phantom.echo_times,
+        phantom.spec.field_strength,
+        tuple(phantom.spec.voxel_size),
+        b0_direction(phantom.affine),
+        phase_units='rad',
+        phase_sign=1,
+    )
     with timed(seconds, 'shape_mask'):
-        shape = shape_mask(first, voxel_size=voxel_size)
-    roi = shape.roi_mask
+        region = region_of_interest(phantom.magnitude[..., 0], scan.voxel_size)
+    roi = region.roi_mask
     with timed(seconds, 'echo_fit'):
-        solid = np.float32(WATER_CHI - AIR_CHI) * shape.shape_mask
-        fit = fit_echoes(
-            phantom.magnitude,
-            phantom.phase,
-            phantom.echo_times,
-            phantom.spec.field_strength,
-            roi,
-            object_mask=shape.shape_mask,
-            voxel_size=voxel_size,
-            predicted_field=forward_field(solid, voxel_size, b0_dir, roi, WORKERS),
-            workers=WORKERS,
-        )
+        measured = measure_field(scan, roi, region.shape_mask, workers=WORKERS)
     if true_field:
         noise = np.random.default_rng(1).standard_normal(roi.shape, np.float32)
-        fit = fit._replace(total_field=np.where(roi, phantom.field + noise * fit.field_sd, 0))
+        field = np.where(roi, phantom.field + noise * measured.field_sd, 0)
+        measured = measured._replace(total_field=field)
     with timed(seconds, 'r2prime_prior'):
-        theory = r2prime_prior(
-            fit.r2star, roi, phantom.spec.field_strength, reliable=fit.reliable
-        ).prior_chi
-    return Stages(shape, roi, voxel_size, b0_dir, first, fit, theory, 0.0, seconds)
+        theory = theory_prior(scan, roi, measured, METHODS['none'], Companions())
+    images = prior_inputs(scan, region, measured, theory, Companions())
+    geometry = Geometry(roi, scan.voxel_size, scan.b0_dir, WORKERS)
+    return Stages(region, geometry, measured, images, seconds)
 
 
-def fit_basis(stages, name, shape_chi, variant, inner_size):
-    """The prior of one arm, fitted to the field; its bases and the field it was fitted to."""
-    field = stages.fit.total_field
-    if shape_chi is not None:
-        field = field - forward_field(
-            shape_chi, stages.voxel_size, stages.b0_dir, stages.roi, WORKERS
-        )
-    if name == 'contrast':
-        r2star, first = stages.fit.r2star, stages.first
-        if variant.bias_field:
-            first = first / bias_field(first, r2star, stages.roi)
-        bases = contrast_cells([r2star, first], stages.roi, stages.voxel_size)
-    elif name == 'clusters':
-        bases = [clusters(stages.theory, stages.roi)]
-    else:
-        bases = [whole_map(stages.theory, stages.roi)]
+def varied_prior(stages, inner_size, bias=True, size_factor=1.0, **departures):
+    """Contrast prior and susceptibility of the shape, with departures from the method's fit."""
+    images, (mask, voxel_size, b0_dir, workers) = stages.images, stages.geometry
+    first = images.magnitude
+    if bias:
+        first = first / bias_field(first, images.r2star, mask)
+    r2star = np.where(images.reliable, images.r2star, np.float32(np.nan))
+    shape = forward_field(images.shape_chi, voxel_size, b0_dir, mask, workers)
+    options = {'free_voxels': True, 'model_error': FIT_MODEL_ERROR} | departures
     fit = fit_prior(
-        field,
-        bases,
-        *stages.geometry,
-        stages.fit.field_sd,
-        stages.shape.shape_sd if name == 'contrast' and shape_chi is not None else None,
-        inner_size=inner_size,
-        free_voxels=name == 'contrast' and variant.free_voxels,
-        workers=WORKERS,
-        model_error=variant.fit_model_error,
+        images.total_field - shape,
+        contrast_cells([r2star, first], mask, voxel_size),
+        *stages.geometry[:3],
+        images.field_sd,
+        images.shape_sd,
+        inner_size=size_factor * inner_size,
+        workers=workers,
+        **options,
     )
-    return fit, bases, field
+    return fit.prior_chi, images.shape_chi + fit.surface_chi
 
 
 def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
@@ -188,96 +177,104 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     stages : Stages
         What :func:`first_stages` found.
     name : str
-        One of `ARMS`; all but ``conventional`` name the form of the prior.
+        One of `METHODS`.
     shape : bool
         Whether the shape in air is part of the first estimate.
     variant : Variant, optional
-        Departures from the workflow.
+        Departures from the method.
     inner_size : float, optional
-        Expected size of the fitted susceptibility, ppm, if another arm's fit has found it (from
-        the same field and weights, so that it is the same number).
+        Expected size of the fitted susceptibility, ppm, for a variant of the fit.
 
     Returns
     -------
     Arm
     """
-    variant = variant or Variant()
-    seconds = {}
-    fit, prior, prior_chi, parcels, errors = stages.fit, None, None, 0, None
-    shape_chi = stages.shape.shape_chi if shape else None
-    field = fit.total_field
-    if name != 'conventional':
-        prior_chi = stages.theory
-        if name != 'none':
-            with timed(seconds, 'prior_fit'):
-                size = None if inner_size is None else variant.size_factor * inner_size
-                prior, bases, fitted = fit_basis(stages, name, shape_chi, variant, size)
-            prior_chi = prior.prior_chi
-            parcels = sum(basis.parcels for basis in bases)
-            if shape_chi is not None:
-                shape_chi = shape_chi + prior.surface_chi
-            if name == 'global':
-                errors = coefficient_errors(
-                    fitted, bases[0], prior, *stages.geometry, fit.field_sd, workers=WORKERS
+    variant, seconds = variant or Variant(), {}
+    method = replace(METHODS[name], shape=shape)
+    arm = method.arms[name == 'conventional']
+    measured, geometry = stages.measured, stages.geometry
+    field, prior_chi, record, model_error = measured.total_field, None, None, MODEL_ERROR
+    if not arm.conventional:
+        with timed(seconds, 'prior_fit'):
+            if variant.fit:
+                prior_chi, shape_chi = varied_prior(stages, inner_size, **variant.fit)
+                size = inner_size * variant.fit.get('size_factor', 1)
+            else:
+                prior_chi, shape_chi, _, size, record = first_estimate(
+                    stages.images, geometry, method
                 )
+        if arm.clip_outliers:
+            model_error = size
         with timed(seconds, 'flattening'):
-            field = flatten_field(
-                field, prior_chi, *stages.geometry, shape_chi, WORKERS
-            ).flattened_field
-    interior = name == 'contrast'
-    with timed(seconds, 'background_removal'):
-        model_error = (
-            prior.inner_size
-            if interior and variant.pdf_model_error is None
-            else variant.pdf_model_error
-        )
-        model_error = solver.MODEL_ERROR if model_error is None else model_error
-        weights = noise_weights(fit.field_sd, stages.roi, model_error)
-        iterations = 30 * (LONGER if interior else 1)
-        local = pdf(field, *stages.geometry, weights, iterations, WORKERS).local_field
-    clip_outliers = interior if variant.clip_outliers is None else variant.clip_outliers
-    with timed(seconds, 'dipole_inversion'):
-        rule = 'l-curve' if name == 'conventional' else 'risk'
-        inversion = invert(local, stages, clip_outliers, rule)
-    return Arm(name, prior, prior_chi, parcels, errors, local, clip_outliers, inversion, seconds)
-
-
-def invert(local_field, stages, clip_outliers, rule):
-    """The dipole inversion as the workflow calls it."""
-    return l2_inversion(
-        local_field,
-        *stages.geometry,
-        workers=WORKERS,
-        rule=rule,
-        clip_outliers=clip_outliers,
+            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS)
+            field = flattening.flattened_field
+    if variant.pdf_model_error is not None:
+        model_error = variant.pdf_model_error
+    if variant.clip_outliers is not None:
+        arm = arm._replace(clip_outliers=variant.clip_outliers)
+    with timed(seconds, 'background_removal and dipole_inversion'):
+        local, inversion = invert_field(field, measured.field_sd, geometry, arm, model_error)
+    return Arm(
+        name,
+        geometry,
+        measured.field_sd,
+        prior_chi,
+        local.local_field,
+        arm.clip_outliers,
+        inversion,
+        fit_record(record) if record else None,
+        seconds,
     )
+
+
+def fit_record(record):
+    """What is reported of a prior's fit to the field."""
+    ((word, prior),) = record['priors'].items()
+    found = {
+        'parcels': prior['parcels'],
+        'inner_size': record['expected_size'],
+        'explained': record['explained'],
+        'down_weighted': record['down_weighted_fraction'],
+    }
+    coefficients = record.get('coefficients', {}).get(word, ())
+    if 0 < len(coefficients) <= 20:
+        found['coefficients'] = coefficients
+    if len(coefficients) == 1:
+        found['errors'] = record['coefficient_errors']
+    return found
 
 
 # --- lambda ----------------------------------------------------------------------------------
 
 
-def default(arm, stages):
+def default(arm):
     """What the workflow takes: the corner in the conventional arm, else the least risk."""
     return arm.inversion.reg_weight
 
 
-def corner(arm, stages):
+def corner(arm):
     """The published rule: the corner of the L-curve."""
     return arm.inversion.curve.reg_weight
 
 
-def risk(arm, stages):
+def risk(arm):
     """The least expected error, the noise being read in the dipole's cone."""
-    return invert(arm.local_field, stages, arm.clip_outliers, 'risk').reg_weight
+    return l2_inversion(
+        arm.local_field,
+        *arm.geometry[:3],
+        workers=WORKERS,
+        rule='risk',
+        clip_outliers=arm.clip_outliers,
+    ).reg_weight
 
 
-def convex_corner(arm, stages):
+def convex_corner(arm):
     """Where the L-curve bends upwards most: the corner that noise makes, of the textbooks."""
     curve = arm.inversion.curve
     return float(curve.reg_weights[np.argmax(curve.curvature)])
 
 
-def sharpest_corner(arm, stages):
+def sharpest_corner(arm):
     """Where the L-curve bends most, upwards or downwards."""
     curve = arm.inversion.curve
     return float(curve.reg_weights[np.argmax(np.abs(curve.curvature))])
@@ -290,14 +287,14 @@ RULES = {
     'convex': convex_corner,
     'sharpest': sharpest_corner,
 }
-"""Rules for lambda: name -> function of an arm and the stages; each is scored in every arm."""
+"""Rules for lambda: name -> function of an arm; each is scored in every arm."""
 
 
 class Division:
     """The closed form of :func:`l2_inversion` for many lambdas of one field."""
 
-    def __init__(self, arm, stages):
-        roi, voxel_size, b0_dir = stages.geometry
+    def __init__(self, arm):
+        roi, voxel_size, b0_dir, _ = arm.geometry
         field = arm.local_field
         if arm.clip_outliers:
             field = without_outliers(field, roi)
@@ -392,13 +389,13 @@ def r2star_table(phantom, roi, r2star):
     return rows
 
 
-def assess(arm, stages, score, conventional=None):
+def assess(arm, score, conventional=None):
     """All that is reported of one arm, ready for JSON; compared with another without the truth."""
-    division = Division(arm, stages)
+    division = Division(arm)
     curve = arm.inversion.curve
     rules = {}
     for name, rule in RULES.items():
-        weight = rule(arm, stages)
+        weight = rule(arm)
         rules[name] = {'weight': weight, **score(division.chi(weight))}
     sweep = [score.nrmse(division.chi(weight)) for weight in GRID]
     candidates = dict(zip(GRID.tolist(), sweep, strict=True))
@@ -417,24 +414,17 @@ def assess(arm, stages, score, conventional=None):
         'seconds': arm.seconds,
     }
     if conventional is not None:
-        chi = division.chi(arm.inversion.reg_weight)
-        fields = arm.local_field, conventional.local_field
-        weights = noise_weights(stages.fit.field_sd, stages.roi)
         found = compare(
-            *fields, chi, conventional.inversion.chi, *stages.geometry, weights, WORKERS
+            arm.local_field,
+            arm.inversion.chi,
+            conventional.local_field,
+            arm.geometry,
+            arm.field_sd,
+            arm.inversion.reg_weight,
         )
         record['comparison'] = found._asdict()
     if arm.prior_chi is not None:
         record['prior'] = score(arm.prior_chi)
-    if arm.prior is not None:
-        record['fit'] = {
-            'parcels': arm.parcels,
-            'inner_size': arm.prior.inner_size,
-            'explained': arm.prior.explained,
-            'down_weighted': arm.prior.down_weighted,
-        }
-        if arm.parcels <= 20:
-            record['fit']['coefficients'] = arm.prior.coefficients[0].tolist()
-        if arm.errors is not None:
-            record['fit']['errors'] = arm.errors.tolist()
+    if arm.fit is not None:
+        record['fit'] = arm.fit
     return record

@@ -12,8 +12,8 @@ from scipy import ndimage
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.numerics import b0_direction, noise_weights, pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.phantom.dataset import stored_magnitude
 from precondqsm_bids.phantom.head_spec import HeadSpec
+from precondqsm_bids.phantom.kinds import stored_magnitude
 from precondqsm_bids.phantom.scanner import echo_phase
 
 STEP = 0.15

@@ -30,7 +30,7 @@ import page
 import reconstruction
 from checks import SEED
 from reconstruction import (
-    ARMS,
+    METHODS,
     Score,
     Variant,
     assess,
@@ -101,14 +101,14 @@ CASES = (
     Case('no-r2prime', "R2' of zero: R2* shows nothing", replace(DEFAULT, relaxivity_scale=0.0)),
 )
 VARIANTS = {
-    'fit-no-floor': ('contrast', Variant(pdf_model_error=0.0, fit_model_error=0.0)),
-    'shaded': ('contrast', Variant(bias_field=False)),
-    'no-own-sources': ('contrast', Variant(free_voxels=False)),
+    'fit-no-floor': ('contrast', Variant(pdf_model_error=0.0, fit={'model_error': 0.0})),
+    'shaded': ('contrast', Variant(fit={'bias': False})),
+    'no-own-sources': ('contrast', Variant(fit={'free_voxels': False})),
     'hold-nothing': ('contrast', Variant(clip_outliers=False)),
     'pdf-no-floor': ('none', Variant(pdf_model_error=0.0)),
     'hold-theory': ('none', Variant(clip_outliers=True)),
-    'size-tenth': ('contrast', Variant(size_factor=0.1)),
-    'size-tenfold': ('contrast', Variant(size_factor=10.0)),
+    'size-tenth': ('contrast', Variant(fit={'size_factor': 0.1})),
+    'size-tenfold': ('contrast', Variant(fit={'size_factor': 10.0})),
 }
 """Departures from the workflow that were tried, and the arm that they belong to."""
 VARIED = {
@@ -157,34 +157,34 @@ def run_case(case, scale):
         'shape': case.shape,
         'roi_voxels': int(stages.roi.sum()),
         'true': [phantom.label_dchi[i] for i in tube_labels(phantom)],
-        'noise_sd': stages.fit.noise_sd,
-        'offset_model': stages.fit.offset_model,
+        'noise_sd': stages.measured.record['noise_sd'],
+        'offset_model': stages.measured.record['offset_model'],
         'field': field_error(phantom, stages),
-        'r2star': r2star_table(phantom, stages.roi, stages.fit.r2star),
+        'r2star': r2star_table(phantom, stages.roi, stages.measured.r2star),
         'reference': bulk_reference(phantom, stages),
         'seconds': dict(stages.seconds),
         'arms': {},
         'variants': {},
     }
     size, maps, conventional = None, {}, None
-    for name in ARMS:
-        arm = reconstruct(stages, name, shape=case.shape, inner_size=size)
-        record['arms'][name] = assess(arm, stages, score, conventional)
+    for name in METHODS:
+        arm = reconstruct(stages, name, shape=case.shape)
+        record['arms'][name] = assess(arm, score, conventional)
         conventional = conventional or arm
-        if arm.prior is not None:
-            size = arm.prior.inner_size
+        if arm.fit is not None:
+            size = arm.fit['inner_size']
         if case.name == 'default':
-            maps[name] = reconstruction.Division(arm, stages).chi(arm.inversion.reg_weight)
+            maps[name] = reconstruction.Division(arm).chi(arm.inversion.reg_weight)
     for name in VARIED.get(case.name, ()):
         arm_name, variant = VARIANTS[name]
         arm = reconstruct(stages, arm_name, variant=variant, inner_size=size)
-        record['variants'][name] = {'arm': arm_name, **assess(arm, stages, score)}
+        record['variants'][name] = {'arm': arm_name, **assess(arm, score)}
     return record, sections(maps, phantom, stages.roi) if maps else {}
 
 
 def field_error(phantom, stages):
     """How far the fitted field lies from the true one, ppm."""
-    error = np.abs(stages.fit.total_field - phantom.field)[stages.roi]
+    error = np.abs(stages.measured.total_field - phantom.field)[stages.roi]
     return {
         'median': float(np.median(error)),
         'percentile_99': float(np.percentile(error, 99)),
@@ -199,8 +199,9 @@ def bulk_reference(phantom, stages):
         cylinder = find_cylinder(phantom.labels == label, phantom.affine)
         if cylinder is not None:
             found[label] = cylinder
+    field = stages.measured.total_field
     return [
-        cylinder_reference(stages.fit.total_field, label, found, phantom.affine, stages.roi).chi
+        cylinder_reference(field, label, found, phantom.affine, stages.roi).chi
         if label in found
         else None
         for label in tube_labels(phantom)
@@ -263,6 +264,7 @@ def code_digest(name):
     """Digest of everything that a result depends on but the set itself."""
     own = ['reconstruction', 'checks'] if name in CHECKS else ['reconstruction']
     return digest(
+        PACKAGE / 'method.py',
         *PACKAGE.glob('numerics/**/*.py'),
         *(PACKAGE / 'phantom' / f'{module}.py' for module in ('fields', 'spec', 'tubes')),
         *(ROOT / 'benchmarks' / f'{module}.py' for module in own),

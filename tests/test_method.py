@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import LONGER, RANGES, Method
+from precondqsm_bids.method import LONGER, RANGES, TERMS, Method
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,9 @@ def test_arms():
 
 def test_ranges_are_those_of_numbers():
     assert set(RANGES) <= set(Method.__dataclass_fields__)
+
+
+def test_every_term_is_made_by_a_function():
+    from precondqsm_bids.numerics.prior.estimate import BASES
+
+    assert list(BASES) == list(TERMS)

@@ -35,10 +35,7 @@ class Plugin(NamedTuple):
 def read_plugin(path: Path | None) -> Plugin:
     """The plugin of a YAML file such as ``{plugin: SLURM, plugin_args: {sbatch_args: ...}}``.
 
-    Raises
-    ------
-    InputError
-        If it is not such a file, or the plugin does not wait for its jobs.
+    Raises InputError if it is not such a file, or the plugin does not wait for its jobs.
     """
     if path is None:
         return Plugin()

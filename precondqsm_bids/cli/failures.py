@@ -115,12 +115,7 @@ def of_workflow(call: Call, found: Found, labels: Mapping[str, str], error: str)
 def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
     """Run, node and error of a crash file that Nipype wrote.
 
-    Parameters
-    ----------
-    crash : Path
-        The crash file.
-    labels : mapping
-        Name of a run's workflow to the run's label.
+    ``labels`` are those of the runs, by the names of their workflows.
     """
     text = crash.read_text(encoding='utf-8', errors='replace')
     names = text.partition('\n')[0].removeprefix('Node: ').split('.')

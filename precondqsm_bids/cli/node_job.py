@@ -16,10 +16,7 @@ from precondqsm_bids.cli.environment import repair_environment
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the script that Nipype wrote for a node.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Threads of the numerical libraries, and the path of the script.
+    The arguments are the threads of the numerical libraries, and the path of the script.
     """
     threads, script = sys.argv[1:] if argv is None else argv
     repair_environment(int(threads))

@@ -12,12 +12,7 @@ from typing import Any, NoReturn
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
 from precondqsm_bids.cli.options import GROUP_SETTINGS, OPTIONS, POSITIONAL, SUBMIT_SETTINGS
-from precondqsm_bids.cli.resources import (
-    MAX_OMP_NTHREADS,
-    MEMORY_SHARE,
-    cpu_limit,
-    memory_limit,
-)
+from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE, cpu_limit, memory_limit
 from precondqsm_bids.cli.work_folder import default_work_dir
 from precondqsm_bids.config import Settings, parse_toml
 from precondqsm_bids.method import REG_RULES
@@ -71,17 +66,9 @@ def build_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    """The settings of a command line.
+    """The settings of a command line (without the program's name).
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments without the program's name.
-
-    Raises
-    ------
-    SystemExit
-        With status 2 and a message of one line if the command line cannot be met.
+    Raises SystemExit, with status 2 and a message of one line, if it cannot be met.
     """
     parser = build_parser()
     given = vars(parser.parse_args(argv))
@@ -110,10 +97,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a file.
 
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or has what goes on the command line only.
+    Raises ValueError if it cannot be read, or has what goes on the command line only.
     """
     try:
         values = parse_toml(path.read_text(encoding='utf-8'))
@@ -127,10 +111,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _as_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Options that were given as values of settings.
 
-    Raises
-    ------
-    ValueError
-        If two folders have one name, or the file of filters cannot be used.
+    Raises ValueError if two folders have one name, or the file of filters cannot be used.
     """
     values = dict(given)
     if path := values.pop('bids_filter_file', None):

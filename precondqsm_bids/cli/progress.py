@@ -45,22 +45,10 @@ def follow(
     write: Callable[[str], None] = say,
     clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[Any, str], None]:
-    """A status callback for Nipype's plugins.
+    """A status callback for Nipype's plugins: a closure, since Nipype copies their arguments.
 
-    Parameters
-    ----------
-    stages : mapping
-        Full name of each node to its stage.
-    write : callable
-        Takes each line.
-    clock : callable
-        Seconds.
-
-    Returns
-    -------
-    callable
-        Takes a node and ``start``, ``end`` or ``exception``. It is a closure, because Nipype
-        copies what it finds in a plugin's arguments.
+    It takes a node and ``start``, ``end`` or ``exception``. ``stages`` has the full names of the
+    nodes, ``write`` takes each line, ``clock`` gives seconds.
     """
     left = Counter(stages.values())
     single = {stage for stage, count in left.items() if count == 1}

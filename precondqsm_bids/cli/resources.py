@@ -48,10 +48,7 @@ def parse_memory(text: str) -> float:
     >>> parse_memory('2048'), parse_memory('1.5G'), parse_memory('512m'), parse_memory('1TB')
     (2.0, 1.5, 0.5, 1024.0)
 
-    Raises
-    ------
-    ValueError
-        If the text is not a positive size.
+    Raises ValueError if the text is not a positive size.
     """
     match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(?:i?B)?\s*', text, re.IGNORECASE)
     size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0

@@ -25,18 +25,7 @@ from precondqsm_bids.config import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the app.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments without the program's name.
-
-    Returns
-    -------
-    int
-        0 done, 1 a participant or its report failed, 2 usage, 70 nothing to do.
-    """
+    """Run the app; 0 done, 1 a participant or its report failed, 2 usage, 70 nothing to do."""
     try:
         settings = parse_args(argv)
     except SystemExit as end:
@@ -56,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_app(call: Call) -> int:
     """Do what was asked for; the exit status.
 
-    Raises
-    ------
-    InputError
-        If the request cannot be met.
+    Raises InputError if the request cannot be met.
     """
     from precondqsm_bids.cli.submit import submit
     from precondqsm_bids.inputs.index import check_description
@@ -166,10 +152,8 @@ def process(call: Call, found: Found, plugin: Plugin) -> int:
 def make_folders(call: Call, computing: bool) -> None:
     """Make the folders of outputs, log and intermediate results, with what comes before all else.
 
-    Raises
-    ------
-    InputError
-        If they cannot be written to, or the intermediate results are those of another version.
+    Raises InputError if they cannot be written to, or the intermediate results are those of
+    another version.
     """
     from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.outputs.dataset import write_dataset_description

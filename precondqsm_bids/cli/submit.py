@@ -68,12 +68,8 @@ def submit(call: Call, found: Found) -> None:
     A participant whose files cannot be used has a job, too, which says why it fails as any other
     run would.
 
-    Raises
-    ------
-    InputError
-        If the scripts cannot be written, or there is no SLURM.
-    SubmitError
-        If SLURM refuses a job.
+    Raises InputError if the scripts cannot be written, or there is no SLURM; SubmitError if SLURM
+    refuses a job.
     """
     folder, subjects = call.log_dir, found.subjects
     job = job_of(call, found)
@@ -111,10 +107,7 @@ def job_of(call: Call, found: Found) -> Job:
 def write_scripts(call: Call, scripts: Mapping[str, str]) -> None:
     """Write the scripts, by their names, into the folder of the log.
 
-    Raises
-    ------
-    InputError
-        If that is impossible, or SLURM could not write its logs there.
+    Raises InputError if that is impossible, or SLURM could not write its logs there.
     """
     from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.outputs.dataset import write_dataset_description
@@ -189,12 +182,7 @@ def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
 def sbatch(environment: Mapping[str, str], *words: str) -> str:
     """Submit a job; its number.
 
-    Raises
-    ------
-    InputError
-        If there is no SLURM here.
-    SubmitError
-        If SLURM does not take the job.
+    Raises InputError if there is no SLURM here; SubmitError if SLURM does not take the job.
     """
     from precondqsm_bids.inputs.run import InputError
 

@@ -50,10 +50,7 @@ def check_version(work_dir: Path) -> None:
 
     Nipype compares the inputs of a node, not the program that computed it.
 
-    Raises
-    ------
-    InputError
-        If the work folder has results that this version did not make.
+    Raises InputError if the work folder has results that this version did not make.
     """
     from precondqsm_bids.inputs.run import InputError
 

@@ -40,10 +40,8 @@ def find_runs(
     problems : list of Problem
         Sorted by participant. One participant's problem never stops another participant.
 
-    Raises
-    ------
-    InputError
-        If a participant or session is not in the dataset, or the index is another dataset's.
+    Raises InputError if a participant or session is not in the dataset, or the index is another
+    dataset's.
     """
     select, method = select or Selection(), method or Method()
     subjects = chosen_participants(bids_dir, select.participant_label)

@@ -45,11 +45,8 @@ def read_filters(path: Path) -> dict[str, dict[str, Any]]:
 
     ``null`` asks that the entity is absent, ``"*"`` that it is there, a list for one of several.
 
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or names a query or an entity that does not exist: a filter
-        that is ignored in silence gives the wrong files.
+    Raises InputError if the file cannot be read, or names a query or an entity that does not
+    exist: a filter that is ignored in silence gives the wrong files.
     """
     try:
         filters = json.loads(path.read_text(encoding='utf-8-sig'))

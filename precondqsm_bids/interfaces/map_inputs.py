@@ -8,10 +8,7 @@ from precondqsm_bids.outputs.maps import MAPS
 def map_inputs(needed=(), known=()):
     """Input specification with a file for each map, to derive that of an interface from.
 
-    Parameters
-    ----------
-    needed, known : iterable of str
-        Names of the maps that it cannot do without, and of those that it takes where they are.
+    It cannot do without the maps that are ``needed``; the ``known`` are taken where they are.
     """
     files = {
         name: File(

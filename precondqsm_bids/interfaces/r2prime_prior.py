@@ -2,13 +2,7 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.prior.r2prime import (

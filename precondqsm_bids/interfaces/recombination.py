@@ -1,18 +1,10 @@
 """Recombination: residual plus prior, against a stated reference."""
 
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    TraitedSpec,
-    traits,
-)
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
 
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry
-from precondqsm_bids.numerics.recombination import (
-    recombine,
-    reference_region,
-)
+from precondqsm_bids.numerics.recombination import recombine, reference_region
 
 
 class RecombinationInputSpec(BaseInterfaceInputSpec):

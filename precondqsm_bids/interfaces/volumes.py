@@ -35,10 +35,7 @@ def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
 
     It is C-ordered (nibabel's Fortran order slows every later pass down).
 
-    Raises
-    ------
-    OSError
-        The file cannot be read to its end; the message names it.
+    Raises OSError, with its name, if the file cannot be read to its end.
     """
     data, image = load_stored(path)
     return np.ascontiguousarray(canonical(data, image.affine), dtype=dtype)
@@ -66,10 +63,7 @@ def stored_axes(affine: np.ndarray, axes: Iterable[int]) -> list[int]:
 def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
-    Raises
-    ------
-    OSError
-        The file cannot be read to its end; the message names it.
+    Raises OSError, with its name, if the file cannot be read to its end.
     """
     try:
         image = nb.load(path)
@@ -121,26 +115,9 @@ def object_in(magnitude: np.ndarray) -> np.ndarray:
 
 
 def clear_nan(data: np.ndarray, path: str, where: np.ndarray) -> np.ndarray:
-    """Data with 0 for NaN, which is no signal outside the object.
+    """Set part of an echo, (X, Y, Z), to 0 in place where it is NaN: no signal; where that was.
 
-    Parameters
-    ----------
-    data : (X, Y, Z) ndarray
-        Part of an echo; changed in place.
-    path : str
-        Its file, for the message.
-    where : (X, Y, Z) ndarray of bool
-        The object, where a NaN is a fault.
-
-    Returns
-    -------
-    nan : (X, Y, Z) ndarray of bool
-        Where there was no signal.
-
-    Raises
-    ------
-    ValueError
-        NaN within the object.
+    Raises ValueError, with the name of the file, if it is NaN in the object (``where``).
     """
     nan = np.isnan(data)
     if not nan.any():
@@ -160,10 +137,7 @@ def clear_pair(
 ) -> None:
     """Set one echo's magnitude and phase to 0, in place, where either is NaN for lack of signal.
 
-    Raises
-    ------
-    ValueError
-        NaN inside the object; for the phase, where the magnitude is not 0.
+    Raises ValueError if that is inside the object; for the phase, where the magnitude is not 0.
     """
     nan = clear_nan(magnitude, paths[0], inside)
     nan |= clear_nan(phase, paths[1], inside & (magnitude > 0))

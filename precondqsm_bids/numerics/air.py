@@ -126,15 +126,8 @@ def without_floor(magnitude: npt.NDArray, air: Air | None) -> npt.NDArray:
     ``sqrt(max(magnitude^2 - 2 (N - 1) sigma^2, 0))``: the mean square of a sum over N channels is
     that of the signal and ``2 N sigma^2``, that of one channel of the signal and ``2 sigma^2``.
 
-    Parameters
-    ----------
-    magnitude : ndarray
-        Measured magnitude.
-    air : Air, optional
-        What the air is; nothing is taken off without it.
+    Nothing is taken off where nothing is known of the air.
 
-    Examples
-    --------
     >>> without_floor(np.array([5.0, 3.0]), Air(1.0, 9.0)).tolist()
     [3.0, 0.0]
     """

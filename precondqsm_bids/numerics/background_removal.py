@@ -45,20 +45,14 @@ def pdf(
         Measured (or flattened) field, ppm.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
     weights : (X, Y, Z) ndarray, optional
         ``W``, see :func:`noise_weights`; one if omitted.
     iterations : int
         Conjugate-gradient iterations.
     workers : int
         Threads of the Fourier transforms.
-
-    Returns
-    -------
-    BackgroundRemoval
 
     Raises
     ------

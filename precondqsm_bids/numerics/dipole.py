@@ -95,10 +95,8 @@ def dipole_kernel(
     ----------
     shape : (3,) tuple of int
         Matrix.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
 
     Returns
     -------
@@ -152,10 +150,8 @@ def prism_kernel(
     ----------
     shape : (3,) tuple of int
         Matrix; the kernel covers all offsets between two of its voxels.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
 
     Returns
     -------
@@ -259,10 +255,8 @@ def forward_field(
     ----------
     chi : (X, Y, Z) array_like
         Susceptibility relative to its surroundings, ppm.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
     mask : (X, Y, Z) ndarray of bool, optional
         Where the field is wanted (zero elsewhere); everywhere if omitted.
     workers : int

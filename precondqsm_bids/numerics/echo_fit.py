@@ -144,10 +144,6 @@ def fit_echoes(
     workers : int
         Threads.
 
-    Returns
-    -------
-    EchoFit
-
     Raises
     ------
     ValueError

@@ -61,10 +61,6 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     mask : (X, Y, Z) ndarray of bool
         Region that was fitted.
 
-    Returns
-    -------
-    FieldQuality
-
     Raises
     ------
     ValueError

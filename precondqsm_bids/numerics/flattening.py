@@ -42,18 +42,12 @@ def flatten_field(
         Prior susceptibility, ppm.
     mask : (X, Y, Z) ndarray of bool
         Where the field was measured.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
     shape_chi : (X, Y, Z) ndarray, optional
         Susceptibility of the object's shape relative to air, ppm.
     workers : int
         Threads of the Fourier transforms.
-
-    Returns
-    -------
-    Flattening
 
     Raises
     ------

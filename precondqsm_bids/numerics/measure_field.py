@@ -94,10 +94,6 @@ def measure_field(
     overwrite_phase : bool
         Scale the phase of the scan in place, which saves a copy of it.
 
-    Returns
-    -------
-    MeasuredField
-
     Raises
     ------
     ValueError

@@ -70,10 +70,6 @@ def field_of_one_echo(
         from the object itself where there is none
         (:func:`~precondqsm_bids.numerics.noise.noise_inside`).
 
-    Returns
-    -------
-    OneEcho
-
     Raises
     ------
     ValueError

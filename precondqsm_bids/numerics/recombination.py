@@ -107,10 +107,6 @@ def recombine(
     reference : (X, Y, Z) ndarray of bool, optional
         Reference region; nothing is subtracted if omitted.
 
-    Returns
-    -------
-    Recombination
-
     Raises
     ------
     ValueError

@@ -66,11 +66,11 @@ class FieldReconstruction(NamedTuple):
     """Result of :func:`reconstruct_field`."""
 
     prior: PriorEstimate
-    """First estimate of the susceptibility."""
+    """First estimate."""
     flattened_field: F32
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
-    """The arm whose field is flattened."""
+    """Arm of the flattened field."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
 
@@ -84,12 +84,13 @@ class Reconstruction(NamedTuple):
     """Result of :func:`reconstruct`, stage by stage."""
 
     region: Region
-    """Where the susceptibility is reconstructed, and the shape of the object."""
+    """Object and region of interest."""
     measured: MeasuredField
-    """Field and R2* of the echoes."""
+    """Field and decay."""
     theory: R2PrimePrior | None
-    """Susceptibility from R2', ppm; None of one echo."""
+    """Susceptibility from R2'; None of one echo."""
     maps: FieldReconstruction
+    """The prior, and both arms."""
 
     @property
     def chi(self) -> F32:
@@ -122,10 +123,6 @@ def reconstruct(
     workers : int
         Threads of the Fourier transforms.
 
-    Returns
-    -------
-    Reconstruction
-
     Raises
     ------
     ValueError
@@ -138,23 +135,30 @@ def reconstruct(
 
     Examples
     --------
-    >>> from precondqsm_bids.numerics.dipole import forward_field
-    >>> chi = np.zeros((16, 16, 16)); chi[5:11, 5:11, 5:11] = 0.3
-    >>> te = np.array([4e-3, 8e-3, 12e-3])
-    >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))[..., None]
-    >>> signal = np.exp((-(20 + 323 * chi[..., None]) + 2j * np.pi * 127.729 * field) * te)
-    >>> scan = Scan(np.abs(signal), np.angle(signal), te, 3.0, phase_units='rad', phase_sign=1)
-    >>> found = reconstruct(scan, Method(prior='r2prime', shape=False))
-    >>> print((found.chi[5:11, 5:11, 5:11].mean() - found.chi[0].mean()).round(2))
-    0.3
+    A ball of water, its upper half 0.1 ppm above the lower one, in air:
+
+    >>> from precondqsm_bids.numerics import forward_field
+    >>> x = np.indices((20, 20, 20)) - 9.5
+    >>> ball = (x**2).sum(axis=0) < 64
+    >>> chi = np.where(x[0] > 0, 0.1, 0) * ball
+    >>> field = forward_field(chi - 9.41 * ball, (2, 2, 2), (0, 0, 1))
+    >>> te = np.array([2e-3, 4e-3, 6e-3])
+    >>> signal = ball[..., None] * np.exp(-te * 20 + 2j * np.pi * 63.864 * field[..., None] * te)
+    >>> noise = 0.01 * np.random.default_rng(0).normal(size=(2, *signal.shape))
+    >>> signal = signal + noise[0] + 1j * noise[1]
+    >>> scan = Scan(np.abs(signal), np.angle(signal), te, 1.5, (2, 2, 2), phase_units='rad')
+    >>> found = reconstruct(scan, Method(prior='r2prime', conventional=False))
+    >>> inside = found.region.roi_mask
+    >>> print(found.chi[inside & (x[0] > 0)].mean() > found.chi[inside & (x[0] < 0)].mean())
+    True
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
     region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
-    theory = _theory(scan, region.roi_mask, measured, method, companions)
-    images = _images(scan, region, measured, theory, companions)
+    theory = theory_prior(scan, region.roi_mask, measured, method, companions)
+    images = prior_inputs(scan, region, measured, theory, companions)
     reference = reference_region(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
@@ -179,30 +183,46 @@ def reconstruct_field(
         Where the maps have mean 0.
     """
     mask, _, _, workers = geometry
-    prior = _first_estimate(images, geometry, method)
+    prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
         images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
     ).flattened_field
 
-    def inverted(arm: Arm) -> ArmResult:
+    def result(arm: Arm) -> ArmResult:
         """Background removal, inversion and recombination of one arm."""
         field = images.total_field if arm.conventional else flattened_field
         size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
-        weights = noise_weights(images.field_sd, mask, model_error)
-        local = pdf(field, *geometry[:3], weights, arm.iterations, workers)
-        inversion = l2_inversion(
-            local.local_field, *geometry[:3], arm.reg_weight, workers,
-            rule=arm.rule, clip_outliers=arm.clip_outliers,
-        )  # fmt: skip
+        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error)
         prior_chi = None if arm.conventional else prior.prior_chi
         return ArmResult(local, inversion, recombine(inversion.chi, prior_chi, mask, reference))
 
-    preconditioned, *conventional = (inverted(arm) for arm in method.arms)
+    preconditioned, *conventional = (result(arm) for arm in method.arms)
     return FieldReconstruction(prior, flattened_field, preconditioned, *conventional)
 
 
-def _theory(
+def invert_field(
+    field: npt.NDArray,
+    field_sd: npt.NDArray,
+    geometry: Geometry,
+    arm: Arm,
+    model_error: float = MODEL_ERROR,
+) -> tuple[BackgroundRemoval, DipoleInversion]:
+    """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
+
+    ``model_error`` is what the weights of the background removal allow for besides ``field_sd``,
+    both in ppm.
+    """
+    weights = noise_weights(field_sd, geometry.mask, model_error)
+    local = pdf(field, *geometry[:3], weights, arm.iterations, geometry.workers)
+    inversion = l2_inversion(
+        local.local_field, *geometry[:3], arm.reg_weight, geometry.workers,
+        rule=arm.rule, clip_outliers=arm.clip_outliers,
+    )  # fmt: skip
+    return local, inversion
+
+
+def theory_prior(
     scan: Scan, mask: Bools, measured: MeasuredField, method: Method, companions: Companions
 ) -> R2PrimePrior | None:
     """Susceptibility from R2' by static dephasing; None of one echo."""
@@ -215,7 +235,7 @@ def _theory(
     return r2prime_prior(measured.r2star, mask, scan.field_strength, r2, measured.reliable)
 
 
-def _images(
+def prior_inputs(
     scan: Scan,
     region: Region,
     measured: MeasuredField,
@@ -242,7 +262,7 @@ def _images(
     )
 
 
-def _first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:
+def first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:
     """The prior by the terms of the method, and the shape with it if the method has it."""
     interior = method.describes_interior
     if not method.shape:

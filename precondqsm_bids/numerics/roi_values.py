@@ -67,20 +67,8 @@ class CylinderReference(NamedTuple):
 def region_values(values: ArrayLike, region: ArrayLike) -> RegionValues:
     """Mean, standard deviation, median and count of the finite voxels of a map in a region.
 
-    Parameters
-    ----------
-    values : (X, Y, Z) array_like
-        The map, any unit.
-    region : (X, Y, Z) array_like of bool
-        The region.
+    In the unit of the map; the standard deviation is that of the population (ddof 0).
 
-    Returns
-    -------
-    RegionValues
-        In the unit of the map; the standard deviation is that of the population (ddof 0).
-
-    Examples
-    --------
     >>> region_values([1.0, 2.0, 6.0, 9.0], [True, True, True, False])
     RegionValues(mean=3.0, sd=2.160246899469287, median=2.0, n_voxels=3)
     """
@@ -98,8 +86,6 @@ def surrounding_label(labels: ArrayLike) -> int | None:
 
     This is the medium that the others are embedded in. ``None`` where there is no such label.
 
-    Examples
-    --------
     >>> surrounding_label([[1, 1, 1], [1, 2, 1], [1, 1, 1]])
     1
     >>> surrounding_label([[1, 1, 0, 2]]) is None
@@ -134,10 +120,6 @@ def find_cylinder(region: ArrayLike, affine: ArrayLike) -> Cylinder | None:
         The region.
     affine : (4, 4) array_like
         Voxel indices to scanner millimetres.
-
-    Returns
-    -------
-    Cylinder or None
 
     Examples
     --------

@@ -88,15 +88,6 @@ def filled_fraction(
     means the outermost layer of the mask and the first layer outside. A surface known to a
     fraction of a voxel takes most of the error out of the shape's field near it.
 
-    Parameters
-    ----------
-    magnitude : (X, Y, Z) ndarray
-        Magnitude of the first echo, any unit.
-    mask : (X, Y, Z) ndarray of bool
-        Object.
-
-    Examples
-    --------
     >>> magnitude = np.zeros((12, 12, 12)); magnitude[3:9, 3:9, 3:9] = 2; magnitude[9, 5, 5] = 0.5
     >>> filled_fraction(magnitude, magnitude > 1)[7:11, 5, 5]
     array([1.  , 1.  , 0.25, 0.  ], dtype=float32)
@@ -203,10 +194,6 @@ def shape_mask(
     voxel_size : (3,) array_like
         Voxel size, mm.
 
-    Returns
-    -------
-    ShapeMask
-
     Raises
     ------
     ValueError
@@ -265,13 +252,6 @@ def has_air(magnitude: npt.NDArray) -> bool:
 
     There is none if the second percentile of the magnitude exceeds half of its ninth decile.
 
-    Parameters
-    ----------
-    magnitude : (X, Y, Z) ndarray
-        Magnitude of the first echo, any unit.
-
-    Examples
-    --------
     >>> crop = np.random.default_rng(0).normal(1, 0.1, (16, 16, 16))
     >>> has_air(crop), has_air(np.where(np.indices(crop.shape)[0] < 2, 0.1, crop))
     (False, True)
@@ -373,10 +353,6 @@ def region_of_interest(
         Depth that is taken off the region of interest, mm.
     step : float
         Susceptibility of the object relative to air, ppm.
-
-    Returns
-    -------
-    Region
 
     Raises
     ------

@@ -61,18 +61,8 @@ def write_dataset_description(
     """Write ``dataset_description.json``, ``.bidsignore`` and a README of the derivatives.
 
     Processes may do this at the same time; a file that another user put there is good enough.
-
-    Parameters
-    ----------
-    output_dir, bids_dir : path_like
-        The derivatives and the raw dataset.
-    derivatives : mapping of str to path_like, optional
-        Other datasets that were read, by the name that BIDS URIs use for them.
-
-    Returns
-    -------
-    Path
-        The description.
+    ``derivatives`` are other datasets that were read, by the names that BIDS URIs use for them.
+    Returns the path of the description.
     """
     output_dir, bids_dir = Path(output_dir).absolute(), Path(bids_dir).absolute()
     try:

@@ -154,19 +154,8 @@ WITH_VALUES = tuple(
 def names_of(
     *, one_echo: bool = False, conventional: bool = True, requested: tuple[str, ...] = ()
 ) -> list[str]:
-    """Names of the maps that a run has, written or not.
+    """Names of the maps that a run has, written or not; ``requested`` are made on request only.
 
-    Parameters
-    ----------
-    one_echo : bool
-        Whether the run has a single echo.
-    conventional : bool
-        Whether the conventional arm is computed.
-    requested : tuple of str
-        Maps that are only made on request.
-
-    Examples
-    --------
     >>> names_of(one_echo=True, conventional=False)[:4]
     ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
     """

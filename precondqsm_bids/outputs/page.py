@@ -18,15 +18,7 @@ from precondqsm_bids.outputs.wording import number, ppm
 
 
 def render(template: str, **content: Any) -> str:
-    """A page.
-
-    Parameters
-    ----------
-    template : str
-        Name of a file of ``precondqsm_bids.data``.
-    **content
-        What it shows.
-    """
+    """A page from a template of ``precondqsm_bids.data`` and what it shows."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('precondqsm_bids', 'data'),  # the style sheet is a file
         autoescape=True,

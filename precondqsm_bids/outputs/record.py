@@ -183,15 +183,7 @@ class _Format(string.Formatter):
 
 
 def report_rows(record: Mapping[str, wording.Numbers], of_field: bool) -> list[tuple[str, str]]:
-    """Heading and text of each row of the report.
-
-    Parameters
-    ----------
-    record : mapping
-        Stage to its numbers.
-    of_field : bool
-        Whether to take the rows of the field, which are those of ``echo_fit``, or the others.
-    """
+    """Heading and text of the rows of the report: of the field (``echo_fit``), or the others."""
     rows = []
     for _, heading, words, measure in sorted(
         (*measure.report, measure)

@@ -25,15 +25,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers that the report shows of a run, so that it can be made again from disk.
 
-    Parameters
-    ----------
-    facts, record : Facts, mapping
-        As for `sidecars.compose_sidecar`.
-    curves : mapping
-        ``l_curve`` and ``conventional_l_curve``, as far as there are.
-    **stored
-        ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``) and
-        ``b0_tilt`` (angle of B0 to the nearest of them, degrees).
+    ``curves`` has ``l_curve`` and ``conventional_l_curve``, as far as there are; ``stored`` is
+    ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``) and ``b0_tilt``
+    (angle of B0 to the nearest of them, degrees).
     """
     known = facts._asdict()
     metadata = known.pop('metadata')
@@ -59,31 +53,22 @@ def write_report(
     boilerplate: str | None = None,
     crash_files: Sequence[str | Path] | None = None,
 ) -> Path:
-    """Assemble ``sub-XX.html`` from the figures and numbers on disk.
+    """Assemble ``sub-XX.html`` from the figures and numbers on disk; its path.
 
     What cannot be read from the outputs of the nodes is kept beside the figures, and is read back
     by a later call that leaves it out (``--reports-only``).
 
     Parameters
     ----------
-    output_dir : path_like
-        The derivatives.
-    subject : str
-        Participant, with or without ``sub-``.
+    output_dir, subject : path_like, str
+        The derivatives, and the participant, with or without ``sub-``.
     runs : sequence of str, optional
         Names of the runs that should be there (``sub-01_ses-a_run-1``); one that left nothing is
         said to be missing.
-    command : str, optional
-        Command line.
-    boilerplate : str, optional
-        Methods text; blank lines separate paragraphs.
+    command, boilerplate : str, optional
+        Command line, and methods text, whose paragraphs blank lines separate.
     crash_files : sequence of path_like, optional
         Crash files of nodes of this participant.
-
-    Returns
-    -------
-    Path
-        The report.
     """
     output_dir = Path(output_dir)
     subject = subject.removeprefix('sub-')
@@ -119,15 +104,7 @@ def write_report(
 
 
 def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
-    """Warnings that the stages of a run left, from the numbers beside its figures.
-
-    Parameters
-    ----------
-    output_dir : path_like
-        The derivatives.
-    subject, name : str
-        Label of the participant, and of the run.
-    """
+    """Warnings that the stages of a run left, from the numbers beside its figures."""
     path = Path(output_dir) / f'sub-{subject}' / 'figures' / f'{name}_{SUMMARY}'
     return _warnings(_read_json(path))
 

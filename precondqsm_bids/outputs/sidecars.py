@@ -59,20 +59,11 @@ class Facts(NamedTuple):
 
 
 def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]:
-    """The JSON beside one map.
+    """The JSON beside one map, by the records of all stages and the facts of the run.
 
     What BIDS requires and recommends, and for every susceptibility map what the QSM consensus
     (10.1002/mrm.30006) asks to travel with it: acquisition, toolbox and version, every algorithm
     with its numeric parameters, unit, reference with mean and sd, exclusion criteria.
-
-    Parameters
-    ----------
-    output : Map
-        The map.
-    record : mapping
-        Of all stages.
-    facts : Facts
-        The run.
     """
     stages = {stage: record[stage] for stage in output.stages if stage in record}
     sidecar: dict[str, Any] = {

@@ -43,14 +43,8 @@ class Slices(NamedTuple):
 def choose_slices(chi: np.ndarray, mask: np.ndarray, labels: np.ndarray | None = None) -> Slices:
     """The planes to show; see ``_SLICES`` for the rule in words.
 
-    Parameters
-    ----------
-    chi : (X, Y, Z) ndarray
-        Susceptibility, ppm, axes towards right, anterior, superior.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    labels : (X, Y, Z) ndarray of int, optional
-        Segmentation.
+    All are (X, Y, Z) with axes towards right, anterior, superior: susceptibility (ppm), region of
+    interest, segmentation.
     """
     if not mask.any():
         return Slices(chi.shape[1] // 2, chi.shape[2] // 2)
@@ -88,15 +82,8 @@ def draw_maps(
 ) -> Iterator[tuple[str, Figure]]:
     """Coronal and axial planes of the maps of a run: name of each figure, and the figure.
 
-    Parameters
-    ----------
-    maps : mapping of str to (X, Y, Z) ndarray
-        Those of ``DRAWN`` and, where they are known, of ``DRAWN_IF_KNOWN``; fields in ppm, axes
-        towards right, anterior, superior.
-    voxel_size : (3,) ndarray
-        mm
-    labels : (X, Y, Z) ndarray of int, optional
-        Segmentation.
+    The maps, (X, Y, Z), are those of ``DRAWN`` and, where they are known, of ``DRAWN_IF_KNOWN``;
+    fields in ppm, axes towards right, anterior, superior. Voxels are in mm, labels a segmentation.
     """
     mask, shape = maps['roi_mask'] > 0, maps['shape_mask'] > 0
     view = _View(shape | mask, voxel_size, choose_slices(maps['precond_chi'], mask, labels))

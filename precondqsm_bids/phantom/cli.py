@@ -22,6 +22,100 @@ class _Lines(argparse.HelpFormatter):
         return '\n'.join(indent + line for line in text.splitlines())
 
 
+def _defaults(name):
+    """What the help says of the default of an option in each kind that has it."""
+    values = {}
+    for kind, spec in KINDS.items():
+        if name in spec.__dataclass_fields__:
+            value = spec.__dataclass_fields__[name].default
+            values[kind] = ' '.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if len(set(values.values())) == 1:
+        return f'(default: {next(iter(values.values()))})'
+    return f'(default: {"; ".join(f"{kind} {value}" for kind, value in values.items())})'
+
+
+def _row(name, help, *, default=True, **keywords):
+    """Name and arguments of an option; the help ends with the defaults of the spec."""
+    return name, {'help': f'{help} {_defaults(name)}' if default else help, **keywords}
+
+
+def _number(name, help, metavar=None):
+    """Row of a number."""
+    return _row(name, help, type=float, metavar=metavar)
+
+
+def _switches_on(name, help):
+    """Row of the size of what the scanner does, which switches it on."""
+    switch = name.replace('_', '-')
+    help += f'; switches it on (default: {SWITCHES[switch].value:g} if {switch} is on)'
+    return _row(name, help, default=False, type=float, metavar='RAD')
+
+
+HARD = hard_head()
+_NAMES = ''.join(f'  {name:24}{switch.help}\n' for name, switch in SWITCHES.items())
+SCANNER = (
+    f'Names of --scanner:\n{_NAMES}  {"all":24}{", ".join(ALL)}\n'
+    'Readout along the first axis, phase encoding along the second.'
+)
+
+# fmt: off
+OPTIONS = {
+    'protocol': [
+        _row('matrix', 'voxels along each axis, tubes only; that of the head follows from its '
+             'voxel size', nargs=3, type=int, metavar=('NX', 'NY', 'NZ')),
+        _row('voxel_size', 'mm; the object keeps its physical size', nargs=3, type=float,
+             metavar=('DX', 'DY', 'DZ')),
+        _number('field_strength', 'B0', 'T'),
+        _number('b0_tilt', 'angle between B0 and the third axis of the object; the stored axes '
+                'become oblique', 'DEG'),
+        _row('echo_times', 'in seconds', nargs='+', type=float, metavar='S'),
+        _number('snr', 'signal of the agar or white matter at TE -> 0 over the noise of the real '
+                'or imaginary part; inf for no noise'),
+        _number('coil_shading', 'strength of the smooth receive shading; 0 for none', 'FRACTION'),
+        _row('participants', 'measurements of the phantom (default: 1)', default=False, type=int,
+             metavar='N'),
+        _row('seed', 'of the noise (default: 0)', default=False, type=int),
+        _row('slices', 'keep the N central slices of the field of view; the object and its field '
+             'stay whole (default: all)', default=False, type=int, metavar='N'),
+    ],
+    'scanner': [
+        _row('scanner', 'what scanner and body do to the ideal signal; each alone or several '
+             'together (default: nothing)', default=False, nargs='+',
+             choices=[*SWITCHES, 'all'], metavar='NAME'),
+        _switches_on('eddy_currents', 'size of the constants and gradients of phase of the '
+                     'echoes'),
+        _switches_on('bipolar', 'phase between odd and even echoes of alternating readouts'),
+        _switches_on('first_echo', 'phase error of the first echo at the centre'),
+    ],
+    'tubes': [
+        _row('tubes_dchi', 'susceptibility of 1 to 8 tubes relative to the agar; negative values '
+             'are allowed', nargs='+', type=float, metavar='PPM'),
+        _number('r2', 'R2 of agar and tubes, 1/s', 'PER_S'),
+        _number('relaxivity_scale', "R2' of the tubes relative to the theory of static dephasing",
+                'FACTOR'),
+        _number('air_bubble', 'radius of a sphere of air under the lid; 0 for none', 'MM'),
+        _number('object_scale', 'on every length of the container and the tubes', 'FACTOR'),
+    ],
+    'head': [
+        _number('relaxivity', "R2' of a ppm of para- or diamagnetic susceptibility at 3 T; it "
+                'grows with B0', 'HZ_PER_PPM'),
+        _row('hard', 'add what no magnitude shows: a texture of the susceptibility, veins, '
+             'microbleeds, calcifications, R2* without susceptibility and the reverse; --b0-tilt '
+             f'is {HARD.b0_tilt:g} and --snr {HARD.snr:g} unless given', default=False,
+             action='store_true'),
+        _number('lesion_relaxivity', "R2' of the microbleeds and calcifications of --hard "
+                'relative to --relaxivity', 'FACTOR'),
+    ],
+    'simulation': [
+        _row('supersampling', 'points per voxel and axis', type=int, metavar='N'),
+        _row('sampling', 'box: mean over each voxel; kspace: cut off in k-space, as a scanner '
+             'does', choices=SAMPLINGS),
+    ],
+}
+"""Rows of each group: the field of the spec, and arguments of ``add_argument``."""
+# fmt: on
+
+
 def build_parser():
     """Return the parser; options of the spec that are not given are absent from its result."""
     parser = argparse.ArgumentParser(
@@ -43,192 +137,12 @@ def build_parser():
         help='tubes: agar-filled cylinder in air with parallel tubes; head: brain, skull and air '
         'spaces (default: tubes)',
     )
-
-    scan = parser.add_argument_group('protocol')
-    add = scan.add_argument
-    add(
-        '--matrix',
-        nargs=3,
-        type=int,
-        metavar=('NX', 'NY', 'NZ'),
-        help=f'voxels along each axis, tubes only {_defaults("matrix")}; that of the head follows '
-        'from its voxel size',
-    )
-    add(
-        '--voxel-size',
-        nargs=3,
-        type=float,
-        metavar=('DX', 'DY', 'DZ'),
-        help=f'mm; the object keeps its physical size {_defaults("voxel_size")}',
-    )
-    add(
-        '--field-strength',
-        type=float,
-        metavar='T',
-        help=f'B0 {_defaults("field_strength")}',
-    )
-    add(
-        '--b0-tilt',
-        type=float,
-        metavar='DEG',
-        help='angle between B0 and the third axis of the object; the stored axes become oblique '
-        f'{_defaults("b0_tilt")}',
-    )
-    add(
-        '--echo-times',
-        nargs='+',
-        type=float,
-        metavar='S',
-        help=f'in seconds {_defaults("echo_times")}',
-    )
-    add(
-        '--snr',
-        type=float,
-        help='signal of the agar or white matter at TE -> 0 over the noise of the real or '
-        f'imaginary part; inf for no noise {_defaults("snr")}',
-    )
-    add(
-        '--coil-shading',
-        type=float,
-        metavar='FRACTION',
-        help=f'strength of the smooth receive shading; 0 for none {_defaults("coil_shading")}',
-    )
-    add(
-        '--participants',
-        type=int,
-        metavar='N',
-        default=1,
-        help='measurements of the phantom (default: 1)',
-    )
-    add('--seed', type=int, default=0, help='of the noise (default: 0)')
-
-    add(
-        '--slices',
-        type=int,
-        metavar='N',
-        help='keep the N central slices of the field of view; the object and its field stay whole '
-        '(default: all)',
-    )
-    _add_scanner(parser)
-
-    body = parser.add_argument_group('tubes')
-    add = body.add_argument
-    add(
-        '--tubes-dchi',
-        nargs='+',
-        type=float,
-        metavar='PPM',
-        help='susceptibility of 1 to 8 tubes relative to the agar; negative values are allowed '
-        f'{_defaults("tubes_dchi")}',
-    )
-    add(
-        '--r2',
-        type=float,
-        metavar='PER_S',
-        help=f'R2 of agar and tubes, 1/s {_defaults("r2")}',
-    )
-    add(
-        '--relaxivity-scale',
-        type=float,
-        metavar='FACTOR',
-        help="R2' of the tubes relative to the theory of static dephasing "
-        f'{_defaults("relaxivity_scale")}',
-    )
-    add(
-        '--air-bubble',
-        type=float,
-        metavar='MM',
-        help=f'radius of a sphere of air under the lid; 0 for none {_defaults("air_bubble")}',
-    )
-    add(
-        '--object-scale',
-        type=float,
-        metavar='FACTOR',
-        help=f'on every length of the container and the tubes {_defaults("object_scale")}',
-    )
-
-    body = parser.add_argument_group('head')
-    add = body.add_argument
-    add(
-        '--relaxivity',
-        type=float,
-        metavar='HZ_PER_PPM',
-        help="R2' of a ppm of para- or diamagnetic susceptibility at 3 T; it grows with B0 "
-        f'{_defaults("relaxivity")}',
-    )
-    hard = hard_head()
-    add(
-        '--hard',
-        action='store_true',
-        help='add what no magnitude shows: a texture of the susceptibility, veins, microbleeds, '
-        'calcifications, R2* without susceptibility and the reverse; '
-        f'--b0-tilt is {hard.b0_tilt:g} and --snr {hard.snr:g} unless given',
-    )
-    add(
-        '--lesion-relaxivity',
-        type=float,
-        metavar='FACTOR',
-        help="R2' of the microbleeds and calcifications of --hard relative to --relaxivity "
-        f'{_defaults("lesion_relaxivity")}',
-    )
-
-    grid = parser.add_argument_group('simulation')
-    add = grid.add_argument
-    add(
-        '--supersampling',
-        type=int,
-        metavar='N',
-        help=f'points per voxel and axis {_defaults("supersampling")}',
-    )
-    add(
-        '--sampling',
-        choices=SAMPLINGS,
-        help='box: mean over each voxel; kspace: cut off in k-space, as a scanner does '
-        f'{_defaults("sampling")}',
-    )
+    for title, rows in OPTIONS.items():
+        group = parser.add_argument_group(title, SCANNER if title == 'scanner' else None)
+        for name, keywords in rows:
+            group.add_argument(f'--{name.replace("_", "-")}', **keywords)
+    parser.set_defaults(participants=1, seed=0)
     return parser
-
-
-def _add_scanner(parser):
-    """Add the options of what is not ideal."""
-    names = ''.join(f'  {name:24}{switch.help}\n' for name, switch in SWITCHES.items())
-    group = parser.add_argument_group(
-        'scanner',
-        f'Names of --scanner:\n{names}  {"all":24}{", ".join(ALL)}\n'
-        'Readout along the first axis, phase encoding along the second.',
-    )
-    add = group.add_argument
-    add(
-        '--scanner',
-        nargs='+',
-        choices=[*SWITCHES, 'all'],
-        metavar='NAME',
-        help='what scanner and body do to the ideal signal; each alone or several together '
-        '(default: nothing)',
-    )
-    for name, what in (
-        ('eddy-currents', 'size of the constants and gradients of phase of the echoes'),
-        ('bipolar', 'phase between odd and even echoes of alternating readouts'),
-        ('first-echo', 'phase error of the first echo at the centre'),
-    ):
-        add(
-            f'--{name}',
-            type=float,
-            metavar='RAD',
-            help=f'{what}; switches it on (default: {SWITCHES[name].value:g} if {name} is on)',
-        )
-
-
-def _defaults(name):
-    """What the help says of the default of an option in each kind that has it."""
-    values = {}
-    for kind, spec in KINDS.items():
-        if name in spec.__dataclass_fields__:
-            value = spec.__dataclass_fields__[name].default
-            values[kind] = ' '.join(map(str, value)) if isinstance(value, tuple) else str(value)
-    if len(set(values.values())) == 1:
-        return f'(default: {next(iter(values.values()))})'
-    return f'(default: {"; ".join(f"{kind} {value}" for kind, value in values.items())})'
 
 
 def spec_of(options):

@@ -1,9 +1,7 @@
 """The phantom as a raw BIDS dataset, with its truth as a derivative dataset inside."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -12,13 +10,10 @@ from precondqsm_bids import __version__
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.phantom import scanner_record
 from precondqsm_bids.phantom.head_spec import HeadSpec
-from precondqsm_bids.phantom.scanner import MAGNITUDE_LEVELS, phase_codes
+from precondqsm_bids.phantom.kinds import kind_of, stored_magnitude
+from precondqsm_bids.phantom.scanner import phase_codes
 from precondqsm_bids.phantom.scanner_spec import PIXEL_BANDWIDTH
 from precondqsm_bids.phantom.spec import TubesSpec
-
-MAGNITUDE_SCALE = 10000
-"""Stored magnitude of the medium (agar, white matter) at TE -> 0, unless the scanner stores small
-integers."""
 
 PHASE_SLOPE = np.nextafter(np.float32(np.pi / 32768), np.float32(0))
 """Radians per stored unit of phase: 16 bits span [-pi, pi), never a rounding error more."""
@@ -135,18 +130,18 @@ def _write_root(writer, out_dir, spec, labels, seed):
     writer.json(
         out_dir / 'dataset_description.json',
         {
-            'Name': _kind(spec).name,
+            'Name': kind_of(spec).name,
             'BIDSVersion': BIDS_VERSION,
             'DatasetType': 'raw',
-            'License': _kind(spec).licence,
+            'License': kind_of(spec).licence,
             'Authors': AUTHORS,
-            'HowToAcknowledge': _kind(spec).acknowledge,
+            'HowToAcknowledge': kind_of(spec).acknowledge,
             'GeneratedBy': [_generated_by(spec)],
             'SourceDatasets': [],
             'HEDVersion': [],
         },
     )
-    readme = _kind(spec).readme(spec, labels, seed) + scanner_record.readme(spec)
+    readme = kind_of(spec).readme(spec, labels, seed) + scanner_record.readme(spec)
     writer.text(out_dir / 'README', readme)
     writer.table(out_dir / 'participants.tsv', _participants(labels))
     writer.json(out_dir / 'participants.json', _PARTICIPANTS_JSON)
@@ -159,9 +154,9 @@ def _write_truth_root(writer, truth_dir, spec):
             'Name': 'Truth of the digital phantom',
             'BIDSVersion': BIDS_VERSION,
             'DatasetType': 'derivative',
-            'License': _kind(spec).licence,
+            'License': kind_of(spec).licence,
             'Authors': AUTHORS,
-            'HowToAcknowledge': _kind(spec).acknowledge,
+            'HowToAcknowledge': kind_of(spec).acknowledge,
             'GeneratedBy': [_generated_by(spec)],
             'SourceDatasets': [{'URL': '../..', 'Version': __version__}],
             'DatasetLinks': {'raw': '../..'},
@@ -170,7 +165,7 @@ def _write_truth_root(writer, truth_dir, spec):
     writer.text(
         truth_dir / 'README',
         'What is true of the phantom in the dataset two folders up: voxel means, without noise,\n'
-        f'of susceptibility (ppm), R2* (1/s) and total field (Hz), and {_kind(spec).segments}.\n'
+        f'of susceptibility (ppm), R2* (1/s) and total field (Hz), and {kind_of(spec).segments}.\n'
         + ('' if spec.scanner.ideal else _RECORD_README),
     )
     if not spec.scanner.ideal:
@@ -207,14 +202,9 @@ def _write_echoes(writer, out_dir, phantom, label):
         writer.json(_sidecar(path), {**sidecar, 'Units': 'rad'})
 
 
-def stored_magnitude(spec):
-    """Stored magnitude of the medium (agar, white matter) at TE -> 0."""
-    return MAGNITUDE_LEVELS if spec.scanner.integers else MAGNITUDE_SCALE
-
-
 def _write_truth(writer, truth_dir, phantom, label):
+    """Maps, labels, field and what the scanner did, of one participant."""
     subject = truth_dir / f'sub-{label}'
-    kind = _kind(phantom.spec)
     n_echoes = range(1, len(phantom.echo_times) + 1)
     common = {
         'Sources': [
@@ -225,12 +215,6 @@ def _write_truth(writer, truth_dir, phantom, label):
         'SpatialReference': 'orig',
         'SkullStripped': False,
     }
-    algorithm = {
-        'EstimationReference': 'The digital phantom itself; nothing is estimated',
-        'EstimationAlgorithm': 'Mean over the points of each voxel of what was simulated',
-        'EchoTime': list(phantom.echo_times),
-        'MagneticFieldStrength': phantom.spec.field_strength,
-    }
 
     def write(folder, name, data, sidecar):
         path = subject / folder / f'sub-{label}_{name}.nii.gz'
@@ -238,24 +222,8 @@ def _write_truth(writer, truth_dir, phantom, label):
         writer.json(_sidecar(path), {**sidecar, **common})
         return path
 
-    description = f'True susceptibility, {kind.chi}. Voxels on an edge hold the mean.'
-    sidecar = {'Description': description, 'Units': 'ppm', **algorithm}
-    write('anat', 'desc-truth_Chimap', phantom.chi, sidecar)
-
-    description = 'True R2*, 0 where there is no signal. Voxels on an edge hold the mean.'
-    sidecar = {'Description': description, 'Units': '1/s', **algorithm}
-    write('anat', 'desc-truth_R2starmap', phantom.r2star, sidecar)
-
-    path = write(
-        'anat',
-        f'desc-{kind.dseg}_dseg',
-        phantom.labels,
-        {
-            'Description': kind.labels,
-            'Manual': False,
-            'dchi': {'Description': kind.dchi, 'Units': 'ppm'},
-        },
-    )
+    _write_maps(write, phantom)
+    path = _write_labels(write, phantom)
     names = phantom.label_names
     rows = [(index, names[index], phantom.label_dchi[index]) for index in names]
     writer.table(
@@ -263,25 +231,54 @@ def _write_truth(writer, truth_dir, phantom, label):
     )
     if isinstance(phantom.spec, HeadSpec):
         _write_tissues(write, phantom)
-
-    hz = phantom.field * hz_per_ppm(phantom.spec.field_strength)
-    write(
-        'fmap',
-        'desc-truth_fieldmap',
-        hz.astype(np.float32),
-        {
-            'Description': f'True total field, voxel mean: {kind.total_field}.'
-            + scanner_record.not_in_the_field(phantom.spec),
-            'Units': 'Hz',
-            'MagneticFieldStrength': phantom.spec.field_strength,
-            'B0FieldIdentifier': 'truth',
-        },
-    )
-    sidecar = {'Description': 'Share of each voxel that gives signal'}
-    write('fmap', 'desc-truth_magnitude', phantom.density, sidecar)
+    _write_field(write, phantom)
     if not phantom.spec.scanner.ideal:
         path = subject / 'anat' / f'sub-{label}_desc-truth_scanner.json'
         writer.json(path, scanner_record.truth(phantom.spec))
+
+
+def _write_maps(write, phantom):
+    """Susceptibility and R2*."""
+    algorithm = {
+        'EstimationReference': 'The digital phantom itself; nothing is estimated',
+        'EstimationAlgorithm': 'Mean over the points of each voxel of what was simulated',
+        'EchoTime': list(phantom.echo_times),
+        'MagneticFieldStrength': phantom.spec.field_strength,
+    }
+    chi = f'True susceptibility, {kind_of(phantom.spec).chi}. Voxels on an edge hold the mean.'
+    rate = 'True R2*, 0 where there is no signal. Voxels on an edge hold the mean.'
+    for name, data, description, units in (
+        ('Chimap', phantom.chi, chi, 'ppm'),
+        ('R2starmap', phantom.r2star, rate, '1/s'),
+    ):
+        sidecar = {'Description': description, 'Units': units, **algorithm}
+        write('anat', f'desc-truth_{name}', data, sidecar)
+
+
+def _write_labels(write, phantom):
+    """The label image; its path."""
+    kind = kind_of(phantom.spec)
+    sidecar = {
+        'Description': kind.labels,
+        'Manual': False,
+        'dchi': {'Description': kind.dchi, 'Units': 'ppm'},
+    }
+    return write('anat', f'desc-{kind.dseg}_dseg', phantom.labels, sidecar)
+
+
+def _write_field(write, phantom):
+    """Total field, Hz, and the share of each voxel that gives signal."""
+    hz = phantom.field * hz_per_ppm(phantom.spec.field_strength)
+    sidecar = {
+        'Description': f'True total field, voxel mean: {kind_of(phantom.spec).total_field}.'
+        + scanner_record.not_in_the_field(phantom.spec),
+        'Units': 'Hz',
+        'MagneticFieldStrength': phantom.spec.field_strength,
+        'B0FieldIdentifier': 'truth',
+    }
+    write('fmap', 'desc-truth_fieldmap', hz.astype(np.float32), sidecar)
+    sidecar = {'Description': 'Share of each voxel that gives signal'}
+    write('fmap', 'desc-truth_magnitude', phantom.density, sidecar)
 
 
 def _write_tissues(write, phantom):
@@ -308,7 +305,7 @@ def _generated_by(spec):
     return {
         'Name': 'precondqsm_phantom',
         'Version': __version__,
-        'Description': f'Digital phantom: {_kind(spec).field}, multi-echo signal, noise',
+        'Description': f'Digital phantom: {kind_of(spec).field}, multi-echo signal, noise',
     }
 
 
@@ -329,7 +326,7 @@ def _protocol(spec):
         'CoilCombinationMethod': 'none (one simulated channel)',
         'NonlinearGradientCorrection': False,
         'SequenceName': 'MEGRE',
-        'PulseSequenceDetails': f'Simulated; {readouts} readouts, {_kind(spec).t1}',
+        'PulseSequenceDetails': f'Simulated; {readouts} readouts, {kind_of(spec).t1}',
         'SoftwareVersions': __version__,
         'MagneticFieldStrength': spec.field_strength,
         'PulseSequenceType': '3D spoiled multi-echo gradient echo',
@@ -356,162 +353,3 @@ _PARTICIPANTS_JSON = {
     'participant_id': {'Description': 'One measurement of the digital phantom'},
     'species': {'Description': 'Not applicable: a digital phantom'},
 }
-
-
-def _tubes_readme(spec, labels, seed):
-    tubes = ', '.join(f'{value:g}' for value in spec.tubes_dchi)
-    times = ', '.join(f'{1000 * value:g}' for value in spec.echo_times)
-    bubble = f'{spec.air_bubble:g} mm' if spec.air_bubble else 'none'
-    container = f'{spec.container_height:g} mm high and {2 * spec.container_radius:g} mm wide'
-    tube = f'{spec.tube_height:g} mm high and {2 * spec.tube_radius:g} mm wide'
-    return f"""Digital phantom: tubes of known susceptibility in an agar-filled container
-===========================================================================
-
-A simulation by precondqsm_phantom {__version__}, not a measurement.
-The truth is in derivatives/truth.
-
-Object
-: cylindrical container of agar in air, {container}; its polymer wall is left out
-: {len(spec.tubes_dchi)} parallel tubes, {tube}
-: dchi of the tubes (ppm, relative to the agar): {tubes}
-: R2 {spec.r2:g} /s everywhere; R2' of the agar 0, of the tubes {spec.relaxivity_scale:g} times the
-  theory of static dephasing
-: air bubble under the lid: {bubble} (radius)
-
-Protocol
-: {spec.field_strength:g} T, container at {spec.b0_tilt:g} degrees to B0
-: echo times {times} ms
-: TR {1000 * spec.repetition_time:g} ms, flip angle 20 degrees: without effect, T1 is left out
-: SNR {spec.snr:g}: the agar's signal at TE -> 0 over the noise in each of the real and
-  imaginary parts; {stored_magnitude(spec)} stored units of magnitude are that signal
-
-Simulation
-: field in closed form (finite cylinders, sphere), less the solid harmonics up to second order
-  that a shim would cancel
-: {spec.supersampling} points per voxel and axis, made into voxels by: {_sampling(spec)}
-: {len(labels)} participant(s): the same phantom with noise of its own, seed {seed}
-"""
-
-
-def _head_readme(spec, labels, seed):
-    times = ', '.join(f'{1000 * value:g}' for value in spec.echo_times)
-    matrix = ' x '.join(str(n) for n in spec.matrix)
-    size = ' x '.join(f'{length:g}' for length in spec.voxel_size)
-    fine = ' x '.join(f'{length / spec.supersampling:g}' for length in spec.voxel_size)
-    if spec.hard:
-        hidden = f"""veins, microbleeds and calcifications (in the label image), the lesions with
-  {spec.lesion_relaxivity:g} of the R2' that the relaxivity would give them; a texture of 0.01 ppm;
-  patches of other R2 and the same susceptibility, and the reverse"""
-    else:
-        hidden = 'nothing'
-    return f"""Digital phantom: a head of known susceptibility
-===============================================
-
-A simulation by precondqsm_phantom {__version__}, not a measurement, and nobody's head.
-The truth is in derivatives/truth.
-
-Object
-: brain of the ICBM 152 template (nonlinear, symmetric, 2009a; Fonov et al., NeuroImage
-  2011;54:313) with analytic deep nuclei; CSF, skull, scalp, face, eyes, sinuses, ear canals,
-  mastoid cells, airway, neck and spine built around it
-: susceptibilities after Marques et al., MRM 2021;86:526; texture of 15 % (standard deviation)
-  of their para- and diamagnetic parts
-: R2' = {spec.relaxivity:g} Hz/ppm (at 3 T, in proportion to B0) of the sum of both parts' sizes
-: hidden from the magnitude: {hidden}
-: left out: {_left_out(spec)}
-
-Protocol
-: {spec.field_strength:g} T, head and slab at {spec.b0_tilt:g} degrees to B0
-: {matrix} voxels of {size} mm
-: echo times {times} ms
-: TR {1000 * spec.repetition_time:g} ms, flip angle 20 degrees, T1 of each tissue
-: SNR {spec.snr:g}: the signal of white matter at TE -> 0 over the noise in each of the real and
-  imaginary parts; {stored_magnitude(spec)} stored units of magnitude are that signal
-
-Simulation
-: tissues, field and signal on points of {fine} mm, made into voxels by: {_sampling(spec)}
-: field by finite differences on those points, of the whole head and neck in air, less the solid
-  harmonics up to second order that a shim on the brain would cancel
-: {len(labels)} participant(s): the same head with noise of its own, seed {seed}
-
-Template
-: Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological
-  Institute, McGill University. Permission to use, copy, modify, and distribute this software and
-  its documentation for any purpose and without fee is hereby granted, provided that the above
-  copyright notice appear in all copies. It is provided "as is" without express or implied
-  warranty.
-"""
-
-
-def _sampling(spec):
-    return spec.scanner.sampling(spec.sampling)
-
-
-def _left_out(spec):
-    scanner = spec.scanner
-    absent = {
-        'chemical shift of fat': not scanner.fat,
-        'flow': not scanner.flow,
-        'motion': True,
-        'anisotropy of white matter': True,
-        'teeth': True,
-        'shoulders': True,
-    }
-    return ', '.join(name for name, out in absent.items() if out)
-
-
-class _Kind(NamedTuple):
-    """What the files say of one kind of phantom."""
-
-    name: str
-    licence: str
-    acknowledge: str
-    field: str
-    t1: str
-    segments: str
-    chi: str
-    dseg: str
-    labels: str
-    dchi: str
-    total_field: str
-    readme: Callable
-
-
-_TUBES = _Kind(
-    name='Digital phantom of tubes of known susceptibility in agar',
-    licence='CC0',
-    acknowledge='Cite precondqsm_bids and the abstract whose phantom this is.',
-    field='closed-form field',
-    t1='T1 left out',
-    segments='labels of the voxels that\nlie in one material with all their points',
-    chi='relative to the agar inside the container (an air bubble is the step from water to air), '
-    '0 in the air outside',
-    dseg='tubes',
-    labels='Tubes and agar. A voxel has a label where all its points lie in that material; '
-    'voxels on an edge have none.',
-    dchi='True susceptibility relative to the agar',
-    total_field='container, tubes and bubble in air, less the solid harmonics up to second order '
-    'of the field in the agar (the shim)',
-    readme=_tubes_readme,
-)
-_HEAD = _Kind(
-    name='Digital phantom of a head of known susceptibility',
-    licence='CC0, with the notice of the ICBM 152 template that the README holds',
-    acknowledge='Cite precondqsm_bids, and Fonov et al., NeuroImage 2011;54:313 for the template.',
-    field='field by finite differences on a finer grid',
-    t1='spoiled steady state',
-    segments='labels of the\ntissues, their shares in each voxel and a mask of the brain',
-    chi='relative to water inside the head (an air space is the step from water to air), 0 in the '
-    'air outside',
-    dseg='tissues',
-    labels='Tissues. A voxel has the label of the tissue that holds most of its points, 0 for the '
-    'air outside.',
-    dchi='Nominal susceptibility relative to water; texture comes on top',
-    total_field='the whole head and neck in air, less the solid harmonics up to second order of '
-    'the field in the brain (the shim)',
-    readme=_head_readme,
-)
-
-
-def _kind(spec):
-    return _HEAD if isinstance(spec, HeadSpec) else _TUBES

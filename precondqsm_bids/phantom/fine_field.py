@@ -11,7 +11,7 @@ This takes the memory of the fine grid once, where padding takes eight times as 
 import numpy as np
 from scipy import fft
 
-from precondqsm_bids.phantom.anatomy import linear_weights
+from precondqsm_bids.phantom.atlas import linear_weights
 
 ALIAS_SPACING = 4.0
 """Spacing of the grid on which the field of the images is found, mm."""

@@ -15,8 +15,10 @@ from precondqsm_bids.phantom.acquisition import (
     scanner_affine,
     solid_harmonics,
 )
-from precondqsm_bids.phantom.anatomy import ONLY_CHI, ONLY_R2, Anatomy, Planes, texture
+from precondqsm_bids.phantom.anatomy import Anatomy
+from precondqsm_bids.phantom.atlas import Planes, texture
 from precondqsm_bids.phantom.fine_field import alias_factor, good_length, object_field
+from precondqsm_bids.phantom.head_parts import ONLY_CHI, ONLY_R2
 from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HEIGHT, RADIUS, HeadSpec
 from precondqsm_bids.phantom.scanner import (
     Extras,
@@ -363,8 +365,7 @@ def simulate_head(spec=None, *, seed=0):
     del readout
     truth = _Truth(*(np.stack(maps, axis=-1) for maps in zip(*slices[spec.slab], strict=True)))
     magnitude, phase = measure_with(spec, signal, seed)
-    hidden = _absent(spec)
-    names = {i: t.name for i, t in enumerate(TISSUES) if i > 0 and t.name not in hidden}
+    names = _names(spec)
     maps = truth._asdict()
     return HeadPhantom(
         spec=spec,
@@ -380,8 +381,8 @@ def simulate_head(spec=None, *, seed=0):
     )
 
 
-def _absent(spec):
-    """Names of the tissues that this head does not have."""
+def _names(spec):
+    """Names of the tissues that this head has, by their labels."""
     scanner = spec.scanner
     there = {
         'vein': spec.hard or scanner.flow,
@@ -389,7 +390,7 @@ def _absent(spec):
         'fat': scanner.fat,
         'bottle': scanner.two_bodies,
     }
-    return {name for name, here in there.items() if not here}
+    return {i: t.name for i, t in enumerate(TISSUES) if i > 0 and there.get(t.name, True)}
 
 
 def _reduce(planes, factor):

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
@@ -20,21 +21,9 @@ NAME = 'precondqsm_bids_wf'
 
 
 def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> LiterateWorkflow:
-    """Reconstruct every run and write its derivatives.
+    """Reconstruct every run and write its derivatives; no node has an input left open.
 
-    Parameters
-    ----------
-    settings : Settings
-        Folders, resources and method.
-    runs : sequence of Run
-        What :func:`precondqsm_bids.inputs.discovery.find_runs` found.
-    log_name : str
-        Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
-
-    Returns
-    -------
-    workflow : LiterateWorkflow
-        No node has an input left open.
+    Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
     """
     workflow = LiterateWorkflow(name=NAME, base_dir=settings.work_dir)
     workflow.__desc__ = (
@@ -55,15 +44,7 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
 
 
 def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
-    """Reconstruct one run and write its derivatives.
-
-    Parameters
-    ----------
-    settings : Settings
-        Folders, resources and method.
-    run : Run
-        Files and numbers.
-    """
+    """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
     workflow.__desc__ = _region_sentence(bool(run.mask), settings.method.mask_erosion)
     method = settings.method
@@ -75,34 +56,9 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         mem_gb=run.series_gb,
     )
     outputs_wf = init_outputs_wf(run, settings)
-    inputs = precondqsm_wf.inputs.inputnode
-    inputs.echo_times = list(run.echo_times)
-    inputs.field_strength = run.field_strength
-    if manufacturer := run.metadata.get('Manufacturer'):
-        inputs.manufacturer = str(manufacturer)
-    inputs.field_strength_source = run.field_strength_source
-    if run.phase_units:
-        inputs.phase_units = run.phase_units
-    if run.labels:
-        inputs.label_names = run.label_names
-    if run.contrasts:
-        inputs.contrasts = list(run.contrasts)
-    if run.r2_map:
-        inputs.r2_map, inputs.r2_map_kind = run.r2_map, run.r2_map_kind
+    _set_known(precondqsm_wf.inputs.inputnode, run)
     if run.tissue:
-        tissue_maps = pe.Node(
-            TissueMaps(
-                segmentation=list(run.tissue.files),
-                classes=list(run.tissue.classes),
-                grid=run.sources[0],
-            ),
-            name='tissue_maps',
-            mem_gb=run.series_gb,
-        )
-        if run.tissue.label_classes is not None:
-            tissue_maps.inputs.label_classes = run.tissue.label_classes
-        inputs.tissue_names = list(run.tissue.classes)
-        workflow.connect(tissue_maps, 'tissue', precondqsm_wf, 'inputnode.tissue')
+        _connect_tissue(workflow, precondqsm_wf, run)
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
@@ -112,15 +68,9 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     files = {port: value for port, value in files.items() if value}
     if run.as_needed:
         for port, value in files.items():
-            setattr(inputs, port, value)
+            setattr(precondqsm_wf.inputs.inputnode, port, value)
     else:
-        parts = {'real': list(run.real), 'imaginary': list(run.imaginary)}
-        parts = {port: value for port, value in parts.items() if value}
-        standard_echoes = pe.Node(
-            StandardEchoes(**files, **parts), name='standard_echoes', mem_gb=run.series_gb
-        )
-        if run.b0_dir:
-            standard_echoes.inputs.b0_dir = list(run.b0_dir)
+        standard_echoes = _standard_echoes(run, files)
         ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
@@ -131,6 +81,51 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])
     return workflow
+
+
+def _set_known(inputs: Any, run: Run) -> None:
+    """Set the inputs that no node computes; of the optional ones those that are known."""
+    inputs.echo_times = list(run.echo_times)
+    inputs.field_strength = run.field_strength
+    inputs.field_strength_source = run.field_strength_source
+    if manufacturer := run.metadata.get('Manufacturer'):
+        inputs.manufacturer = str(manufacturer)
+    if run.phase_units:
+        inputs.phase_units = run.phase_units
+    if run.labels:
+        inputs.label_names = run.label_names
+    if run.contrasts:
+        inputs.contrasts = list(run.contrasts)
+    if run.r2_map:
+        inputs.r2_map, inputs.r2_map_kind = run.r2_map, run.r2_map_kind
+    if run.tissue:
+        inputs.tissue_names = list(run.tissue.classes)
+
+
+def _connect_tissue(workflow: LiterateWorkflow, precondqsm_wf: LiterateWorkflow, run: Run) -> None:
+    """Node that reads the tissue classes of a run on the grid of its echoes."""
+    tissue_maps = pe.Node(
+        TissueMaps(
+            segmentation=list(run.tissue.files),
+            classes=list(run.tissue.classes),
+            grid=run.sources[0],
+        ),
+        name='tissue_maps',
+        mem_gb=run.series_gb,
+    )
+    if run.tissue.label_classes is not None:
+        tissue_maps.inputs.label_classes = run.tissue.label_classes
+    workflow.connect(tissue_maps, 'tissue', precondqsm_wf, 'inputnode.tissue')
+
+
+def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
+    """Node that stores the echoes of a run as the reconstruction needs them."""
+    parts = {'real': list(run.real), 'imaginary': list(run.imaginary)}
+    parts = {port: value for port, value in parts.items() if value}
+    node = pe.Node(StandardEchoes(**files, **parts), name='standard_echoes', mem_gb=run.series_gb)
+    if run.b0_dir:
+        node.inputs.b0_dir = list(run.b0_dir)
+    return node
 
 
 def _region_sentence(mask: bool, erosion: float) -> str:

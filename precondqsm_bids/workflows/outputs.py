@@ -25,21 +25,9 @@ INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
 
 
 def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -> Workflow:
-    """Write the derivatives of one run.
+    """Write the derivatives of one run; with labels, the table of values too.
 
-    Parameters
-    ----------
-    run : Run
-        Files and numbers; with labels, the table of values is written.
-    settings : Settings
-        Folders and method.
-    name : str
-        Name of the workflow.
-
-    Returns
-    -------
-    workflow : LiterateWorkflow
-        ``inputnode``: those outputs of `init_precondqsm_wf` that :func:`ports_of` names.
+    ``inputnode`` has those outputs of `init_precondqsm_wf` that :func:`ports_of` names.
     """
     workflow = Workflow(name=name)
     ports = ports_of(run, settings)

@@ -1,6 +1,6 @@
 """Methods text of the reconstruction, from the same value that the workflow is built from."""
 
-from precondqsm_bids.method import MAP, Arm, Method
+from precondqsm_bids.method import MAP, Arm, Method, term
 
 RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
@@ -100,15 +100,15 @@ def _term(word: str, method: Method, one_echo: bool) -> str:
     """One term of the prior in words."""
     if word.startswith(MAP):
         return f'a given susceptibility map{FITS[method.fit]}'
-    return {
+    own = {
         'contrast': lambda: _contrast(method, one_echo),
-        'tissue': lambda: 'one constant for each tissue class',
         'r2prime-by-tissue': lambda: (
             f'{_theory(method.r2)}, with one coefficient for each tissue class'
         ),
         'r2prime': lambda: f'{_theory(method.r2)}{FITS[method.fit]}',
         'shape': lambda: 'zero inside the object',
-    }[word]()
+    }
+    return own[word]() if word in own else term(word).help
 
 
 def _contrast(method: Method, one_echo: bool) -> str:

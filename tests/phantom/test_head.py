@@ -10,10 +10,11 @@ import pytest
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import GAMMA_BAR
-from precondqsm_bids.phantom import anatomy
-from precondqsm_bids.phantom.anatomy import Capsule, Ellipsoid, Map, Planes
+from precondqsm_bids.phantom import anatomy, atlas, head_parts
+from precondqsm_bids.phantom.atlas import Map, Planes
 from precondqsm_bids.phantom.head import _Head, r2prime, simulate_head
 from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HeadSpec, hard_head
+from precondqsm_bids.phantom.shapes import Capsule, Ellipsoid
 from precondqsm_bids.phantom.tissues import INDEX, NUCLEI, TISSUES, spoiled_signal
 
 SMALL = HeadSpec(voxel_size=(4.0, 4.0, 4.0))
@@ -123,13 +124,13 @@ def test_template_that_is_missing(monkeypatch, tmp_path):
 
     monkeypatch.setattr('importlib.util.find_spec', lambda name: Found)
     with pytest.raises(FileNotFoundError, match='nilearn'):
-        anatomy._template('gm')
+        atlas._template('gm')
 
 
 def test_nilearn_is_found_and_not_imported():
     program = (
         'import sys\n'
-        'from precondqsm_bids.phantom.anatomy import _template\n'
+        'from precondqsm_bids.phantom.atlas import _template\n'
         '_template("gm")\n'
         'assert "nilearn" not in sys.modules\n'
     )
@@ -354,8 +355,8 @@ def test_hidden_sources():
 def test_lesions_on_a_finer_grid():
     tissue, brain, _ = tissue_on_2mm()
     for name, shapes in (
-        ('microbleed', anatomy.MICROBLEEDS),
-        ('calcification', anatomy.CALCIFICATIONS),
+        ('microbleed', head_parts.MICROBLEEDS),
+        ('calcification', head_parts.CALCIFICATIONS),
     ):
         found, number = ndimage.label(tissue == INDEX[name], np.ones((3, 3, 3)))
         assert number == len(shapes), name

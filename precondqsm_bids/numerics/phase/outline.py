@@ -47,8 +47,6 @@ def coarse_field(
     The field is known in the mask. Where the last block is not full, the object goes on in it as
     it ends.
 
-    Examples
-    --------
     >>> field = np.arange(8.0).reshape(8, 1, 1); mask = np.ones(field.shape, bool); mask[0] = False
     >>> coarse = coarse_field(field, field, mask, mask, (1, 1, 1), most=4)
     >>> coarse.field.ravel(), coarse.voxel_size
@@ -79,8 +77,6 @@ def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bo
 
     The object goes on beyond the edges of the field of view as it ends there.
 
-    Examples
-    --------
     >>> shape = np.ones((1, 1, 9), bool); shape[..., 2] = False; shape[..., 4:8] = False
     >>> closed_outline(shape, (1, 1, 1), 1.0)[0, 0].astype(int)
     array([1, 1, 1, 1, 0, 0, 0, 0, 1])
@@ -100,8 +96,6 @@ def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bo
 def cut_fraction(shape: Bools, voxel_size: npt.ArrayLike) -> float:
     """Fraction of the object's surface that is the edge of the field of view: 0 if it lies within.
 
-    Examples
-    --------
     >>> shape = np.zeros((4, 4, 4), bool); shape[1:3, 1:3, :] = True
     >>> round(cut_fraction(shape, (1, 1, 1)), 2), cut_fraction(shape[1:3, 1:3], (1, 1, 1))
     (0.2, 1.0)

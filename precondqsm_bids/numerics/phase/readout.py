@@ -22,8 +22,6 @@ def alternating_axes(echoes: Echoes) -> tuple[int, ...]:
     for ordinary data and near -1 for alternating ones. An axis alternates below -0.3. The phase of
     a single echo is taken as it is.
 
-    Examples
-    --------
     >>> te, mask = np.array([0.004, 0.008]), np.ones((8, 8, 8), bool)
     >>> phase = 0.3 * np.indices((8, 8, 8))[0][..., None] * np.array([1, 2])
     >>> phase[:, :, 1::2] += np.pi

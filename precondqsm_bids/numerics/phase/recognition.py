@@ -56,8 +56,6 @@ def is_phase(data: npt.NDArray) -> bool:
     share, and jumps by more than half of it between at least 5 % of the neighbours (0..4095 with
     noise in the air). The most common value (blanked air) is left out.
 
-    Examples
-    --------
     >>> rng = np.random.default_rng(0)
     >>> noise = rng.normal(size=(2, 20, 20, 20))
     >>> is_phase(np.hypot(*noise)), is_phase(np.arctan2(*noise) + 4)
@@ -88,8 +86,6 @@ def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[f
     :data:`SAME_IMAGE`. In good data the differences between neighbours are those of noise, which
     is independent in magnitude and phase, and of edges, which a field does not follow.
 
-    Examples
-    --------
     >>> magnitude = np.random.default_rng(0).normal(9, 1, (9, 9, 9))
     >>> print(np.round(likeness(4 * magnitude + 1, magnitude, magnitude > 0), 3))
     [1. 1.]
@@ -120,8 +116,6 @@ def unsigned_parts(real: npt.NDArray, imaginary: npt.NDArray) -> bool:
     :func:`fills_quarter_turn`, or the faces of the field of view have one value in both parts, to
     2 %, with deviations of less than a tenth of it: codes whose 0 is in the middle of their range.
 
-    Examples
-    --------
     >>> parts = np.random.default_rng(0).normal(size=(2, 20, 20, 20))
     >>> unsigned_parts(*np.abs(parts)), unsigned_parts(*parts + 20), unsigned_parts(*parts)
     (True, True, False)
@@ -145,8 +139,6 @@ def fills_quarter_turn(phase: npt.NDArray) -> bool:
 
     To both ends: each 16th of it has at least a quarter of an even share.
 
-    Examples
-    --------
     >>> fills_quarter_turn(np.linspace(0, np.pi / 2, 5000)), fills_quarter_turn(np.zeros(5000))
     (True, False)
     """
@@ -173,8 +165,6 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
     Echo times in reverse order, or echoes that are scaled one by one, let it grow in nearly the
     whole object; noise, or fat that comes into phase again, in parts of it.
 
-    Examples
-    --------
     >>> decay = np.exp(-20 * np.array([0.004, 0.02])) * np.ones((9, 9, 9, 1))
     >>> mask = np.ones((9, 9, 9), bool)
     >>> growth(decay, mask).reversed, growth(decay[..., ::-1], mask).reversed

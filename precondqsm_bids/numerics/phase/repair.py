@@ -52,8 +52,6 @@ def first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
     ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. No prediction
     enters, so that its sign is that of the phase; the phase offset enters where there is one echo.
 
-    Examples
-    --------
     >>> te, mask = np.array([0.004, 0.008]), np.ones((4, 4, 4), bool)
     >>> phase = np.full((4, 4, 4, 1), 0.1) + 2 * np.pi * 127.729 * 0.05 * te
     >>> field, _ = first_field(Echoes.of(np.ones(phase.shape), phase, te, mask, 3.0), None)

@@ -66,10 +66,6 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     units : {'rad', 'arbitrary'}, optional
         ``Units`` of the metadata.
 
-    Returns
-    -------
-    PhaseScale
-
     Raises
     ------
     ValueError

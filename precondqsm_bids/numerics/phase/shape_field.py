@@ -47,18 +47,12 @@ def shape_field(
     ----------
     shape : (X, Y, Z) ndarray of bool
         Object against air.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
     mask : (X, Y, Z) ndarray of bool
         Where the field is wanted; zero elsewhere.
     workers : int
         Threads of the Fourier transforms.
-
-    Returns
-    -------
-    ShapeField
 
     Examples
     --------

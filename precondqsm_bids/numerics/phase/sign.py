@@ -132,10 +132,6 @@ def phase_sign(
     depth : (X, Y, Z) ndarray, optional
         Depth below the object's surface, for the layers; one layer if omitted.
 
-    Returns
-    -------
-    PhaseSign
-
     Raises
     ------
     ValueError

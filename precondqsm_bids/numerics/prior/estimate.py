@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.method import MAP, TERMS, term
+from precondqsm_bids.method import MAP, term
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
@@ -27,13 +27,6 @@ LEAST_GAIN = 0.01
 """Factor on the expected size of a basis that explains no more than chance does."""
 MOST_PPM = 30.0
 """99th percentile of a susceptibility map in ppm: larger ones are in another unit."""
-NEEDS = {
-    'contrast': ('magnitude',),
-    'tissue': ('tissue', 'tissue_names'),
-    'r2prime-by-tissue': ('tissue', 'tissue_names', 'prior_chi'),
-    'r2prime': ('prior_chi',),
-}
-"""Fields of :class:`PriorInputs` that a term takes."""
 
 
 class PriorInputs(NamedTuple):
@@ -204,26 +197,18 @@ class _Builder:
 
     def bases(self, word: str) -> list[Basis]:
         """Basis maps of one term."""
-        build: dict[str, Callable[[], list[Basis]]] = {
-            'contrast': self._cells,
-            'tissue': lambda: [self.tissue],
-            'r2prime-by-tissue': lambda: [
-                map_by_tissue(self.tissue, self.inputs.prior_chi, self.mask)
-            ],
-            'r2prime': lambda: [self._map(self.inputs.prior_chi)],
-            'shape': lambda: [whole_map(np.zeros(self.mask.shape, np.float32), self.mask)],
-        }
-        return build[word]() if word in build else [self._map(self._given_map(word))]
+        return BASES[_row(word)].make(self, word)
 
     @cached_property
     def tissue(self) -> Basis:
         """Parcels of the tissue classes."""
         return tissue_parcels(self.inputs.tissue, len(self.inputs.tissue_names), self.mask)
 
-    def _map(self, chi: npt.NDArray) -> Basis:
+    def whole(self, chi: npt.NDArray) -> Basis:
+        """A susceptibility map (ppm) as the method fits it."""
         return susceptibility_map(chi, self.mask, self.fit, self.among)
 
-    def _given_map(self, word: str) -> npt.NDArray:
+    def given_map(self, word: str) -> npt.NDArray:
         """A susceptibility map that was given, ppm."""
         name = word.removeprefix(MAP)
         chi = self.inputs.maps[name]
@@ -239,7 +224,7 @@ class _Builder:
             )
         return chi
 
-    def _cells(self) -> list[Basis]:
+    def cells(self) -> list[Basis]:
         """Cells of the contrasts, images freed of their shading, for which R2* must be known.
 
         R2* and each image have a joint histogram: one of all together would have cells of few
@@ -337,15 +322,75 @@ class _Builder:
         return dict(zip(names, coefficients.tolist(), strict=False))
 
 
+class TermBases(NamedTuple):
+    """How the basis maps of a term are made."""
+
+    needs: tuple[str, ...]
+    """Fields of :class:`PriorInputs` that it takes."""
+    make: Callable[[_Builder, str], list[Basis]]
+
+
+BASES: dict[str, TermBases] = {}
+"""Row of :data:`precondqsm_bids.method.TERMS` -> how it is made; filled by :func:`bases_of`."""
+
+
+def bases_of(row: str, *needs: str) -> Callable[[Any], Any]:
+    """Make the decorated function that of a term, which takes these fields of the inputs.
+
+    It returns the basis maps. Its first parameter has ``inputs`` (:class:`PriorInputs`), ``mask``,
+    ``voxel_size`` (mm) and ``tissue`` (parcels of the classes); the second is the word itself.
+    """
+
+    def register(make: Any) -> Any:
+        BASES[row] = TermBases(needs, make)
+        return make
+
+    return register
+
+
+@bases_of('contrast', 'magnitude')
+def _contrast(given: _Builder, word: str) -> list[Basis]:
+    return given.cells()
+
+
+@bases_of('tissue', 'tissue', 'tissue_names')
+def _tissue(given: _Builder, word: str) -> list[Basis]:
+    return [given.tissue]
+
+
+@bases_of('r2prime-by-tissue', 'tissue', 'tissue_names', 'prior_chi')
+def _r2prime_by_tissue(given: _Builder, word: str) -> list[Basis]:
+    return [map_by_tissue(given.tissue, given.inputs.prior_chi, given.mask)]
+
+
+@bases_of('r2prime', 'prior_chi')
+def _r2prime(given: _Builder, word: str) -> list[Basis]:
+    return [given.whole(given.inputs.prior_chi)]
+
+
+@bases_of(f'{MAP}FILE', 'maps')
+def _given_map(given: _Builder, word: str) -> list[Basis]:
+    return [given.whole(given.given_map(word))]
+
+
+@bases_of('shape')
+def _nothing(given: _Builder, word: str) -> list[Basis]:
+    return [whole_map(np.zeros(given.mask.shape, np.float32), given.mask)]
+
+
+def _row(word: str) -> str:
+    """The row of a term."""
+    return f'{MAP}FILE' if word.startswith(MAP) else word
+
+
 def _check_term(word: str, inputs: PriorInputs) -> None:
     """Raise ValueError if a term is not known, or what it needs is not there."""
-    if word.startswith(MAP):
-        missing = [] if word.removeprefix(MAP) in (inputs.maps or {}) else ['maps']
-    elif word in TERMS:
-        needed = {name: getattr(inputs, name) for name in NEEDS.get(word, ())}
-        missing = [name for name, value in needed.items() if value is None or not len(value)]
-    else:
-        raise ValueError(f'prior {word} is not one of {", ".join(TERMS)}')
+    if (row := _row(word)) not in BASES:
+        raise ValueError(f'prior {word} is not one of {", ".join(BASES)}')
+    needed = {name: getattr(inputs, name) for name in BASES[row].needs}
+    missing = [name for name, value in needed.items() if value is None or not len(value)]
+    if word.startswith(MAP) and word.removeprefix(MAP) not in (inputs.maps or {}):
+        missing = ['maps']
     if missing:
         raise ValueError(f'prior {word} needs {" and ".join(missing)}, which is not given')
 

@@ -39,21 +39,9 @@ def write_group(
     """Gather the derivatives of all participants in tables and a page.
 
     Every file is written under a temporary name and renamed at the end, so that a reader, a
-    participant level or another group level beside this one never sees half a file.
-
-    Parameters
-    ----------
-    bids_dir, output_dir : Path
-        The dataset, whose images tell what is missing, and the derivatives.
-    participants, sessions : collection of str, optional
-        Labels; all if empty.
-    command : str, optional
-        Command line, for the page.
-
-    Returns
-    -------
-    GroupResult
-        Counts, and the files.
+    participant level or another group level beside this one never sees half a file. The images of
+    ``bids_dir`` tell what is missing; of ``participants`` and ``sessions`` none means all;
+    ``command`` is shown on the page.
     """
     subjects = find_participants(bids_dir, output_dir)
     if participants:

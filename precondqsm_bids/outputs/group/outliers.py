@@ -48,17 +48,9 @@ def distribution(values: array[float], log: bool = False) -> Distribution:
     """Quantiles of a measure, and centre and spread that outliers do not move.
 
     The spread is 1.4826 times the median absolute deviation; where more than half of the values
-    are the same, 1.2533 times the mean absolute deviation.
+    are the same, 1.2533 times the mean absolute deviation. There are one or more ``values``, all
+    finite; with ``log`` their logarithms are compared, if every one is positive.
 
-    Parameters
-    ----------
-    values : array of float
-        One value or more, all finite.
-    log : bool
-        Compare by the logarithm; only done if every value is positive.
-
-    Examples
-    --------
     >>> found = distribution(array('d', [1, 2, 3, 4, 5, 6, 7, 8, 9]))
     >>> found.median, round(found.z(9 * 1.4826), 1)
     (5.0, 2.8)
