@@ -33,6 +33,10 @@ class _Term(NamedTuple):
 class Columns:
     """Coefficients of bases, as further unknowns of :meth:`DipoleSystem.descend`.
 
+    What bases with a lattice add has no part in a polynomial of position of second degree: of
+    those, all but one have a field that is harmonic in the region, so that sources outside can
+    cancel it, and the fit would put there whatever suits it.
+
     Memory: 8 bytes per voxel of the mask and cell that it belongs to, 16 in a basis with a
     lattice.
 
@@ -81,6 +85,22 @@ class Columns:
         self.parts = [self._rows(terms, planes, box, mask.shape) for planes in self.planes]
         self.found = [np.zeros(0, np.float32)] * len(self.parts)
         self.coefficients = np.zeros(0, np.float32)
+        self.unseen: list[tuple[slice, npt.NDArray[np.float64]]] = []
+        if self.hats:
+            self._leave_out(_smooth(mask[box], box))
+
+    def _leave_out(self, maps: Sequence[F32]) -> None:
+        """Keep the part of each lattice orthogonal to these maps of the box."""
+        directions = []
+        for chi in maps:
+            planes = chi.reshape(chi.shape[0], -1)
+            for i, part in enumerate(self.planes):
+                self.collect(i, planes[part].reshape(-1))
+            directions.append(self.transposed())
+        self.unseen = [
+            (hats.here, np.linalg.qr(np.stack([d[hats.here] for d in directions], axis=1))[0])
+            for hats in self.hats
+        ]
 
     def _rows(
         self,
@@ -173,7 +193,10 @@ class Columns:
                 out[self.plain] += found
         for hats in self.hats:
             out[hats.here] = hats.transposed()
-        return out * self.size
+        out *= self.size
+        for here, directions in self.unseen:
+            out[here] -= directions @ (directions.T @ out[here])
+        return out
 
     def chi(self, values: npt.NDArray) -> F32:
         """Map of the values, in units of the expected sizes: ppm per voxel of the mask's box."""
@@ -185,6 +208,17 @@ class Columns:
                 part = np.zeros((planes.stop - planes.start) * self.plane_size, np.float32)
             parts.append(part)
         return np.concatenate(parts)
+
+
+def _smooth(inside: npt.NDArray[np.bool_], box: tuple[slice, slice, slice]) -> list[F32]:
+    """Polynomials of position up to second degree within the region, on its box."""
+    x, y, z = (
+        (np.arange(part.stop - part.start) - np.mean(index)) / max(float(np.std(index)), 1)
+        for part, index in zip(box, np.nonzero(inside), strict=True)
+    )
+    x, y, z = x[:, None, None], y[:, None], z
+    terms = [1.0, x, y, z, x * y, y * z, x * z, x * x, y * y, z * z]
+    return [(inside * term).astype(np.float32) for term in terms]
 
 
 class _Hats:

@@ -15,10 +15,6 @@ TRANSITION = 0.5
 """Half width of the transition between two contrast cells, in widths of the narrower."""
 
 
-HAT_GAIN = 1.5
-"""Gain of coefficients on a lattice: between the nodes a mean of eight is less than each."""
-
-
 class Scale(NamedTuple):
     """One scale of the contrast prior: histogram bins within windows of space."""
 
@@ -27,13 +23,15 @@ class Scale(NamedTuple):
     infinite for the whole region."""
     bins: tuple[int, ...]
     """Bins per contrast."""
+    size: float = 1.0
+    """Expected size of its constants, relative to that of constants over the whole region."""
 
 
 SCALES = (
     Scale(np.inf, (24, 12)),
-    Scale(39.0, (8, 8)),
-    Scale(19.5, (6, 6)),
-    Scale(9.75, (4, 4)),
+    Scale(39.0, (8, 8), 0.45),
+    Scale(19.5, (6, 6), 0.3),
+    Scale(9.75, (4, 4), 0.15),
 )
 
 
@@ -120,8 +118,7 @@ def contrast_cells(
             )
             parts = [(voxels, basis.labels[mask]), *(o[:2] for o in basis.overlaps)]
             basis = basis._replace(lattice=lattice((first, second, third), parts, mask.shape))
-            gain = HAT_GAIN * gain
-        bases.append(basis._replace(gain=np.full(basis.parcels, gain)))
+        bases.append(basis._replace(gain=np.full(basis.parcels, gain * scale.size)))
     return bases
 
 
