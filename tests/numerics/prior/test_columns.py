@@ -6,7 +6,7 @@ import pytest
 from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.columns import Columns
-from precondqsm_bids.numerics.prior.contrast import HAT_GAIN, SCALES, Scale, contrast_cells
+from precondqsm_bids.numerics.prior.contrast import SCALES, Scale, contrast_cells
 from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.lattice import hats
 from precondqsm_bids.numerics.solver import DipoleSystem
@@ -92,9 +92,9 @@ def test_hats_sum_to_one_and_are_symmetric():
 def test_gains_multiply_expected_sizes_and_zero_leaves_a_scale_out():
     value = np.random.default_rng(0).gamma(2, 10, SHAPE)
     plain = contrast_cells([value], MASK, VOXEL_SIZE)
-    assert [basis.gain[0] for basis in plain] == [1, *[HAT_GAIN] * 3]
+    assert [basis.gain[0] for basis in plain] == [scale.size for scale in SCALES]
     some = contrast_cells([value], MASK, VOXEL_SIZE, gains=(0.5, 0, 2, 0))
-    assert [basis.gain[0] for basis in some] == [0.5, 2 * HAT_GAIN]
+    assert [basis.gain[0] for basis in some] == [0.5, 2 * SCALES[2].size]
     assert [basis.parcels for basis in some] == [plain[0].parcels, plain[2].parcels]
     with pytest.raises(ValueError, match='zip'):
         contrast_cells([value], MASK, VOXEL_SIZE, SCALES, (1, 1))

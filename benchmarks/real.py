@@ -1,0 +1,93 @@
+"""Real scans side by side: the conventional and the preconditioned map, by default.
+
+Usage: ``python benchmarks/real.py FOLDER`` reconstructs the sets below in FOLDER with the app, as
+a user would, and draws ``docs/figures/real_SET.png``. FOLDER has the public scans that the tests
+read (PRECONDQSM_REAL).
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use('Agg')
+import matplotlib.pyplot as plt
+
+from precondqsm_bids.cli.run import main as run_app
+from precondqsm_bids.interfaces.volumes import load
+
+FIGURES = Path(__file__).parents[1] / 'docs' / 'figures'
+SETS = {
+    'head_siemens_3t': ('raw', 'brain.nii.gz'),
+    'crop_brain_7t': ('raw', None),
+}
+"""Folder of the dataset and region of interest of each set."""
+MAPS = {
+    'conventional': 'desc-conventional_Chimap',
+    'preconditioned (default)': 'desc-precond_Chimap',
+    'its prior': 'desc-prior_Chimap',
+}
+LIMIT = 0.1
+"""ppm, black to white."""
+
+
+def reconstruct(folder, name):
+    """Maps of a set by title, region of interest, and the record of both arms."""
+    raw, mask = SETS[name]
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / 'out'
+        options = ['--mask', str(folder / name / mask)] if mask else []
+        status = run_app([
+            str(folder / name / raw), str(out), 'participant', '-w', f'{work}/work', *options,
+        ])  # fmt: skip
+        if status:
+            raise SystemExit(f'{name}: the app ended with status {status}')
+        anat = out / 'sub-01' / 'anat'
+        maps = {title: load(str(anat / f'sub-01_{map_}.nii.gz')) for title, map_ in MAPS.items()}
+        inside = load(str(anat / 'sub-01_desc-roi_mask.nii.gz'), bool)
+        records = [
+            json.loads((anat / f'sub-01_{map_}.json').read_text())['Parameters']
+            for map_ in MAPS.values()
+        ]
+    return maps, inside, records[0] | records[1]
+
+
+def draw(maps, inside, path):
+    """Three planes of each map through the middle of the region."""
+    middle = [int(np.median(axis)) for axis in np.nonzero(inside)]
+    box = [slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(inside)]
+    figure, axes = plt.subplots(
+        3, len(maps), figsize=(3 * len(maps), 8.5), facecolor='black', layout='constrained'
+    )
+    for column, (title, chi) in zip(axes.T, maps.items(), strict=True):
+        chi = np.where(inside, chi - chi[inside].mean(), 0)
+        for plane, axis in zip(column, (2, 1, 0), strict=True):
+            image = np.take(chi, middle[axis], axis)[tuple(np.delete(np.array(box, object), axis))]
+            plane.imshow(image.T, origin='lower', cmap='gray', vmin=-LIMIT, vmax=LIMIT)
+            plane.set_axis_off()
+        column[0].set_title(title, color='white')
+    figure.savefig(path, dpi=60, facecolor='black')
+    plt.close(figure)
+
+
+def main(argv):
+    """Reconstruct and draw; the exit status."""
+    if len(argv) != 1 or not Path(argv[0]).is_dir():
+        print(__doc__.split('\n\n')[1], file=sys.stderr)
+        return 2
+    for name in SETS:
+        maps, inside, record = reconstruct(Path(argv[0]), name)
+        draw(maps, inside, FIGURES / f'real_{name}.png')
+        weights = [record[f'{arm}dipole_inversion']['reg_weight'] for arm in ('conventional_', '')]
+        print(
+            f'{name}: prior counts for {record["prior_fit"]["trust"]:.0%}, lambda '
+            f'{weights[0]:.2f} mm conventional, {weights[1]:.2f} mm preconditioned'
+        )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
