@@ -25,6 +25,7 @@ from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.measure_field import measure_field
 from precondqsm_bids.numerics.one_echo import field_of_one_echo
+from precondqsm_bids.numerics.prior import estimate
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
@@ -32,11 +33,21 @@ from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
 from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
+from precondqsm_bids.numerics.prior.verdict import Verdict
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.outputs.sidecars import reference_of
+
+
+@pytest.fixture(autouse=True)
+def counting_in_full(monkeypatch):
+    """Priors of the noise here would be dropped: that is the test of the verdict."""
+    monkeypatch.setattr(
+        estimate, 'judge_prior', lambda field, bases, *_: Verdict(1, 0, 1, (1,) * len(bases), ())
+    )
+
 
 SHAPE, TE = (16, 18, 15), [0.002, 0.005, 0.009]
 VOXEL_SIZE = (1.0, 1.2, 2.0)
@@ -935,7 +946,14 @@ MOVED = {
     'recombination': (interfaces.Recombination, ('residual_chi', 'prior_chi', 'mask')),
     'comparison': (
         interfaces.Comparison,
-        ('local_field', 'conventional_local_field', 'chi', 'conventional_chi', 'field_sd', 'mask'),
+        (
+            'local_field',
+            'residual_chi',
+            'conventional_local_field',
+            'conventional_chi',
+            'field_sd',
+            'mask',
+        ),
     ),
 }
 
