@@ -266,7 +266,7 @@ REFUSED = [
         'first-echo-all-zero',
         voxels('echo-1_part-mag', constant(0)),
         'echo-1_part-mag_MEGRE.nii.gz is 0 in every voxel',
-        '--bids-filter-file',
+        'or leave this echo out',
     ),
     case(
         'late-echo-all-zero',
