@@ -116,4 +116,4 @@ def test_slab_across_the_tubes_has_their_values(phantom, tmp_path):
     labels = phantom.labels[:, :, cut]
     means = [chi[roi & (labels == i)].mean() for i in (*TUBES, len(TUBES) + 1)]
     values = np.array(means[:-1]) - means[-1]
-    np.testing.assert_allclose(values, SPEC.tubes_dchi, rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(values, SPEC.tubes_dchi, rtol=0.08, atol=0.02)

@@ -94,7 +94,7 @@ def test_stated_b0_comes_before_a_wrong_header(tmp_path, monkeypatch, capsys):
     assert 'by --b0-dir, which is used' in said
     right, _ = outputs(tmp_path / 'out_right', 'right')
     found, record = outputs(tmp_path / 'out_wrong', 'wrong')
-    np.testing.assert_allclose(found.get_fdata(), right.get_fdata(), atol=2e-3)
+    np.testing.assert_allclose(found.get_fdata(), right.get_fdata(), atol=4e-3)
     assert right.get_fdata().std() > 0.1
     np.testing.assert_array_equal(found.affine, wrong)
     assert (record['b0_dir'], record['b0_dir_source']) == ([-1, 0, 0], 'given')

@@ -24,14 +24,14 @@ class Scale(NamedTuple):
     bins: tuple[int, ...]
     """Bins per contrast."""
     size: float = 1.0
-    """Expected size of its constants, relative to that of constants over the whole region."""
+    """Expected size of its constants, relative to three quarters of that of the local field."""
 
 
 SCALES = (
-    Scale(np.inf, (24, 12)),
-    Scale(39.0, (8, 8), 0.45),
-    Scale(19.5, (6, 6), 0.3),
-    Scale(9.75, (4, 4), 0.15),
+    Scale(np.inf, (24, 12), 1.5),
+    Scale(39.0, (8, 8), 0.3),
+    Scale(19.5, (6, 6), 0.2),
+    Scale(9.75, (4, 4), 0.1),
 )
 
 

@@ -67,7 +67,8 @@ def test_trust_is_continuous_in_what_contrast_knows():
 
 def test_a_dropped_prior_leaves_no_susceptibility():
     field = field_of(0.05 * smooth(1))
-    inputs = PriorInputs(field, SD, magnitude=3 + smooth(2), inner=True)
+    noise = np.random.default_rng(2).uniform(1, 2, SHAPE)
+    inputs = PriorInputs(field, SD, magnitude=noise, inner=True)
     found = estimate_prior(inputs, GEOMETRY)
     assert found.record['trust'] == 0
     assert not found.prior_chi.any()
