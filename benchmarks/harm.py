@@ -340,6 +340,26 @@ error. {worst}
 {table}
 
 {machine}, {seconds:.0f} s.
+
+## Real scans
+
+`python benchmarks/real.py FOLDER` reconstructs public scans by default and draws them: axial,
+coronal and sagittal planes of the conventional map (published rule), of the preconditioned map and
+of its prior, from -0.1 to 0.1 ppm.
+
+A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior, a function of the magnitude alone, counts
+in part: most of what it would explain a turned one explains too. The map has the anatomy of the
+conventional map with less noise, and neither its tiles nor the blob in its centre that were there
+before there were windows and a verdict. To our eyes it is the better of the two in the middle of
+the brain and no better at its border, where the background is.
+
+![Head at 3 T](figures/real_head_siemens_3t.png)
+
+A crop of a brain at 7 T, three echoes, no air in the field of view: its contrast explains no more
+than chance, the prior is dropped, and the map is the field's alone, smoother than the
+conventional one.
+
+![Crop of a brain at 7 T](figures/real_crop_brain_7t.png)
 """
 
 
