@@ -93,9 +93,7 @@ def least_risk(form: ClosedForm, spectrum: Spectrum) -> float:
        or less power at some ``|D|`` than this one (tubes lie in one direction), ``S`` is made
        to depend on ``|D|`` by that ratio, and both steps are done again.
     3. With ``x_lambda`` the closed form of that field, ``lambda`` minimises
-
-           var_M (x_lambda - x) + sum_r h_lambda(r)^2 R_M(r) / |M|
-
+       ``var_M (x_lambda - x) + sum_r h_lambda(r)^2 R_M(r) / |M|``,
        the expected error in the region: what regularisation and the cut take away, and what
        noise of the spectrum ``N`` within the region leaves in it. ``h_lambda`` is the inverse
        transform of ``sqrt(N) D / (D^2 + lambda^2 |G|^2)``, ``R_M`` the autocorrelation of the
