@@ -81,7 +81,7 @@ class Term(NamedTuple):
 TERMS = {
     'contrast': Term(
         'one constant for each cell of the joint histogram of R2* and magnitude (of the '
-        'magnitude, where there is one echo) in blocks',
+        'magnitude, where there is one echo) in windows of space that overlap',
         describes_interior=True,
     ),
     'tissue': Term(

@@ -15,12 +15,10 @@ import nibabel as nb
 import numpy as np
 from scipy import ndimage
 
+from precondqsm_bids.inputs.grid import GRID_TOLERANCE
 from precondqsm_bids.numerics.arrays import check_finite
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.phase.checks import check_not_phase
-
-GRID_TOLERANCE = 1e-3
-"""mm by which the affines of images on one grid may differ."""
 
 OBJECT_LEVEL = 0.25
 """Fraction of the median signal above which a voxel certainly is object."""

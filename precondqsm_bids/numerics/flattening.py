@@ -1,13 +1,15 @@
 """Flattening: the field of the first estimate, taken off the measured field."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.dipole import forward_field
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
 
 F32 = npt.NDArray[np.float32]
+WIDER = 1.05
+"""Spread of the flattened field over that of the field without the estimate that is warned of."""
 
 
 class Flattening(NamedTuple):
@@ -17,6 +19,33 @@ class Flattening(NamedTuple):
     """Part of the measured field that the estimate does not explain, ppm."""
     prior_field: F32
     """Field of the estimate, ppm."""
+
+    def record(
+        self, total_field: npt.NDArray, geometry: Geometry, shape_chi: npt.NDArray | None = None
+    ) -> dict[str, Any]:
+        """Spreads of the fields, and a warning if the estimate makes the field wider."""
+        mask, voxel_size, b0_dir, workers = geometry
+        spread, before = (
+            float(np.std(field[mask], dtype=np.float64))
+            for field in (self.flattened_field, total_field)
+        )
+        record: dict[str, Any] = {
+            'shape': shape_chi is not None and bool(shape_chi.any()),
+            'total_field_sd': before,
+            'flattened_field_sd': spread,
+            'warnings': [],
+        }
+        # A shim, which the shape does not know, may make the field wider without the shape's.
+        if shape_chi is not None and record['shape'] and spread > WIDER * before:
+            field = forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
+            before = float(np.std((total_field - field)[mask], dtype=np.float64))
+        if spread > WIDER * before:
+            record['warnings'] = [
+                'the flattened field spreads more than the field does without the estimate '
+                f'({spread:.3g} against {before:.3g} ppm): the estimate has a field that is not '
+                'there'
+            ]
+        return record
 
 
 def flatten_field(
