@@ -82,7 +82,7 @@ ARMS = {
         'contrast and tissue maps with nuclei', ('contrast', 'tissue'), 'nuclei'
     ),
     'contrast-t1w': Variant('contrast, with a T1w image', contrasts=('T1w',)),
-    'whole-head': Variant('contrast, no mask given', mask='auto'),
+    'whole-head': Variant('contrast, the whole head', mask='object'),
     'shifted': Variant('shifted by 2 mm', ('tissue',), 'shifted'),
     'eroded': Variant('every class eroded by a voxel', ('tissue',), 'eroded'),
     'swapped': Variant('grey and white matter swapped', ('tissue',), 'swapped'),

@@ -201,7 +201,7 @@ def run_of(root, case, sign):
         bids_dir=root,
         output_dir=root / 'out',
         derivatives={'truth': root / 'derivatives' / 'truth'},
-        method=Method(mask='derivatives' if case.brain else 'auto', phase_sign=sign),
+        method=Method(mask='derivatives' if case.brain else 'object', phase_sign=sign),
         omp_nthreads=WORKERS,
     )
     select = Selection(

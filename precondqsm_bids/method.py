@@ -141,7 +141,8 @@ class Method:
     b0_dir : tuple of float or None
         Direction of B0 along the voxel axes; None takes that of the header.
     mask : str
-        Region of interest: ``auto`` (the object), ``derivatives`` or a file.
+        Region of interest: ``brain``, ``object``, ``derivatives`` or a file; ``auto`` is a brain
+        mask of derivatives, else the brain of a head, else the object.
     mask_erosion : float
         Depth that is taken off the region of interest, mm.
     prior : str or sequence of str
@@ -256,6 +257,15 @@ class Method:
                 f'{wrong}only {_list(_whole_maps(), "or one")}, alone, can be taken as it is, '
                 'without a fit'
             )
+
+    @property
+    def inside(self) -> str:
+        """What the region of interest is where there is no mask: auto, brain or object.
+
+        >>> Method().inside, Method(mask='derivatives').inside
+        ('auto', 'object')
+        """
+        return self.mask if self.mask in ('auto', 'brain') else 'object'
 
     @property
     def fit(self) -> str | None:

@@ -79,7 +79,7 @@ def _read_mask(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
         message = f'space-{space} is not the coordinates of the scanner'
         raise RunError(file.path, message, 'skipped')
     wrong = own.differs_from(grid)
-    # What an anatomical image is called says nothing; other runs have this grid, or a distorted one.
+    # Any anatomical image will do; masks of other runs have this grid, or are distorted.
     if task not in (None, run.entities.get('task')) or not (wrong or _agreement(file, run)[0]):
         raise RunError(file.path, 'is of another acquisition, by its name', 'skipped')
     if wrong:
@@ -235,7 +235,8 @@ def _order(candidate: Candidate, fields: dict[str, Any], run: Run) -> tuple[Any,
 
     1. Names that speak of no other acquisition; tissue or a mask on another grid is that of an
        anatomical image, which may have any.
-    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the grid, then shares.
+    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the
+       grid, then shares.
     3. Derivatives in their order, then the dataset.
     4. The most specific name: most entities of session and acquisition in common with the run.
     """

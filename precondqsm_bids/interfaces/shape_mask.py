@@ -12,9 +12,16 @@ from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 class ShapeMaskInputSpec(BaseInterfaceInputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
-    mask = File(exists=True, desc='region of interest; the object if undefined')
+    mask = File(exists=True, desc='region of interest; found in the magnitude if undefined')
     erosion = traits.Range(
         0.0, 100.0, value=0.0, usedefault=True, desc='depth taken off the region of interest, mm'
+    )
+    inside = traits.Enum(
+        'object',
+        'auto',
+        'brain',
+        usedefault=True,
+        desc='region without a mask: the object, the brain, or (auto) the brain of a head',
     )
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
@@ -50,6 +57,7 @@ class ShapeMask(Stage):
             self._load('mask'),
             inputs.erosion,
             inputs.step,
+            inputs.inside,
         )
         if mask := self._given('mask'):
             region.record['mask'] = Path(mask).name

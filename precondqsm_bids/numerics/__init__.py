@@ -17,6 +17,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
 from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.brain import Brain, find_brain
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field

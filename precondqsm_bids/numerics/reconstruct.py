@@ -32,7 +32,7 @@ class Companions(NamedTuple):
     """Images beside the echoes, on their grid; each is read where the method asks for it."""
 
     mask: npt.NDArray | None = None
-    """Region of interest, (X, Y, Z); the object if None."""
+    """Region of interest, (X, Y, Z); found in the magnitude if None."""
     tissue: npt.NDArray | None = None
     """Class of each voxel, 1 to C, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
     tissue_names: tuple[str, ...] = ()
@@ -154,7 +154,9 @@ def reconstruct(
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
-    region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
+    region = region_of_interest(
+        first, scan.voxel_size, mask, method.mask_erosion, inside=method.inside
+    )
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.brain import brain_if_any
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 
 WHOLE = 0.9
@@ -335,6 +336,7 @@ def region_of_interest(
     mask: npt.NDArray | None = None,
     erosion: float = 0.0,
     step: float = WATER_CHI - AIR_CHI,
+    inside: str = 'object',
 ) -> Region:
     """Object, region of interest, and the shape's susceptibility as far as the region reaches it.
 
@@ -353,6 +355,9 @@ def region_of_interest(
         Depth that is taken off the region of interest, mm.
     step : float
         Susceptibility of the object relative to air, ppm.
+    inside : str
+        Region of interest where there is no mask: ``object``, the whole of it; ``brain``, what is
+        found of one (:func:`find_brain`); or ``auto``, the brain of a head and else the object.
 
     Raises
     ------
@@ -371,7 +376,14 @@ def region_of_interest(
         shape = shape_mask(magnitude, step, voxel_size=voxel_size)
     except ValueError as error:
         raise ValueError(f'magnitude: {error}') from error
-    roi, source = shape.roi_mask, 'magnitude'
+    roi, source, brain = shape.roi_mask, 'magnitude', None
+    kind = 'object' if mask is None else 'given'
+    said = [NO_AIR_WORDS] if shape.shape_mask.all() else []
+    if mask is None and inside != 'object':
+        brain, more = brain_if_any(magnitude, shape.shape_mask, voxel_size, inside == 'brain')
+        said += more
+    if brain:
+        mask, kind = brain.mask, 'brain'
     if mask is not None:
         roi, source = roi & _checked(mask, roi), 'mask'
     whole = int(np.count_nonzero(roi))
@@ -394,19 +406,21 @@ def region_of_interest(
     whole_view = bool(shape.shape_mask.all())
     beside = mask is not None or whole_view
     fraction = surface_fraction(roi, shape.shape_mask) if beside else 1.0
-    used = np.float32(fraction >= LEAST_SURFACE)
+    within = brain is not None and brain.certain  # of few voxels, all may be near the surface
+    used = np.float32(fraction >= LEAST_SURFACE and not within)
     record = {
         'threshold': shape.threshold,
         'step': step,
         'shape_voxels': int(np.count_nonzero(shape.shape_mask)),
         'roi_voxels': left,
         'least_filled_fraction': WHOLE,
-        'mask': 'auto' if mask is None else 'given',
+        'mask': kind,
+        'brain': brain.record if brain else None,
         'erosion': erosion,
         'eroded_voxels': whole - left,
         'surface_fraction': fraction,
         'shape_used': bool(used),
-        'warnings': [NO_AIR_WORDS] if whole_view else [],
+        'warnings': said,
     }
     shape_chi, shape_sd = used * shape.shape_chi, used * shape.shape_sd
     return Region(shape.shape_mask, roi, shape_chi, shape_sd, not used, record)

@@ -126,11 +126,14 @@ def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
 
 
 def _inside(shape: Mapping[str, Any]) -> bool:
-    """Whether a given mask lies inside the object, as a brain mask does: the skull is not in it.
+    """Whether the region is a brain or a given mask inside the object: the skull is not in it.
 
-    By the record of the stage: the region's border is hardly the object's surface.
+    By the record of the stage: what it found, the name of a mask, or that the region's border is
+    hardly the object's surface.
     """
-    return shape.get('mask', 'auto') != 'auto' and not shape.get('shape_used', True)
+    mask = shape.get('mask', 'object')
+    inner = mask != 'object' and not shape.get('shape_used', True)
+    return inner or mask == 'brain' or 'desc-brain' in mask
 
 
 def _as_run(text: str, stages: Record) -> str:

@@ -141,7 +141,10 @@ def region(shape: Numbers, record: Numbers) -> str | None:
     """What the region of interest is."""
     if 'mask' not in shape:
         return None
-    text = 'the object' if shape['mask'] == 'auto' else f'the object inside {shape["mask"]}'
+    text = {
+        'object': 'the object',
+        'brain': 'the brain, found in the magnitude (--mask object takes all)',
+    }.get(shape['mask'], f'the object inside {shape["mask"]}')
     if shape['erosion'] > 0:
         border = f'{number(shape["erosion"])} mm of its border'
         text += f', less {border} ({shape["eroded_voxels"]} voxels)'
@@ -166,8 +169,10 @@ def reference(numbers: Numbers, record: Numbers) -> str | None:
         return None
     if numbers['reference'] == 'none':
         return 'none: nothing was subtracted'
+    brain = record.get('shape_mask', {}).get('mask') == 'brain'
+    name = numbers['reference'] + ' (the brain)' * (brain and numbers['reference'] == 'roi-mean')
     text = (
-        f'{numbers["reference"]}: {number(numbers["reference_value"])} ppm subtracted '
+        f'{name}: {number(numbers["reference_value"])} ppm subtracted '
         f'(sd of the reference region {number(numbers["reference_sd"])} ppm)'
     )
     return text + ('; each body by itself, this one holds most of it' * ('bodies' in numbers))

@@ -47,8 +47,10 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
 def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
-    workflow.__desc__ = _region_sentence(bool(run.mask), settings.method.mask_erosion)
     method = settings.method
+    workflow.__desc__ = _region_sentence(
+        'given' if run.mask else method.inside, method.mask_erosion
+    )
     precondqsm_wf = init_precondqsm_wf(
         method,
         one_echo=run.one_echo,
@@ -132,15 +134,20 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     return node
 
 
-def _region_sentence(mask: bool, erosion: float) -> str:
+def _region_sentence(inside: str, erosion: float) -> str:
     """Methods sentence on a region of interest that is not the object itself.
 
-    >>> print(_region_sentence(True, 2.0), end='')
+    >>> print(_region_sentence('given', 2.0), end='')
     Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
     """
-    if not mask and not erosion:
+    if inside == 'object' and not erosion:
         return ''
-    part = 'the part of the object inside a given mask' if mask else 'the object'
+    part = {
+        'given': 'the part of the object inside a given mask',
+        'brain': 'the brain, found in the magnitude',
+        'auto': 'the object (of a head the brain, found in the magnitude)',
+        'object': 'the object',
+    }[inside]
     border = f', less a border of {erosion:g} mm,' if erosion else ''
     return f'Only {part}{border} was reconstructed.\n'
 

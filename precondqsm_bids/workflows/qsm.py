@@ -49,8 +49,8 @@ def init_precondqsm_wf(
     Parameters
     ----------
     method : Method, optional
-        Everything that changes the maps; its ``field_strength``, ``b0_dir`` and ``mask`` are for
-        the discovery of files: here the inputs and their headers count.
+        Everything that changes the maps; its ``field_strength``, ``b0_dir`` and a file in
+        ``mask`` are for the discovery of files: here the inputs and their headers count.
     one_echo : bool
         Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
         the magnitude alone, and the maps of relaxation stay empty.
@@ -70,7 +70,8 @@ def init_precondqsm_wf(
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (a list of files each, one per echo), echo_times (s),
         field_strength (T); and, where there are: phase_units, manufacturer,
-        field_strength_source; mask (region of interest; the object by default); labels and
+        field_strength_source; mask (region of interest; by default as the
+        method's ``mask`` says); labels and
         label_names of the reference; tissue (class of each voxel, or fractions of the classes,
         4D) and tissue_names; r2_map and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts
         (list of files), images on the same grid whose cells ``contrast`` has too.
@@ -117,7 +118,7 @@ def init_precondqsm_wf(
 def _stages(method, one_echo, phase_difference):
     """Interfaces of the stages by the names of their nodes, in the order of the data."""
     stages = {
-        'shape_mask': ShapeMask(erosion=method.mask_erosion),
+        'shape_mask': ShapeMask(erosion=method.mask_erosion, inside=method.inside),
         'echo_fit': EchoFit(
             phase_sign=method.phase_sign or 'auto', phase_difference=phase_difference
         ),

@@ -934,7 +934,7 @@ USAGE = [
     case(
         'mask-file-missing',
         plain,
-        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives, brain, object',
+        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives',
         options=('--mask', '{root}/mask.nii.gz'),
     ),
     case(

@@ -292,7 +292,7 @@ def test_figures_have_the_same_bytes_each_time(tmp_path):
 @pytest.mark.parametrize(
     'region, text',
     [
-        ({'mask': 'auto', 'erosion': 0.0}, 'the object: 90 voxels'),
+        ({'mask': 'object', 'erosion': 0.0}, 'the object: 90 voxels'),
         (
             {'mask': 'm.nii', 'erosion': 1.5},
             'the object inside m.nii, less 1.5 mm of its border (10 voxels): 90 voxels',
