@@ -57,6 +57,7 @@ ODD = Settings(
         reference='none',
     ),
     write_prior_labels=True,
+    brain_model=Path('/m/w.pt'),
 )
 
 

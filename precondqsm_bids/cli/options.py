@@ -109,6 +109,9 @@ OPTIONS = {
              'object, by the magnitude; derivatives takes a _mask of those folders, and is an '
              'error without one; brain and object are what they say, by the magnitude; FILE is '
              'one for all runs'),
+        _row('--brain-model', type=file, metavar='FILE.pt',
+             help='of --mask brain: weights of SynthStrip (synthstrip.1.pt), which then finds the '
+             'brain; needs nipreps-synthstrip'),
         _row('--mask-erosion', type=number(RANGES['mask_erosion']), metavar='MM',
              help='depth (mm) that is taken off the region of interest (default: 0, nothing)'),
         _row('--phase-sign', type=sign, metavar='{auto,+1,-1}',

@@ -175,8 +175,8 @@ def brain_if_any(
         return brain, [f'the object does not look like a head: {seen}; look at the outline']
     if not brain.certain and brain.enclosed >= DOUBT and brain.share >= SHARE:
         return None, [
-            f'the object may be a head, and was not taken for one: {seen}; give --mask brain if '
-            'it is'
+            f'the object may be a head, and was not taken for one: {seen}; ask for the '
+            'brain if it is one'
         ]
     return (brain if brain.certain else None), []
 

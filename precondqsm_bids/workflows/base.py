@@ -14,6 +14,7 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.inputs.run import Run
 from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
+from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
 from precondqsm_bids.workflows.qsm import init_precondqsm_wf
@@ -49,7 +50,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     workflow = LiterateWorkflow(name=node_name(run.label))
     method = settings.method
     workflow.__desc__ = _region_sentence(
-        'given' if run.mask else method.inside, method.mask_erosion
+        'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
+        method.mask_erosion,
     )
     precondqsm_wf = init_precondqsm_wf(
         method,
@@ -65,6 +67,9 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     if run.mask_resampled:
         node = pe.Node(MaskOnGrid(mask=run.mask, grid=run.sources[0]), name='mask_on_grid')
         workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
+    if settings.brain_model:
+        synthstrip = pe.Node(SynthStrip(model=settings.brain_model), name='synthstrip', mem_gb=4)
+        workflow.connect(synthstrip, 'mask', precondqsm_wf, 'inputnode.mask')
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
@@ -75,11 +80,16 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     if run.as_needed:
         for port, value in files.items():
             setattr(precondqsm_wf.inputs.inputnode, port, value)
+        if settings.brain_model:
+            synthstrip.inputs.magnitude = run.magnitude[0]
     else:
         standard_echoes = _standard_echoes(run, files)
         ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
+        if settings.brain_model:
+            first = [(('magnitude', _first), 'magnitude')]
+            workflow.connect([(standard_echoes, synthstrip, first)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
@@ -134,6 +144,10 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     return node
 
 
+def _first(values):
+    return values[0]
+
+
 def _region_sentence(inside: str, erosion: float) -> str:
     """Methods sentence on a region of interest that is not the object itself.
 
@@ -145,6 +159,7 @@ def _region_sentence(inside: str, erosion: float) -> str:
     part = {
         'given': 'the part of the object inside a given mask',
         'brain': 'the brain, found in the magnitude',
+        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
         'auto': 'the object (of a head the brain, found in the magnitude)',
         'object': 'the object',
     }[inside]

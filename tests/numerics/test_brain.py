@@ -174,5 +174,5 @@ def test_what_may_be_a_head_is_said():
     region = region_of_interest(noisy(core + shell), (3, 3, 3), inside='auto')
     (said,) = region.record['warnings']
     assert 'may be a head, and was not taken for one' in said
-    assert 'give --mask brain' in said
+    assert 'ask for the brain if it is one' in said
     assert region.record['mask'] == 'object'

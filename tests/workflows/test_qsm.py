@@ -387,7 +387,7 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
     'settings, echoes',
     [
         ({'reference': 'agar', 'pdf_iterations': 10}, 4),
-        ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5}, 4),
+        ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5, 'mask': 'brain'}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
     ],
     ids=['default', 'published', 'one echo and a map'],
