@@ -161,10 +161,10 @@ def geometry_cases():
             )
             for n in (8, 16)
         },
-        whole: Case('head, no mask given', cropped, whole),
+        whole: Case('head, all of it', cropped, whole),
         **{
             f'geometry-head-{name}': Case(
-                f'head, no mask given, {name}', scanned(HEAD, 'crop', name), whole
+                f'head, all of it, {name}', scanned(HEAD, 'crop', name), whole
             )
             for name in ('two-bodies', 'fat')
         },
