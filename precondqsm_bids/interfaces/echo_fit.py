@@ -2,7 +2,6 @@
 
 import nibabel as nb
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -10,6 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
     geometry,
@@ -26,7 +26,7 @@ from precondqsm_bids.numerics.scan import Scan
 ECHOES = ('magnitude', 'phase', 'echo_times')
 
 
-class EchoFitInputSpec(BaseInterfaceInputSpec):
+class EchoFitInputSpec(InputSpec):
     magnitude = InputMultiPath(
         File(exists=True), mandatory=True, desc='magnitude, one file an echo, any unit'
     )
