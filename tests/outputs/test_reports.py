@@ -216,9 +216,7 @@ def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
 
 
 def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
-    page = write_report(
-        output_dir, 'sub-01', Account(boilerplate='Fitted [@liu2013].')
-    )
+    page = write_report(output_dir, 'sub-01', Account(boilerplate='Fitted [@liu2013].'))
     assert page == output_dir / 'sub-01.html'
     text = page.read_text()
     targets = Loads(text).targets
