@@ -454,7 +454,7 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
     with mock.patch.dict(TERMS), mock.patch.dict(BASES):  # what an example adds
         exec(compile(python_blocks(page)[number], f'{page.name}[{number}]', 'exec'), names)
     if 'workflow' in names:
-        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii.gz')]
+        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii')]
         assert [image.shape for image in maps] == [(26, 26, 24)]
 
 
