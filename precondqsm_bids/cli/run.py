@@ -95,6 +95,7 @@ def find(settings: Settings, here: bool) -> Found:
     as float32. One that may fit is tried, with a warning (:func:`execute`).
     """
     from precondqsm_bids.inputs.discovery import find_runs
+    from precondqsm_bids.inputs.duplicates import find_duplicates
     from precondqsm_bids.inputs.run import Problem
     from precondqsm_bids.inputs.selection import Selection
 
@@ -107,7 +108,7 @@ def find(settings: Settings, here: bool) -> Found:
         ignore=[settings.output_dir],
     )
     runs, problems = find_runs(settings.bids_dir, select=select, method=settings.method)
-    found = Found([], list(problems))
+    found = Found([], [*problems, *find_duplicates(runs)])
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
     for run in runs:
