@@ -10,8 +10,8 @@ from precondqsm_bids import __version__
 from precondqsm_bids.cli.call import Found
 from precondqsm_bids.cli.progress import say
 
-BYTES_PER_VOXEL = 80
-"""Size of a run's intermediate results: some 25 compressed maps of float32, as measured."""
+BYTES_PER_VOXEL = 110
+"""Size of a run's intermediate results: 28 maps of float32 that are not compressed, as measured."""
 
 
 def default_work_dir() -> Path:

@@ -22,7 +22,7 @@ class DepthFirst:
 
     def __init__(self, plugin_args: dict[str, Any] | None = None, **more: Any) -> None:
         super().__init__(plugin_args=plugin_args, **more)
-        given = self.plugin_args  # type: ignore[attr-defined]
+        given = self.plugin_args
         self._at_once = given.get('at_once', math.inf)
         self._finished = given.get('finished', lambda name: None)
         self._tick = given.get('tick', lambda: None)
@@ -30,25 +30,25 @@ class DepthFirst:
         self._begun: set[str] = set()
 
     def _generate_dependency_list(self, graph: Any) -> None:
-        super()._generate_dependency_list(graph)  # type: ignore[misc]
+        super()._generate_dependency_list(graph)
         self._jobs = {}
-        for job, node in enumerate(self.procs):  # type: ignore[attr-defined]
+        for job, node in enumerate(self.procs):
             self._jobs.setdefault(participant_of(node), []).append(job)
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         self._report_through()
-        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)  # type: ignore[misc]
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
         self._tick()
 
     def _postrun_check(self) -> None:
         self._report_through()
-        super()._postrun_check()  # type: ignore[misc]
+        super()._postrun_check()
 
     def _sort_jobs(self, jobids: Iterable[int], scheduler: str = 'tsort') -> list[int]:
         """Jobs that may begin now, those of the first participant first."""
-        jobids = super()._sort_jobs(jobids, scheduler=scheduler)  # type: ignore[misc]
+        jobids = super()._sort_jobs(jobids, scheduler=scheduler)
         rank = {name: i for i, name in enumerate(self._jobs)}
-        names = {job: participant_of(self.procs[job]) for job in jobids}  # type: ignore[attr-defined]
+        names = {job: participant_of(self.procs[job]) for job in jobids}
         admitted = []
         for job in sorted(names, key=lambda job: rank[names[job]]):
             if names[job] not in self._begun and len(self._begun) >= self._at_once:
@@ -59,7 +59,7 @@ class DepthFirst:
 
     def _report_through(self) -> None:
         """Report the participants that are through."""
-        through = np.asarray(self.proc_done) & ~np.asarray(self.proc_pending)  # type: ignore[attr-defined]
+        through = np.asarray(self.proc_done) & ~np.asarray(self.proc_pending)
         for name in [name for name, jobs in self._jobs.items() if through[jobs].all()]:
             del self._jobs[name]
             self._begun.discard(name)
