@@ -19,6 +19,9 @@ class ShapeMaskInputSpec(BaseInterfaceInputSpec):
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
     )
+    shape = traits.Bool(
+        True, usedefault=True, desc='whether the shape is part of the first estimate'
+    )
 
 
 class ShapeMaskOutputSpec(TraitedSpec):
@@ -50,6 +53,7 @@ class ShapeMask(Stage):
             self._load('mask'),
             inputs.erosion,
             inputs.step,
+            inputs.shape,
         )
         if mask := self._given('mask'):
             region.record['mask'] = Path(mask).name

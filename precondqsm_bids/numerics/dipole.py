@@ -25,6 +25,11 @@ class Geometry(NamedTuple):
     workers: int = 1
     """Threads of the Fourier transforms."""
 
+    @property
+    def voxel_length(self) -> float:
+        """Cube root of a voxel's volume, mm."""
+        return float(np.cbrt(np.prod(np.asarray(self.voxel_size, float))))
+
 
 def b0_direction(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Direction of B0 (the scanner's z axis) along the voxel axes.
