@@ -154,7 +154,9 @@ def reconstruct(
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
-    region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
+    region = region_of_interest(
+        first, scan.voxel_size, mask, method.mask_erosion, shape=method.shape
+    )
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)

@@ -113,7 +113,7 @@ def init_precondqsm_wf(
 def _stages(method, one_echo, phase_difference):
     """Interfaces of the stages by the names of their nodes, in the order of the data."""
     stages = {
-        'shape_mask': ShapeMask(erosion=method.mask_erosion),
+        'shape_mask': ShapeMask(erosion=method.mask_erosion, shape=method.shape),
         'echo_fit': EchoFit(
             phase_sign=method.phase_sign or 'auto', phase_difference=phase_difference
         ),
