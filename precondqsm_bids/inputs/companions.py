@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.inputs.files import ACQUISITION, File, read_metadata
+from precondqsm_bids.inputs.files import ACQUISITION, File, numbered, read_metadata
 from precondqsm_bids.inputs.grid import Grid, load_grid
 from precondqsm_bids.inputs.run import Note, Run, RunError
 from precondqsm_bids.inputs.segmentations import (
@@ -259,8 +259,8 @@ def _resampled(fields: dict[str, Any]) -> bool:
 
 def _agreement(file: File, run: Run) -> tuple[bool, int]:
     """Whether no entity of session and acquisition contradicts the run, and how many agree."""
-    own = {'ses': run.session, **run.entities}.items()
-    said = {key: file.entities[key] for key in ('ses', *ACQUISITION) if key in file.entities}
+    own = numbered({'ses': run.session, **run.entities}).items()
+    said = {key: file.numbered[key] for key in ('ses', *ACQUISITION) if key in file.entities}
     return said.items() <= own, len(said.items() & own)
 
 

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 
-class ShapeMaskInputSpec(BaseInterfaceInputSpec):
+class ShapeMaskInputSpec(InputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
     mask = File(exists=True, desc='region of interest; found in the magnitude if undefined')
     erosion = traits.Range(
@@ -25,6 +26,9 @@ class ShapeMaskInputSpec(BaseInterfaceInputSpec):
     )
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
+    )
+    shape = traits.Bool(
+        True, usedefault=True, desc='whether the shape is part of the first estimate'
     )
 
 
@@ -54,10 +58,10 @@ class ShapeMask(Stage):
         region = region_of_interest(
             load_magnitude(inputs.magnitude),
             geometry(inputs.magnitude)[1],
-            self._load('mask'),
+            self._load('mask') if self._given('mask') else inputs.inside,
             inputs.erosion,
             inputs.step,
-            inputs.inside,
+            inputs.shape,
         )
         if mask := self._given('mask'):
             region.record['mask'] = Path(mask).name

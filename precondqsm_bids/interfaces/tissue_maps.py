@@ -4,7 +4,6 @@ import nibabel as nb
 import numpy as np
 from nibabel.processing import resample_from_to
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -13,11 +12,12 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
 from precondqsm_bids.numerics.arrays import check_finite
 
 
-class TissueMapsInputSpec(BaseInterfaceInputSpec):
+class TissueMapsInputSpec(InputSpec):
     segmentation = InputMultiPath(
         File(exists=True),
         mandatory=True,

@@ -92,7 +92,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
             workflow.connect([(standard_echoes, synthstrip, first)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
-            workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
+            workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])

@@ -152,7 +152,7 @@ def test_brain_is_found_where_it_is_asked_for(data, tmp_path):
     first = data.magnitude[..., 0]
     file = data.file('magnitude', first)
     result = run(interfaces.ShapeMask, tmp_path, magnitude=file, inside='brain')
-    region = region_of_interest(first, VOXEL_SIZE, inside='brain')
+    region = region_of_interest(first, VOXEL_SIZE, 'brain')
     assert_same(result, region, ('roi_mask', 'shape_chi'))
     assert result['record'] == region.record
     assert result['record']['mask'] == 'brain'
@@ -927,6 +927,7 @@ def test_estimate_is_the_same_without_files(data, tmp_path):
     combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
     arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
     arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
+    arrays |= {'r2star_sd': 0.1 * data.r2star, 'magnitude_sd': 0.1 * combined}
     settings = {'free_voxels': True, 'iterations': 10}
     files = {name: data.file(name, array) for name, array in arrays.items()}
     files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}
