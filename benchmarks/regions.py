@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from precondqsm_bids.interfaces.volumes import geometry, load
 from precondqsm_bids.numerics import region_of_interest
@@ -31,9 +30,10 @@ REAL = {
 """Public scans by folder."""
 PAGE = """# Regions
 
-Written by `benchmarks/regions.py`. Outline of the [object](methods.md#shape_mask) (blue) and of the
-region of interest (red) on three planes of the first echo's magnitude, with nothing given but the
-images. What is between the two is filled by less than 90 %, bone, or another layer without signal.
+Written by `benchmarks/regions.py`. Outline of the [object](methods.md#shape_mask) (blue) and of
+the region of interest (red) on three planes of the first echo's magnitude, with nothing given but
+the images. What is between the two is filled by less than 90 %, bone, or another layer without
+signal.
 """
 
 
@@ -135,7 +135,9 @@ def draw(magnitude, size, region, path):
     mpl.use('Agg')
     import matplotlib.pyplot as plt
 
-    middle = [round(c) for c in ndimage.center_of_mass(region.shape_mask)]
+    middle = [
+        int(np.argmax(region.shape_mask.sum(axis=tuple({0, 1, 2} - {axis})))) for axis in range(3)
+    ]
     bright = np.percentile(magnitude[region.shape_mask], 99)
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), facecolor='black', layout='constrained')
     for plane, axis in zip(axes, (2, 1, 0), strict=True):
