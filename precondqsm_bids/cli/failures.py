@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,12 @@ class Failure:
     subject: str
     what: str
     crash_file: Path
+    of: str = ''
+    """Input file that the reason is about."""
 
     def __str__(self) -> str:
-        return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
+        what = f'{self.of}: {self.what}' if self.of else self.what
+        return f'sub-{self.subject} failed: {what}; crash file: {self.crash_file}'
 
 
 def status_of(error: BaseException, call: Call, again: str) -> int:
@@ -75,9 +78,9 @@ def conclude(failures: Sequence[Failure]) -> int:
 
 def of_input(call: Call, problem: 'Problem') -> Failure:
     """Failure of a participant whose files cannot be used, with a crash file as any other has."""
-    what = f'{problem.file}: {problem.message}'
     text = f'{problem.file}\n{problem.message}\n'
-    return of_participant(call, problem.subject, 'input', what, text)
+    failure = of_participant(call, problem.subject, 'input', problem.message, text)
+    return replace(failure, of=problem.file)
 
 
 def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:

@@ -182,12 +182,15 @@ def introduce(call: Call, found: Found) -> None:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
         say(
             f'{run.label}: {echoes}, {echo_time_words(run)} ms, '
-            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}'
+            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}, '
+            f'mask {run.mask or settings.method.mask}'
         )
     for subject in sorted(set(settings.participant_label) - {run.subject for run in found.runs}):
         say(f'warning: sub-{subject}: no run to reconstruct')
-    if settings.work_dir and settings.work_dir.is_dir() and not settings.boilerplate_only:
-        work_folder.warn_of_room(settings.work_dir, found)
+    if not settings.boilerplate_only:
+        for room in work_folder.rooms(settings, found):
+            if room.shortage:
+                say(f'warning: {room.shortage}')
     for problem in found.problems:
         if not problem.fatal:
             say(f'{problem.kind}: {problem}')

@@ -15,7 +15,7 @@ from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.outputs import figures, report, slices, wording
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
 from precondqsm_bids.outputs.record import report_rows
-from precondqsm_bids.outputs.report import write_report
+from precondqsm_bids.outputs.report import Account, write_report
 from precondqsm_bids.outputs.slices import choose_slices
 from precondqsm_bids.outputs.tables import read_table
 
@@ -227,7 +227,7 @@ def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
 
 
 def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
-    page = write_report(output_dir, 'sub-01', boilerplate='Fields were fitted [@liu2013].')
+    page = write_report(output_dir, 'sub-01', Account(boilerplate='Fitted [@liu2013].'))
     assert page == output_dir / 'sub-01.html'
     text = page.read_text()
     targets = Loads(text).targets
@@ -242,7 +242,9 @@ def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
 
 
 def test_report_says_the_numbers(output_dir):
-    text = write_report(output_dir, '01', boilerplate='Fitted [@liu2013; @liu2011].').read_text()
+    text = write_report(
+        output_dir, '01', Account(boilerplate='Fitted [@liu2013; @liu2011].')
+    ).read_text()
     for number in ('3 T Philips', '3 (2:3:8 ms)', '64 × 64 × 53', '0.1234 (l-curve)', '12.5°'):
         assert number in text
     assert 'roi-mean: 0.0567 ppm subtracted' in text
@@ -258,7 +260,7 @@ def test_report_says_the_numbers(output_dir):
 
 def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
     (output_dir / 'sub-01/figures' / f'{RUNS[0]}_{FIGURES[0].name}').unlink()
-    text = write_report(output_dir, '01', runs=RUNS).read_text()
+    text = write_report(output_dir, '01', Account(runs=RUNS)).read_text()
     assert f'This figure (<code>{RUNS[0]}_{FIGURES[0].name}</code>) is missing' in text
     missing = text[text.index(f'<section id="{RUNS[1]}">') :]
     assert 'its reconstruction did' in missing
@@ -269,15 +271,28 @@ def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
 def test_crash_files_are_shown_escaped(output_dir, tmp_path):
     crash = tmp_path / 'crash-echo_fit.txt'
     crash.write_text('Node: echo_fit\nOSError: <truncated> file')
-    text = write_report(output_dir, '01', crash_files=[crash]).read_text()
+    crashes = {str(crash): 'echo_fit: <truncated>'}
+    text = write_report(output_dir, '01', Account(crash_files=crashes)).read_text()
     assert '1 step\n  failed' in text
-    assert 'crash-echo_fit.txt' in text
-    assert 'OSError: &lt;truncated&gt; file' in text
+    errors = text[text.index('<section id="errors">') :]
+    heading, _, folded = errors.partition('<details>')
+    assert '<h3>echo_fit: &lt;truncated&gt;</h3>' in heading
+    assert 'crash-echo_fit.txt' not in heading
+    assert 'crash-echo_fit.txt' in folded
+    assert 'OSError: &lt;truncated&gt; file' in folded
+
+
+def test_remarks_on_the_input_are_kept(output_dir):
+    first = write_report(output_dir, '01', Account(notes=['skipped: a_GRE.nii: <suffix>']))
+    assert '<li>skipped: a_GRE.nii: &lt;suffix&gt;</li>' in first.read_text()
+    assert '<li>skipped: a_GRE.nii' in write_report(output_dir, '01').read_text()
+    gone = write_report(output_dir, '01', Account(notes=[]))
+    assert 'on the input' not in gone.read_text()
 
 
 def test_report_can_be_rebuilt_from_disk(output_dir):
-    arguments = {'runs': RUNS, 'command': 'precondqsm_bids a b participant', 'boilerplate': 'How.'}
-    first = write_report(output_dir, '01', **arguments).read_text()
+    account = Account(RUNS, 'precondqsm_bids a b participant', 'How.')
+    first = write_report(output_dir, '01', account).read_text()
     (output_dir / 'sub-01.html').unlink()
     assert write_report(output_dir, '01').read_text() == first
     assert 'precondqsm_bids a b participant' in first
