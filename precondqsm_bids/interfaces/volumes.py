@@ -5,14 +5,14 @@ files are as they are stored: the same object stored with its axes permuted or r
 same array, and so gives the same map to the last bit.
 """
 
-import gzip
 import os
-import zlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
+from isal import igzip
 from scipy import ndimage
 
 from precondqsm_bids.inputs.grid import GRID_TOLERANCE
@@ -26,6 +26,10 @@ OBJECT_LEVEL = 0.25
 STATED = 'B0 is along'
 """How the description in the header of a working copy begins whose affine does not say where B0
 is (``b0_dir``); three numbers follow, along the stored axes. It goes from file to file."""
+
+
+NIFTI2 = (540, 469893120)
+"""Size of the header that a NIfTI-2 file begins with, in either order of bytes."""
 
 
 def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
@@ -70,33 +74,31 @@ def stored_axes(affine: np.ndarray, axes: Iterable[int]) -> list[int]:
 def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
-    Raises OSError, with its name, if the file cannot be read to its end.
+    Raises OSError, with its name, if the file cannot be read to its end, or is damaged.
     """
     try:
-        image = nb.load(path)
+        image = _read(path)
         data = np.asanyarray(image.dataobj)
     except Exception as error:  # truncated gzip, short data, a header that is none
-        raise OSError(f'{path} cannot be read (truncated or damaged?): {error}') from error
+        raise OSError(
+            f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
+        ) from error
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     return data, image
 
 
-def check_whole(path: str) -> None:
-    """Raise OSError unless a compressed file is whole, to its checksum.
+def _read(path: str) -> nb.spatialimages.SpatialImage:
+    """Image; a compressed file is read to its checksum.
 
     nibabel stops where the voxels end, before the checksum, and so takes damaged numbers.
     """
     if not str(path).endswith('.gz'):
-        return
-    try:
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
-        raise OSError(
-            f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
-        ) from error
+        return nb.load(path)
+    content = igzip.decompress(Path(path).read_bytes())
+    first = int.from_bytes(content[:4], sys.byteorder)
+    kind = nb.Nifti2Image if first in NIFTI2 else nb.Nifti1Image
+    return kind.from_bytes(content)
 
 
 def object_in(magnitude: np.ndarray) -> np.ndarray:
@@ -196,7 +198,6 @@ def load_magnitude(path: str) -> np.ndarray:
         It is not a magnitude (:func:`check_magnitude`), or NaN inside the object.
     """
     data = load(path)
-    check_whole(path)
     if np.isnan(data).any():
         clear_nan(data, path, object_in(data))
     if np.isfinite(data).all():
@@ -251,7 +252,6 @@ def load_echoes(paths: list[str]) -> np.ndarray:
             raise ValueError(
                 f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
             )
-        check_whole(path)
         echoes[..., i] = echo
     return echoes
 
