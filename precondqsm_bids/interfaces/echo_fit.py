@@ -71,6 +71,12 @@ class EchoFitOutputSpec(TraitedSpec):
     misfit = File(
         exists=True, desc='root mean square of the residual over the noise; not of a single echo'
     )
+    r2star_sd = File(
+        exists=True, desc='standard deviation of R2* by the noise, 1/s; not of a single echo'
+    )
+    magnitude_sd = File(
+        exists=True, desc='standard deviation of the magnitude by the noise; not of a single echo'
+    )
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
     record = traits.Dict(desc='what the stage measured and chose')
 

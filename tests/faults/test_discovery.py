@@ -1534,6 +1534,13 @@ ACCEPTED = [
         'warning: sub-01: ',
         'labels not used: shape (4, 5, 7) differs from (4, 5, 6)',
     ),
+    case(
+        'same-images-in-two-runs',
+        lambda dataset: [dataset.add_run(f'sub-01_run-{i}') for i in (1, 2)],
+        'sub-01_run-2 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels',
+        f'warning: sub-01: {{root}}/{ANAT}/sub-01_run-1_echo-1_part-mag_MEGRE.nii.gz: ',
+        'are also those of sub-01_run-2',
+    ),
 ]
 
 
