@@ -114,7 +114,7 @@ class EchoFit(SimpleInterface):
             given = ', '.join(f'{name} {number}' for name, number in numbers.items())
             raise ValueError(f'one magnitude, phase and echo time for each echo, not {given}')
         image = nb.load(inputs.magnitude[0])
-        magnitude, phase = load_signal(inputs.magnitude, inputs.phase)
+        magnitude, phase = load_signal(inputs.magnitude, inputs.phase, inputs.num_threads)
         return Scan(
             magnitude,
             phase,

@@ -17,7 +17,6 @@ from nipype.interfaces.base import (
 
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
-    check_whole,
     clear_pair,
     load_stored,
     object_in,
@@ -121,7 +120,6 @@ class StandardEchoes(SimpleInterface):
         """Each echo in the files of a part, one after the other."""
         for path in getattr(self.inputs, part):
             data, image = load_stored(path)
-            check_whole(path)
             if np.isinf(data).any():
                 check_finite(data, path)
             stem = Path(path).name.partition('.')[0]
