@@ -158,7 +158,7 @@ def draw(magnitude, size, region, path):
 
 def section(name, title, magnitude, size):
     """Part of the page on one object, whose picture is drawn."""
-    region = region_of_interest(magnitude, size)
+    region = region_of_interest(magnitude, size, 'auto')
     draw(magnitude, size, region, DOCS / 'figures' / f'region_{name}.png')
     record = region.record
     volumes = ', '.join(f'{v:.3g}' for v in record['volumes'][:4])
