@@ -15,7 +15,7 @@ MAP = 'map:'
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
-MASK_WORDS = ('auto', 'derivatives')
+MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
 REFERENCE_WORDS = ('roi-mean', 'none')
 LONGER = 3
 """Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 
-class ShapeMaskInputSpec(BaseInterfaceInputSpec):
+class ShapeMaskInputSpec(InputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
     mask = File(exists=True, desc='region of interest; the object if undefined')
     erosion = traits.Range(

@@ -4,6 +4,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
+from precondqsm_bids.cost import STAGE_MEMORY
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
     Comparison,
@@ -28,11 +29,6 @@ INPUTS = (
     'contrasts',
 )  # fmt: skip
 OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
-MEMORY = {
-    'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
-    'dipole_inversion': 3, 'comparison': 3,
-}  # fmt: skip
-"""Memory of the stages that transform, in sizes of the run's images; the others take one."""
 
 
 def init_precondqsm_wf(
@@ -150,7 +146,7 @@ def _stages(method, one_echo, phase_difference):
 
 def _node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads."""
-    memory = MEMORY.get(name.removeprefix('conventional_'))
+    memory = STAGE_MEMORY.get(name.removeprefix('conventional_'))
     node = pe.Node(interface, name=name, mem_gb=(memory or 1) * mem_gb)
     if memory and threads > 1:
         node.inputs.num_threads = node.n_procs = threads
@@ -178,7 +174,8 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('r2star', 'r2star'), ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
+            ('magnitude', 'combined_magnitude'),
+            *_same('r2star', 'r2star_sd', 'reliable', 'magnitude_sd'),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),
