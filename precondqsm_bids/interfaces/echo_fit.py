@@ -71,6 +71,12 @@ class EchoFitOutputSpec(TraitedSpec):
     misfit = File(
         exists=True, desc='root mean square of the residual over the noise; not of a single echo'
     )
+    r2star_sd = File(
+        exists=True, desc='standard deviation of R2* by the noise, 1/s; not of a single echo'
+    )
+    magnitude_sd = File(
+        exists=True, desc='standard deviation of the magnitude by the noise; not of a single echo'
+    )
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
     record = traits.Dict(desc='what the stage measured and chose')
 
@@ -108,7 +114,7 @@ class EchoFit(SimpleInterface):
             given = ', '.join(f'{name} {number}' for name, number in numbers.items())
             raise ValueError(f'one magnitude, phase and echo time for each echo, not {given}')
         image = nb.load(inputs.magnitude[0])
-        magnitude, phase = load_signal(inputs.magnitude, inputs.phase)
+        magnitude, phase = load_signal(inputs.magnitude, inputs.phase, inputs.num_threads)
         return Scan(
             magnitude,
             phase,

@@ -20,6 +20,9 @@ class ShapeMaskInputSpec(InputSpec):
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
     )
+    shape = traits.Bool(
+        True, usedefault=True, desc='whether the shape is part of the first estimate'
+    )
 
 
 class ShapeMaskOutputSpec(TraitedSpec):
@@ -51,6 +54,7 @@ class ShapeMask(Stage):
             self._load('mask'),
             inputs.erosion,
             inputs.step,
+            inputs.shape,
         )
         if mask := self._given('mask'):
             region.record['mask'] = Path(mask).name

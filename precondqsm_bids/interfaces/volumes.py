@@ -6,8 +6,8 @@ same array, and so gives the same map to the last bit.
 """
 
 import os
-import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nb
@@ -26,10 +26,6 @@ OBJECT_LEVEL = 0.25
 STATED = 'B0 is along'
 """How the description in the header of a working copy begins whose affine does not say where B0
 is (``b0_dir``); three numbers follow, along the stored axes. It goes from file to file."""
-
-
-NIFTI2 = (540, 469893120)
-"""Size of the header that a NIfTI-2 file begins with, in either order of bytes."""
 
 
 def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
@@ -74,11 +70,19 @@ def stored_axes(affine: np.ndarray, axes: Iterable[int]) -> list[int]:
 def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
-    Raises OSError, with its name, if the file cannot be read to its end, or is damaged.
+    Raises OSError, with its name, if the file cannot be read to its end, or a compressed one is
+    not whole, to its checksum.
     """
     try:
-        image = _read(path)
-        data = np.asanyarray(image.dataobj)
+        image = nb.load(path)
+        if str(path).endswith('.gz'):
+            with igzip.open(path) as stream:
+                image = type(image).from_stream(stream)
+                data = np.asanyarray(image.dataobj)
+                while stream.read(1 << 20):  # the voxels end before the checksum
+                    pass
+        else:
+            data = np.asanyarray(image.dataobj)
     except Exception as error:  # truncated gzip, short data, a header that is none
         raise OSError(
             f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
@@ -86,19 +90,6 @@ def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     return data, image
-
-
-def _read(path: str) -> nb.spatialimages.SpatialImage:
-    """Image; a compressed file is read to its checksum.
-
-    nibabel stops where the voxels end, before the checksum, and so takes damaged numbers.
-    """
-    if not str(path).endswith('.gz'):
-        return nb.load(path)
-    content = igzip.decompress(Path(path).read_bytes())
-    first = int.from_bytes(content[:4], sys.byteorder)
-    kind = nb.Nifti2Image if first in NIFTI2 else nb.Nifti1Image
-    return kind.from_bytes(content)
 
 
 def object_in(magnitude: np.ndarray) -> np.ndarray:
@@ -206,8 +197,10 @@ def load_magnitude(path: str) -> np.ndarray:
     return data
 
 
-def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitude and phase of a run, (X, Y, Z, E) float32 each; both are 0 where either is NaN.
+def load_signal(
+    magnitudes: list[str], phases: list[str], workers: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitude and phase of a run as :func:`load_echoes`; both are 0 where either is NaN.
 
     Raises
     ------
@@ -217,13 +210,13 @@ def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, n
         Matrix sizes differ; an echo is infinite, NaN inside the object of the first magnitude, or
         one value everywhere.
     """
-    magnitude, phase = load_echoes(magnitudes), load_echoes(phases)
+    magnitude, phase = (load_echoes(paths, workers) for paths in (magnitudes, phases))
     if magnitude.shape != phase.shape:
         raise ValueError(
             f'{magnitudes[0]} {magnitude.shape} and {phases[0]} {phase.shape} differ in matrix '
             'size or number of echoes'
         )
-    if np.isnan(magnitude).any() or np.isnan(phase).any():
+    if any(np.isnan(echo.min()) for part in (magnitude, phase) for echo in part.T):
         inside = object_in(magnitude[..., 0])
         for i, paths in enumerate(zip(magnitudes, phases, strict=True)):
             clear_pair(magnitude[..., i], phase[..., i], paths, inside)
@@ -234,8 +227,10 @@ def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, n
     return magnitude, phase
 
 
-def load_echoes(paths: list[str]) -> np.ndarray:
-    """Files on one grid, (X, Y, Z, E), float32.
+def load_echoes(paths: list[str], workers: int = 1) -> np.ndarray:
+    """Files on one grid, (X, Y, Z, E), float32, read by ``workers`` threads.
+
+    Each echo is C-ordered, and lies in memory one after the other.
 
     Raises
     ------
@@ -244,16 +239,21 @@ def load_echoes(paths: list[str]) -> np.ndarray:
     ValueError
         Matrix sizes differ.
     """
-    first = load(paths[0])
-    echoes = np.empty((*first.shape, len(paths)), np.float32)
-    for i, path in enumerate(paths):
-        echo = first if i == 0 else load(path)
-        if echo.shape != first.shape:
+    shape = grid(paths[0])[0]
+    echoes = np.empty((len(paths), *shape), np.float32)
+
+    def read(i: int) -> None:
+        data, image = load_stored(paths[i])
+        echo = canonical(data, image.affine)
+        if echo.shape != shape:
             raise ValueError(
-                f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
+                f'{paths[0]} {shape} and {paths[i]} {echo.shape} differ in matrix size'
             )
-        echoes[..., i] = echo
-    return echoes
+        echoes[i] = echo
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(read, range(len(paths))))
+    return np.moveaxis(echoes, 0, -1)
 
 
 def is_image(value: object) -> bool:

@@ -154,7 +154,9 @@ def reconstruct(
     """
     method = method or Method()
     first, mask = scan.magnitude[..., 0], companions.mask
-    region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
+    region = region_of_interest(
+        first, scan.voxel_size, mask, method.mask_erosion, shape=method.shape
+    )
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)
@@ -264,9 +266,11 @@ def prior_inputs(
         shape_sd=region.shape_sd,
         inner=region.inner,
         r2star=measured.r2star,
+        r2star_sd=measured.r2star_sd,
         reliable=measured.reliable,
         magnitude=scan.magnitude[..., 0],
         combined_magnitude=None if scan.one_echo else measured.magnitude,
+        magnitude_sd=measured.magnitude_sd,
         contrasts=companions.contrasts,
         prior_chi=theory.prior_chi if theory else None,
         tissue=companions.tissue,

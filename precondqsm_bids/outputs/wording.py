@@ -146,8 +146,14 @@ def region(shape: Numbers, record: Numbers) -> str | None:
         border = f'{number(shape["erosion"])} mm of its border'
         text += f', less {border} ({shape["eroded_voxels"]} voxels)'
     text += f': {shape["roi_voxels"]} voxels'
+    if volumes := shape.get('volumes', ()):
+        several = f' in {len(volumes)} bodies' * (len(volumes) > 1)
+        text += f'{several}, {", ".join(number(v) for v in volumes)} ml'
+    if left_out := shape.get('left_out', ()):
+        text += f'; pieces of {", ".join(number(v) for v in left_out)} ml were left out'
     if not shape.get('shape_used', True):
-        text += '; it lies inside the object, whose shape is not part of the first estimate'
+        text += '; the shape of the object is not part of the first estimate: '
+        text += 'it is not known' if shape['mask'] == 'auto' else 'the region lies inside it'
     return text
 
 

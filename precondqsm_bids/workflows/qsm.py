@@ -113,7 +113,7 @@ def init_precondqsm_wf(
 def _stages(method, one_echo, phase_difference):
     """Interfaces of the stages by the names of their nodes, in the order of the data."""
     stages = {
-        'shape_mask': ShapeMask(erosion=method.mask_erosion),
+        'shape_mask': ShapeMask(erosion=method.mask_erosion, shape=method.shape),
         'echo_fit': EchoFit(
             phase_sign=method.phase_sign or 'auto', phase_difference=phase_difference
         ),
@@ -174,7 +174,8 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('r2star', 'r2star'), ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
+            ('magnitude', 'combined_magnitude'),
+            *_same('r2star', 'r2star_sd', 'reliable', 'magnitude_sd'),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),
