@@ -117,7 +117,7 @@ def run(interface, tmp_path, **inputs):
     outputs = interface(**inputs).run(cwd=str(folder)).outputs.get()
     result = {}
     for name, value in outputs.items():
-        if isinstance(value, str) and value.endswith('.nii.gz'):
+        if isinstance(value, str) and value.endswith(('.nii', '.nii.gz')):
             image = nb.load(value)
             assert value.startswith(str(folder))
             assert image.shape == STORED.shape

@@ -49,7 +49,7 @@ def test_real_and_imaginary_parts(signal, write, tmp_path):
     result = outputs(tmp_path, **parts)
     np.testing.assert_allclose(stack(result.magnitude), np.abs(signal), rtol=1e-6)
     np.testing.assert_allclose(stack(result.phase), np.angle(signal), atol=1e-6)
-    assert result.phase[1].endswith('/echo-1_part-phase_MEGRE.nii.gz')
+    assert result.phase[1].endswith('/echo-1_part-phase_MEGRE.nii')
     np.testing.assert_array_equal(nib.load(result.phase[0]).affine, AFFINE)
 
 
