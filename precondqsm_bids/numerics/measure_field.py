@@ -120,7 +120,8 @@ def measure_field(
     _check(scan, mask, shape_mask)
     shape = None
     if shape_mask is not None:
-        shape = shape_field(shape_mask, scan.voxel_size, scan.b0_dir, mask, workers)
+        placed = shape_mask, scan.voxel_size, scan.b0_dir, mask, workers
+        shape = shape_field(*placed, apart=False)
     check_stored(scan, mask)
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
