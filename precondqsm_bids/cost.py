@@ -48,7 +48,7 @@ class Cost(NamedTuple):
 def cost_of(runs: Sequence[Sized], method: Method) -> Cost:
     """The cost of some runs: the memory of the largest stage, and the sum of all else."""
     voxels = sum(math.prod(run.matrix) for run in runs)
-    values = sum(math.prod(run.matrix) * len(run.echo_times) for run in runs)
+    values = sum(math.prod(run.matrix) * max(1, len(run.echo_times)) for run in runs)
     largest = max((run.series_gb for run in runs), default=0.0)
     iterations = max(1.0, method.pdf_iterations / Method.pdf_iterations)
     return Cost(

@@ -81,7 +81,7 @@ def _sink(run: Run, settings: Settings, desc: str | None, **entities: Any) -> pe
         DerivativesDataSink(
             base_directory=str(settings.output_dir),
             source_file=list(run.sources[:1]),  # the names differ in echo and part alone
-            dismiss_entities=['echo', 'part'],
+            dismiss_entities=['echo', 'part', *([] if desc else ['desc'])],
             compress=True,
             **({'desc': desc} if desc else {}),
             **entities,
@@ -114,7 +114,8 @@ def ports_of(run: Run, settings: Settings) -> list[str]:
     conventional = settings.method.conventional
     return [
         *names_of(
-            one_echo=run.one_echo,
+            one_echo=run.without_r2star,
+            field_given=run.field is not None,
             conventional=conventional,
             requested=('prior_labels',) if settings.write_prior_labels else (),
         ),
