@@ -1,7 +1,8 @@
 """From the field maps of derivatives to runs, for ``--field derivatives``."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from precondqsm_bids.inputs.field_strength import find_field_strength
 from precondqsm_bids.inputs.files import File, read_metadata
@@ -98,17 +99,7 @@ def make_field_run(
     shape = load_grid(first.path).shape
     if len(shape) != 3:
         raise RunError(first.path, f'has the shape {shape}: a field is one 3D image')
-    units = {file: content.get('Units') for file, content in metadata.items()}
-    for file, unit in units.items():
-        if unit not in UNITS:
-            raise RunError(
-                file.path,
-                f'Units {unit!r} are not one of {", ".join(UNITS)}: write them into its sidecar',
-            )
-        if unit != units[first]:
-            raise RunError(
-                file.path, f'Units {unit!r} differ from {units[first]!r} of {first.path}'
-            )
+    units = _units({file: content.get('Units') for file, content in metadata.items()})
     grid, grid_notes = check_grids([file.path for file in metadata], method.b0_dir)
     strength, strength_notes = find_field_strength({first: metadata[first]}, method.field_strength)
     missing = [] if grid.oriented else ['affine (--b0-dir given)']
@@ -126,7 +117,7 @@ def make_field_run(
         phase=(),
         echo_times=(),
         field=str(first.path),
-        field_units=units[first],
+        field_units=units,
         field_sd=str(deviations[0].path) if deviations else None,
         field_strength=strength.value,
         field_strength_source=strength.source,
@@ -136,3 +127,17 @@ def make_field_run(
         missing=tuple(missing),
     )
     return run, [*notes, *grid_notes, *strength_notes]
+
+
+def _units(units: Mapping[File, Any]) -> str:
+    """The one unit of the field and of its deviation."""
+    (first, stated), *_ = units.items()
+    for file, unit in units.items():
+        if unit not in UNITS:
+            raise RunError(
+                file.path,
+                f'Units {unit!r} are not one of {", ".join(UNITS)}: write them into its sidecar',
+            )
+        if unit != stated:
+            raise RunError(file.path, f'Units {unit!r} differ from {stated!r} of {first.path}')
+    return str(stated)

@@ -8,11 +8,10 @@ from precondqsm_bids.numerics import (
     GivenField,
     Scan,
     b0_direction,
-    field_scale,
-    known_region,
     reconstruct,
     take_field,
 )
+from precondqsm_bids.numerics.given_field import field_scale, known_region
 from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.spec import TubesSpec

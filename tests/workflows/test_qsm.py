@@ -12,7 +12,8 @@ from nipype.pipeline import engine as pe
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
 from precondqsm_bids.method import LONGER, RANGES, Method
-from precondqsm_bids.numerics import Companions, GivenField, Scan, in_ppm, reconstruct
+from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
+from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
