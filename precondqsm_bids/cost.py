@@ -16,8 +16,8 @@ STAGE_MEMORY = {
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""
 LIBRARIES_GB = 0.2
 """GiB of a process without any image."""
-WORK_BYTES = 80
-"""Size of a run's intermediate results, bytes a voxel: some 25 compressed maps of float32."""
+WORK_BYTES = 110
+"""Size of a run's intermediate results, bytes a voxel: 28 maps of float32, not compressed."""
 OUTPUT_BYTES = 35
 """Size of what is written of a run, bytes a voxel."""
 SECONDS_PER_VALUE = 1e-5

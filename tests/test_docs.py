@@ -218,7 +218,7 @@ def test_methods_state_the_defaults_of_the_code():
         f'R2\\* is zero in {100 * field_quality.MOST_ZERO_RATE:g} % of it',
         f'the sign is decided from {phase.sign.LEAST_CORRELATION} on, if the outermost layer',
         f'from a correlation of {phase.sign.CONTRADICTION} on the run is refused',
-        f'balls of {phase.outline.OUTLINES[0]:g} and of {phase.outline.OUTLINES[1]:g} mm radius',
+        'balls of radii of {:g} and {:g} of its largest extent'.format(*phase.outline.OUTLINES),
         f'no axis has more than {phase.outline.MOST_VOXELS} voxels',
         f'at least {phase.sign.FAR:g} degrees from',
         f'leaves {phase.sign.BETTER} times less variance',
@@ -454,7 +454,7 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
     with mock.patch.dict(TERMS), mock.patch.dict(BASES):  # what an example adds
         exec(compile(python_blocks(page)[number], f'{page.name}[{number}]', 'exec'), names)
     if 'workflow' in names:
-        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii.gz')]
+        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii')]
         assert [image.shape for image in maps] == [(26, 26, 24)]
 
 

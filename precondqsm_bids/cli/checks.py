@@ -98,7 +98,8 @@ def _check_files(settings: Settings) -> None:
                 'fields would be written over while they are read: give another'
             )
     if method.mask not in MASK_WORDS and not Path(method.mask).is_file():
-        raise ValueError(f'--mask: no such file: {method.mask}; give a file, auto or derivatives')
+        words = ', '.join(MASK_WORDS)
+        raise ValueError(f'--mask: no such file: {method.mask}; give a file or one of {words}')
     if missing := [str(path) for path in method.prior_maps if not path.is_file()]:
         raise ValueError(f'--prior map:FILE: no such file: {missing[0]}')
     if method.fit is None and settings.write_prior_labels:

@@ -56,13 +56,19 @@ def _row(method: Method, run: 'Run') -> tuple[str, ...]:
         'x'.join(map(str, run.matrix)),
         echo_time_words(run),
         f'{run.field_strength:g}',
-        Path(run.mask).name if run.mask else 'auto',
+        _mask_words(method, run),
         method.summary(run.without_r2star),
         _tissue_words(run),
         'none' if run.without_r2star else Path(run.r2_map or str(method.r2)).name,
         str(len(run.label_names)) if run.label_names else 'none',
         ', '.join(missing) or 'nothing',
     )
+
+
+def _mask_words(method: Method, run: 'Run') -> str:
+    """The mask and whether it is resampled, or the word of what is found in the images."""
+    name = Path(run.mask).name if run.mask else method.mask
+    return name + ', resampled' * run.mask_resampled
 
 
 def _sign_words(method: Method, run: 'Run') -> str:

@@ -91,28 +91,26 @@ def of_participant(call: Call, subject: str, kind: str, what: str, text: str) ->
     return Failure(subject, what, write_crash(folder, kind, text))
 
 
-def of_workflow(call: Call, found: Found, labels: Mapping[str, str], error: str) -> list[Failure]:
-    """Failures of the nodes, one for each crash file that they left.
+def of_nodes(call: Call, found: Found) -> list[Failure]:
+    """Failures of the nodes of these participants, one for each crash file that they left."""
+    from precondqsm_bids.workflows.base import crash_folder, node_name
 
-    ``labels`` are as for :func:`describe_crash`; ``error`` is the traceback of the workflow, empty
-    if it succeeded.
-    """
-    from precondqsm_bids.workflows.base import crash_folder
-
-    subjects = list(dict.fromkeys(run.subject for run in found.runs))
-    failures = [
+    labels = {node_name(run.label): run.label for run in found.runs}
+    return [
         Failure(subject, describe_crash(crash, labels), crash)
-        for subject in subjects
+        for subject in found.subjects
         for crash in sorted(
             crash_folder(call.settings.output_dir, subject, call.log_name).glob('crash-*.txt')
         )
         if not crash.stem.endswith('-input')  # reported already
     ]
-    if error and not failures:  # Nipype itself failed, or a node without a word
-        crash = write_crash(call.log_dir, 'workflow', error)
-        what = error.strip().splitlines()[-1]
-        failures = [Failure(subject, what, crash) for subject in subjects]
-    return failures
+
+
+def of_workflow(call: Call, found: Found, error: str) -> list[Failure]:
+    """Failures of all participants where Nipype itself failed, or a node without a word."""
+    crash = write_crash(call.log_dir, 'workflow', error)
+    what = error.strip().splitlines()[-1]
+    return [Failure(subject, what, crash) for subject in found.subjects]
 
 
 def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:

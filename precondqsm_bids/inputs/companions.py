@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 from precondqsm_bids.inputs.files import ACQUISITION, File, numbered, read_metadata
 from precondqsm_bids.inputs.grid import Grid, load_grid
 from precondqsm_bids.inputs.run import Note, Run, RunError
-from precondqsm_bids.inputs.segmentations import label_names, read_tissue
+from precondqsm_bids.inputs.segmentations import (
+    SCANNER_SPACES,
+    check_scanner_space,
+    label_names,
+    read_tissue,
+)
 from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS, Method
 from precondqsm_bids.numerics.prior.tissue import BRAIN_CLASSES
@@ -71,16 +76,43 @@ def _read_r2(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
     return {'r2_map': path, 'r2_map_kind': file.suffix}
 
 
+def _read_mask(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
+    file, own = candidate.files[0], load_grid(candidate.path)
+    space, task = (file.entities.get(key) for key in ('space', 'task'))
+    if space not in (None, *SCANNER_SPACES):
+        message = f'space-{space} is not the coordinates of the scanner'
+        raise RunError(file.path, message, 'skipped')
+    wrong = own.differs_from(grid)
+    # What an anatomical image is called says nothing; other runs have this grid, or a distorted one.
+    if task not in (None, run.entities.get('task')) or not (wrong or _agreement(file, run)[0]):
+        raise RunError(file.path, 'is of another acquisition, by its name', 'skipped')
+    if wrong:
+        check_scanner_space(file, own, run, grid, wrong)
+    return {'mask': str(file.path), 'mask_resampled': bool(wrong)}
+
+
+def _read_brain(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
+    file = candidate.files[0]
+    for key in ('desc', 'label'):
+        if (word := file.entities.get(key, 'brain')).lower() != 'brain':
+            message = (
+                f'{key}-{word} is not that of a brain; give --mask derivatives or --mask FILE'
+            )
+            raise RunError(file.path, message, 'skipped')
+    return _read_mask(candidate, run, grid)
+
+
 MASK = Kind(
     'mask',
     'mask',
     ('mask',),
-    lambda candidate, run, grid: {'mask': check_on_grid(candidate.path, grid)},
-    '--mask derivatives: no _mask of this run, on its grid, in the folders of -d/--derivatives{}. '
-    'Make one, or give --mask auto or --mask FILE',
-    of_the_run=True,
+    _read_mask,
+    '--mask derivatives: no _mask of this run, on its grid or in the coordinates of the scanner, '
+    'in the folders of -d/--derivatives{}. Make one, or give --mask auto or --mask FILE',
     of_the_dataset=False,
 )
+BRAIN = MASK._replace(read=_read_brain, missing='')
+"""The mask that is used without being asked for."""
 LABELS = Kind('labels', 'dseg', ('dseg',), _read_labels, of_the_run=True)
 TISSUE = Kind(
     'tissue',
@@ -134,6 +166,7 @@ def kinds_of(method: Method) -> list[Kind]:
         MAGNITUDE: method.field_given,
         R2STAR: method.field_given,
         MASK: method.mask == 'derivatives',
+        BRAIN: method.mask == 'auto',
         LABELS: True,
         TISSUE: method.needs_tissue,
         R2: method.needs_r2_map,
@@ -197,17 +230,17 @@ def _with_best(
         try:
             usable.append((candidate, kind.read(candidate, run, grid)))
         except RunError as error:
-            notes.append(Note(error.path, f'{kind.name} not used: {error}'))
+            notes.append(Note(error.path, f'{kind.name} not used: {error}', error.kind))
     if not usable:
         if kind.missing:
             raise RunError(run.sources[0], kind.missing.format(_listed(notes)))
         return run, notes
     usable.sort(key=lambda pair: _order(pair[0], pair[1], run))
     (best, fields), *others = usable
-    if kind is TISSUE and fields['tissue'].resampled:
+    if _resampled(fields):
         message = (
-            'tissue is resampled to the run by the affines of both; a head that moved between the '
-            'two images is not put right: look at the outlines'
+            f'{kind.name} is resampled to the run by the affines of both; a head that moved '
+            'between the two images is not put right: look at the outlines'
         )
         notes.append(Note(best.path, message))
     message = f'{kind.name} not used: {best.path} comes first; choose with --bids-filter-file '
@@ -219,21 +252,27 @@ def _with_best(
 def _order(candidate: Candidate, fields: dict[str, Any], run: Run) -> tuple[Any, ...]:
     """What sorts the usable candidates of a kind, the best one first.
 
-    1. Names that speak of no other acquisition; tissue on another grid is that of an anatomical
-       image, which may have any.
-    2. Masks: ``desc-brain``. Tissue: most classes of the brain, then on the grid, then shares.
+    1. Names that speak of no other acquisition; tissue or a mask on another grid is that of an
+       anatomical image, which may have any.
+    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the grid, then shares.
     3. Derivatives in their order, then the dataset.
     4. The most specific name: most entities of session and acquisition in common with the run.
     """
     agrees, common = _agreement(candidate.files[0], run)
+    agrees = agrees or _resampled(fields)
     preferred: tuple[Any, ...] = ()
     if tissue := fields.get('tissue'):
-        agrees = agrees or tissue.resampled
         known = len(set(tissue.classes) & set(BRAIN_CLASSES))
         preferred = (-known, tissue.resampled, tissue.label_classes is not None)
     elif 'mask' in fields:
-        preferred = (candidate.files[0].entities.get('desc') != 'brain',)
+        preferred = (candidate.files[0].entities.get('desc') != 'brain', _resampled(fields))
     return (not agrees, *preferred, candidate.rank, -common, str(candidate.path))
+
+
+def _resampled(fields: dict[str, Any]) -> bool:
+    """Whether what was read is on another grid than the run."""
+    tissue = fields.get('tissue')
+    return tissue.resampled if tissue else fields.get('mask_resampled', False)
 
 
 def _agreement(file: File, run: Run) -> tuple[bool, int]:

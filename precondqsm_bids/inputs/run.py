@@ -57,13 +57,16 @@ class Run:
     b0_dir: tuple[float, ...] | None = None
     """Direction of B0 along the voxel axes, where it is stated; else that of the affine holds."""
     labels: str | None = None
-    """Label image; like all images beside the echoes it is on their grid, except tissue."""
+    """Label image; like all images beside the echoes it is on their grid, except mask and
+    tissue."""
     label_names: dict[int, str] | None = None
     """Index to name."""
     phase_units: str | None = None
     """``Units`` of the phase images."""
     mask: str | None = None
-    """Region of interest; None is the object itself."""
+    """Region of interest; None leaves it to the images."""
+    mask_resampled: bool = False
+    """Whether the mask is on another grid, in the same scanner coordinates."""
     tissue: Tissue | None = None
     r2_map: str | None = None
     r2_map_kind: str | None = None
@@ -141,6 +144,8 @@ class Note(NamedTuple):
 class RunError(Exception):
     """One run's files cannot be used: the file and what is wrong."""
 
-    def __init__(self, path: Any, message: str) -> None:
+    def __init__(self, path: Any, message: str, kind: str = 'warning') -> None:
         super().__init__(message)
         self.path = str(path)
+        self.kind = kind
+        """How it is reported where the run goes on without the file."""

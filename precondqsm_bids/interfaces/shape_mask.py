@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
@@ -11,7 +12,7 @@ from precondqsm_bids.numerics.given_field import known_region
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 
-class ShapeMaskInputSpec(BaseInterfaceInputSpec):
+class ShapeMaskInputSpec(InputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
     mask = File(exists=True, desc='region of interest; the object if undefined')
     field = File(exists=True, desc='a given field, any unit: the region ends where it is 0 or NaN')
@@ -20,6 +21,9 @@ class ShapeMaskInputSpec(BaseInterfaceInputSpec):
     )
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
+    )
+    shape = traits.Bool(
+        True, usedefault=True, desc='whether the shape is part of the first estimate'
     )
 
 
@@ -53,6 +57,7 @@ class ShapeMask(Stage):
             mask if field is None else known_region(field, mask),
             inputs.erosion,
             inputs.step,
+            inputs.shape,
         )
         if given := self._given('mask') or self._given('field'):
             region.record['mask'] = Path(given).name

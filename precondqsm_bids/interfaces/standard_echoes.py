@@ -7,7 +7,6 @@ from typing import NamedTuple
 import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -16,6 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
     check_whole,
     clear_pair,
@@ -42,7 +42,7 @@ class Volume(NamedTuple):
     """Image of the file, for its header."""
 
 
-class StandardEchoesInputSpec(BaseInterfaceInputSpec):
+class StandardEchoesInputSpec(InputSpec):
     magnitude = InputMultiPath(File(exists=True), desc='one 3D file an echo, or one 4D file')
     phase = InputMultiPath(File(exists=True), desc='as the magnitude, rad or integer codes')
     real = InputMultiPath(File(exists=True), desc='real part, instead of magnitude and phase')
@@ -89,7 +89,7 @@ class StandardEchoes(SimpleInterface):
             if isdefined(path := getattr(inputs, name)):
                 image = nb.load(path)
                 data = np.asanyarray(image.dataobj)
-                self._results[name] = self._save(data, image, folder / f'{name}.nii.gz')
+                self._results[name] = self._save(data, image, folder / f'{name}.nii')
         if isdefined(inputs.field):
             (only,) = self._volumes('magnitude')
             saved = self._save(only.data, only.image, folder / only.name)
@@ -140,10 +140,10 @@ class StandardEchoes(SimpleInterface):
                 check_finite(data, path)
             stem = Path(path).name.partition('.')[0]
             if data.ndim == 3:
-                yield Volume(path, f'{stem}.nii.gz', data, image)
+                yield Volume(path, f'{stem}.nii', data, image)
                 continue
             for i in range(data.shape[3]):
-                name = f'{stem}_volume-{i + 1}.nii.gz'
+                name = f'{stem}_volume-{i + 1}.nii'
                 yield Volume(path, name, np.ascontiguousarray(data[..., i]), image)
 
     def _save(self, data, like, path):

@@ -39,6 +39,15 @@ def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
     return np.ascontiguousarray(canonical(data, image.affine), dtype=dtype)
 
 
+def view(path: str) -> np.ndarray:
+    """As :func:`load`, of its own type and in any memory order, mapped where the file allows it.
+
+    For those who need few of the voxels.
+    """
+    data, image = load_stored(path)
+    return canonical(data, image.affine)
+
+
 def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The data (X, Y, Z, ...) of an affine with axes nearest to right, anterior and superior.
 
@@ -326,10 +335,11 @@ def state_b0(header: nb.Nifti1Header, b0_dir: Iterable[float]) -> None:
 
 
 def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
-    """Write ``data`` as ``folder/name.nii.gz`` on the grid of the file ``like``; its path.
+    """Write ``data`` as ``folder/name.nii`` on the grid of the file ``like``; its path.
 
     ``data`` are in :func:`canonical` order, the file in that of ``like``. Booleans and small
-    integers are stored as they are, everything else as float32.
+    integers are stored as they are, everything else as float32. It is not compressed, so that the
+    nodes that read it take their time for other things, and map it into memory.
     """
     source = nb.load(like)
     back = nb.orientations.ornt_transform(
@@ -339,7 +349,7 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     if data.dtype == bool:
         data = data.astype(np.uint8)
     elif data.dtype not in (np.uint8, np.int16, np.int32):
-        data = data.astype(np.float32)
+        data = data.astype(np.float32, copy=False)
     image = nb.Nifti1Image(data, source.affine)
     image.header.set_xyzt_units('mm')
     if (stated := stated_b0(source.header)) is not None:
@@ -349,7 +359,7 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
         (source.header['sform_code'], image.set_sform),
     ):
         setter(source.affine, int(code) or 1)
-    path = Path(folder) / f'{name}.nii.gz'
+    path = Path(folder) / f'{name}.nii'
     nb.save(image, path)
     return os.fspath(path)
 

@@ -43,6 +43,8 @@ class Decay(NamedTuple):
     """Standard deviation of the field, ppm."""
     r2star: F32
     """1/s"""
+    r2star_sd: F32
+    """Standard deviation of R2* by the noise, 1/s."""
     s0: F32
     """In the unit of the echoes."""
     usable_echoes: npt.NDArray[np.uint8]
@@ -68,7 +70,7 @@ def fit_signal(
     Magn Reson Med 2000;44:358).
     """
     te, to_rad = echoes.te, echoes.to_rad
-    field_sd, r2star, s0, misfit, snr = (np.empty_like(field) for _ in range(5))
+    field_sd, r2star, r2star_sd, s0, misfit, snr = (np.empty_like(field) for _ in range(6))
     usable = np.empty(len(field), np.uint8)
 
     def refine(part: slice) -> None:
@@ -94,18 +96,20 @@ def fit_signal(
         model = amplitude[:, None] * dephasing * np.exp(-rate[:, None] * te)
         # What a wrong offset leaves is a straight line too, and none of this residual.
         weight = model**2
-        turn, slope, _, _ = phase_line(weight, model * rotated.imag, to_rad, True)
+        turn, slope, _, free = phase_line(weight, model * rotated.imag, to_rad, True)
         line = model * (turn[:, None] + slope[:, None] * to_rad)
         left = ((rotated.real - model) ** 2 + (rotated.imag - line) ** 2) * (dephasing > 0)
         freedom = np.maximum(2 * np.count_nonzero(dephasing, axis=1) - 4, 1)
         misfit[part] = left.sum(1) / (freedom * sigma**2)
         r2star[part], s0[part] = rate, amplitude
+        # ln S0 and R2* are to the real part what a free offset and the field are to the other.
+        r2star_sd[part] = sigma * np.sqrt(free) * (to_rad[0] / te[0])
         field_sd[part] = sigma * np.sqrt(variance)
         usable[part] = np.count_nonzero(model > 2 * sigma[:, None], axis=1)
         snr[part] = np.sqrt((model**2).sum(1)) / sigma
 
     echoes.in_chunks(refine)
-    return Decay(field_sd, r2star, s0, usable, misfit, snr)
+    return Decay(field_sd, r2star, r2star_sd, s0, usable, misfit, snr)
 
 
 def pool_decay(
@@ -140,6 +144,7 @@ def pool_decay(
     model = amplitude[:, None] * np.exp(-rate[:, None] * te)
     many = count >= 9
     decay.r2star[short[many]], decay.s0[short[many]] = rate[many], amplitude[many]
+    decay.r2star_sd[short[many]] /= np.sqrt(count[many])
     usable[short[many]] = np.count_nonzero(model > 2 * pooled_noise[:, None], axis=1)[many]
     return usable
 

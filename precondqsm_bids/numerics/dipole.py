@@ -25,6 +25,11 @@ class Geometry(NamedTuple):
     workers: int = 1
     """Threads of the Fourier transforms."""
 
+    @property
+    def voxel_length(self) -> float:
+        """Cube root of a voxel's volume, mm."""
+        return float(np.cbrt(np.prod(np.asarray(self.voxel_size, float))))
+
 
 def b0_direction(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Direction of B0 (the scanner's z axis) along the voxel axes.
@@ -119,7 +124,9 @@ def dipole_kernel(
     [ 0.    -0.667 -0.667] 0.333
     """
     b = _unit(b0_dir)
-    k = frequencies(shape, voxel_size)
+    # Only ratios of lengths count: an object of another size has the same kernel, to the last bit.
+    size = np.asarray(voxel_size, float)
+    k = frequencies(shape, size / size[0])
     k_squared = k[0] ** 2 + k[1] ** 2 + k[2] ** 2
     k_squared[0, 0, 0] = 1.0
     # The Nyquist frequency stands for both of its signs: their mean has no cross terms, which
@@ -172,6 +179,7 @@ def prism_kernel(
     """
     b = _unit(b0_dir)
     h = np.asarray(voxel_size, dtype=np.float64)
+    h = h / h[0]  # only ratios count, as in k-space
     padded = padded_shape(shape)
     corner = [(np.arange(n + 1) - 0.5) * d for n, d in zip(shape, h, strict=True)]
     x, y, z = np.meshgrid(*corner, indexing='ij', sparse=True)

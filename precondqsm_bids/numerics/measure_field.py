@@ -59,6 +59,10 @@ class MeasuredField(NamedTuple):
     """Voxels whose R2* is to be trusted."""
     misfit: F32 | None = None
     """Root mean square of the residual over the noise."""
+    r2star_sd: F32 | None = None
+    """Standard deviation of R2* by the noise, 1/s."""
+    magnitude_sd: F32 | None = None
+    """Standard deviation of the magnitude by the noise, in its unit."""
 
 
 def measure_field(
@@ -136,7 +140,8 @@ def measure_field(
         return MeasuredField(*maps)
     r2star = fit.r2star
     t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
-    return MeasuredField(*maps, r2star, t2star, fit.s0, fit.reliable, fit.misfit)
+    of_decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit, fit.r2star_sd, fit.magnitude_sd
+    return MeasuredField(*maps, *of_decay)
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:

@@ -157,7 +157,9 @@ def reconstruct(
     mask = companions.mask
     if isinstance(scan, GivenField):
         mask = known_region(scan.total_field, mask)
-    region = region_of_interest(_first(scan), scan.voxel_size, mask, method.mask_erosion)
+    region = region_of_interest(
+        _first(scan), scan.voxel_size, mask, method.mask_erosion, shape=method.shape
+    )
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     masks = region.roi_mask, region.shape_mask
     if isinstance(scan, GivenField):
@@ -275,9 +277,11 @@ def prior_inputs(
         shape_sd=region.shape_sd,
         inner=region.inner,
         r2star=measured.r2star,
+        r2star_sd=measured.r2star_sd,
         reliable=measured.reliable,
         magnitude=_first(scan),
         combined_magnitude=None if measured.r2star is None else measured.magnitude,
+        magnitude_sd=measured.magnitude_sd,
         contrasts=companions.contrasts,
         prior_chi=theory.prior_chi if theory else None,
         tissue=companions.tissue,

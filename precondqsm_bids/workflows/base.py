@@ -12,6 +12,7 @@ from niworkflows.engine.workflows import LiterateWorkflow
 from precondqsm_bids import __version__
 from precondqsm_bids.config import Settings
 from precondqsm_bids.inputs.run import Run
+from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
@@ -59,11 +60,14 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     _set_known(precondqsm_wf.inputs.inputnode, run)
     if run.tissue:
         _connect_tissue(workflow, precondqsm_wf, run)
+    if run.mask_resampled:
+        node = pe.Node(MaskOnGrid(mask=run.mask, grid=run.sources[0]), name='mask_on_grid')
+        workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
         'labels': run.labels,
-        'mask': run.mask,
+        'mask': None if run.mask_resampled else run.mask,
         'field': run.field,
         'field_sd': run.field_sd,
         'r2star': run.r2star_map,
@@ -80,7 +84,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
-            workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
+            workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])

@@ -121,7 +121,7 @@ def _stages(method, one_echo, phase_difference):
     """Interfaces of the stages by the names of their nodes, in the order of the data."""
     sign = method.phase_sign or 'auto'
     stages = {
-        'shape_mask': ShapeMask(erosion=method.mask_erosion),
+        'shape_mask': ShapeMask(erosion=method.mask_erosion, shape=method.shape),
         'echo_fit': TakeField(phase_sign=sign)
         if method.field_given
         else EchoFit(phase_sign=sign, phase_difference=phase_difference),
@@ -184,7 +184,9 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('r2star', 'r2star'), ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
+            ('magnitude', 'combined_magnitude'),
+            *_same('r2star', 'reliable'),
+            *_same('r2star_sd', 'magnitude_sd') * (not method.field_given),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),

@@ -146,7 +146,7 @@ def test_clean_workdir_removes_only_our_own(dataset, app):
 
 @pytest.mark.parametrize('stamp', ['0.0.1\n', None])
 def test_work_folder_of_another_version_is_refused(dataset, app, monkeypatch, stamp):
-    monkeypatch.setattr(module, 'execute', lambda *arguments: [])
+    monkeypatch.setattr(module, 'execute', lambda *arguments: '')
     dataset.add_run()
     old = Path('w/precondqsm_bids_wf/old')
     old.mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_all_participants_have_problems(dataset, app):
 
 def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
     dataset.add_run()
-    monkeypatch.setattr(module, 'execute', lambda *args: [])
+    monkeypatch.setattr(module, 'execute', lambda *args: '')
 
     def fail(*args, **keywords):
         raise OSError('no space left')
@@ -394,7 +394,7 @@ def test_a_work_folder_that_will_be_full_is_reported_at_the_start(
     dataset.add_run('sub-02')
     usage = type('Usage', (), {'free': free})
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
-    monkeypatch.setattr(module, 'execute', lambda *args: [])
+    monkeypatch.setattr(module, 'execute', lambda *args: '')
     monkeypatch.setattr(module, 'write_reports', lambda *args: [])
     _, output, _ = app()
     assert ('room for 0 MB, and about 1 MB will be written' in output) == warned

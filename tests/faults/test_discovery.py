@@ -857,7 +857,8 @@ REFUSED = [
             plain,
             image('derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz', shape=(5, 5, 5)),
         ),
-        'sub-01_desc-brain_mask.nii.gz: mask not used: shape (5, 5, 5) differs from (4, 5, 6)',
+        'sub-01_desc-brain_mask.nii.gz has the code 2, not 1',
+        'shape (5, 5, 5) differs from (4, 5, 6)',
         options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
     ),
     case(
@@ -1002,7 +1003,7 @@ USAGE = [
     case(
         'mask-file-missing',
         plain,
-        '--mask: no such file: {root}/mask.nii.gz; give a file, auto or derivatives',
+        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives, brain, object',
         options=('--mask', '{root}/mask.nii.gz'),
     ),
     case(
@@ -1274,6 +1275,26 @@ ACCEPTED = [
         'warning: sub-01: {root}/derivatives/seg/sub-01/anat/',
         'a head that moved between the two images is not put right',
         options=TISSUE,
+    ),
+    case(
+        'mask-of-derivatives-without-asking',
+        both(plain, image(f'{SEG}_desc-brain_mask.nii.gz'), image(f'{SEG}_desc-x_mask.nii.gz')),
+        '4 to 12 3 sub-01_desc-brain_mask.nii.gz contrast+shape',
+        'desc-x is not that of a brain; give --mask derivatives or --mask FILE',
+        options=('-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'mask-in-the-space-of-the-t1w-image',
+        both(
+            plain,
+            image(f'{SEG}_desc-brain_mask.nii.gz', shape=(9, 10, 12), affine=FINER),
+            image(f'{SEG}_space-MNI152NLin6Asym_desc-brain_mask.nii.gz', shape=(9, 10, 12)),
+            coordinates('**/*.nii.gz', 1),
+        ),
+        '4 to 12 3 sub-01_desc-brain_mask.nii.gz, resampled contrast+shape',
+        'a head that moved between the two images is not put right',
+        'skipped: sub-01: {root}/derivatives/seg/sub-01/anat/sub-01_space-MNI152NLin6Asym',
+        options=('-d', '{root}/derivatives/seg'),
     ),
     case(
         'tissue-of-shares',
@@ -1593,6 +1614,13 @@ ACCEPTED = [
         ROW,
         'warning: sub-01: ',
         'labels not used: shape (4, 5, 7) differs from (4, 5, 6)',
+    ),
+    case(
+        'same-images-in-two-runs',
+        lambda dataset: [dataset.add_run(f'sub-01_run-{i}') for i in (1, 2)],
+        'sub-01_run-2 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels',
+        f'warning: sub-01: {{root}}/{ANAT}/sub-01_run-1_echo-1_part-mag_MEGRE.nii.gz: ',
+        'are also those of sub-01_run-2',
     ),
 ]
 

@@ -917,6 +917,7 @@ def test_estimate_is_the_same_without_files(data, tmp_path):
     combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
     arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
     arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
+    arrays |= {'r2star_sd': 0.1 * data.r2star, 'magnitude_sd': 0.1 * combined}
     settings = {'free_voxels': True, 'iterations': 10}
     files = {name: data.file(name, array) for name, array in arrays.items()}
     files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}

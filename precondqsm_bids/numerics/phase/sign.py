@@ -8,10 +8,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.phase.outline import (
-    OUTLINES,
     CoarseField,
     closed_outline,
     cut_fraction,
+    outline_radii,
 )
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field, shim_terms
 
@@ -196,7 +196,8 @@ def _correlation(one: F64, other: F64, weight: F64) -> float:
 def shape_evidence(
     coarse: CoarseField, b0_dir: npt.ArrayLike, workers: int = 1
 ) -> PhaseSign | None:
-    """Sign by the field of the object's outline, of the two of `OUTLINES` that fits better.
+    """Sign by the field of the object's outline, of the two
+    of :func:`~precondqsm_bids.numerics.phase.outline.outline_radii` that fits better.
 
     None where nothing can be compared: no air around the object, or hardly a voxel.
 
@@ -216,7 +217,7 @@ def shape_evidence(
     if np.count_nonzero(coarse.mask) < LEAST_VOXELS or not coarse.shape.any():
         return None
     found = []
-    for radius in OUTLINES:
+    for radius in outline_radii(coarse.shape, coarse.voxel_size):
         body = closed_outline(coarse.shape, coarse.voxel_size, radius)
         if not body.all():
             predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask, workers)
