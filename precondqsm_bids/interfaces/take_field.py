@@ -8,7 +8,6 @@ from precondqsm_bids.interfaces.echo_fit import EchoFitOutputSpec, stored_b0
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
-    check_whole,
     geometry,
     load_magnitude,
     stated_b0,
@@ -45,7 +44,6 @@ class TakeField(Stage):
     def _compute(self):
         inputs = self.inputs
         image = nb.load(inputs.field)
-        check_whole(inputs.field)
 
         def ppm(name):
             data = self._load(name, np.float64)

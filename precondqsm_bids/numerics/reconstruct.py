@@ -154,9 +154,9 @@ def reconstruct(
     True
     """
     method = method or Method()
-    mask = companions.mask
+    mask: npt.NDArray | str | None = companions.mask
     if isinstance(scan, GivenField):
-        mask = known_region(scan.total_field, mask)
+        mask = known_region(scan.total_field, companions.mask)
     elif mask is None:
         mask = method.inside
     region = region_of_interest(
