@@ -51,8 +51,8 @@ def ball(x, radius, *centre):
 
 
 def noisy(signal, snr, seed=0):
-    """Magnitude of a signal with noise of one channel, of 1 / snr."""
-    noise = np.random.default_rng(seed).normal(0, 1 / snr, (2, *signal.shape))
+    """Magnitude of a signal with noise of one channel, of 1 / snr (a number or of each voxel)."""
+    noise = np.random.default_rng(seed).standard_normal((2, *signal.shape)) / snr
     return np.hypot(signal + noise[0], noise[1])
 
 

@@ -87,6 +87,16 @@ def _check_files(settings: Settings) -> None:
         raise ValueError(
             '--mask derivatives needs folders to look in: give them with -d/--derivatives'
         )
+    if method.field_given:
+        if not settings.derivatives:
+            raise ValueError(
+                '--field derivatives needs folders to look in: give them with -d/--derivatives'
+            )
+        if settings.output_dir.resolve() in (p.resolve() for p in settings.derivatives.values()):
+            raise ValueError(
+                f'the output folder {settings.output_dir} is one of -d/--derivatives, and its '
+                'fields would be written over while they are read: give another'
+            )
     if method.mask not in MASK_WORDS and not Path(method.mask).is_file():
         words = ', '.join(MASK_WORDS)
         raise ValueError(f'--mask: no such file: {method.mask}; give a file or one of {words}')

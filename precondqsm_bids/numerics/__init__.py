@@ -29,6 +29,7 @@ from precondqsm_bids.numerics.dipole_inversion import (
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.given_field import GivenField, take_field
 from precondqsm_bids.numerics.l_curve import LCurve, l_curve
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside

@@ -193,17 +193,16 @@ def prism_kernel(
     # Mixed derivatives are odd along their two axes, all others even: one octant is enough.
     kernel = np.zeros(padded, dtype=np.float32)
     axes = (x, y, z)
+    even = np.zeros([n + 1 for n in shape])
     for i in range(3):
-        for j in range(i, 3):
-            weight = b[i] * b[j] * (1 if i == j else 2)
-            if weight == 0:
-                continue
-            if i == j:
-                p, q = (axes[m] for m in range(3) if m != i)
-                octant = over_corners(-np.arctan(p * q / (axes[i] * r)))
-            else:
-                octant = over_corners(np.log(axes[3 - i - j] + r))
-            _add_octant(kernel, weight * octant, () if i == j else (i, j))
+        p, q = (axes[m] for m in range(3) if m != i)
+        if b[i]:
+            even -= b[i] ** 2 * np.arctan(p * q / (axes[i] * r))
+    _add_octant(kernel, over_corners(even), ())
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        if b[i] * b[j]:
+            octant = over_corners(2 * b[i] * b[j] * np.log(axes[3 - i - j] + r))
+            _add_octant(kernel, octant, (i, j))
     kernel[0, 0, 0] += 1 / 3
     return kernel
 

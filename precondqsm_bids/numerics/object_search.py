@@ -149,8 +149,9 @@ def find_object(
     size = np.asarray(voxel_size, np.float64)
     if threshold is None:
         least, noise = _thresholds(magnitude, noise)
-        # Noise that drowns the object is amplified elsewhere (prescan normalisation).
-        noise = min(noise, 2 * least)
+        # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
+        # (prescan normalisation); none of it is as solid.
+        noise = min(noise, max(2 * least, 0.5 * float(ndimage.minimum_filter(magnitude, 3).max())))
         mask, level = _grow(magnitude, least, noise, size)
         kept, left_out = _bodies(magnitude, mask, noise)
     else:

@@ -321,8 +321,8 @@ def region_of_interest(
     used = min(fraction, 1 - found.fading) >= LEAST_SURFACE
     if brain and brain.certain:  # of large voxels, all of its border may be near the surface
         used = False
-    left, volume = int(np.count_nonzero(roi)), float(np.prod(voxel_size)) / 1000
-    record = {
+    left, volume = int(np.count_nonzero(roi)), float(np.prod(np.asarray(voxel_size))) / 1000
+    record: dict[str, Any] = {
         'threshold': found.threshold,
         'step': step,
         'shape_voxels': int(np.count_nonzero(found.shape_mask)),
@@ -382,8 +382,8 @@ def _doubts(
     ``volume`` is that of a voxel, ml.
     """
     said = []
-    inside = np.count_nonzero(roi)
-    share = inside / max(np.count_nonzero(found.shape_mask), 1)
+    inside = int(np.count_nonzero(roi))
+    share = inside / max(int(np.count_nonzero(found.shape_mask)), 1)
     signal = np.where(magnitude > found.threshold, magnitude, 0)
     of_signal = float(signal[roi].sum() / max(signal.sum(), np.finfo(np.float32).tiny))
     if min(share, of_signal) < LEAST_COVERAGE:

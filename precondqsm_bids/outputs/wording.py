@@ -212,6 +212,11 @@ def one_echo(fit: Numbers) -> bool:
     return len(fit.get('echo_times', ())) == 1
 
 
+def field_given(fit: Numbers) -> bool:
+    """Whether the record of the echo fit is that of a field which was given."""
+    return fit.get('field_source') == 'given'
+
+
 def offset(fit: Numbers, record: Numbers) -> str | None:
     """Model of the phase at echo time zero and what it leaves."""
     if fit.get('offset_model') is None:

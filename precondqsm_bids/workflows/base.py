@@ -55,7 +55,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     )
     precondqsm_wf = init_precondqsm_wf(
         method,
-        one_echo=run.one_echo,
+        one_echo=run.without_r2star,
         phase_difference=run.phase_difference,
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
@@ -75,6 +75,9 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'phase': list(run.phase),
         'labels': run.labels,
         'mask': None if run.mask_resampled else run.mask,
+        'field': run.field,
+        'field_sd': run.field_sd,
+        'r2star': run.r2star_map,
     }
     files = {port: value for port, value in files.items() if value}
     if run.as_needed:
@@ -84,7 +87,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
             synthstrip.inputs.magnitude = run.magnitude[0]
     else:
         standard_echoes = _standard_echoes(run, files)
-        ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
+        echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
+        ports = [*echoes, *(name for name in files if name not in ('magnitude', 'phase'))]
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
         if settings.brain_model:
@@ -101,7 +105,10 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
 
 def _set_known(inputs: Any, run: Run) -> None:
     """Set the inputs that no node computes; of the optional ones those that are known."""
-    inputs.echo_times = list(run.echo_times)
+    if run.field:
+        inputs.field_units = run.field_units
+    else:
+        inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
     inputs.field_strength_source = run.field_strength_source
     if manufacturer := run.metadata.get('Manufacturer'):

@@ -65,7 +65,8 @@ def ports_of(run: Run, settings: Settings) -> list[str]:
     conventional = settings.method.conventional
     return [
         *names_of(
-            one_echo=run.one_echo,
+            one_echo=run.without_r2star,
+            field_given=run.field is not None,
             conventional=conventional,
             requested=('prior_labels',) if settings.write_prior_labels else (),
         ),

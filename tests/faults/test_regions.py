@@ -61,6 +61,17 @@ def test_noise_is_no_body():
     assert len(region.record['volumes']) == 1
 
 
+def test_amplified_noise_far_away_hides_nothing():
+    # Dark around the object and noisy beyond, as prescan normalisation leaves it
+    x = grid(48, 48, 48)
+    body, far = ball(x, 10, 0, 0, 0), np.sqrt(sum(i**2 for i in x)) > 14
+    magnitude = noisy(1.0 * body, np.where(far, 5, 60))
+    region = region_of_interest(magnitude, (3, 3, 3))
+    np.testing.assert_array_equal(region.roi_mask, body)
+    assert not region.inner
+    assert not region.record['warnings']
+
+
 def test_pair_of_legs():
     x = grid(72, 40, 24)
     region = region_of_interest(noisy(leg(x, -17) + leg(x, 17), 40), (3, 3, 3))

@@ -159,7 +159,7 @@ def test_method_settings_change_the_graph(build):
     }
     method = {field.name for field in fields(Method)}
     # find_runs has all but prior_fit, which needs --prior r2prime
-    others = {'field_strength', 'b0_dir', 'mask', 'contrasts', 'prior_fit'}
+    others = {'field_strength', 'b0_dir', 'field', 'mask', 'contrasts', 'prior_fit'}
     assert method - set(changed) == others
 
     def stages(**values):
