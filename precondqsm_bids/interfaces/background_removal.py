@@ -1,18 +1,18 @@
 """Background removal: projection onto dipole fields (PDF)."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 
-class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
+class BackgroundRemovalInputSpec(InputSpec):
     field = File(exists=True, mandatory=True, desc='measured or flattened field, ppm')
     field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
     mask = File(exists=True, mandatory=True, desc='region of interest')

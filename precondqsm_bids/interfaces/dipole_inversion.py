@@ -1,17 +1,17 @@
 """Dipole inversion: closed-form l2, lambda by a rule."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
 
 
-class DipoleInversionInputSpec(BaseInterfaceInputSpec):
+class DipoleInversionInputSpec(InputSpec):
     local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')

@@ -1,13 +1,13 @@
 """Prior fit: the field chooses the coefficients of the prior."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import check_grid, load
 from precondqsm_bids.method import MAP
@@ -19,7 +19,7 @@ _IMAGES = (
 )  # fmt: skip
 
 
-class PriorFitInputSpec(BaseInterfaceInputSpec):
+class PriorFitInputSpec(InputSpec):
     total_field = File(exists=True, mandatory=True, desc='measured relative field, ppm')
     field_sd = File(exists=True, mandatory=True, desc='standard deviation of the field, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')

@@ -9,7 +9,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.expected_risk import least_risk
-from precondqsm_bids.numerics.l_curve import NO_CURVE, LCurve, l_curve
+from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
 
 F32 = npt.NDArray[np.float32]
 
@@ -167,7 +167,8 @@ def l2_inversion(
         return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)
     form = closed_form(Geometry(mask, voxel_size, b0_dir, workers))
     spectrum = form.spectrum(local_field)
-    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient)
+    weights = REG_WEIGHTS * form.geometry.voxel_length
+    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient, weights)
     if reg_weight is not None:
         weight = float(reg_weight)
     elif rule == 'risk':

@@ -120,7 +120,8 @@ def measure_field(
     _check(scan, mask, shape_mask)
     shape = None
     if shape_mask is not None:
-        shape = shape_field(shape_mask, scan.voxel_size, scan.b0_dir, mask, workers)
+        placed = shape_mask, scan.voxel_size, scan.b0_dir, mask, workers
+        shape = shape_field(*placed, apart=False)
     check_stored(scan, mask)
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
@@ -140,8 +141,8 @@ def measure_field(
         return MeasuredField(*maps)
     r2star = fit.r2star
     t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
-    of_decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit, fit.r2star_sd, fit.magnitude_sd
-    return MeasuredField(*maps, *of_decay)
+    decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit
+    return MeasuredField(*maps, *decay, fit.r2star_sd, fit.magnitude_sd)
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
