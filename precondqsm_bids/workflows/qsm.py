@@ -187,8 +187,7 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('magnitude', 'combined_magnitude'),
-            *_same('r2star', 'reliable'),
+            ('magnitude', 'combined_magnitude'), *_same('r2star', 'reliable'),
             *_same('r2star_sd', 'magnitude_sd') * (not method.field_given),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
