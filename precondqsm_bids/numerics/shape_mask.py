@@ -388,7 +388,8 @@ def _doubts(
         said.append(
             f'the signal fades into the noise at {found.fading:.0%} of the border of the object, '
             'as far from a surface coil: what lies beyond is not known'
-            + '; the shape is left out of the first estimate' * (1 - found.fading < LEAST_SURFACE)
+            + '; the shape is left out of the first estimate'
+            * (1 - found.fading < LEAST_SURFACE)
         )
     large = [n for n in found.left_out if n > MOST_LEFT_OUT * inside]
     if large:

@@ -179,9 +179,7 @@ def scan_of(body, field, size=(2.0, 2.0, 2.0), snr=100):
     signal = body[..., None] * np.exp(-20 * TE + 2j * np.pi * 127.729 * field[..., None] * TE)
     noise = np.random.default_rng(1).normal(0, 1 / snr, (2, *signal.shape))
     signal = signal + noise[0] + 1j * noise[1]
-    return Scan(
-        np.abs(signal), np.angle(signal), TE, 3.0, size, phase_units='rad', phase_sign=1
-    )
+    return Scan(np.abs(signal), np.angle(signal), TE, 3.0, size, phase_units='rad', phase_sign=1)
 
 
 def two_bottles():
