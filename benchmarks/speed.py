@@ -41,7 +41,8 @@ OBJECTS = {
 }
 """Name of an object -> options of precondqsm_phantom."""
 PAGE = Path(__file__).resolve().parents[1] / 'docs' / 'performance.md'
-MB = 1024**2
+QUIET = 0.5
+"""Load of a machine that does nothing else."""
 
 
 def main(argv=None):
@@ -56,10 +57,11 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.run:
         return run(*options.run)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         results = [measure(name, folder, options.repeat) for name in options.only]
-    options.out.write_text(page(results), encoding='utf-8')
+    options.out.write_text(page(results, machine(load)), encoding='utf-8')
     return print(options.out.read_text(encoding='utf-8'))
 
 
@@ -206,12 +208,12 @@ def one_transform(name, shape, dtype, size):
 # -- the page -----------------------------------------------------------------------------------
 
 
-def page(results):
-    """The page, in Markdown."""
+def page(results, where):
+    """The page, in Markdown; ``where`` says what machine it is of."""
     lines = [
         '# Performance',
         '',
-        f'Version {__version__}. {machine()}',
+        f'Version {__version__}. {where}',
         '`make bench` (`benchmarks/speed.py`) measures it again and writes this page.',
         '',
         '## Whole runs',
@@ -271,16 +273,16 @@ def stage_rows(result):
         )
 
 
-def machine():
-    """Processor, cores, memory and libraries, in a sentence."""
+def machine(load):
+    """Processor, cores, memory and libraries, and whether other work used them at the start."""
     info = Path('/proc/cpuinfo').read_text()
     model = info.partition('model name')[2].partition('\n')[0].strip('\t :') or platform.machine()
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1024**3
-    load = os.getloadavg()[2]
+    busy = f'**Other work used the machine (load {load:.1f}): wall times are too long.** '
     return (
-        f'{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GB of memory, load of the '
-        f'last 15 minutes {load:.1f}; Python {platform.python_version()}, NumPy {np.__version__}, '
-        f'SciPy {scipy.__version__}.'
+        f'{len(os.sched_getaffinity(0))} cores of {model}, {memory:.0f} GB of memory; '
+        f'Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__}. '
+        f'{busy if load > QUIET else ""}'
     )
 
 

@@ -16,6 +16,7 @@ PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
+FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
 LONGER = 3
 """Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so
@@ -140,8 +141,11 @@ class Method:
         assumes what is usual where that does not decide.
     b0_dir : tuple of float or None
         Direction of B0 along the voxel axes; None takes that of the header.
+    field : str
+        Where the total field is from: fitted to the ``echoes``, or a map of the ``derivatives``.
     mask : str
-        Region of interest: ``auto`` (the object), ``derivatives`` or a file.
+        Region of interest: ``brain``, ``object``, ``derivatives`` or a file; ``auto`` is a brain
+        mask of derivatives, else the brain of a head, else the object.
     mask_erosion : float
         Depth that is taken off the region of interest, mm.
     prior : str or sequence of str
@@ -187,6 +191,7 @@ class Method:
     field_strength: float | None = None
     phase_sign: int | None = None
     b0_dir: tuple[float, ...] | None = None
+    field: str = 'echoes'
     mask: str = 'auto'
     mask_erosion: float = 0.0
     prior: tuple[str, ...] = ('contrast',)
@@ -207,7 +212,8 @@ class Method:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 allowed.check(name, value)
-        for name, words in (('prior_fit', PRIOR_FITS), ('reg_rule', REG_RULES)):
+        choices = (('field', FIELD_WORDS), ('prior_fit', PRIOR_FITS), ('reg_rule', REG_RULES))
+        for name, words in choices:
             if getattr(self, name) not in words:
                 raise ValueError(f'{name} = {getattr(self, name)} is not one of {_list(words)}')
         if isinstance(self.r2, str) and self.r2 not in R2_WORDS:
@@ -258,6 +264,15 @@ class Method:
             )
 
     @property
+    def inside(self) -> str:
+        """What the region of interest is where there is no mask: auto, brain or object.
+
+        >>> Method().inside, Method(mask='derivatives').inside
+        ('auto', 'object')
+        """
+        return self.mask if self.mask in ('auto', 'brain') else 'object'
+
+    @property
     def fit(self) -> str | None:
         """How whole maps are fitted: ``global``, ``clusters``, or None: nothing is fitted.
 
@@ -268,6 +283,11 @@ class Method:
         if self.prior_fit == 'none' or (self.prior_fit == 'auto' and as_it_is):
             return None
         return 'clusters' if self.prior_fit == 'clusters' else 'global'
+
+    @property
+    def field_given(self) -> bool:
+        """Whether the total field is given, and no echo is read."""
+        return self.field == 'derivatives'
 
     @property
     def by_theory(self) -> bool:

@@ -52,14 +52,14 @@ def _row(method: Method, run: 'Run') -> tuple[str, ...]:
     missing = [*run.missing, *([] if run.labels else ['labels'])]
     return (
         run.label,
-        str(len(run.echo_times)),
+        'field' if run.field else str(len(run.echo_times)),
         'x'.join(map(str, run.matrix)),
         echo_time_words(run),
         f'{run.field_strength:g}',
         _mask_words(method, run),
-        method.summary(run.one_echo),
+        method.summary(run.without_r2star),
         _tissue_words(run),
-        'none' if run.one_echo else Path(run.r2_map or str(method.r2)).name,
+        'none' if run.without_r2star else Path(run.r2_map or str(method.r2)).name,
         str(len(run.label_names)) if run.label_names else 'none',
         ', '.join(missing) or 'nothing',
     )
@@ -75,6 +75,8 @@ def _sign_words(method: Method, run: 'Run') -> str:
     """The way in which the sign of the phase will be found."""
     from precondqsm_bids.numerics.phase.sign import vendor_sign
 
+    if run.field and not method.phase_sign:
+        return "+1, of a field; warned of where the field of the object's shape contradicts it"
     if stated := method.phase_sign:
         return f'{stated:+d}, stated; refused if the field contradicts it'
     manufacturer = run.metadata.get('Manufacturer')
@@ -149,7 +151,7 @@ def _size(number: float) -> str:
 
 def echo_time_words(run: 'Run') -> str:
     """First and last echo time, ms."""
-    times = [f'{1000 * t:.4g}' for t in (run.echo_times[0], run.echo_times[-1])]
+    times = [f'{1000 * t:.4g}' for t in (*run.echo_times[:1], *run.echo_times[-1:])] or ['none']
     return ' to '.join(dict.fromkeys(times))
 
 

@@ -24,6 +24,7 @@ from precondqsm_bids.cli.option_types import (
 )
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
+    FIELD_WORDS,
     LONGER,
     MASK_WORDS,
     PRIOR_FITS,
@@ -103,12 +104,20 @@ OPTIONS = {
              metavar=('X', 'Y', 'Z'),
              help='direction of B0 along the voxel axes; takes precedence over that of the '
              'header, and is needed for images with neither qform nor sform'),
+        _row('--field', choices=FIELD_WORDS,
+             help='where the total field is from: fitted to the echoes (default), or the '
+             '_fieldmap of derivatives (Hz, rad/s, ppm or T by its sidecar; positive where the '
+             'frequency is higher) with a _magnitude and, if there is one, an _R2starmap, all in '
+             'the folders of --derivatives'),
         _row('--mask', type=mask, metavar=_one_of(*MASK_WORDS, 'FILE'),
              help='region of interest: auto (default) is the brain mask of each run in the '
              'folders of --derivatives, or else the brain of a head and the whole of any other '
              'object, by the magnitude; derivatives takes a _mask of those folders, and is an '
              'error without one; brain and object are what they say, by the magnitude; FILE is '
              'one for all runs'),
+        _row('--brain-model', type=file, metavar='FILE.pt',
+             help='of --mask brain: weights of SynthStrip (synthstrip.1.pt), which then finds the '
+             'brain; needs nipreps-synthstrip'),
         _row('--mask-erosion', type=number(RANGES['mask_erosion']), metavar='MM',
              help='depth (mm) that is taken off the region of interest (default: 0, nothing)'),
         _row('--phase-sign', type=sign, metavar='{auto,+1,-1}',

@@ -74,6 +74,8 @@ def run_app(call: Call) -> int:
         status = failures.nothing_to_do(
             f'{settings.bids_dir} has no multi-echo gradient-echo images (_MEGRE, or _T2starw '
             'with echo-) for these participants, sessions and filters'
+            if not settings.method.field_given
+            else 'the derivatives have no total field (_fieldmap) of these participants'
         )
         for problem in found.problems:
             print(f'skipped: {problem}', file=sys.stderr)
@@ -180,11 +182,10 @@ def introduce(call: Call, found: Found) -> None:
     say(f'work folder {settings.work_dir}; log {call.log_dir}')
     for run in found.runs:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
-        say(
-            f'{run.label}: {echoes}, {echo_time_words(run)} ms, '
-            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}, '
-            f'mask {run.mask or settings.method.mask}'
-        )
+        echoes = 'field given' if run.field else f'{echoes}, {echo_time_words(run)} ms'
+        prior = settings.method.summary(run.without_r2star)
+        mask = run.mask or settings.method.mask
+        say(f'{run.label}: {echoes}, {run.field_strength:g} T, prior {prior}, mask {mask}')
     for subject in sorted(set(settings.participant_label) - {run.subject for run in found.runs}):
         say(f'warning: sub-{subject}: no run to reconstruct')
     if not settings.boilerplate_only:

@@ -23,7 +23,8 @@ from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS, Method
 from precondqsm_bids.numerics.prior.tissue import BRAIN_CLASSES
 
-R2_UNITS = {'R2map': ('1/s', 's^-1', 'Hz'), 'T2map': ('s',)}
+_RATES = ('1/s', 's^-1', 'Hz')
+R2_UNITS = {'R2map': _RATES, 'T2map': ('s',), 'R2starmap': _RATES}
 """What ``Units`` of the maps may be; messages name the first one."""
 Source = Sequence[File]
 """Files of one dataset."""
@@ -69,7 +70,10 @@ def _read_r2(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
     units, wanted = read_metadata(file, candidate.source).get('Units'), R2_UNITS[file.suffix]
     if units is not None and units not in wanted:
         raise RunError(file.path, f'Units {units!r} are not {wanted[0]}: convert the map')
-    return {'r2_map': check_on_grid(file.path, grid), 'r2_map_kind': file.suffix}
+    path = check_on_grid(file.path, grid)
+    if file.suffix == 'R2starmap':
+        return {'r2star_map': path}
+    return {'r2_map': path, 'r2_map_kind': file.suffix}
 
 
 def _read_mask(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def _read_mask(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
         message = f'space-{space} is not the coordinates of the scanner'
         raise RunError(file.path, message, 'skipped')
     wrong = own.differs_from(grid)
-    # What an anatomical image is called says nothing; other runs have this grid, or a distorted one.
+    # Any anatomical image will do; masks of other runs have this grid, or are distorted.
     if task not in (None, run.entities.get('task')) or not (wrong or _agreement(file, run)[0]):
         raise RunError(file.path, 'is of another acquisition, by its name', 'skipped')
     if wrong:
@@ -122,11 +126,24 @@ TISSUE = Kind(
 R2 = Kind(
     'R2',
     'r2',
-    tuple(R2_UNITS),
+    ('R2map', 'T2map'),
     _read_r2,
     '--r2 map: no _R2map (1/s) or _T2map (s) on its grid{}. Resample one to the grid, or give '
     '--r2 NUMBER, median or literature',
 )
+
+
+MAGNITUDE = Kind(
+    'magnitude',
+    'magnitude',
+    ('magnitude', 'magnitude1'),
+    lambda candidate, run, grid: {'magnitude': (check_on_grid(candidate.path, grid),)},
+    '--field derivatives: no _magnitude of this run, on its grid, beside it in the folders of '
+    '-d/--derivatives{}. The object, the contrast and the weights are from it',
+    of_the_run=True,
+    of_the_dataset=False,
+)
+R2STAR = Kind('R2*', 'r2star', ('R2starmap',), _read_r2, of_the_run=True, of_the_dataset=False)
 
 
 def contrast(suffix: str) -> Kind:
@@ -146,6 +163,8 @@ def contrast(suffix: str) -> Kind:
 def kinds_of(method: Method) -> list[Kind]:
     """The kinds that a method reads."""
     read = {
+        MAGNITUDE: method.field_given,
+        R2STAR: method.field_given,
         MASK: method.mask == 'derivatives',
         BRAIN: method.mask == 'auto',
         LABELS: True,
@@ -168,7 +187,7 @@ def with_companions(
         run = replace(run, mask=check_on_grid(path, grid, '--mask: ', ' (nearest neighbour)'))
     notes: list[Note] = []
     for kind in kinds_of(method):
-        if kind is R2 and run.one_echo:  # no R2*, so that R2 has no use
+        if kind is R2 and run.without_r2star:  # no R2*, so that R2 has no use
             continue
         run, more = _with_best(kind, _candidates(kind, run, sources, select), run, grid)
         notes += more
@@ -235,7 +254,8 @@ def _order(candidate: Candidate, fields: dict[str, Any], run: Run) -> tuple[Any,
 
     1. Names that speak of no other acquisition; tissue or a mask on another grid is that of an
        anatomical image, which may have any.
-    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the grid, then shares.
+    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the
+       grid, then shares.
     3. Derivatives in their order, then the dataset.
     4. The most specific name: most entities of session and acquisition in common with the run.
     """

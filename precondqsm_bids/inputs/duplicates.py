@@ -35,7 +35,7 @@ def find_duplicates(runs: Sequence[Run]) -> list[Problem]:
 
 def _contents(run: Run) -> dict[tuple[int, bytes], str]:
     """Size and checksum of the images of a run, and their files; those that can be read."""
-    contents = {}
+    contents: dict[tuple[int, bytes], str] = {}
     for path in run.sources:
         try:
             contents.setdefault(_content(path), path)
@@ -49,8 +49,8 @@ def _content(path: str) -> tuple[int, bytes]:
     with open(path, 'rb') as stream:
         if path.endswith('.gz'):
             stream.seek(-TRAILER, 2)
-            checksum, size = stream.read(4), stream.read(4)
-            return int.from_bytes(size, 'little'), checksum
+            stored, length = stream.read(4), stream.read(4)
+            return int.from_bytes(length, 'little'), stored
         checksum, size = 0, 0
         while block := stream.read(1 << 20):
             checksum, size = zlib.crc32(block, checksum), size + len(block)

@@ -13,6 +13,7 @@ from precondqsm_bids.interfaces.prior_fit import PriorFit
 from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
 from precondqsm_bids.interfaces.recombination import Recombination
 from precondqsm_bids.interfaces.shape_mask import ShapeMask
+from precondqsm_bids.interfaces.take_field import TakeField
 
 __all__ = [
     'BackgroundRemoval',
@@ -24,4 +25,5 @@ __all__ = [
     'R2PrimePrior',
     'Recombination',
     'ShapeMask',
+    'TakeField',
 ]

@@ -25,6 +25,9 @@ from precondqsm_bids.interfaces.volumes import (
 from precondqsm_bids.numerics.arrays import check_finite
 from precondqsm_bids.numerics.phase.checks import check_signed
 
+COMPANIONS = ('labels', 'mask', 'field', 'field_sd', 'r2star')
+"""Images that are carried along as they are, on the grid of the echoes."""
+
 
 class Volume(NamedTuple):
     """One echo of one part."""
@@ -51,6 +54,9 @@ class StandardEchoesInputSpec(InputSpec):
     )
     labels = File(exists=True, desc='labels on the grid of the echoes')
     mask = File(exists=True, desc='region of interest on the grid of the echoes')
+    field = File(exists=True, desc='a given field, in place of the phase')
+    field_sd = File(exists=True, desc='standard deviation of the field')
+    r2star = File(exists=True, desc='R2* on the grid of the echoes')
 
 
 class StandardEchoesOutputSpec(TraitedSpec):
@@ -59,6 +65,9 @@ class StandardEchoesOutputSpec(TraitedSpec):
     phase = traits.List(File(exists=True), desc='one 3D file an echo')
     labels = File(exists=True, desc='labels on the grid of the outputs')
     mask = File(exists=True, desc='region of interest on the grid of the outputs')
+    field = File(exists=True, desc='the field as it is')
+    field_sd = File(exists=True, desc='its standard deviation')
+    r2star = File(exists=True, desc='R2*')
 
 
 class StandardEchoes(SimpleInterface):
@@ -75,6 +84,16 @@ class StandardEchoes(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, inputs = Path(runtime.cwd), self.inputs
+        for name in COMPANIONS:
+            if isdefined(path := getattr(inputs, name)):
+                image = nb.load(path)
+                data = np.asanyarray(image.dataobj)
+                self._results[name] = self._save(data, image, folder / f'{name}.nii')
+        if isdefined(inputs.field):
+            (only,) = self._volumes('magnitude')
+            saved = self._save(only.data, only.image, folder / only.name)
+            self._results['magnitude'] = [saved]
+            return runtime
         parts = ('real', 'imaginary') if isdefined(inputs.real) else ('magnitude', 'phase')
         magnitude, phase, inside = [], [], None
         for one, other in self._pairs(parts):
@@ -95,11 +114,6 @@ class StandardEchoes(SimpleInterface):
             magnitude.append(self._save(data[0], one.image, folder / names[0]))
             phase.append(self._save(data[1], other.image, folder / names[1]))
         self._results |= {'magnitude': magnitude, 'phase': phase}
-        for name in ('labels', 'mask'):
-            if isdefined(path := getattr(inputs, name)):
-                image = nb.load(path)
-                data = np.asanyarray(image.dataobj)
-                self._results[name] = self._save(data, image, folder / f'{name}.nii')
         return runtime
 
     def _pairs(self, parts):

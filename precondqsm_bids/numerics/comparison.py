@@ -18,8 +18,9 @@ SIGNAL = 2.0
 SILENT = 0.1
 """What the preconditioned map may explain less than the conventional one in a shell."""
 RIM = 0.09
-"""Depth below the surface of the region, in cube roots of its volume (10 mm in a brain), from which susceptibility and R2* are compared: air
-and errors of the background raise R2* nearer to it."""
+"""Depth below the surface of the region, in cube roots of its volume (10 mm in a brain), from
+which susceptibility and R2* are compared: air and errors of the background raise R2* nearer to
+it."""
 STRONGEST = 0.01
 """Fraction of those voxels, of the strongest R2*, that are compared with the others. Iron, blood
 and contrast agents are among them; less strong R2* is also that of myelin, a diamagnet."""

@@ -25,8 +25,8 @@ class Echoes:
     """
 
     signal: npt.NDArray[np.complex64]
-    """(V, E), in the unit ``unit`` of the magnitude; best with each echo as one piece of memory, as
-    :meth:`of` makes it: loops over voxels are long ones then."""
+    """(V, E), in the unit ``unit`` of the magnitude; best with each echo as one piece of memory,
+    as :meth:`of` makes it: loops over voxels are long ones then."""
     echo_times: F64
     """(E,) s"""
     mask: Bools

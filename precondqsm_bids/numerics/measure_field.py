@@ -141,8 +141,8 @@ def measure_field(
         return MeasuredField(*maps)
     r2star = fit.r2star
     t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
-    of_decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit, fit.r2star_sd, fit.magnitude_sd
-    return MeasuredField(*maps, *of_decay)
+    decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit
+    return MeasuredField(*maps, *decay, fit.r2star_sd, fit.magnitude_sd)
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:

@@ -149,6 +149,9 @@ def find_object(
     size = np.asarray(voxel_size, np.float64)
     if threshold is None:
         least, noise = _thresholds(magnitude, noise)
+        # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
+        # (prescan normalisation); none of it is as solid.
+        noise = min(noise, max(2 * least, 0.5 * float(ndimage.minimum_filter(magnitude, 3).max())))
         mask, level = _grow(magnitude, least, noise, size)
         kept, left_out = _bodies(magnitude, mask, noise)
     else:
@@ -161,11 +164,21 @@ def find_object(
         )
     limit = np.maximum(np.float32(SIGNAL) * level, np.float32(noise))
     filled, sources = _fill(kept, magnitude, limit, size)
-    surface = kept & ~ndimage.binary_erosion(kept, border_value=1)
-    fading = float(np.mean(magnitude[surface] < FADED * noise)) if surface.any() else 0.0
+    fading = 0.0 if threshold is not None else _fading(magnitude, filled, kept, noise)
     return ObjectSearch(
         filled, kept | sources, float(np.median(limit[kept])), float(noise), fading, left_out
     )
+
+
+def _fading(magnitude: npt.NDArray, filled: Bools, kept: Bools, noise: float) -> float:
+    """Fraction of the surface of what has signal that is hardly above the noise beside it."""
+    surface = kept & ~ndimage.binary_erosion(kept, border_value=1)
+    near = ndimage.binary_dilation(filled, iterations=2)
+    around = magnitude[ndimage.binary_dilation(near, iterations=4) & ~near]
+    if not surface.any() or not around.size:
+        return 0.0
+    beside = 4 * float(np.median(around)) / np.sqrt(2 * np.log(2))
+    return float(np.mean(magnitude[surface] < FADED * min(noise, beside)))
 
 
 def _thresholds(magnitude: npt.NDArray, noise: float | None) -> tuple[float, float]:
@@ -226,8 +239,6 @@ def _grow(
 ) -> tuple[Bools, F32]:
     """Voxels above the noise and a quarter of the smooth level, and that level."""
     mask = magnitude > max(least, noise)
-    if not mask.any():  # all of it within what was taken for noise
-        mask = magnitude > least
     level = np.full(magnitude.shape, least / SIGNAL, np.float32)
     for _ in range(12):
         extent = np.cbrt(np.count_nonzero(mask) * np.prod(size))

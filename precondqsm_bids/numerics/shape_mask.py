@@ -9,6 +9,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.brain import brain_if_any
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.object_search import (
     LEAST_REGION,
@@ -251,7 +252,7 @@ def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np
 def region_of_interest(
     magnitude: npt.NDArray,
     voxel_size: npt.ArrayLike,
-    mask: npt.NDArray | None = None,
+    mask: npt.NDArray | str | None = None,
     erosion: float = 0.0,
     step: float = WATER_CHI - AIR_CHI,
     shape: bool = True,
@@ -270,8 +271,10 @@ def region_of_interest(
         Magnitude of the first echo, any unit.
     voxel_size : (3,) array_like
         Voxel size, mm.
-    mask : (X, Y, Z) ndarray, optional
-        Restricts the region of interest: 0 outside, one other value inside.
+    mask : (X, Y, Z) ndarray or str, optional
+        Restricts the region of interest: 0 outside, one other value inside. Or what is to be found
+        (:func:`find_brain`): ``brain``; ``auto``, the brain of a head and else the object; by
+        default ``object``.
     erosion : float
         Depth that is taken off the region of interest, mm.
     step : float
@@ -292,6 +295,7 @@ def region_of_interest(
     >>> int(region.roi_mask.sum()), region.record['eroded_voxels'], region.inner
     (27, 98, False)
     """
+    inside, mask = (mask, None) if isinstance(mask, str) else ('object', mask)
     free = mask is not None and not shape
     try:
         found, missing = shape_mask(magnitude, step, voxel_size=voxel_size), ''
@@ -299,6 +303,12 @@ def region_of_interest(
         if not free:
             raise ValueError(f'magnitude: {error}') from error
         found, missing = _whole_view(magnitude.shape, step), NO_OBJECT_WORDS.format(error=error)
+    kind, brain = 'object' if mask is None else 'given', None
+    said: list[str] = []
+    if mask is None and inside != 'object':
+        brain, said = brain_if_any(magnitude, found.shape_mask, voxel_size, inside == 'brain')
+    if brain:
+        mask, kind = brain.mask, 'brain'
     roi, source = found.roi_mask, 'magnitude'
     if mask is not None:
         given = _checked(mask, roi)
@@ -309,8 +319,10 @@ def region_of_interest(
     beside = mask is not None or whole_view
     fraction = surface_fraction(roi, found.shape_mask) if beside else 1.0
     used = min(fraction, 1 - found.fading) >= LEAST_SURFACE
-    left, volume = int(np.count_nonzero(roi)), float(np.prod(voxel_size)) / 1000
-    record = {
+    if brain and brain.certain:  # of large voxels, all of its border may be near the surface
+        used = False
+    left, volume = int(np.count_nonzero(roi)), float(np.prod(np.asarray(voxel_size))) / 1000
+    record: dict[str, Any] = {
         'threshold': found.threshold,
         'step': step,
         'shape_voxels': int(np.count_nonzero(found.shape_mask)),
@@ -319,12 +331,13 @@ def region_of_interest(
         'left_out': [float(f'{n * volume:.4g}') for n in found.left_out],
         'fading_fraction': found.fading,
         'least_filled_fraction': WHOLE,
-        'mask': 'auto' if mask is None else 'given',
+        'mask': kind,
+        'brain': brain.record if brain else None,
         'erosion': erosion,
         'eroded_voxels': whole - left,
         'surface_fraction': fraction,
         'shape_used': used,
-        'warnings': [missing or NO_AIR_WORDS] if whole_view else [],
+        'warnings': ([missing or NO_AIR_WORDS] if whole_view else []) + said,
     }
     if mask is None and not whole_view:
         record['warnings'] += _doubts(magnitude, roi, found, volume)
@@ -369,8 +382,8 @@ def _doubts(
     ``volume`` is that of a voxel, ml.
     """
     said = []
-    inside = np.count_nonzero(roi)
-    share = inside / max(np.count_nonzero(found.shape_mask), 1)
+    inside = int(np.count_nonzero(roi))
+    share = inside / max(int(np.count_nonzero(found.shape_mask)), 1)
     signal = np.where(magnitude > found.threshold, magnitude, 0)
     of_signal = float(signal[roi].sum() / max(signal.sum(), np.finfo(np.float32).tiny))
     if min(share, of_signal) < LEAST_COVERAGE:

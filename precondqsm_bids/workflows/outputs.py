@@ -21,8 +21,8 @@ INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels')
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
 the segmentation on the grid of the maps."""
 
-BYTES_PER_VOXEL = 40
-"""Memory of the node that writes, which maps the images into memory: as measured."""
+BYTES_PER_VOXEL = 50
+"""Memory of the node that writes, with the pages of the images that it maps: as measured."""
 
 
 def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -> Workflow:
@@ -65,7 +65,8 @@ def ports_of(run: Run, settings: Settings) -> list[str]:
     conventional = settings.method.conventional
     return [
         *names_of(
-            one_echo=run.one_echo,
+            one_echo=run.without_r2star,
+            field_given=run.field is not None,
             conventional=conventional,
             requested=('prior_labels',) if settings.write_prior_labels else (),
         ),

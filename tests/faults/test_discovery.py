@@ -239,6 +239,21 @@ def coordinates(path, code):
     return make
 
 
+def given(metadata, *others, magnitude=True):
+    """A total field in derivatives, with the magnitude and other images beside it."""
+    root = 'derivatives/mine/sub-01/fmap/sub-01'
+
+    def make(dataset):
+        (dataset.root / 'sub-01').mkdir(exist_ok=True)
+        for name in ('fieldmap', *(['magnitude'] if magnitude else []), *others):
+            dataset.write_image(dataset.root / f'{root}_{name}.nii.gz')
+        dataset.write_json(dataset.root / f'{root}_fieldmap.json', metadata)
+
+    return make
+
+
+HERTZ = {'Units': 'Hz', 'MagneticFieldStrength': 3}
+GIVEN = ('--field', 'derivatives', '-d', '{root}/derivatives/mine')
 FINER = np.diag([1.0, 1.0, 1.0, 1.0])
 
 
@@ -698,6 +713,32 @@ REFUSED = [
         '{root}/MEGRE.json',
         'is not a readable JSON file',
     ),
+    # A field that is given
+    case(
+        'field-without-units',
+        given({'MagneticFieldStrength': 3}),
+        'sub-01_fieldmap.nii.gz: Units None are not one of ppm, Hz, rad/s, T: write them',
+        options=GIVEN,
+    ),
+    case(
+        'field-without-field-strength',
+        given({'Units': 'Hz'}),
+        'sub-01_fieldmap.nii.gz: has no MagneticFieldStrength: add it to a sidecar, or give '
+        '--field-strength TESLA',
+        options=GIVEN,
+    ),
+    case(
+        'field-without-magnitude',
+        given(HERTZ, magnitude=False),
+        'sub-01_fieldmap.nii.gz: --field derivatives: no _magnitude of this run, on its grid',
+        options=GIVEN,
+    ),
+    case(
+        'field-with-a-prior-of-r2star',
+        given(HERTZ),
+        'has no R2starmap beside it, and --prior r2prime is made of R2*: add it',
+        options=(*GIVEN, '--prior', 'r2prime'),
+    ),
     # Masks and labels
     case(
         'tissue-missing',
@@ -962,8 +1003,20 @@ USAGE = [
     case(
         'mask-file-missing',
         plain,
-        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives, brain, object',
+        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives',
         options=('--mask', '{root}/mask.nii.gz'),
+    ),
+    case(
+        'field-of-derivatives-without-folders',
+        plain,
+        '--field derivatives needs folders to look in: give them with -d/--derivatives',
+        options=('--field', 'derivatives'),
+    ),
+    case(
+        'field-of-the-output-folder',
+        both(plain, lambda dataset: Path('out').mkdir()),
+        'is one of -d/--derivatives, and its fields would be written over while they are read',
+        options=('--field', 'derivatives', '-d', 'out'),
     ),
     case(
         'mask-of-derivatives-without-folders',
@@ -1017,7 +1070,7 @@ def test_usage(case, app, dataset):
     assert status == 2
     (line,) = said.splitlines()
     check(case.said, line, dataset.root)
-    assert not Path('out').exists()
+    assert not list(Path().glob('out/*'))
 
 
 def called(name, suffixes=('.nii.gz', '.json')):
@@ -1137,6 +1190,13 @@ LOOK_ALIKES = [
 ]
 
 NOTHING = [
+    case(
+        'field-missing',
+        both(plain, lambda dataset: (dataset.root / 'derivatives/mine').mkdir(parents=True)),
+        'nothing to do: the derivatives have no total field (_fieldmap)',
+        'skipped: sub-01: sub-01: no _fieldmap in the folders of -d',
+        options=GIVEN,
+    ),
     *LOOK_ALIKES,
     case(
         'no-multi-echo-images',
@@ -1177,6 +1237,27 @@ def test_nothing_to_do(case, app, dataset):
 ROW = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels'
 
 ACCEPTED = [
+    case(
+        'field-given',
+        given(HERTZ),
+        'sub-01 field 4x5x6 none 3 auto contrast(magnitude)+shape none none none labels',
+        'derivatives/mine/sub-01/fmap/sub-01_magnitude.nii.gz',
+        options=GIVEN,
+    ),
+    case(
+        'field-given-with-two-magnitudes',
+        given(HERTZ, 'magnitude1'),
+        'sub-01 field 4x5x6 none 3 auto contrast(magnitude)+shape',
+        'sub-01_magnitude1.nii.gz: magnitude not used: {root}/derivatives/mine/sub-01/fmap/',
+        options=GIVEN,
+    ),
+    case(
+        'field-given-with-r2star',
+        given(HERTZ, 'R2starmap', 'desc-local_fieldmap'),
+        'sub-01 field 4x5x6 none 3 auto contrast+shape none median none labels',
+        'is not a total field by its name (desc-local): that has no desc, or desc-total',
+        options=GIVEN,
+    ),
     case(
         'tissue-on-the-grid',
         both(plain, tissue('desc-aseg_dseg', CLASSES)),

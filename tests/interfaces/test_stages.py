@@ -36,7 +36,7 @@ from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
-from precondqsm_bids.numerics.shape_mask import shape_mask
+from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.outputs.sidecars import reference_of
 
@@ -145,7 +145,17 @@ def test_shape_mask(data, tmp_path):
     assert (
         result['record']['roi_voxels'] == shape_mask(first, voxel_size=VOXEL_SIZE).roi_mask.sum()
     )
-    assert result['record']['mask'] == 'auto'
+    assert result['record']['mask'] == 'object'
+
+
+def test_brain_is_found_where_it_is_asked_for(data, tmp_path):
+    first = data.magnitude[..., 0]
+    file = data.file('magnitude', first)
+    result = run(interfaces.ShapeMask, tmp_path, magnitude=file, inside='brain')
+    region = region_of_interest(first, VOXEL_SIZE, 'brain')
+    assert_same(result, region, ('roi_mask', 'shape_chi'))
+    assert result['record'] == region.record
+    assert result['record']['mask'] == 'brain'
 
 
 def test_mask_restricts_the_region_of_interest(data, tmp_path):

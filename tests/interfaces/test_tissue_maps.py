@@ -1,5 +1,7 @@
 """Segmentations on the grid of a run: as they are, or resampled by their affines."""
 
+from pathlib import Path
+
 import nibabel as nb
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def test_mask_on_another_grid_takes_the_nearest(tmp_path, grid):
     folder = tmp_path / 'out'
     folder.mkdir()
     found = MaskOnGrid(mask=path, grid=grid).run(cwd=str(folder)).outputs.mask
-    assert found.endswith('/a_mask.nii.gz')
+    assert Path(found).name.partition('.')[0] == 'a_mask'
     expected = where(SHAPE, GRID)[..., 0] > 4.9
     np.testing.assert_array_equal(nb.load(found).get_fdata(), expected)
 

@@ -319,10 +319,14 @@ def test_figures_have_the_same_bytes_each_time(tmp_path):
 @pytest.mark.parametrize(
     'region, text',
     [
-        ({'mask': 'auto', 'erosion': 0.0}, 'the object: 90 voxels'),
+        ({'mask': 'object', 'erosion': 0.0}, 'the object: 90 voxels'),
         (
             {'mask': 'm.nii', 'erosion': 1.5},
             'the object inside m.nii, less 1.5 mm of its border (10 voxels): 90 voxels',
+        ),
+        (
+            {'mask': 'object', 'erosion': 0.0, 'volumes': [80.0, 7.25], 'left_out': [2.0]},
+            'the object: 90 voxels in 2 bodies, 80, 7.25 ml; pieces of 2 ml were left out',
         ),
     ],
 )

@@ -1,7 +1,7 @@
 """Sign of stored phase: by the field of the object's shape, the vendor, the convention."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from precondqsm_bids.numerics.phase.outline import (
     outline_radii,
 )
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field, shim_terms
-from precondqsm_bids.numerics.scan import Scan
 
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -330,7 +329,18 @@ def _numbers(test: PhaseSign) -> str:
     )
 
 
-def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Scan) -> str:
+class Stored(Protocol):
+    """What is asked of a scan, or of a given field."""
+
+    @property
+    def b0_dir(self) -> npt.ArrayLike: ...
+    @property
+    def b0_stated(self) -> bool: ...
+    @property
+    def stored_axes(self) -> tuple[int, int, int]: ...
+
+
+def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Stored) -> str:
     """Warning of an axis of B0 that fits better than the direction in use.
 
     Raises

@@ -3,27 +3,13 @@
 import numpy as np
 import pytest
 
+from benchmarks.regions import ball, grid, leg, near_coil, noisy, torso
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Scan, reconstruct
-from precondqsm_bids.numerics.reconstruct import Companions
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 TE = np.array([4e-3, 8e-3, 12e-3])
 STEP = -9.41  # water against air, ppm
-
-
-def grid(*matrix):
-    """Voxel indices from the centre of the field of view."""
-    return [i - (n - 1) / 2 for i, n in zip(np.indices(matrix), matrix, strict=True)]
-
-
-def ball(x, radius, *centre):
-    return sum((i - c) ** 2 for i, c in zip(x, centre, strict=True)) < radius**2
-
-
-def noisy(signal, snr, seed=0):
-    noise = np.random.default_rng(seed).normal(0, 1 / snr, (2, *signal.shape))
-    return np.hypot(signal + noise[0], noise[1])
 
 
 def ball_field(x, radius, *centre):
@@ -75,11 +61,15 @@ def test_noise_is_no_body():
     assert len(region.record['volumes']) == 1
 
 
-def leg(x, centre):
-    """Muscle, fat that is brighter, a bone without signal and its bright marrow."""
-    r, bone = np.hypot(x[0] - centre, x[1]), np.hypot(x[0] - centre - 3, x[1] + 2)
-    soft = np.where(r < 14, np.where(r < 10, 0.6, 1.0), 0)
-    return np.where(bone < 4, np.where(bone < 2.5, 1.0, 0), soft)
+def test_amplified_noise_far_away_hides_nothing():
+    # Dark around the object and noisy beyond, as prescan normalisation leaves it
+    x = grid(48, 48, 48)
+    body, far = ball(x, 10, 0, 0, 0), np.sqrt(sum(i**2 for i in x)) > 14
+    magnitude = noisy(1.0 * body, np.where(far, 5, 60))
+    region = region_of_interest(magnitude, (3, 3, 3))
+    np.testing.assert_array_equal(region.roi_mask, body)
+    assert not region.inner
+    assert not region.record['warnings']
 
 
 def test_pair_of_legs():
@@ -115,7 +105,7 @@ def test_field_of_view_without_air():
 def test_surface_coil(depth, snr, fading):
     # From 0.7 to 0.03 or less of the greatest signal over the object
     x = grid(48, 48, 48)
-    body, coil = ball(x, 18, 0, 0, 0), 1 / (1 + ((x[0] + 24) / depth) ** 3)
+    body, coil = ball(x, 18, 0, 0, 0), near_coil(x, depth)
     region = region_of_interest(noisy(body * coil, snr), (2, 2, 2))
     seen = body & (coil > 8 / snr)
     assert np.mean(region.shape_mask[seen]) > 0.999
@@ -127,7 +117,7 @@ def test_surface_coil(depth, snr, fading):
 
 def test_surface_coil_that_sees_little_of_the_object():
     x = grid(48, 48, 48)
-    body, coil = ball(x, 18, 0, 0, 0), 1 / (1 + ((x[0] + 24) / 6) ** 3)
+    body, coil = ball(x, 18, 0, 0, 0), near_coil(x, 6)
     region = region_of_interest(noisy(body * coil, 100), (2, 2, 2))
     assert region.inner
     assert not region.shape_chi.any()
@@ -137,11 +127,8 @@ def test_surface_coil_that_sees_little_of_the_object():
 def test_slab_of_a_torso():
     # Cut at both sides and at both ends; lungs without signal
     x = grid(80, 56, 32)
-    torso = (x[0] / 48) ** 2 + (x[1] / 22) ** 2 < 1
-    lungs = [((x[0] - s * 20) / 13) ** 2 + (x[1] / 13) ** 2 < 1 for s in (-1, 1)]
-    lungs = lungs[0] | lungs[1]
-    region = region_of_interest(noisy(1.0 * (torso & ~lungs), 40), (4, 4, 5))
-    np.testing.assert_array_equal(region.shape_mask, torso & ~lungs)
+    region = region_of_interest(noisy(1.0 * torso(x), 40), (4, 4, 5))
+    np.testing.assert_array_equal(region.shape_mask, torso(x))
     assert 'touches 4 of the 6 faces' in region.record['warnings'][0]
 
 
