@@ -59,6 +59,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         phase_difference=run.phase_difference,
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
+        n_echoes=max(1, len(run.echo_times)),
     )
     outputs_wf = init_outputs_wf(run, settings)
     _set_known(precondqsm_wf.inputs.inputnode, run)
