@@ -25,9 +25,10 @@ WORK_BYTES = 110
 OUTPUT_BYTES = 35
 """Size of what is written of a run, bytes a voxel."""
 SECONDS_PER_VALUE = 1e-5
-"""CPU seconds of a run for each voxel of each echo, and those of any run: libraries, figures. As
-measured 20 s for 32 x 32 x 28 and 69 s for 96 x 96 x 80 voxels with 8 echoes."""
+"""CPU seconds of a run for each voxel of each echo."""
 SECONDS_PER_RUN = 18.0
+"""CPU seconds of any run: libraries, figures. With :data:`SECONDS_PER_VALUE` as measured: 20 s for
+32 x 32 x 28 voxels with 8 echoes, 69 s for 96 x 96 x 80."""
 
 
 class Sized(Protocol):
