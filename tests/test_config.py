@@ -53,6 +53,7 @@ ODD = Settings(
         conventional=False,
         pdf_iterations=12,
         reg_weight=0.1,
+        inversion='tv',
         reg_rule='risk',
         reference='none',
     ),
@@ -99,6 +100,7 @@ def test_method_has_the_settings_of_the_method_only():
         'pdf_iterations': 30,
         'reg_weight': None,
         'reg_rule': 'auto',
+        'inversion': 'l2',
         'reference': 'roi-mean',
     }
 

@@ -1,30 +1,15 @@
 """Background removal: projection onto dipole fields (PDF)."""
 
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    TraitedSpec,
-    traits,
-)
+from nipype.interfaces.base import File, TraitedSpec, traits
 
-from precondqsm_bids.interfaces.stage import Stage
+from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
 from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 
-class BackgroundRemovalInputSpec(BaseInterfaceInputSpec):
+class BackgroundRemovalInputSpec(WeightedInputSpec):
     field = File(exists=True, mandatory=True, desc='measured or flattened field, ppm')
-    field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
     mask = File(exists=True, mandatory=True, desc='region of interest')
-    model_error = traits.Range(
-        0.0,
-        value=MODEL_ERROR,
-        exclude_low=True,
-        usedefault=True,
-        desc='model error of the field, ppm, for the weights',
-    )
     iterations = traits.Range(1, value=30, usedefault=True, desc='gradient iterations')
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
 class BackgroundRemovalOutputSpec(TraitedSpec):
@@ -41,11 +26,9 @@ class BackgroundRemoval(Stage):
     like = 'field'
 
     def _compute(self):
-        inputs, field_sd = self.inputs, self._load('field_sd')
+        inputs = self.inputs
         mask, voxel_size, b0_dir, workers = self._geometry()
-        weights = None
-        if field_sd is not None:
-            weights = noise_weights(field_sd, mask, inputs.model_error)
+        weights = self._weights(mask)
         result = pdf(
             self._load('field'), mask, voxel_size, b0_dir, weights, inputs.iterations, workers
         )

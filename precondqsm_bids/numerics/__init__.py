@@ -22,6 +22,7 @@ from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
+    invert,
     l2_inversion,
     without_outliers,
 )
@@ -85,6 +86,7 @@ from precondqsm_bids.numerics.shape_mask import (
     surface_fraction,
 )
 from precondqsm_bids.numerics.solver import noise_weights
+from precondqsm_bids.numerics.total_variation import TotalVariation, tv_inversion
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
 # All that is imported above, and nothing else:

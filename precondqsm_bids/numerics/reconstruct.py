@@ -9,7 +9,7 @@ import numpy.typing as npt
 from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
 from precondqsm_bids.numerics.dipole import Geometry
-from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
@@ -131,7 +131,7 @@ def reconstruct(
     References
     ----------
     The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`, :func:`pdf`,
-    :func:`l2_inversion`, :func:`recombine`, each in its module.
+    :func:`invert`, :func:`recombine`, each in its module.
 
     Examples
     --------
@@ -224,16 +224,11 @@ def invert_field(
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
-    ``model_error`` is what the weights of the background removal allow for besides ``field_sd``,
-    both in ppm.
+    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm.
     """
     weights = noise_weights(field_sd, geometry.mask, model_error)
     local = pdf(field, *geometry[:3], weights, arm.iterations, geometry.workers)
-    inversion = l2_inversion(
-        local.local_field, *geometry[:3], arm.reg_weight, geometry.workers,
-        rule=arm.rule, clip_outliers=arm.clip_outliers,
-    )  # fmt: skip
-    return local, inversion
+    return local, invert(local.local_field, geometry, arm, weights)
 
 
 def theory_prior(

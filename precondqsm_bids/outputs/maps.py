@@ -75,12 +75,11 @@ CONVOLUTION = Algorithm(
     'Jenkinson M et al., Magn Reson Med 2004;52:471',
 )
 PDF = Algorithm('Projection onto dipole fields', PDF_REFERENCE)
-INVERSION = Algorithm(
-    'Projection onto dipole fields; closed-form l2-regularised inversion', _INVERSION_REFERENCE
-)
+L2, TV = 'closed-form l2-regularised inversion', 'inversion with total variation'
+INVERSION = Algorithm(f'Projection onto dipole fields; {L2}', _INVERSION_REFERENCE)
 PRECONDITIONED = Algorithm(
     "Field of the prior and of the object's shape subtracted from the measured field; "
-    'projection onto dipole fields; closed-form l2-regularised inversion; prior added again',
+    f'projection onto dipole fields; {L2}; prior added again',
     _INVERSION_REFERENCE,
 )
 

@@ -14,8 +14,10 @@ from precondqsm_bids.outputs.maps import (
     CONVOLUTION,
     DIFFERENCE,
     FIT,
+    L2,
     PDF_REFERENCE,
     STATIC_DEPHASING,
+    TV,
     Algorithm,
     Map,
 )
@@ -161,6 +163,8 @@ def _algorithm(algorithm: Algorithm, stages: Record) -> str:
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
             if numbers['reg_weight'] is None:
                 return f'{words}; the field is zero, and nothing was inverted'
+            if 'tv_weight' in numbers:
+                words = words.replace(L2, f'{TV}, alpha = {numbers["tv_weight"]:.3g} ppm mm')
             return (
                 f'{words}; lambda = {numbers["reg_weight"]:.4g} ({numbers.get("rule", "given")})'
             )

@@ -139,7 +139,7 @@ def _stages(method, one_echo, phase_difference):
         stages |= {
             f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
-                rule=arm.rule, clip_outliers=arm.clip_outliers, **given
+                rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
             f'{arm.prefix}recombination': Recombination(reference=method.reference),
         }
@@ -221,6 +221,7 @@ def _arm_edges(method, arm: Arm):
         f'{arm.prefix}{stage}'
         for stage in ('background_removal', 'dipole_inversion', 'recombination')
     )
+    weighted = arm.inversion != 'l2'
     edges = [
         ('echo_fit', pdf, _same('field_sd')),
         ('shape_mask', pdf, [('roi_mask', 'mask')]),
@@ -231,6 +232,7 @@ def _arm_edges(method, arm: Arm):
         ('inputnode', recombination, _same('labels', 'label_names')),
         (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
         (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ('echo_fit', inversion, _same('field_sd') * weighted),
     ]
     if arm.conventional:
         return [
@@ -242,10 +244,12 @@ def _arm_edges(method, arm: Arm):
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, inversion,
+            [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),
-    ]
+    ]  # fmt: skip
 
 
 def _same(*ports):

@@ -6,6 +6,11 @@ RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
     'risk': 'the regularisation weight of least expected error',
 }
+INVERSIONS = {
+    'l2': 'in closed form with l2 gradient regularisation [@bilgic2014]',
+    'tv': 'with total variation [@rudin1992; @milovic2018], which weighs what the l2 penalty of '
+    'the closed form [@bilgic2014] weighs on its map',
+}
 FITS = {
     None: '',
     'clusters': ', with one coefficient for each of its connected clusters',
@@ -33,9 +38,8 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         'total field.',
         f'From the flattened field the background was removed by {arm.iterations} iterations of '
-        'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
-        f'with l2 gradient regularisation [@bilgic2014], with {_weight(arm)}; and the estimate '
-        'was added back.',
+        'projection onto dipole fields [@liu2011]; the residual was inverted '
+        f'{INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the estimate was added back.',
         *(_comparison(other, arm) for other in conventional),
         {
             'none': 'Maps are not referenced.',

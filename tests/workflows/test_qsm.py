@@ -183,6 +183,20 @@ def test_settings_reach_their_nodes():
         assert get(f'{arm}dipole_inversion').n_procs == 3
 
 
+def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none():
+    for prior, interior in (('contrast', True), ('r2prime', False)):
+        workflow = init_precondqsm_wf(Method(prior=prior, inversion='tv'))
+        assert wired(workflow, 'dipole_inversion') >= {'field_sd'}
+        assert ('model_error' in wired(workflow, 'dipole_inversion')) == interior
+        assert wired(workflow, 'conventional_dipole_inversion') == {
+            'local_field', 'mask', 'field_sd',
+        }  # fmt: skip
+        for arm in ('', 'conventional_'):
+            assert workflow.get_node(f'{arm}dipole_inversion').inputs.rule == 'risk'
+        assert 'total variation [@rudin1992' in workflow.__desc__
+    assert wired(init_precondqsm_wf(), 'dipole_inversion') == {'local_field', 'mask'}
+
+
 @pytest.mark.parametrize('end', ['low', 'high'])
 def test_nodes_take_every_number_that_the_method_allows(end):
     settings = {name: getattr(allowed, end) for name, allowed in RANGES.items()}
@@ -388,9 +402,10 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
     [
         ({'reference': 'agar', 'pdf_iterations': 10}, 4),
         ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5}, 4),
+        ({'prior': 'r2prime', 'inversion': 'tv', 'pdf_iterations': 5}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
     ],
-    ids=['default', 'published', 'one echo and a map'],
+    ids=['default', 'published', 'total variation', 'one echo and a map'],
 )
 def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, settings, echoes):
     """To the last bit: the nodes and their files add nothing to :func:`reconstruct`."""
