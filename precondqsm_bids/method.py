@@ -20,6 +20,12 @@ INVERSIONS = {
     'tv': 'total variation, whose weight is that of the l2 map at lambda',
 }
 """How a local field may be inverted."""
+BACKGROUNDS = {
+    'pdf': 'projection onto dipole fields',
+    'vsharp': 'means over spheres of several radii (V-SHARP), which do not know the rim of the '
+    'region and take it off',
+}
+"""How the field of sources outside the region may be removed."""
 MASK_WORDS = ('auto', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
 LONGER = 3
@@ -120,6 +126,8 @@ class Arm(NamedTuple):
         coefficients is corrected by its residual, which must stay whole.
     inversion : str
         Word of :data:`INVERSIONS`.
+    background : str
+        Word of :data:`BACKGROUNDS`.
     """
 
     prefix: str = ''
@@ -128,6 +136,7 @@ class Arm(NamedTuple):
     reg_weight: float | None = None
     clip_outliers: bool = False
     inversion: str = 'l2'
+    background: str = 'pdf'
 
     @property
     def conventional(self) -> bool:
@@ -167,9 +176,11 @@ class Method:
         Whether the object's shape against air is part of the first estimate.
     conventional : bool
         Whether the conventional arm is computed too.
+    background : str
+        Word of :data:`BACKGROUNDS`, for both arms.
     pdf_iterations : int
-        Iterations of the background removal, times :data:`LONGER` after a prior that describes
-        the interior.
+        Iterations of the background removal ``pdf``, times :data:`LONGER` after a prior that
+        describes the interior.
     reg_weight : float or None
         Lambda of the inversion in both arms, mm; None leaves it to ``reg_rule``.
     reg_rule : str
@@ -189,7 +200,8 @@ class Method:
     Examples
     --------
     >>> Method().preconditioned
-    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, inversion='l2')
+    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, \
+inversion='l2', background='pdf')
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -205,6 +217,7 @@ class Method:
     r2: float | str = 'median'
     shape: bool = True
     conventional: bool = True
+    background: str = 'pdf'
     pdf_iterations: int = 30
     reg_weight: float | None = None
     reg_rule: str = 'auto'
@@ -219,6 +232,7 @@ class Method:
             if value is not None and not isinstance(value, str):
                 allowed.check(name, value)
         choices = {'prior_fit': PRIOR_FITS, 'reg_rule': REG_RULES, 'inversion': tuple(INVERSIONS)}
+        choices['background'] = tuple(BACKGROUNDS)
         for name, words in choices.items():
             if getattr(self, name) not in words:
                 raise ValueError(f'{name} = {getattr(self, name)} is not one of {_list(words)}')
@@ -350,6 +364,7 @@ class Method:
             reg_weight=self.reg_weight,
             clip_outliers=self.describes_interior,
             inversion=self.inversion,
+            background=self.background,
         )
 
     @property
@@ -366,6 +381,7 @@ class Method:
             rule=published if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
             inversion=self.inversion,
+            background=self.background,
         )
         return (self.preconditioned, conventional) if self.conventional else (self.preconditioned,)
 

@@ -61,6 +61,7 @@ def test_tissue_is_looked_for_where_it_is_read(values, expected):
         ({'r2': -1.0}, 'r2 = -1 1/s should be'),
         ({'r2': 'mean'}, 'r2 = mean is not a number'),
         ({'reg_rule': 'corner'}, 'reg_rule = corner is not one of auto, l-curve and risk'),
+        ({'background': 'sharp'}, 'background = sharp is not one of pdf and vsharp'),
         ({'inversion': 'l1'}, 'inversion = l1 is not one of l2 and tv'),
         ({'phase_sign': 0}, 'phase_sign = 0 should be 1 or -1'),
         ({'b0_dir': (0.0, 0.0, 0.0)}, 'b0_dir .* three numbers, not all 0'),

@@ -24,6 +24,7 @@ from precondqsm_bids.cli.option_types import (
 )
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
+    BACKGROUNDS,
     INVERSIONS,
     LONGER,
     MASK_WORDS,
@@ -137,8 +138,12 @@ OPTIONS = {
              'yes)'),
         _row('--conventional', action=argparse.BooleanOptionalAction,
              help='also compute the maps without preconditioning, to compare (default: yes)'),
+        _row('--background', choices=tuple(BACKGROUNDS),
+             help='removal of the field of sources outside the region, in both arms: '
+             + '; '.join(f'{word}, {words}' for word, words in BACKGROUNDS.items())
+             + f' (default: {Method.background})'),
         _row('--pdf-iterations', type=count, metavar='N',
-             help=f'iterations of the background removal (default: {Method.pdf_iterations}), '
+             help=f'iterations of the background removal pdf (default: {Method.pdf_iterations}), '
              f'times {LONGER} after a prior of '
              + ' or '.join(word for word, term in TERMS.items() if term.describes_interior)),
         _row('--inversion', choices=tuple(INVERSIONS),

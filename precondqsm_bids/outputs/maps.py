@@ -56,6 +56,9 @@ class Map(NamedTuple):
 
 
 PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
+PDF_WORDS, VSHARP_WORDS = 'rojection onto dipole fields', 'V-SHARP, means over spheres'
+VSHARP_REFERENCE = 'Wu B et al., Magn Reson Med 2012;67:137'
+TV_REFERENCE = 'Milovic C et al., Magn Reson Med 2018;80:814 (total variation)'
 _INVERSION_REFERENCE = (
     f'{PDF_REFERENCE} (PDF); Bilgic B et al., Magn Reson Med 2014;72:1444 '
     '(closed-form l2 inversion, L-curve)'

@@ -30,7 +30,7 @@ INPUTS = (
 OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
 MEMORY = {
     'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
-    'dipole_inversion': 3, 'comparison': 3,
+    'dipole_inversion': 5, 'comparison': 3,
 }  # fmt: skip
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""
 
@@ -137,7 +137,9 @@ def _stages(method, one_echo, phase_difference):
     for arm in method.arms:
         given = {} if arm.reg_weight is None else {'reg_weight': arm.reg_weight}
         stages |= {
-            f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
+            f'{arm.prefix}background_removal': BackgroundRemoval(
+                iterations=arm.iterations, background=arm.background
+            ),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
                 rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
@@ -164,6 +166,7 @@ def _edges(method, one_echo):
     """
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
     contrast, interior = method.reads_contrast, method.describes_interior
+    known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         ('inputnode', 'echo_fit', _same(*ECHOES)),
@@ -201,9 +204,10 @@ def _edges(method, one_echo):
             [('local_field', 'conventional_local_field')]),
         ('echo_fit', 'comparison', [('field_sd', 'field_sd'), ('record', 'echo_fit')]),
         ('echo_fit', 'comparison', _same('r2star') * (not one_echo)),
-        ('shape_mask', 'comparison', [('roi_mask', 'mask')]),
+        (known, 'comparison', [('roi_mask', 'mask')]),
         # the outputs
-        ('shape_mask', 'outputnode', _same('shape_mask', 'roi_mask')),
+        ('shape_mask', 'outputnode', _same('shape_mask')),
+        (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(
             'total_field', 'field_sd', 'magnitude', 'usable_echoes')),
         ('echo_fit', 'outputnode', _same('r2star', 't2star', 's0', 'misfit') * (not one_echo)),
@@ -226,9 +230,9 @@ def _arm_edges(method, arm: Arm):
         ('echo_fit', pdf, _same('field_sd')),
         ('shape_mask', pdf, [('roi_mask', 'mask')]),
         (pdf, inversion, _same('local_field')),
-        ('shape_mask', inversion, [('roi_mask', 'mask')]),
+        (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
-        ('shape_mask', recombination, [('roi_mask', 'mask')]),
+        (_known(arm), recombination, [('roi_mask', 'mask')]),
         ('inputnode', recombination, _same('labels', 'label_names')),
         (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
         (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
@@ -250,6 +254,11 @@ def _arm_edges(method, arm: Arm):
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),
     ]  # fmt: skip
+
+
+def _known(arm: Arm) -> str:
+    """Stage whose ``roi_mask`` is where the local field of an arm is known."""
+    return 'shape_mask' if arm.background == 'pdf' else f'{arm.prefix}background_removal'
 
 
 def _same(*ports):
