@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check docs constraints image test-image test-apptainer test-slurm clean
+.PHONY: help venv demo test check bench docs constraints image test-image test-apptainer test-slurm clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 export VENV
 
 bin := $(VENV)/bin
@@ -53,6 +54,9 @@ test: $(ready)  ## scripts/check and the whole test suite (PYTEST_ARGS=... adds 
 
 check: $(ready)  ## lint, format, types and import direction alone
 	@scripts/check
+
+bench: $(ready)  ## docs/performance.md, measured here: nothing else should run (BENCH_ARGS=... adds options)
+	@$(bin)/python benchmarks/speed.py $(BENCH_ARGS)
 
 docs: $(ready)  ## the pages as HTML, in docs/_build; a warning is an error
 	@$(bin)/python -m sphinx -W --keep-going -q docs docs/_build

@@ -15,7 +15,7 @@ from precondqsm_bids.numerics import (
     noise_weights,
     pdf,
 )
-from precondqsm_bids.numerics.dipole import dipole_kernel
+from precondqsm_bids.numerics.dipole import cyclic_prism_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
@@ -102,7 +102,7 @@ def long_way(spec):
     weights = noise_weights(field_sd, roi, MODEL_ERROR * size)
 
     grid = solver_grid(roi)
-    kernel = dipole_kernel(grid.shape, voxel_size, b0_dir)
+    kernel = cyclic_prism_kernel(grid.shape, voxel_size, b0_dir)
 
     def cyclic_field(chi):
         spectrum = np.fft.rfftn(grid.embed(chi)) * kernel

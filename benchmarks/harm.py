@@ -96,7 +96,8 @@ def measured(phantom, mask=None):
     found = measure_field(scan, region.roi_mask, region.shape_mask, workers=WORKERS)
     images = PriorInputs(
         found.total_field, found.field_sd, region.shape_chi, region.shape_sd, region.inner,
-        found.r2star, found.reliable, phantom.magnitude[..., 0], found.magnitude,
+        found.r2star, found.r2star_sd, found.reliable, phantom.magnitude[..., 0],
+        found.magnitude, found.magnitude_sd,
         field_strength=phantom.spec.field_strength,
     )  # fmt: skip
     geometry = Geometry(region.roi_mask, voxel_size, b0_dir, WORKERS)

@@ -82,7 +82,7 @@ ARMS = {
         'contrast and tissue maps with nuclei', ('contrast', 'tissue'), 'nuclei'
     ),
     'contrast-t1w': Variant('contrast, with a T1w image', contrasts=('T1w',)),
-    'whole-head': Variant('contrast, no mask given', mask='auto'),
+    'whole-head': Variant('contrast, the whole head', mask='object'),
     'shifted': Variant('shifted by 2 mm', ('tissue',), 'shifted'),
     'eroded': Variant('every class eroded by a voxel', ('tissue',), 'eroded'),
     'swapped': Variant('grey and white matter swapped', ('tissue',), 'swapped'),
@@ -107,7 +107,7 @@ WRONG = ('shifted', 'eroded', 'swapped', 'flipped')
 CASES = {
     'head-1mm': Case('1 mm', HeadSpec(), FULL),
     'head-2mm': Case('2 mm, averaged from 1 mm', HeadSpec(voxel_size=SMALL), FULL + WRONG + RATES),
-    'whole-2mm': Case('2 mm, no mask given', HeadSpec(voxel_size=SMALL), ('whole-head',)),
+    'whole-2mm': Case('2 mm, the whole head', HeadSpec(voxel_size=SMALL), ('whole-head',)),
     'hard-1mm': Case('the hard head, 1 mm', hard_head(), HARD),
     'hard-2mm': Case('the hard head, 2 mm', hard_head(voxel_size=SMALL), HARD),
     **{

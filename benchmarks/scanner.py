@@ -161,10 +161,10 @@ def geometry_cases():
             )
             for n in (8, 16)
         },
-        whole: Case('head, no mask given', cropped, whole),
+        whole: Case('head, all of it', cropped, whole),
         **{
             f'geometry-head-{name}': Case(
-                f'head, no mask given, {name}', scanned(HEAD, 'crop', name), whole
+                f'head, all of it, {name}', scanned(HEAD, 'crop', name), whole
             )
             for name in ('two-bodies', 'fat')
         },
@@ -201,7 +201,7 @@ def run_of(root, case, sign):
         bids_dir=root,
         output_dir=root / 'out',
         derivatives={'truth': root / 'derivatives' / 'truth'},
-        method=Method(mask='derivatives' if case.brain else 'auto', phase_sign=sign),
+        method=Method(mask='derivatives' if case.brain else 'object', phase_sign=sign),
         omp_nthreads=WORKERS,
     )
     select = Selection(

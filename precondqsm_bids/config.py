@@ -37,8 +37,10 @@ class Settings:
         Jobs that may run at once.
     submit_time : str or None
         Time limit of each job, as the batch system writes it.
+    brain_model : Path or None
+        Weights of SynthStrip, which then finds the brain.
     method : Method
-        Everything that changes the maps.
+        Everything else that changes the maps.
     write_prior_labels : bool
         Whether the finest parcels of the prior are written.
     """
@@ -70,6 +72,7 @@ class Settings:
     dry_run: bool = False
     verbose: int = 0
     write_prior_labels: bool = False
+    brain_model: Path | None = None
     method: Method = field(default_factory=Method)
 
     @classmethod

@@ -26,7 +26,8 @@ BACKGROUNDS = {
     'region and take it off',
 }
 """How the field of sources outside the region may be removed."""
-MASK_WORDS = ('auto', 'derivatives')
+MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
+FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
 LONGER = 3
 """Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so
@@ -157,8 +158,11 @@ class Method:
         assumes what is usual where that does not decide.
     b0_dir : tuple of float or None
         Direction of B0 along the voxel axes; None takes that of the header.
+    field : str
+        Where the total field is from: fitted to the ``echoes``, or a map of the ``derivatives``.
     mask : str
-        Region of interest: ``auto`` (the object), ``derivatives`` or a file.
+        Region of interest: ``brain``, ``object``, ``derivatives`` or a file; ``auto`` is a brain
+        mask of derivatives, else the brain of a head, else the object.
     mask_erosion : float
         Depth that is taken off the region of interest, mm.
     prior : str or sequence of str
@@ -209,6 +213,7 @@ inversion='l2', background='pdf')
     field_strength: float | None = None
     phase_sign: int | None = None
     b0_dir: tuple[float, ...] | None = None
+    field: str = 'echoes'
     mask: str = 'auto'
     mask_erosion: float = 0.0
     prior: tuple[str, ...] = ('contrast',)
@@ -231,8 +236,13 @@ inversion='l2', background='pdf')
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 allowed.check(name, value)
-        choices = {'prior_fit': PRIOR_FITS, 'reg_rule': REG_RULES, 'inversion': tuple(INVERSIONS)}
-        choices['background'] = tuple(BACKGROUNDS)
+        choices = {
+            'field': FIELD_WORDS,
+            'prior_fit': PRIOR_FITS,
+            'reg_rule': REG_RULES,
+            'inversion': tuple(INVERSIONS),
+            'background': tuple(BACKGROUNDS),
+        }
         for name, words in choices.items():
             if getattr(self, name) not in words:
                 raise ValueError(f'{name} = {getattr(self, name)} is not one of {_list(words)}')
@@ -284,6 +294,15 @@ inversion='l2', background='pdf')
             )
 
     @property
+    def inside(self) -> str:
+        """What the region of interest is where there is no mask: auto, brain or object.
+
+        >>> Method().inside, Method(mask='derivatives').inside
+        ('auto', 'object')
+        """
+        return self.mask if self.mask in ('auto', 'brain') else 'object'
+
+    @property
     def fit(self) -> str | None:
         """How whole maps are fitted: ``global``, ``clusters``, or None: nothing is fitted.
 
@@ -294,6 +313,11 @@ inversion='l2', background='pdf')
         if self.prior_fit == 'none' or (self.prior_fit == 'auto' and as_it_is):
             return None
         return 'clusters' if self.prior_fit == 'clusters' else 'global'
+
+    @property
+    def field_given(self) -> bool:
+        """Whether the total field is given, and no echo is read."""
+        return self.field == 'derivatives'
 
     @property
     def by_theory(self) -> bool:

@@ -43,6 +43,7 @@ ODD = Settings(
         field_strength=2.89362,
         phase_sign=-1,
         b0_dir=(0.0, 0.6, 0.8),
+        field='derivatives',
         mask='/m/"a" mask.nii.gz',
         mask_erosion=2.5,
         prior=('contrast', 'map:/m/"a" map.nii.gz'),
@@ -59,6 +60,7 @@ ODD = Settings(
         reference='none',
     ),
     write_prior_labels=True,
+    brain_model=Path('/m/w.pt'),
 )
 
 
@@ -90,6 +92,7 @@ def test_method_has_the_settings_of_the_method_only():
         'field_strength': None,
         'phase_sign': None,
         'b0_dir': None,
+        'field': 'echoes',
         'mask': 'auto',
         'mask_erosion': 0.0,
         'prior': ('contrast',),

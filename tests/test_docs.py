@@ -218,7 +218,7 @@ def test_methods_state_the_defaults_of_the_code():
         f'R2\\* is zero in {100 * field_quality.MOST_ZERO_RATE:g} % of it',
         f'the sign is decided from {phase.sign.LEAST_CORRELATION} on, if the outermost layer',
         f'from a correlation of {phase.sign.CONTRADICTION} on the run is refused',
-        f'balls of {phase.outline.OUTLINES[0]:g} and of {phase.outline.OUTLINES[1]:g} mm radius',
+        'balls of radii of {:g} and {:g} of its largest extent'.format(*phase.outline.OUTLINES),
         f'no axis has more than {phase.outline.MOST_VOXELS} voxels',
         f'at least {phase.sign.FAR:g} degrees from',
         f'leaves {phase.sign.BETTER} times less variance',
@@ -339,8 +339,8 @@ def test_usage_page_has_the_options_of_the_group_level():
 def fault_cases():
     """Names of the fault suite's cases, and of its tests, read from the source.
 
-    A case is the first argument of ``case(...)`` or ``masked(...)``, or the ``id`` of a parameter
-    that is written out.
+    A case is the first argument of ``case(...)`` or of another maker of one, or the ``id`` of a
+    parameter that is written out.
     """
     cases, tests = set(), set()
     for path in (ROOT / 'tests' / 'faults').glob('test_*.py'):
@@ -349,9 +349,8 @@ def fault_cases():
                 tests.add(node.name)
             if not isinstance(node, ast.Call):
                 continue
-            if ast.unparse(node.func) in ('case', 'masked') and isinstance(
-                node.args[0], ast.Constant
-            ):
+            makers = ('case', 'masked', 'look_alike', 'channels')
+            if ast.unparse(node.func) in makers and isinstance(node.args[0], ast.Constant):
                 assert node.args[0].value not in cases, node.args[0].value
                 cases.add(node.args[0].value)
             cases |= {
@@ -455,7 +454,7 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
     with mock.patch.dict(TERMS), mock.patch.dict(BASES):  # what an example adds
         exec(compile(python_blocks(page)[number], f'{page.name}[{number}]', 'exec'), names)
     if 'workflow' in names:
-        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii.gz')]
+        maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii')]
         assert [image.shape for image in maps] == [(26, 26, 24)]
 
 

@@ -60,3 +60,10 @@ class Found(NamedTuple):
     def subjects(self) -> list[str]:
         """Labels of all participants, those whose files cannot be used among them."""
         return sorted({run.subject for run in self.runs} | {p.subject for p in self.fatal})
+
+    def of(self, subject: str) -> 'Found':
+        """What was found of one participant."""
+        return Found(
+            [run for run in self.runs if run.subject == subject],
+            [problem for problem in self.problems if problem.subject == subject],
+        )

@@ -87,8 +87,28 @@ def _check_files(settings: Settings) -> None:
         raise ValueError(
             '--mask derivatives needs folders to look in: give them with -d/--derivatives'
         )
+    if method.field_given:
+        if not settings.derivatives:
+            raise ValueError(
+                '--field derivatives needs folders to look in: give them with -d/--derivatives'
+            )
+        if settings.output_dir.resolve() in (p.resolve() for p in settings.derivatives.values()):
+            raise ValueError(
+                f'the output folder {settings.output_dir} is one of -d/--derivatives, and its '
+                'fields would be written over while they are read: give another'
+            )
     if method.mask not in MASK_WORDS and not Path(method.mask).is_file():
-        raise ValueError(f'--mask: no such file: {method.mask}; give a file, auto or derivatives')
+        words = ', '.join(MASK_WORDS)
+        raise ValueError(f'--mask: no such file: {method.mask}; give a file or one of {words}')
+    if settings.brain_model and method.mask != 'brain':
+        raise ValueError(
+            f'--brain-model finds the brain, and --mask is {method.mask}: give --mask brain'
+        )
+    if settings.brain_model and not (find_spec('nipreps') and find_spec('nipreps.synthstrip')):
+        raise ValueError(
+            '--brain-model needs the package nipreps-synthstrip: pip install '
+            '"precondqsm_bids[brain]", or leave it out to find the brain in the magnitude'
+        )
     if missing := [str(path) for path in method.prior_maps if not path.is_file()]:
         raise ValueError(f'--prior map:FILE: no such file: {missing[0]}')
     if method.fit is None and settings.write_prior_labels:

@@ -64,9 +64,7 @@ def configure_nipype(
                 'crashfile_format': 'txt',
                 # With the default of 2 s a run of twenty nodes spends most of its time waiting.
                 'poll_sleep_duration': '0.05',
-                # Size and time of a file can stay while its content changes (rsync, archives,
-                # clamped times); reading the inputs again costs seconds beside minutes of fits.
-                'hash_method': 'content',
+                'hash_method': 'content',  # see `interfaces.hashed`
                 # A work folder that was moved or is mounted elsewhere still holds its results.
                 'use_relative_paths': 'true',
                 'job_finished_timeout': '60',

@@ -1,17 +1,17 @@
 """Running the graph: the plugin, its resources and limits, and what becomes of its jobs."""
 
+import math
 import os
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.environment import before_sigterm_ends, python_command
-from precondqsm_bids.cli.failures import Failure, of_workflow
-from precondqsm_bids.cli.progress import Stage, follow, say
+from precondqsm_bids.cli.progress import Progress, Stage, say
 
 NODE_JOB = 'precondqsm_bids.cli.node_job'
 """Module that runs one node, in a job of a batch system."""
@@ -68,23 +68,32 @@ def read_plugin(path: Path | None) -> Plugin:
     return plugin
 
 
-def execute(call: Call, workflow: Any, found: Found, plugin: Plugin) -> list[Failure]:
-    """Run the workflow; the failures of its nodes."""
+def execute(
+    call: Call, workflow: Any, found: Found, plugin: Plugin, finished: Callable[[str], None]
+) -> str:
+    """Run the workflow, ``finished`` with each participant that is through; an error's traceback.
+
+    Participants follow each other: as many are in progress as there are threads for.
+    """
     from precondqsm_bids.workflows.base import node_name
 
     settings = call.settings
     nodes = _nodes(workflow)
-    labels = {node_name(run.label): run.label for run in found.runs}
+    runs = {node_name(run.label): run for run in found.runs}
     stages = {
-        f'{workflow.name}.{name}': Stage(labels[name.split('.')[1]], _stage(name, node, call))
-        for name, node in nodes.items()
+        f'{workflow.name}.{name}': _stage(name, node, call, runs) for name, node in nodes.items()
     }
+    subjects = {node_name(f'participant-{name}'): name for name in found.subjects}
+    progress = Progress(stages)
     plugin_args = {
         'n_procs': settings.nprocs,
         'memory_gb': settings.mem_gb,
         'raise_insufficient': False,
         'node_timeout': 60 * settings.node_timeout if settings.node_timeout else None,
-        'status_callback': follow(stages),
+        'status_callback': progress.follow,
+        'tick': progress.tick,
+        'at_once': max(1, settings.nprocs // settings.omp_nthreads),
+        'finished': lambda name: finished(subjects[name]),
         **plugin.args,
     }
     for name, node in nodes.items():
@@ -103,7 +112,7 @@ def execute(call: Call, workflow: Any, found: Found, plugin: Plugin) -> list[Fai
     monitored = Path(workflow.base_dir) / workflow.name / 'resource_monitor.json'
     if settings.resource_monitor and monitored.exists():
         shutil.copy(monitored, call.log_dir)
-    return of_workflow(call, found, labels, error)
+    return error
 
 
 def _nodes(workflow: Any) -> dict[str, Any]:
@@ -115,10 +124,12 @@ def _nodes(workflow: Any) -> dict[str, Any]:
     return {name: node for name, node in nodes.items() if name not in idle}
 
 
-def _stage(name: str, node: Any, call: Call) -> str:
+def _stage(name: str, node: Any, call: Call, runs: Mapping[str, Any]) -> Stage:
     """Stage that a node counts as; all that write are one unless it should be verbose."""
+    run = runs[name.split('.')[1]]
     writes = '.outputs_wf.' in name or node.run_without_submitting
-    return 'outputs' if writes and not call.settings.verbose else name.rpartition('.')[2]
+    stage = 'outputs' if writes and not call.settings.verbose else name.rpartition('.')[2]
+    return Stage(run.label, stage, math.prod(run.matrix))
 
 
 def _supervised(

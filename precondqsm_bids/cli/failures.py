@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,12 @@ class Failure:
     subject: str
     what: str
     crash_file: Path
+    of: str = ''
+    """Input file that the reason is about."""
 
     def __str__(self) -> str:
-        return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
+        what = f'{self.of}: {self.what}' if self.of else self.what
+        return f'sub-{self.subject} failed: {what}; crash file: {self.crash_file}'
 
 
 def status_of(error: BaseException, call: Call, again: str) -> int:
@@ -75,9 +78,9 @@ def conclude(failures: Sequence[Failure]) -> int:
 
 def of_input(call: Call, problem: 'Problem') -> Failure:
     """Failure of a participant whose files cannot be used, with a crash file as any other has."""
-    what = f'{problem.file}: {problem.message}'
     text = f'{problem.file}\n{problem.message}\n'
-    return of_participant(call, problem.subject, 'input', what, text)
+    failure = of_participant(call, problem.subject, 'input', problem.message, text)
+    return replace(failure, of=problem.file)
 
 
 def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:
@@ -88,28 +91,26 @@ def of_participant(call: Call, subject: str, kind: str, what: str, text: str) ->
     return Failure(subject, what, write_crash(folder, kind, text))
 
 
-def of_workflow(call: Call, found: Found, labels: Mapping[str, str], error: str) -> list[Failure]:
-    """Failures of the nodes, one for each crash file that they left.
+def of_nodes(call: Call, found: Found) -> list[Failure]:
+    """Failures of the nodes of these participants, one for each crash file that they left."""
+    from precondqsm_bids.workflows.base import crash_folder, node_name
 
-    ``labels`` are as for :func:`describe_crash`; ``error`` is the traceback of the workflow, empty
-    if it succeeded.
-    """
-    from precondqsm_bids.workflows.base import crash_folder
-
-    subjects = list(dict.fromkeys(run.subject for run in found.runs))
-    failures = [
+    labels = {node_name(run.label): run.label for run in found.runs}
+    return [
         Failure(subject, describe_crash(crash, labels), crash)
-        for subject in subjects
+        for subject in found.subjects
         for crash in sorted(
             crash_folder(call.settings.output_dir, subject, call.log_name).glob('crash-*.txt')
         )
         if not crash.stem.endswith('-input')  # reported already
     ]
-    if error and not failures:  # Nipype itself failed, or a node without a word
-        crash = write_crash(call.log_dir, 'workflow', error)
-        what = error.strip().splitlines()[-1]
-        failures = [Failure(subject, what, crash) for subject in subjects]
-    return failures
+
+
+def of_workflow(call: Call, found: Found, error: str) -> list[Failure]:
+    """Failures of all participants where Nipype itself failed, or a node without a word."""
+    crash = write_crash(call.log_dir, 'workflow', error)
+    what = error.strip().splitlines()[-1]
+    return [Failure(subject, what, crash) for subject in found.subjects]
 
 
 def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:

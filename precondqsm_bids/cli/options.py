@@ -25,6 +25,7 @@ from precondqsm_bids.cli.option_types import (
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
     BACKGROUNDS,
+    FIELD_WORDS,
     INVERSIONS,
     LONGER,
     MASK_WORDS,
@@ -89,8 +90,8 @@ OPTIONS = {
              '"*"}}: a label, a list of labels, null (the entity is absent) or "*" (any) for each '
              'entity'),
         _row('-d', '--derivatives', nargs='+', type=named_folder, metavar='[NAME=]PATH',
-             help='derivative datasets with labels (_dseg and its TSV), or masks for --mask '
-             'derivatives, on the grid of the images'),
+             help='derivative datasets with labels (_dseg and its TSV), masks or tissue; labels '
+             'on the grid of the images, the others on any grid in the same scanner space'),
         _row('--bids-database-dir', type=path, metavar='PATH',
              help='keep the index of the dataset here; remove it when the dataset changes'),
         _switch('--skip-bids-validation',
@@ -105,10 +106,20 @@ OPTIONS = {
              metavar=('X', 'Y', 'Z'),
              help='direction of B0 along the voxel axes; takes precedence over that of the '
              'header, and is needed for images with neither qform nor sform'),
+        _row('--field', choices=FIELD_WORDS,
+             help='where the total field is from: fitted to the echoes (default), or the '
+             '_fieldmap of derivatives (Hz, rad/s, ppm or T by its sidecar; positive where the '
+             'frequency is higher) with a _magnitude and, if there is one, an _R2starmap, all in '
+             'the folders of --derivatives'),
         _row('--mask', type=mask, metavar=_one_of(*MASK_WORDS, 'FILE'),
-             help='region of interest: auto (default) is the object, derivatives takes the _mask '
-             'of each run in the folders of --derivatives (desc-brain first), FILE is one for all '
-             'runs'),
+             help='region of interest: auto (default) is the brain mask of each run in the '
+             'folders of --derivatives, or else the brain of a head and the whole of any other '
+             'object, by the magnitude; derivatives takes a _mask of those folders, and is an '
+             'error without one; brain and object are what they say, by the magnitude; FILE is '
+             'one for all runs'),
+        _row('--brain-model', type=file, metavar='FILE.pt',
+             help='of --mask brain: weights of SynthStrip (synthstrip.1.pt), which then finds the '
+             'brain; needs nipreps-synthstrip'),
         _row('--mask-erosion', type=number(RANGES['mask_erosion']), metavar='MM',
              help='depth (mm) that is taken off the region of interest (default: 0, nothing)'),
         _row('--phase-sign', type=sign, metavar='{auto,+1,-1}',

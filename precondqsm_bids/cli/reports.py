@@ -4,11 +4,14 @@ import errno
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.failures import DONE, Failure, conclude, nothing_to_do, of_participant
 from precondqsm_bids.cli.progress import say
+
+if TYPE_CHECKING:
+    from precondqsm_bids.outputs.report import Account
 
 MOST_LINES = 20
 """Incomplete runs that the group level names on the terminal unless ``-v`` is given."""
@@ -18,31 +21,36 @@ def write_reports(
     call: Call, found: Found, failures: Sequence[Failure], citation: str
 ) -> list[Failure]:
     """Assemble the participants' reports, those of the failed ones too; the failures in this."""
+    from precondqsm_bids.outputs.report import Account
+
     failed = []
     for subject in found.subjects:
         labels = [run.label for run in found.runs if run.subject == subject]
-        crash_files = [f.crash_file for f in failures if f.subject == subject]
-        failed += _write_report(
-            call,
-            subject,
-            warn_of=() if crash_files else labels,  # what is there may be of an earlier call
+        account = Account(
             runs=labels,
             command=call.command,
             boilerplate=citation,
-            crash_files=crash_files,
+            crash_files={str(f.crash_file): f.what for f in failures if f.subject == subject},
+            notes=[
+                f'{problem.kind}: {problem.file}: {problem.message}'
+                for problem in found.problems
+                if problem.subject == subject and not problem.fatal
+            ],
         )
+        # What is there of a participant that failed may be of an earlier call.
+        failed += _write_report(call, subject, account, () if account.crash_files else labels)
     return failed
 
 
 def _write_report(
-    call: Call, subject: str, warn_of: Sequence[str] = (), **content: Any
+    call: Call, subject: str, account: 'Account | None' = None, warn_of: Sequence[str] = ()
 ) -> list[Failure]:
     """Assemble one report and repeat the warnings of these runs; the failure, if it fails."""
-    from precondqsm_bids.outputs.report import run_warnings, write_report
+    from precondqsm_bids.outputs.report import Account, run_warnings, write_report
 
     folder = call.settings.output_dir
     try:
-        say(f'sub-{subject} | report {write_report(folder, subject, **content)}')
+        say(f'sub-{subject} | report {write_report(folder, subject, account or Account())}')
         for label in warn_of:
             for text in run_warnings(folder, subject, label):
                 say(f'{label} | warning: {text}')

@@ -9,8 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli import environment, failures, work_folder
@@ -73,6 +74,8 @@ def run_app(call: Call) -> int:
         status = failures.nothing_to_do(
             f'{settings.bids_dir} has no multi-echo gradient-echo images (_MEGRE, or _T2starw '
             'with echo-) for these participants, sessions and filters'
+            if not settings.method.field_given
+            else 'the derivatives have no total field (_fieldmap) of these participants'
         )
         for problem in found.problems:
             print(f'skipped: {problem}', file=sys.stderr)
@@ -94,6 +97,7 @@ def find(settings: Settings, here: bool) -> Found:
     as float32. One that may fit is tried, with a warning (:func:`execute`).
     """
     from precondqsm_bids.inputs.discovery import find_runs
+    from precondqsm_bids.inputs.duplicates import find_duplicates
     from precondqsm_bids.inputs.run import Problem
     from precondqsm_bids.inputs.selection import Selection
 
@@ -106,7 +110,7 @@ def find(settings: Settings, here: bool) -> Found:
         ignore=[settings.output_dir],
     )
     runs, problems = find_runs(settings.bids_dir, select=select, method=settings.method)
-    found = Found([], list(problems))
+    found = Found([], [*problems, *find_duplicates(runs)])
     limit = memory_limit()
     room = max(settings.mem_gb, limit.value)
     for run in runs:
@@ -129,17 +133,8 @@ def process(call: Call, found: Found, plugin: Plugin) -> int:
     make_folders(call, computing=bool(found.runs) and not settings.boilerplate_only)
     with environment.logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
         introduce(call, found)
-        if not settings.skip_bids_validation:
-            validate(settings.bids_dir, log_dir / 'bids-validator.json')
-        failed = [failures.of_input(call, problem) for problem in found.fatal]
-        citation = ''
-        if found.runs:
-            citation, more = reconstruct(call, found, plugin)
-            failed += more
-        if settings.boilerplate_only:
-            say(f'methods text: {log_dir / "CITATION.md"}')
-        else:
-            failed += write_reports(call, found, failed, citation)
+        with nullcontext() if settings.skip_bids_validation else validation(call):
+            failed = reconstruct(call, found, plugin)
         everyone = f'{len(found.subjects)} participants'
         if failed:
             some = len({failure.subject for failure in failed})
@@ -187,21 +182,51 @@ def introduce(call: Call, found: Found) -> None:
     say(f'work folder {settings.work_dir}; log {call.log_dir}')
     for run in found.runs:
         echoes = '1 echo' if run.one_echo else f'{len(run.echo_times)} echoes'
-        say(
-            f'{run.label}: {echoes}, {echo_time_words(run)} ms, '
-            f'{run.field_strength:g} T, prior {settings.method.summary(run.one_echo)}'
-        )
+        echoes = 'field given' if run.field else f'{echoes}, {echo_time_words(run)} ms'
+        prior = settings.method.summary(run.without_r2star)
+        mask = run.mask or settings.method.mask
+        say(f'{run.label}: {echoes}, {run.field_strength:g} T, prior {prior}, mask {mask}')
     for subject in sorted(set(settings.participant_label) - {run.subject for run in found.runs}):
         say(f'warning: sub-{subject}: no run to reconstruct')
-    if settings.work_dir and settings.work_dir.is_dir() and not settings.boilerplate_only:
-        work_folder.warn_of_room(settings.work_dir, found)
+    if not settings.boilerplate_only:
+        for room in work_folder.rooms(settings, found):
+            if room.shortage:
+                say(f'warning: {room.shortage}')
     for problem in found.problems:
         if not problem.fatal:
             say(f'{problem.kind}: {problem}')
 
 
-def reconstruct(call: Call, found: Found, plugin: Plugin) -> tuple[str, list[failures.Failure]]:
-    """Run the workflow; its methods text, and the failures of its nodes."""
+def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failure]:
+    """Run the workflow and report on each participant as soon as it is through; all failures."""
+    settings = call.settings
+    citation, workflow = build(call, found) if found.runs else ('', None)
+    if settings.boilerplate_only:
+        say(f'methods text: {call.log_dir / "CITATION.md"}')
+        return [failures.of_input(call, problem) for problem in found.fatal]
+    failed: dict[str, list[failures.Failure]] = {}
+
+    def finish(subject: str, more: Sequence[failures.Failure] = ()) -> None:
+        own = found.of(subject)
+        known = [failures.of_input(call, problem) for problem in own.fatal]
+        known += [*failures.of_nodes(call, own), *more]
+        failed[subject] = known + write_reports(call, own, known, citation)
+
+    for subject in sorted({problem.subject for problem in found.fatal}):
+        if not found.of(subject).runs:
+            finish(subject)
+    error = execute(call, workflow, found, plugin, finish) if found.runs else ''
+    without_crash = error and not failures.of_nodes(call, found)
+    for failure in failures.of_workflow(call, found, error) if without_crash else ():
+        finish(failure.subject, [failure])
+    for subject in found.subjects:
+        if subject not in failed:
+            finish(subject)
+    return [failure for own in failed.values() for failure in own]
+
+
+def build(call: Call, found: Found) -> tuple[str, Any]:
+    """The workflow, and its methods text, which goes beside the log."""
     settings = call.settings
     environment.configure_nipype(
         call.log_dir,
@@ -216,26 +241,36 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> tuple[str, list[fai
     (call.log_dir / 'CITATION.md').write_text(citation, encoding='utf-8')
     if settings.write_graph:
         write_graph(workflow, call.log_dir)
-    return citation, [] if settings.boilerplate_only else execute(call, workflow, found, plugin)
+    return citation, workflow
 
 
-def validate(bids_dir: Path, log: Path) -> None:
-    """Run the validator where it is installed; what it finds is reported, and stops nobody.
+@contextmanager
+def validation(call: Call) -> Iterator[None]:
+    """Run the validator beside the block, where it is installed; what it finds stops nobody.
 
     The files of each participant are checked one by one before; what else is wrong with a dataset
     is no reason to leave out a participant whose images are right.
     """
     program = shutil.which('bids-validator-deno')
     if program is None:
+        yield
         return
-    command = [program, '--format', 'json', str(bids_dir)]
+    log = call.log_dir / 'bids-validator.json'
+    command = [program, '--format', 'json', str(call.settings.bids_dir)]
+    with log.open('wb') as out:
+        validator = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        issues = json.loads(done.stdout)['issues']['issues']
+        yield
+    except BaseException:
+        validator.kill()
+        raise
+    try:
+        validator.wait(timeout=600)
+        issues = json.loads(log.read_text(encoding='utf-8'))['issues']['issues']
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
+        validator.kill()
         say(f'warning: bids-validator-deno gave no result: {error!r}')
         return
-    log.write_text(done.stdout, encoding='utf-8')
     errors = [issue for issue in issues if issue.get('severity') == 'error']
     if errors:
         codes = ', '.join(sorted({str(issue.get('code')) for issue in errors}))

@@ -18,7 +18,7 @@ from precondqsm_bids.cli.parser import option_words, stated_settings
 from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.resources import MEMORY_SHARE
 from precondqsm_bids.config import Settings
-from precondqsm_bids.method import Method
+from precondqsm_bids.cost import cost_of
 
 if TYPE_CHECKING:
     from precondqsm_bids.inputs.run import Run
@@ -31,9 +31,6 @@ MAIN_GB = 1.0
 
 GROUP_GB = 2.0
 """GiB of the job of the group level, which reads no image."""
-
-SECONDS_PER_VALUE = 1e-5
-"""CPU seconds of a run for each voxel of each echo; docs/scaling.md has 1.0e-5 and 0.7e-5."""
 
 TIME_FACTOR = 10
 """Room in the time limit: slower CPUs, fewer of them, slow disks, options that take longer."""
@@ -171,11 +168,11 @@ def max_array_size(environment: Mapping[str, str]) -> int:
 
 def estimated_minutes(settings: Settings, runs: Sequence['Run']) -> int:
     """Time limit of a participant's job: as measured, for the largest one, with ample room."""
-    values: dict[str, int] = defaultdict(int)
+    participants: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        values[run.subject] += math.prod(run.matrix) * len(run.echo_times)
-    iterations = max(1.0, settings.method.pdf_iterations / Method.pdf_iterations)
-    seconds = SECONDS_PER_VALUE * iterations * max(values.values(), default=0)
+        participants[run.subject].append(run)
+    costs = (cost_of(own, settings.method).cpu_seconds for own in participants.values())
+    seconds = max(costs, default=0.0)
     return LEAST_MINUTES + math.ceil(TIME_FACTOR * seconds / 60)
 
 

@@ -4,14 +4,14 @@ import math
 import os
 import shutil
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.call import Found
-from precondqsm_bids.cli.progress import say
-
-BYTES_PER_VOXEL = 80
-"""Size of a run's intermediate results: some 25 compressed maps of float32, as measured."""
+from precondqsm_bids.config import Settings
+from precondqsm_bids.cost import cost_of
 
 
 def default_work_dir() -> Path:
@@ -22,19 +22,49 @@ def default_work_dir() -> Path:
     return Path(tempfile.gettempdir()) / f'precondqsm_bids-{os.getuid()}'
 
 
-def warn_of_room(work_dir: Path, found: Found) -> None:
-    """Warn at the start if the work folder will be full before the end.
+class Room(NamedTuple):
+    """A disk that will be written to."""
 
-    Where nothing else is mounted, a container may have 64 MB for it.
-    """
-    needed = BYTES_PER_VOXEL * sum(math.prod(run.matrix) for run in found.runs)
-    free = shutil.disk_usage(work_dir).free
-    if free < needed:
-        say(
-            f'warning: the work folder {work_dir} has room for {free / 1e6:.0f} MB, and about '
-            f'{math.ceil(needed / 1e6)} MB will be written there: make room, or give another with '
-            '-w'
+    folders: str
+    """What is written there: ``the work folder /w`` and the like."""
+    needed: float
+    """Bytes, about."""
+    free: int
+    """Bytes."""
+
+    @property
+    def shortage(self) -> str:
+        """What is wrong if there is too little, else an empty string."""
+        if self.free >= self.needed:
+            return ''
+        return (
+            f'{self.folders} has room for {self.free / 1e6:.0f} MB, and about '
+            f'{math.ceil(self.needed / 1e6)} MB will be written there: make room, or give another '
+            'with -w'
         )
+
+
+def rooms(settings: Settings, found: Found) -> list[Room]:
+    """What the work folder and the output folder need and have; together if on one disk.
+
+    Where nothing else is mounted, a container may have 64 MB for the work folder.
+    """
+    cost = cost_of(found.runs, settings.method)
+    wanted = [('the output folder', settings.output_dir, cost.output_bytes)]
+    if settings.work_dir:
+        wanted.insert(0, ('the work folder', settings.work_dir, cost.work_bytes))
+    disks: dict[int, list[tuple[str, Path, float]]] = defaultdict(list)
+    for name, folder, needed in wanted:
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        disks[there.stat().st_dev].append((f'{name} {folder}', there, needed))
+    return [
+        Room(
+            ' with '.join(name for name, *_ in of_disk),
+            sum(needed for *_, needed in of_disk),
+            shutil.disk_usage(of_disk[0][1]).free,
+        )
+        for of_disk in disks.values()
+    ]
 
 
 def clean(work_dir: Path) -> None:

@@ -10,15 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.inputs.files import ACQUISITION, File, read_metadata
+from precondqsm_bids.inputs.files import ACQUISITION, File, numbered, read_metadata
 from precondqsm_bids.inputs.grid import Grid, load_grid
 from precondqsm_bids.inputs.run import Note, Run, RunError
-from precondqsm_bids.inputs.segmentations import label_names, read_tissue
+from precondqsm_bids.inputs.segmentations import (
+    SCANNER_SPACES,
+    check_scanner_space,
+    label_names,
+    read_tissue,
+)
 from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS, Method
 from precondqsm_bids.numerics.prior.tissue import BRAIN_CLASSES
 
-R2_UNITS = {'R2map': ('1/s', 's^-1', 'Hz'), 'T2map': ('s',)}
+_RATES = ('1/s', 's^-1', 'Hz')
+R2_UNITS = {'R2map': _RATES, 'T2map': ('s',), 'R2starmap': _RATES}
 """What ``Units`` of the maps may be; messages name the first one."""
 Source = Sequence[File]
 """Files of one dataset."""
@@ -64,19 +70,49 @@ def _read_r2(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
     units, wanted = read_metadata(file, candidate.source).get('Units'), R2_UNITS[file.suffix]
     if units is not None and units not in wanted:
         raise RunError(file.path, f'Units {units!r} are not {wanted[0]}: convert the map')
-    return {'r2_map': check_on_grid(file.path, grid), 'r2_map_kind': file.suffix}
+    path = check_on_grid(file.path, grid)
+    if file.suffix == 'R2starmap':
+        return {'r2star_map': path}
+    return {'r2_map': path, 'r2_map_kind': file.suffix}
+
+
+def _read_mask(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
+    file, own = candidate.files[0], load_grid(candidate.path)
+    space, task = (file.entities.get(key) for key in ('space', 'task'))
+    if space not in (None, *SCANNER_SPACES):
+        message = f'space-{space} is not the coordinates of the scanner'
+        raise RunError(file.path, message, 'skipped')
+    wrong = own.differs_from(grid)
+    # Any anatomical image will do; masks of other runs have this grid, or are distorted.
+    if task not in (None, run.entities.get('task')) or not (wrong or _agreement(file, run)[0]):
+        raise RunError(file.path, 'is of another acquisition, by its name', 'skipped')
+    if wrong:
+        check_scanner_space(file, own, run, grid, wrong)
+    return {'mask': str(file.path), 'mask_resampled': bool(wrong)}
+
+
+def _read_brain(candidate: Candidate, run: Run, grid: Grid) -> dict[str, Any]:
+    file = candidate.files[0]
+    for key in ('desc', 'label'):
+        if (word := file.entities.get(key, 'brain')).lower() != 'brain':
+            message = (
+                f'{key}-{word} is not that of a brain; give --mask derivatives or --mask FILE'
+            )
+            raise RunError(file.path, message, 'skipped')
+    return _read_mask(candidate, run, grid)
 
 
 MASK = Kind(
     'mask',
     'mask',
     ('mask',),
-    lambda candidate, run, grid: {'mask': check_on_grid(candidate.path, grid)},
-    '--mask derivatives: no _mask of this run, on its grid, in the folders of -d/--derivatives{}. '
-    'Make one, or give --mask auto or --mask FILE',
-    of_the_run=True,
+    _read_mask,
+    '--mask derivatives: no _mask of this run, on its grid or in the coordinates of the scanner, '
+    'in the folders of -d/--derivatives{}. Make one, or give --mask auto or --mask FILE',
     of_the_dataset=False,
 )
+BRAIN = MASK._replace(read=_read_brain, missing='')
+"""The mask that is used without being asked for."""
 LABELS = Kind('labels', 'dseg', ('dseg',), _read_labels, of_the_run=True)
 TISSUE = Kind(
     'tissue',
@@ -90,11 +126,24 @@ TISSUE = Kind(
 R2 = Kind(
     'R2',
     'r2',
-    tuple(R2_UNITS),
+    ('R2map', 'T2map'),
     _read_r2,
     '--r2 map: no _R2map (1/s) or _T2map (s) on its grid{}. Resample one to the grid, or give '
     '--r2 NUMBER, median or literature',
 )
+
+
+MAGNITUDE = Kind(
+    'magnitude',
+    'magnitude',
+    ('magnitude', 'magnitude1'),
+    lambda candidate, run, grid: {'magnitude': (check_on_grid(candidate.path, grid),)},
+    '--field derivatives: no _magnitude of this run, on its grid, beside it in the folders of '
+    '-d/--derivatives{}. The object, the contrast and the weights are from it',
+    of_the_run=True,
+    of_the_dataset=False,
+)
+R2STAR = Kind('R2*', 'r2star', ('R2starmap',), _read_r2, of_the_run=True, of_the_dataset=False)
 
 
 def contrast(suffix: str) -> Kind:
@@ -114,7 +163,10 @@ def contrast(suffix: str) -> Kind:
 def kinds_of(method: Method) -> list[Kind]:
     """The kinds that a method reads."""
     read = {
+        MAGNITUDE: method.field_given,
+        R2STAR: method.field_given,
         MASK: method.mask == 'derivatives',
+        BRAIN: method.mask == 'auto',
         LABELS: True,
         TISSUE: method.needs_tissue,
         R2: method.needs_r2_map,
@@ -135,7 +187,7 @@ def with_companions(
         run = replace(run, mask=check_on_grid(path, grid, '--mask: ', ' (nearest neighbour)'))
     notes: list[Note] = []
     for kind in kinds_of(method):
-        if kind is R2 and run.one_echo:  # no R2*, so that R2 has no use
+        if kind is R2 and run.without_r2star:  # no R2*, so that R2 has no use
             continue
         run, more = _with_best(kind, _candidates(kind, run, sources, select), run, grid)
         notes += more
@@ -178,17 +230,17 @@ def _with_best(
         try:
             usable.append((candidate, kind.read(candidate, run, grid)))
         except RunError as error:
-            notes.append(Note(error.path, f'{kind.name} not used: {error}'))
+            notes.append(Note(error.path, f'{kind.name} not used: {error}', error.kind))
     if not usable:
         if kind.missing:
             raise RunError(run.sources[0], kind.missing.format(_listed(notes)))
         return run, notes
     usable.sort(key=lambda pair: _order(pair[0], pair[1], run))
     (best, fields), *others = usable
-    if kind is TISSUE and fields['tissue'].resampled:
+    if _resampled(fields):
         message = (
-            'tissue is resampled to the run by the affines of both; a head that moved between the '
-            'two images is not put right: look at the outlines'
+            f'{kind.name} is resampled to the run by the affines of both; a head that moved '
+            'between the two images is not put right: look at the outlines'
         )
         notes.append(Note(best.path, message))
     message = f'{kind.name} not used: {best.path} comes first; choose with --bids-filter-file '
@@ -200,27 +252,34 @@ def _with_best(
 def _order(candidate: Candidate, fields: dict[str, Any], run: Run) -> tuple[Any, ...]:
     """What sorts the usable candidates of a kind, the best one first.
 
-    1. Names that speak of no other acquisition; tissue on another grid is that of an anatomical
-       image, which may have any.
-    2. Masks: ``desc-brain``. Tissue: most classes of the brain, then on the grid, then shares.
+    1. Names that speak of no other acquisition; tissue or a mask on another grid is that of an
+       anatomical image, which may have any.
+    2. Masks: ``desc-brain``, then on the grid. Tissue: most classes of the brain, then on the
+       grid, then shares.
     3. Derivatives in their order, then the dataset.
     4. The most specific name: most entities of session and acquisition in common with the run.
     """
     agrees, common = _agreement(candidate.files[0], run)
+    agrees = agrees or _resampled(fields)
     preferred: tuple[Any, ...] = ()
     if tissue := fields.get('tissue'):
-        agrees = agrees or tissue.resampled
         known = len(set(tissue.classes) & set(BRAIN_CLASSES))
         preferred = (-known, tissue.resampled, tissue.label_classes is not None)
     elif 'mask' in fields:
-        preferred = (candidate.files[0].entities.get('desc') != 'brain',)
+        preferred = (candidate.files[0].entities.get('desc') != 'brain', _resampled(fields))
     return (not agrees, *preferred, candidate.rank, -common, str(candidate.path))
+
+
+def _resampled(fields: dict[str, Any]) -> bool:
+    """Whether what was read is on another grid than the run."""
+    tissue = fields.get('tissue')
+    return tissue.resampled if tissue else fields.get('mask_resampled', False)
 
 
 def _agreement(file: File, run: Run) -> tuple[bool, int]:
     """Whether no entity of session and acquisition contradicts the run, and how many agree."""
-    own = {'ses': run.session, **run.entities}.items()
-    said = {key: file.entities[key] for key in ('ses', *ACQUISITION) if key in file.entities}
+    own = numbered({'ses': run.session, **run.entities}).items()
+    said = {key: file.numbered[key] for key in ('ses', *ACQUISITION) if key in file.entities}
     return said.items() <= own, len(said.items() & own)
 
 

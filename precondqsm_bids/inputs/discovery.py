@@ -6,6 +6,7 @@ from pathlib import Path
 
 from precondqsm_bids.inputs.companions import Source, kinds_of, with_companions
 from precondqsm_bids.inputs.echoes import make_run
+from precondqsm_bids.inputs.fields import SUFFIX, Groups, field_images, make_field_run
 from precondqsm_bids.inputs.files import File
 from precondqsm_bids.inputs.index import (
     chosen_participants,
@@ -46,14 +47,19 @@ def find_runs(
     select, method = select or Selection(), method or Method()
     subjects = chosen_participants(bids_dir, select.participant_label)
     suffixes = {suffix for kind in kinds_of(method) for suffix in kind.suffixes}
+    if method.field_given:
+        suffixes.add(SUFFIX)
     sources = [
         *(index_derivative(path, subjects, suffixes) for path in select.derivatives.values()),
         index_dataset(bids_dir, subjects, suffixes, select),
     ]
-    images, problems = echo_images(sources[-1], subjects, select, bids_dir)
-    groups: dict[tuple[tuple[str, str], ...], list[File]] = defaultdict(list)
-    for image in images:
-        groups[image.group].append(image)
+    groups: Groups = defaultdict(list)
+    if method.field_given:
+        groups, problems = field_images(sources[:-1], subjects, select)
+    else:
+        images, problems = echo_images(sources[-1], subjects, select, bids_dir)
+        for image in images:
+            groups[image.group].append(image)
     runs = []
     for key, files in sorted(groups.items()):
         subject = dict(key)['sub']
@@ -71,6 +77,12 @@ def _assemble(
     files: Sequence[File], sources: Sequence[Source], select: Selection, method: Method
 ) -> tuple[Run, list[Note]]:
     """The run of some images, with all that the method reads, and what is to be reported."""
+    if method.field_given:
+        (source,) = (source for source in sources if files[0] in source)
+        run, notes = make_field_run(files, source, method)
+        run, more = with_companions(run, sources, select, method)
+        _check_method(run, method)  # R2* is a companion
+        return run, notes + more
     run, notes = make_run(files, sources[-1], method)
     _check_method(run, method)
     run, more = with_companions(run, sources, select, method)
@@ -79,16 +91,23 @@ def _assemble(
 
 def _check_method(run: Run, method: Method) -> None:
     """Raise if the method does not go with the echoes or the field strength of a run."""
-    if run.one_echo and method.r2star_terms:
+    if run.without_r2star and method.r2star_terms:
+        why, way_out = 'has no R2starmap beside it', 'add it'
+        if run.one_echo:
+            why, way_out = f'is the only echo (EchoTime {run.echo_times[0]:g} s)', 'add the others'
+        more = ', which takes two echoes or more' * run.one_echo
         raise RunError(
             run.sources[0],
-            f'is the only echo (EchoTime {run.echo_times[0]:g} s), and --prior '
-            f'{" ".join(method.r2star_terms)} is made of R2*, which takes two echoes or more: add '
-            'the others, give --prior contrast, tissue, map:FILE or shape, or leave the run out '
-            'with --bids-filter-file',
+            f'{why}, and --prior {" ".join(method.r2star_terms)} is made of R2*{more}: {way_out}, '
+            'give --prior contrast, tissue, map:FILE or shape, or leave the run out with '
+            '--bids-filter-file',
         )
     low, high = R2_FIELD_STRENGTH
-    if method.r2 == 'literature' and not run.one_echo and not low <= run.field_strength <= high:
+    if (
+        method.r2 == 'literature'
+        and not run.without_r2star
+        and not low <= run.field_strength <= high
+    ):
         raise RunError(
             run.sources[0],
             f'{run.field_strength_source} is {run.field_strength:g} T, and --r2 literature holds '

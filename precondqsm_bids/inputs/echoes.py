@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 from precondqsm_bids.inputs.field_strength import find_field_strength, is_positive
 from precondqsm_bids.inputs.files import File
 from precondqsm_bids.inputs.grid import check_grids, load_grid
+from precondqsm_bids.inputs.lookalikes import COMBINE
 from precondqsm_bids.inputs.parts import DIFFERENCE, Parts, named, pair_parts, phase_units
 from precondqsm_bids.inputs.run import Note, Run, RunError
 from precondqsm_bids.method import Method
 
 SAME_TIME = 1e-6
 """s; echo times that differ by no more are equal: scanners and converters round them."""
+CHANNELS = f'If volumes are the channels of a coil, {COMBINE}'
+"""What is reported of images with a fourth axis that is not one of echoes."""
 _UNKNOWN = "R2*, R2', T2* and S0 are not known, and maps of them are not written"
 ONE_ECHO = (
     'is the only echo (EchoTime {:g} s): the field is its unwrapped phase over the echo time, '
@@ -51,7 +54,7 @@ def make_run(
         raise RunError(
             parts.first.path,
             f'has the shape {shape}; each echo is one 3D image, or all echoes are one 4D image '
-            'without an echo entity',
+            f'without an echo entity. {CHANNELS}',
         )
     echoes = find_echo_times(parts)
     one, other = (
@@ -72,7 +75,11 @@ def make_run(
     run = Run(
         subject=first.entities['sub'],
         session=first.entities.get('ses'),
-        entities={key: label for key, label in first.group if key not in ('sub', 'ses')},
+        entities={
+            key: label
+            for key, label in first.entities.items()
+            if key not in ('sub', 'ses', 'echo', 'part')
+        },
         magnitude=one if parts.polar else (),
         phase=other if parts.polar else (),
         real=() if parts.polar else one,
@@ -160,12 +167,14 @@ def _check_list(file: File, value: Any, volumes: int) -> list[float]:
         raise RunError(
             file.path,
             f'has {volumes} volumes and EchoTime {value!r}: write the list of the echo times '
-            '(s), one per volume, or store each echo as a 3D image with echo-1, echo-2, ...',
+            '(s), one per volume, or store each echo as a 3D image with echo-1, echo-2, .... '
+            f'{CHANNELS}',
         )
     if len(value) != volumes:
         raise RunError(
             file.path,
-            f'has {volumes} volumes and {len(value)} echo times {value}: correct the sidecar',
+            f'has {volumes} volumes and {len(value)} echo times {value}: correct the sidecar. '
+            f'{CHANNELS}',
         )
     for item in value:
         _check(file, item)

@@ -1,7 +1,7 @@
 """Names of files, the sidecars that apply to them, and what these say."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ ENTITIES = {
     'desc': 'description',
 }  # fmt: skip
 """Names of files spell entities short, filter files (as in pybids) spell them long."""
+INDICES = ('run', 'echo', 'flip', 'inv', 'chunk')
+"""Entities whose labels are numbers."""
 IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
 EXTENSIONS = ('.nii', '.nii.gz')
 ACQUISITION = ('task', 'acq', 'ce', 'rec', 'dir', 'run', 'flip', 'inv', 'mt', 'chunk', 'sample')
@@ -48,7 +50,24 @@ class File:
     @property
     def group(self) -> tuple[tuple[str, str], ...]:
         """What the echoes and parts of a run have in common."""
-        return tuple((k, v) for k, v in self.entities.items() if k not in ('echo', 'part'))
+        return tuple((k, v) for k, v in self.numbered.items() if k not in ('echo', 'part'))
+
+    @property
+    def numbered(self) -> dict[str, str]:
+        """Entities by :func:`numbered`."""
+        return numbered(self.entities)
+
+
+def numbered(entities: Mapping[str, Any]) -> dict[str, Any]:
+    """Entities, numbers without leading zeros: echo-02 is echo 2.
+
+    >>> numbered({'sub': '01', 'run': '02', 'echo': 'a'})
+    {'sub': '01', 'run': '2', 'echo': 'a'}
+    """
+    return {
+        key: str(int(label)) if label and key in INDICES and label.isdecimal() else label
+        for key, label in entities.items()
+    }
 
 
 def parse(path: Path, root: Path) -> File | None:
@@ -61,16 +80,6 @@ def parse(path: Path, root: Path) -> File | None:
     return File(path, entities, suffix, dot + extension, path.relative_to(root).parts[:-1])
 
 
-def with_echo(entities: dict[str, str]) -> dict[str, str]:
-    """Entities whose echo is a number without leading zeros: echo-02 is echo 2.
-
-    >>> with_echo({'sub': '01', 'echo': '02'})
-    {'sub': '01', 'echo': '2'}
-    """
-    echo = entities.get('echo', '')
-    return {**entities, 'echo': str(int(echo))} if echo.isdecimal() else entities
-
-
 def inherited(file: File, candidates: Iterable[File], extension: str) -> list[File]:
     """Those of the candidates that apply to a file by BIDS inheritance, the most general first."""
     applicable = [
@@ -78,7 +87,7 @@ def inherited(file: File, candidates: Iterable[File], extension: str) -> list[Fi
         for other in candidates
         if (other.suffix, other.extension) == (file.suffix, extension)
         and other.folder == file.folder[: len(other.folder)]
-        and with_echo(other.entities).items() <= with_echo(file.entities).items()
+        and other.numbered.items() <= file.numbered.items()
     ]
     return sorted(applicable, key=lambda other: (len(other.folder), len(other.entities)))
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from precondqsm_bids.inputs.files import EXTENSIONS, IMAGE_SUFFIXES, File, parse
+from precondqsm_bids.inputs.lookalikes import first_of, is_named, look_alikes
 from precondqsm_bids.inputs.run import InputError, Problem
 from precondqsm_bids.inputs.selection import Selection
 
-FOLDERS = ('anat', 'swi')
-"""Where images are looked for: ``anat`` in BIDS, ``swi`` in its draft for susceptibility."""
 OTHER_DATATYPES = 'beh|dwi|eeg|fmap|func|ieeg|meg|micr|motion|mrs|nirs|perf|pet'
 INDEX_FILE = 'layout_index.sqlite'
 """What pybids calls its index within the folder of --bids-database-dir."""
@@ -130,6 +129,8 @@ def echo_images(
     An image in another participant's folder is an error, an unknown session an InputError.
     """
     files = [file for file in files if file.suffix in IMAGE_SUFFIXES and file.is_image]
+    indexed = {(*file.folder, file.path.name) for file in files}
+    files = [file for file in files if is_named(file)]
     sessions = {file.entities['ses'] for file in files if 'ses' in file.entities}
     if unknown := sorted(set(select.session_label) - sessions):
         raise InputError(
@@ -157,9 +158,11 @@ def echo_images(
         else:
             images.append(file)
     for (subject, reason), group in skipped.items():
-        more = f'{len(group)} images, this is the first: ' if len(group) > 1 else ''
-        problems.append(Problem(subject, str(group[0].path), more + reason, 'skipped'))
-    reported = {file.owner for file in images} | {problem.subject for problem in problems}
+        problems.append(Problem(subject, *first_of([f.path for f in group], reason), 'skipped'))
+    with_images = {file.owner for file in images}
+    for subject in subjects:
+        problems += look_alikes(root, subject, indexed, select, subject in with_images)
+    reported = with_images | {problem.subject for problem in problems}
     problems += [
         Problem(subject, str(root / f'sub-{subject}'), 'no multi-echo images', 'skipped')
         for subject in subjects
@@ -177,6 +180,4 @@ def _why_skipped(file: File, select: Selection, has_phase: bool) -> str:
         return 'not among the sessions of --session-label'
     if not select.admits(file, 'megre'):
         return 'left out by --bids-filter-file'
-    if file.folder[-1] not in FOLDERS:
-        return f'not in a folder {" or ".join(FOLDERS)}, where BIDS has such images'
     return ''

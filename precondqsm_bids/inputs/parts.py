@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from precondqsm_bids.inputs.files import File, Metadata, read_metadata, with_echo
+from precondqsm_bids.inputs.files import File, Metadata, read_metadata
 from precondqsm_bids.inputs.grid import load_grid
 from precondqsm_bids.inputs.run import Note, RunError
 
@@ -114,7 +114,7 @@ def _by_part(files: Sequence[File]) -> dict[str, dict[str, File]]:
             raise RunError(
                 file.path, f'part-{part} is not one of {", ".join(by_part)}: rename the file'
             )
-        echo = with_echo(file.entities).get('echo', '')
+        echo = file.numbered.get('echo', '')
         if not echo.isdecimal() and 'echo' in file.entities:
             raise RunError(file.path, f'echo-{echo} should be echo-1, echo-2, ...: rename it')
         if echo in by_part[part]:

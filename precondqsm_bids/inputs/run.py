@@ -36,13 +36,20 @@ class Run:
     """Paths, one per echo, ordered by echo time; or one path each if ``echoes_in_one_file``. Empty
     where the run has ``real`` and ``imaginary`` instead."""
     echo_times: tuple[float, ...]
-    """s"""
+    """s; empty where the field is given"""
     field_strength: float
     """T"""
     metadata: dict[str, Any]
-    """Merged sidecars of the first magnitude echo."""
+    """Merged sidecars of the first magnitude echo, or of the given field."""
     real: tuple[str, ...] = ()
     imaginary: tuple[str, ...] = ()
+    field: str | None = None
+    """Total field that was found elsewhere: then there is one magnitude, and no phase."""
+    field_units: str | None = None
+    field_sd: str | None = None
+    """Its standard deviation, in the same units."""
+    r2star_map: str | None = None
+    """R2* (1/s) beside the field."""
     echoes_in_one_file: bool = False
     """Whether the files have the echoes along a fourth axis."""
     matrix: tuple[int, ...] = (0, 0, 0)
@@ -50,13 +57,16 @@ class Run:
     b0_dir: tuple[float, ...] | None = None
     """Direction of B0 along the voxel axes, where it is stated; else that of the affine holds."""
     labels: str | None = None
-    """Label image; like all images beside the echoes it is on their grid, except tissue."""
+    """Label image; like all images beside the echoes it is on their grid, except mask and
+    tissue."""
     label_names: dict[int, str] | None = None
     """Index to name."""
     phase_units: str | None = None
     """``Units`` of the phase images."""
     mask: str | None = None
-    """Region of interest; None is the object itself."""
+    """Region of interest; None leaves it to the images."""
+    mask_resampled: bool = False
+    """Whether the mask is on another grid, in the same scanner coordinates."""
     tissue: Tissue | None = None
     r2_map: str | None = None
     r2_map_kind: str | None = None
@@ -72,8 +82,9 @@ class Run:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Every image of the run, that of the first echo first."""
-        return (*self.magnitude, *self.phase, *self.real, *self.imaginary)
+        """Every image of the run, the field or that of the first echo first."""
+        echoes = (*self.magnitude, *self.phase, *self.real, *self.imaginary)
+        return tuple(filter(None, (self.field, *echoes, self.field_sd, self.r2star_map)))
 
     @property
     def one_echo(self) -> bool:
@@ -81,9 +92,14 @@ class Run:
         return len(self.echo_times) == 1
 
     @property
+    def without_r2star(self) -> bool:
+        """Whether R2* is not known."""
+        return self.one_echo or (self.field is not None and self.r2star_map is None)
+
+    @property
     def series_gb(self) -> float:
         """Size of all magnitude and phase images as float32, GiB."""
-        return math.prod(self.matrix) * 4 * 2 * len(self.echo_times) / 1024**3
+        return math.prod(self.matrix) * 4 * 2 * max(1, len(self.echo_times)) / 1024**3
 
     @property
     def as_needed(self) -> bool:
@@ -128,6 +144,8 @@ class Note(NamedTuple):
 class RunError(Exception):
     """One run's files cannot be used: the file and what is wrong."""
 
-    def __init__(self, path: Any, message: str) -> None:
+    def __init__(self, path: Any, message: str, kind: str = 'warning') -> None:
         super().__init__(message)
         self.path = str(path)
+        self.kind = kind
+        """How it is reported where the run goes on without the file."""

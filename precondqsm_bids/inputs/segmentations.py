@@ -75,12 +75,12 @@ def read_tissue(files: Sequence[File], source: Iterable[File], run: Run, first: 
     for file in files:
         grid = load_grid(file.path)
         if wrong := grid.differs_from(first):
-            _check_scanner_space(file, grid, run, first, wrong)
+            check_scanner_space(file, grid, run, first, wrong)
             resampled = True
     return Tissue(tuple(str(file.path) for file in files), classes, label_classes, resampled)
 
 
-def _check_scanner_space(file: File, grid: Grid, run: Run, first: Grid, wrong: str) -> None:
+def check_scanner_space(file: File, grid: Grid, run: Run, first: Grid, wrong: str) -> None:
     """Raise unless an image on another grid is in the scanner coordinates of the run."""
     way_out = f'{wrong}; resample it to the grid of the run by a known transform'
     space = file.entities.get('space')

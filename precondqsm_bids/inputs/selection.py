@@ -9,10 +9,10 @@ from typing import Any
 from precondqsm_bids.inputs.files import ENTITIES, File
 from precondqsm_bids.inputs.run import InputError
 
-QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2', 'contrast')
+QUERIES = ('megre', 'dseg', 'mask', 'tissue', 'r2', 'contrast', 'fieldmap', 'magnitude', 'r2star')
 """What a filter file may filter: echoes (``_MEGRE``, ``_T2starw``), labels (``_dseg``), regions of
-interest (``_mask``), tissue classes (``_dseg``, ``_probseg``), R2 (``_R2map``, ``_T2map``) and
-further contrasts."""
+interest (``_mask``), tissue classes (``_dseg``, ``_probseg``), R2 (``_R2map``, ``_T2map``),
+further contrasts, and given fields with their magnitude and R2*."""
 
 
 @dataclass(frozen=True)

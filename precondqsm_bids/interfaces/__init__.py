@@ -1,8 +1,7 @@
 """One thin Nipype interface per stage, to embed in any workflow.
 
-Importing this package needs nipype and the numerics, nothing else. The sink and the report's
-figures, which need niworkflows and matplotlib, are imported by their own names
-(``precondqsm_bids.interfaces.derivatives``, ``precondqsm_bids.interfaces.figures``).
+Importing this package needs nipype and the numerics, nothing else. The node that writes and draws,
+which needs matplotlib, is imported by its own name (``precondqsm_bids.interfaces.derivatives``).
 """
 
 from precondqsm_bids.interfaces.background_removal import BackgroundRemoval
@@ -14,6 +13,7 @@ from precondqsm_bids.interfaces.prior_fit import PriorFit
 from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
 from precondqsm_bids.interfaces.recombination import Recombination
 from precondqsm_bids.interfaces.shape_mask import ShapeMask
+from precondqsm_bids.interfaces.take_field import TakeField
 
 __all__ = [
     'BackgroundRemoval',
@@ -25,4 +25,5 @@ __all__ = [
     'R2PrimePrior',
     'Recombination',
     'ShapeMask',
+    'TakeField',
 ]

@@ -1,17 +1,17 @@
 """Comparison of the two arms without a truth."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.comparison import compare, r2star_agreement
 
 
-class ComparisonInputSpec(BaseInterfaceInputSpec):
+class ComparisonInputSpec(InputSpec):
     local_field = File(exists=True, mandatory=True, desc='preconditioned local field, ppm')
     conventional_local_field = File(exists=True, mandatory=True, desc='the same without, ppm')
     residual_chi = File(

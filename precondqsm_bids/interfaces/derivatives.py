@@ -1,149 +1,183 @@
-"""The nodes that write: maps whole or not at all, fields in Hz, sidecars of what was measured.
-
-This module imports niworkflows; the reconstruction nodes of ``precondqsm_bids.interfaces`` do not.
-"""
+"""The node that writes what a run produced: maps, sidecars, table of values, figures, numbers."""
 
 from __future__ import annotations
 
-import tempfile
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import nibabel as nb
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    SimpleInterface,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
-from niworkflows.interfaces.bids import DerivativesDataSink as _DerivativesDataSink
+from isal import isal_zlib
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from precondqsm_bids.interfaces.volumes import load, save
+from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
+from precondqsm_bids.interfaces.volumes import b0_along, load, view
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.outputs.figures import FIGURES
-from precondqsm_bids.outputs.files import copy_atomic
-from precondqsm_bids.outputs.maps import WRITTEN
+from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values, save
+from precondqsm_bids.outputs.files import json_ready, whole, write_atomic
+from precondqsm_bids.outputs.maps import MAPS, WRITTEN
+from precondqsm_bids.outputs.report import SUMMARY, summarise
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
+from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
+from precondqsm_bids.outputs.tables import read_table
 
-_SESSION = '[/ses-{session}]'
-_OF_FIGURES = sorted({'report', *(figure.suffix for figure in FIGURES)})
-_OF_ANAT = '[_task-{task}][_acq-{acquisition}][_ce-{ceagent}][_rec-{reconstruction}]'
-_OF_FMAP = '[_acq-{acquisition}]'
-"""A fieldmap has no task, ce or rec: the workflow folds them into acq."""
+CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
+"""Input with an L-curve -> name of its arm."""
+
+LEVEL = 1
+"""Of the compression: the next takes three times as long for half a per cent."""
+
+GZIP = 31
+"""Window of 2^15 bytes, with the header and checksum of gzip."""
 
 
-def _pattern(folder, session, entities, suffixes, extensions):
-    """Pattern of the names of some files."""
-    return (
-        f'sub-{{subject}}{session}/{{datatype<{folder}>}}/sub-{{subject}}[_ses-{{session}}]{entities}'
-        '[_run-{run}][_chunk-{chunk}][_desc-{desc}]_'
-        f'{{suffix<{"|".join(suffixes)}>}}.{{extension<{extensions}>}}'
+class _DerivativesInputSpec(map_inputs(DRAWN, [name for name in MAPS if name not in DRAWN])):
+    record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
+    l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
+    conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
+    facts = traits.Dict(mandatory=True, desc='fields of `Facts` but the grid')
+    labels = File(exists=True, desc='segmentation on the same grid')
+    labels_source = traits.Str(desc='URI of the segmentation that the values were taken with')
+    table = File(exists=True, desc='values per label')
+    columns = traits.Dict(desc='data dictionary of the table')
+    base_directory = traits.Str(mandatory=True, desc='root of the derivatives')
+    folder = traits.Str(mandatory=True, desc='folder of the session below it: sub-01/ses-a')
+    stems = traits.Dict(
+        traits.Str, traits.Str, mandatory=True, desc='datatype -> entities of the run in its names'
     )
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='maps compressed at a time')
 
 
-def _suffixes(folder):
-    """Suffixes of the maps of a folder."""
-    return sorted({row.suffix for row in WRITTEN.values() if row.datatype == folder})
+class _DerivativesOutputSpec(TraitedSpec):
+    out_files = traits.List(File(exists=True), desc='maps, in the order of the table of maps')
 
 
-class DerivativesDataSink(_DerivativesDataSink):
-    """The sink of niworkflows with our names, whole files only, and always ``.nii.gz``.
+class Derivatives(SimpleInterface):
+    """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
-    niworkflows removes the old file and then writes the new one in place; a reader (or a kill)
-    in between sees half a map. Here it writes to a staging folder, and each file goes to its
-    place under a temporary name that is then renamed, the sidecar before its map.
+    The maps are compressed in threads while the figures are drawn from the same files, which are
+    mapped into memory.
     """
 
-    out_path_base = ''
-    _file_patterns = (
-        _pattern('anat', _SESSION, _OF_ANAT, _suffixes('anat'), 'nii.gz'),
-        _pattern('anat', _SESSION, _OF_ANAT, ['values'], 'tsv|json'),
-        _pattern('fmap', _SESSION, _OF_FMAP, _suffixes('fmap'), 'nii.gz'),
-        _pattern('figures', '', _OF_ANAT, _OF_FIGURES, 'png|svg|json'),
-    )
-
-    def _run_interface(self, runtime):
-        base_directory = Path(self.inputs.base_directory).absolute()
-        # Set here and not as a default of the trait: defaults are lost when a node is copied.
-        self.inputs.compress = [
-            str(path).endswith(('.nii', '.nii.gz')) for path in self.inputs.in_file
-        ]
-        with tempfile.TemporaryDirectory(dir=runtime.cwd) as staging:
-            self.inputs.base_directory = staging
-            try:
-                runtime = super()._run_interface(runtime)
-            finally:
-                self.inputs.base_directory = str(base_directory)
-
-            def publish(staged):
-                return copy_atomic(staged, base_directory / Path(staged).relative_to(staging))
-
-            staged = self._results['out_file']
-            if 'out_meta' in self._results:
-                self._results['out_meta'] = publish(self._results['out_meta'])
-            self._results['out_file'] = [publish(file) for file in staged]
-        return runtime
-
-
-class _PpmToHzInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc='field, ppm')
-    field_strength = traits.Float(mandatory=True, desc='B0, tesla')
-
-
-class _PpmToHzOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc='field, Hz')
-
-
-class PpmToHz(SimpleInterface):
-    """Field in Hz from field in ppm: ``Hz = ppm 1e-6 gammabar B0`` (`constants.hz_per_ppm`)."""
-
-    input_spec = _PpmToHzInputSpec
-    output_spec = _PpmToHzOutputSpec
-
-    def _run_interface(self, runtime):
-        source = self.inputs.in_file
-        field = load(source) * np.float32(hz_per_ppm(self.inputs.field_strength))
-        self._results['out_file'] = save(field, source, runtime.cwd, 'field_hz')
-        return runtime
-
-
-class _SidecarsInputSpec(BaseInterfaceInputSpec):
-    facts = traits.Dict(mandatory=True, desc='fields of `Facts` but the grid')
-    record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
-    precond_chi = File(exists=True, mandatory=True, desc='any map of the run, for its grid')
-    labels_source = traits.Str(desc='URI of the segmentation that ROI values were taken with')
-    columns = traits.Dict(desc='data dictionary of the ROI table')
-
-
-class _SidecarsOutputSpec(TraitedSpec):
-    sidecars = traits.Dict(desc='port -> sidecar')
-
-
-class Sidecars(SimpleInterface):
-    """Compose the sidecar of every output, once the numbers of the run are known."""
-
-    input_spec = _SidecarsInputSpec
-    output_spec = _SidecarsOutputSpec
+    input_spec = _DerivativesInputSpec
+    output_spec = _DerivativesOutputSpec
+    _always_run = True  # whatever became of the output folder since
 
     def _run_interface(self, runtime):
         inputs = self.inputs
+        maps = defined_maps(inputs)
         facts = facts_on_grid(inputs.facts, nb.load(inputs.precond_chi))
-        sidecars = {
-            name: compose_sidecar(row, inputs.record, facts) for name, row in WRITTEN.items()
-        }
-        if isdefined(inputs.columns):
-            labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
-            sidecars['roi_values'] = {**inputs.columns, 'Sources': [*facts.sources, *labels]}
-        self._results['sidecars'] = sidecars
+        with ThreadPoolExecutor(inputs.num_threads) as pool:
+            written = {
+                name: pool.submit(self._write_map, name, file, facts)
+                for name, file in maps.items()
+                if name in WRITTEN
+            }
+            self._draw(maps)
+            self._write_numbers(facts)
+            self._results['out_files'] = [str(file.result()) for file in written.values()]
         return runtime
 
+    def _path(self, datatype: str, ending: str) -> Path:
+        """Place of a file; figures are those of the participant."""
+        folder = Path(self.inputs.base_directory, self.inputs.folder)
+        if datatype == 'figures':
+            folder = Path(self.inputs.base_directory, Path(self.inputs.folder).parts[0])
+        stems = self.inputs.stems
+        return folder / datatype / f'{stems.get(datatype, stems["anat"])}_{ending}'
 
-def facts_on_grid(facts, image):
+    def _write_map(self, name: str, file: str, facts: Facts) -> Path:
+        """Write one map with its sidecar, a field in Hz; its path."""
+        row = WRITTEN[name]
+        target = self._path(row.datatype, f'{row.ending}.nii.gz')
+        _write_json(target, compose_sidecar(row, self.inputs.record, facts))
+        factor = 1.0 if row.file_unit == row.unit else hz_per_ppm(facts.field_strength)
+        write_compressed(file, target, factor)
+        return target
+
+    def _write_numbers(self, facts: Facts) -> None:
+        """Write the table of values with its data dictionary, and the numbers of the report."""
+        inputs = self.inputs
+        if isdefined(inputs.table):
+            target = self._path('anat', 'desc-rois_values.tsv')
+            labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
+            _write_json(target, {**inputs.columns, 'Sources': [*facts.sources, *labels]})
+            write_atomic(target, Path(inputs.table).read_text(encoding='utf-8'))
+        along = np.abs(b0_along(inputs.precond_chi)).max()
+        summary = summarise(
+            facts,
+            inputs.record,
+            {name: curve for name in CURVES if isdefined(curve := getattr(inputs, name))},
+            run=inputs.stems['anat'],
+            orientation=''.join(nb.aff2axcodes(nb.load(inputs.precond_chi).affine)),
+            b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
+        )
+        text = json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n'
+        write_atomic(self._path('figures', SUMMARY), text)
+
+    def _draw(self, maps: dict[str, str]) -> None:
+        """Draw cross-sections of the maps, L-curves, and values per label."""
+        inputs = self.inputs
+        names = {figure.desc: figure.name for figure in FIGURES}
+        drawn = {name: view(maps[name]) for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps}
+        labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
+        grid = nb.as_closest_canonical(nb.load(inputs.precond_chi)).header
+        curves = {arm: getattr(inputs, name) for name, arm in CURVES.items()}
+        known = {
+            arm: curve
+            for arm, curve in curves.items()
+            if isdefined(curve) and curve and curve['reg_weight'] is not None
+        }
+        with mpl.rc_context(STYLE):
+            for desc, figure in draw_maps(drawn, np.array(grid.get_zooms()[:3], float), labels):
+                save(figure, self._path('figures', names[desc]))
+            save(draw_l_curves(known), self._path('figures', names['lcurve']))
+            if isdefined(inputs.table):
+                figure = draw_roi_values(read_table(inputs.table))
+                save(figure, self._path('figures', names['rois']))
+
+
+def write_compressed(source: str | os.PathLike[str], target: Path, factor: float = 1.0) -> None:
+    """Write a NIfTI image that a node has left, times a factor, as ``.nii.gz``.
+
+    Its header says as fMRIPrep's do that the grid is the scanner's (codes 1) and its unit mm;
+    labels are int16 where that holds them. The deflate is ISA-L's, in which other threads go on:
+    a tenth of zlib's time for the same size.
+    """
+    image = nb.load(source)
+    data, header = np.asanyarray(image.dataobj), image.header
+    if factor != 1:
+        data = data * np.float32(factor)
+    if data.dtype == np.int32 and (not data.size or data.max() <= np.iinfo(np.int16).max):
+        data = data.astype(np.int16)
+    header.set_data_dtype(data.dtype)
+    if [int(header[f'{form}_code']) for form in ('qform', 'sform')] != [1, 1]:
+        header.set_qform(image.affine, 1)
+        header.set_sform(image.affine, 1)
+    header.set_xyzt_units('mm')
+    header.set_slope_inter(1, 0)
+    header['vox_offset'] = 352
+    compressor = isal_zlib.compressobj(LEVEL, wbits=GZIP)
+    with whole(target) as temporary, temporary.open('wb') as stream:
+        stream.write(compressor.compress(header.binaryblock + bytes(4)))
+        stream.write(compressor.compress(data.ravel(order='F')))
+        stream.write(compressor.flush())
+
+
+def facts_on_grid(facts: dict[str, Any], image: Any) -> Facts:
     """`Facts` with the matrix and voxel size of an image."""
     return Facts(
         **facts,
         matrix=[int(n) for n in image.shape[:3]],
         voxel_size=[round(float(v), 6) for v in image.header.get_zooms()[:3]],
     )
+
+
+def _write_json(target: Path, content: Any) -> None:
+    """Write the JSON beside a file."""
+    sidecar = target.with_name(f'{target.name.partition(".")[0]}.json')
+    write_atomic(sidecar, json.dumps(json_ready(content), sort_keys=True, indent=2))

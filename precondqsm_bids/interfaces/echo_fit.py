@@ -2,7 +2,6 @@
 
 import nibabel as nb
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -10,6 +9,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
     geometry,
@@ -26,7 +26,7 @@ from precondqsm_bids.numerics.scan import Scan
 ECHOES = ('magnitude', 'phase', 'echo_times')
 
 
-class EchoFitInputSpec(BaseInterfaceInputSpec):
+class EchoFitInputSpec(InputSpec):
     magnitude = InputMultiPath(
         File(exists=True), mandatory=True, desc='magnitude, one file an echo, any unit'
     )
@@ -71,6 +71,12 @@ class EchoFitOutputSpec(TraitedSpec):
     misfit = File(
         exists=True, desc='root mean square of the residual over the noise; not of a single echo'
     )
+    r2star_sd = File(
+        exists=True, desc='standard deviation of R2* by the noise, 1/s; not of a single echo'
+    )
+    magnitude_sd = File(
+        exists=True, desc='standard deviation of the magnitude by the noise; not of a single echo'
+    )
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
     record = traits.Dict(desc='what the stage measured and chose')
 
@@ -108,7 +114,7 @@ class EchoFit(SimpleInterface):
             given = ', '.join(f'{name} {number}' for name, number in numbers.items())
             raise ValueError(f'one magnitude, phase and echo time for each echo, not {given}')
         image = nb.load(inputs.magnitude[0])
-        magnitude, phase = load_signal(inputs.magnitude, inputs.phase)
+        magnitude, phase = load_signal(inputs.magnitude, inputs.phase, inputs.num_threads)
         return Scan(
             magnitude,
             phase,

@@ -1,17 +1,17 @@
 """Flattening: the field of the first estimate, taken off the measured field."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.flattening import flatten_field
 
 
-class FlattenFieldInputSpec(BaseInterfaceInputSpec):
+class FlattenFieldInputSpec(InputSpec):
     total_field = File(exists=True, mandatory=True, desc='measured relative field, ppm')
     prior_chi = File(exists=True, mandatory=True, desc='prior susceptibility, ppm')
     shape_chi = File(exists=True, desc='susceptibility of the shape relative to air, ppm')

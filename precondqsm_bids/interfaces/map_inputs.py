@@ -1,7 +1,8 @@
 """Inputs that are maps of the reconstruction: from the table of maps."""
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, isdefined
+from nipype.interfaces.base import File, isdefined
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.outputs.maps import MAPS
 
 
@@ -18,7 +19,7 @@ def map_inputs(needed=(), known=()):
         )
         for name in (*needed, *known)
     }
-    return type('MapInputSpec', (BaseInterfaceInputSpec,), files)
+    return type('MapInputSpec', (InputSpec,), files)
 
 
 def defined_maps(inputs):

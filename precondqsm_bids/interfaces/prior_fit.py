@@ -1,25 +1,25 @@
 """Prior fit: the field chooses the coefficients of the prior."""
 
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     TraitedSpec,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import check_grid, load
 from precondqsm_bids.method import MAP
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 
 _IMAGES = (
-    'total_field', 'field_sd', 'shape_chi', 'shape_sd', 'r2star', 'magnitude',
-    'combined_magnitude', 'prior_chi',
+    'total_field', 'field_sd', 'shape_chi', 'shape_sd', 'r2star', 'r2star_sd',
+    'magnitude', 'combined_magnitude', 'magnitude_sd', 'prior_chi',
 )  # fmt: skip
 
 
-class PriorFitInputSpec(BaseInterfaceInputSpec):
+class PriorFitInputSpec(InputSpec):
     total_field = File(exists=True, mandatory=True, desc='measured relative field, ppm')
     field_sd = File(exists=True, mandatory=True, desc='standard deviation of the field, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
@@ -45,11 +45,15 @@ class PriorFitInputSpec(BaseInterfaceInputSpec):
     tissue = File(exists=True, desc='class of each voxel (3D) or fractions of the classes (4D)')
     tissue_names = traits.List(traits.Str, desc='names of the tissue classes')
     r2star = File(exists=True, desc='R2*, 1/s; undefined of a single echo')
+    r2star_sd = File(exists=True, desc='standard deviation of R2* by the noise, 1/s')
     reliable = File(exists=True, desc='voxels whose R2* is known; the others are a cell')
     magnitude = File(exists=True, desc='magnitude of the first echo, any unit, for contrast')
     combined_magnitude = File(
         exists=True,
         desc='root sum of squares over the echoes: in place of magnitude in an inner region',
+    )
+    magnitude_sd = File(
+        exists=True, desc='standard deviation of both magnitudes by the noise, in their unit'
     )
     contrasts = InputMultiPath(
         File(exists=True), desc='further images whose joint histogram with R2* makes cells'

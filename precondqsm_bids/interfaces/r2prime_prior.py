@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import File, TraitedSpec, isdefined, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.prior.r2prime import (
     R2Inputs,
@@ -13,7 +14,7 @@ from precondqsm_bids.numerics.prior.r2prime import (
 )
 
 
-class R2PrimePriorInputSpec(BaseInterfaceInputSpec):
+class R2PrimePriorInputSpec(InputSpec):
     r2star = File(exists=True, mandatory=True, desc='effective transverse relaxation rate, 1/s')
     mask = File(exists=True, mandatory=True, desc='region of interest')
     reliable = File(exists=True, desc='voxels whose R2* is to be trusted')

@@ -1,13 +1,14 @@
 """Recombination: residual plus prior, against a stated reference."""
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry
 from precondqsm_bids.numerics.recombination import recombine, reference_region
 
 
-class RecombinationInputSpec(BaseInterfaceInputSpec):
+class RecombinationInputSpec(InputSpec):
     residual_chi = File(exists=True, mandatory=True, desc='inverted susceptibility, ppm')
     prior_chi = File(exists=True, desc='prior susceptibility, ppm; none in a conventional arm')
     mask = File(exists=True, mandatory=True, desc='region of interest')

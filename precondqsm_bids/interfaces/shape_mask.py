@@ -2,22 +2,35 @@
 
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, TraitedSpec, traits
+from nipype.interfaces.base import File, TraitedSpec, traits
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.given_field import known_region
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 
-class ShapeMaskInputSpec(BaseInterfaceInputSpec):
+class ShapeMaskInputSpec(InputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
-    mask = File(exists=True, desc='region of interest; the object if undefined')
+    mask = File(exists=True, desc='region of interest; found in the magnitude if undefined')
+    field = File(exists=True, desc='a given field, any unit: the region ends where it is 0 or NaN')
     erosion = traits.Range(
         0.0, 100.0, value=0.0, usedefault=True, desc='depth taken off the region of interest, mm'
     )
+    inside = traits.Enum(
+        'object',
+        'auto',
+        'brain',
+        usedefault=True,
+        desc='region without a mask: the object, the brain, or (auto) the brain of a head',
+    )
     step = traits.Float(
         WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
+    )
+    shape = traits.Bool(
+        True, usedefault=True, desc='whether the shape is part of the first estimate'
     )
 
 
@@ -44,13 +57,19 @@ class ShapeMask(Stage):
 
     def _compute(self):
         inputs = self.inputs
+        mask, field = self._load('mask'), self._load('field')
+        if field is not None:
+            mask = known_region(field, mask)
+        elif mask is None:
+            mask = inputs.inside
         region = region_of_interest(
             load_magnitude(inputs.magnitude),
             geometry(inputs.magnitude)[1],
-            self._load('mask'),
+            mask,
             inputs.erosion,
             inputs.step,
+            inputs.shape,
         )
-        if mask := self._given('mask'):
-            region.record['mask'] = Path(mask).name
+        if given := self._given('mask') or self._given('field'):
+            region.record['mask'] = Path(given).name
         return region._asdict()

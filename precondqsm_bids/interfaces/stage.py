@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     SimpleInterface,
     isdefined,
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import b0_along, check_grid, geometry, is_image, load, save
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 
-class WeightedInputSpec(BaseInterfaceInputSpec):
+class WeightedInputSpec(InputSpec):
     """Inputs of the stages whose least squares are weighted by the noise."""
 
     field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -16,8 +15,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
-    check_whole,
     clear_pair,
     load_stored,
     object_in,
@@ -25,6 +24,9 @@ from precondqsm_bids.interfaces.volumes import (
 )
 from precondqsm_bids.numerics.arrays import check_finite
 from precondqsm_bids.numerics.phase.checks import check_signed
+
+COMPANIONS = ('labels', 'mask', 'field', 'field_sd', 'r2star')
+"""Images that are carried along as they are, on the grid of the echoes."""
 
 
 class Volume(NamedTuple):
@@ -39,7 +41,7 @@ class Volume(NamedTuple):
     """Image of the file, for its header."""
 
 
-class StandardEchoesInputSpec(BaseInterfaceInputSpec):
+class StandardEchoesInputSpec(InputSpec):
     magnitude = InputMultiPath(File(exists=True), desc='one 3D file an echo, or one 4D file')
     phase = InputMultiPath(File(exists=True), desc='as the magnitude, rad or integer codes')
     real = InputMultiPath(File(exists=True), desc='real part, instead of magnitude and phase')
@@ -52,6 +54,9 @@ class StandardEchoesInputSpec(BaseInterfaceInputSpec):
     )
     labels = File(exists=True, desc='labels on the grid of the echoes')
     mask = File(exists=True, desc='region of interest on the grid of the echoes')
+    field = File(exists=True, desc='a given field, in place of the phase')
+    field_sd = File(exists=True, desc='standard deviation of the field')
+    r2star = File(exists=True, desc='R2* on the grid of the echoes')
 
 
 class StandardEchoesOutputSpec(TraitedSpec):
@@ -60,6 +65,9 @@ class StandardEchoesOutputSpec(TraitedSpec):
     phase = traits.List(File(exists=True), desc='one 3D file an echo')
     labels = File(exists=True, desc='labels on the grid of the outputs')
     mask = File(exists=True, desc='region of interest on the grid of the outputs')
+    field = File(exists=True, desc='the field as it is')
+    field_sd = File(exists=True, desc='its standard deviation')
+    r2star = File(exists=True, desc='R2*')
 
 
 class StandardEchoes(SimpleInterface):
@@ -76,6 +84,16 @@ class StandardEchoes(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, inputs = Path(runtime.cwd), self.inputs
+        for name in COMPANIONS:
+            if isdefined(path := getattr(inputs, name)):
+                image = nb.load(path)
+                data = np.asanyarray(image.dataobj)
+                self._results[name] = self._save(data, image, folder / f'{name}.nii')
+        if isdefined(inputs.field):
+            (only,) = self._volumes('magnitude')
+            saved = self._save(only.data, only.image, folder / only.name)
+            self._results['magnitude'] = [saved]
+            return runtime
         parts = ('real', 'imaginary') if isdefined(inputs.real) else ('magnitude', 'phase')
         magnitude, phase, inside = [], [], None
         for one, other in self._pairs(parts):
@@ -96,11 +114,6 @@ class StandardEchoes(SimpleInterface):
             magnitude.append(self._save(data[0], one.image, folder / names[0]))
             phase.append(self._save(data[1], other.image, folder / names[1]))
         self._results |= {'magnitude': magnitude, 'phase': phase}
-        for name in ('labels', 'mask'):
-            if isdefined(path := getattr(inputs, name)):
-                image = nb.load(path)
-                data = np.asanyarray(image.dataobj)
-                self._results[name] = self._save(data, image, folder / f'{name}.nii.gz')
         return runtime
 
     def _pairs(self, parts):
@@ -121,15 +134,14 @@ class StandardEchoes(SimpleInterface):
         """Each echo in the files of a part, one after the other."""
         for path in getattr(self.inputs, part):
             data, image = load_stored(path)
-            check_whole(path)
             if np.isinf(data).any():
                 check_finite(data, path)
             stem = Path(path).name.partition('.')[0]
             if data.ndim == 3:
-                yield Volume(path, f'{stem}.nii.gz', data, image)
+                yield Volume(path, f'{stem}.nii', data, image)
                 continue
             for i in range(data.shape[3]):
-                name = f'{stem}_volume-{i + 1}.nii.gz'
+                name = f'{stem}_volume-{i + 1}.nii'
                 yield Volume(path, name, np.ascontiguousarray(data[..., i]), image)
 
     def _save(self, data, like, path):

@@ -4,7 +4,6 @@ import nibabel as nb
 import numpy as np
 from nibabel.processing import resample_from_to
 from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
     File,
     InputMultiPath,
     SimpleInterface,
@@ -13,11 +12,12 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
 from precondqsm_bids.numerics.arrays import check_finite
 
 
-class TissueMapsInputSpec(BaseInterfaceInputSpec):
+class TissueMapsInputSpec(InputSpec):
     segmentation = InputMultiPath(
         File(exists=True),
         mandatory=True,
@@ -67,7 +67,7 @@ class TissueMaps(SimpleInterface):
             data, image = self._load(paths[0])
             labels, inverse = np.unique(np.rint(data).astype(int), return_inverse=True)
             found = np.array([numbers.get(int(label), 0) for label in labels], np.int16)
-            tissue = _on_grid(found[inverse].reshape(data.shape), image, grid, 0).astype(np.int16)
+            tissue = on_grid(found[inverse].reshape(data.shape), image, grid, 0).astype(np.int16)
             empty = not tissue.any()
         else:
             tissue = np.empty((*grid.shape[:3], len(classes)), np.float32)
@@ -78,7 +78,7 @@ class TissueMaps(SimpleInterface):
                         f'{path} has values from {data.min():g} to {data.max():g}; the fractions '
                         'of a tissue (_probseg) are 0 to 1: divide them by the largest'
                     )
-                tissue[..., i] = _on_grid(data.astype(np.float32), image, grid, 1)
+                tissue[..., i] = on_grid(data.astype(np.float32), image, grid, 1)
             empty = not np.any(tissue > 0.01)
         if empty:
             raise ValueError(
@@ -96,7 +96,7 @@ class TissueMaps(SimpleInterface):
         return data, image
 
 
-def _on_grid(data, image, grid, order):
+def on_grid(data, image, grid, order):
     """The data of an image on another's grid; as they are where the two are the same."""
     shape = grid.shape[:3]
     if data.shape == shape and np.allclose(image.affine, grid.affine, rtol=0, atol=1e-3):

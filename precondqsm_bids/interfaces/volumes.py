@@ -5,14 +5,14 @@ files are as they are stored: the same object stored with its axes permuted or r
 same array, and so gives the same map to the last bit.
 """
 
-import gzip
 import os
-import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nb
 import numpy as np
+from isal import igzip
 from scipy import ndimage
 
 from precondqsm_bids.inputs.grid import GRID_TOLERANCE
@@ -39,6 +39,15 @@ def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
     return np.ascontiguousarray(canonical(data, image.affine), dtype=dtype)
 
 
+def view(path: str) -> np.ndarray:
+    """As :func:`load`, of its own type and in any memory order, mapped where the file allows it.
+
+    For those who need few of the voxels.
+    """
+    data, image = load_stored(path)
+    return canonical(data, image.affine)
+
+
 def canonical(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """The data (X, Y, Z, ...) of an affine with axes nearest to right, anterior and superior.
 
@@ -61,33 +70,26 @@ def stored_axes(affine: np.ndarray, axes: Iterable[int]) -> list[int]:
 def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
-    Raises OSError, with its name, if the file cannot be read to its end.
+    Raises OSError, with its name, if the file cannot be read to its end, or a compressed one is
+    not whole, to its checksum.
     """
     try:
         image = nb.load(path)
-        data = np.asanyarray(image.dataobj)
+        if str(path).endswith('.gz'):
+            with igzip.open(path) as stream:
+                image = type(image).from_stream(stream)
+                data = np.asanyarray(image.dataobj)
+                while stream.read(1 << 20):  # the voxels end before the checksum
+                    pass
+        else:
+            data = np.asanyarray(image.dataobj)
     except Exception as error:  # truncated gzip, short data, a header that is none
-        raise OSError(f'{path} cannot be read (truncated or damaged?): {error}') from error
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
-    return data, image
-
-
-def check_whole(path: str) -> None:
-    """Raise OSError unless a compressed file is whole, to its checksum.
-
-    nibabel stops where the voxels end, before the checksum, and so takes damaged numbers.
-    """
-    if not str(path).endswith('.gz'):
-        return
-    try:
-        with gzip.open(path) as stream:
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError, zlib.error) as error:
         raise OSError(
             f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
         ) from error
+    if data.ndim == 4 and data.shape[3] == 1:
+        data = data[..., 0]
+    return data, image
 
 
 def object_in(magnitude: np.ndarray) -> np.ndarray:
@@ -187,7 +189,6 @@ def load_magnitude(path: str) -> np.ndarray:
         It is not a magnitude (:func:`check_magnitude`), or NaN inside the object.
     """
     data = load(path)
-    check_whole(path)
     if np.isnan(data).any():
         clear_nan(data, path, object_in(data))
     if np.isfinite(data).all():
@@ -196,8 +197,10 @@ def load_magnitude(path: str) -> np.ndarray:
     return data
 
 
-def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Magnitude and phase of a run, (X, Y, Z, E) float32 each; both are 0 where either is NaN.
+def load_signal(
+    magnitudes: list[str], phases: list[str], workers: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitude and phase of a run as :func:`load_echoes`; both are 0 where either is NaN.
 
     Raises
     ------
@@ -207,13 +210,13 @@ def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, n
         Matrix sizes differ; an echo is infinite, NaN inside the object of the first magnitude, or
         one value everywhere.
     """
-    magnitude, phase = load_echoes(magnitudes), load_echoes(phases)
+    magnitude, phase = (load_echoes(paths, workers) for paths in (magnitudes, phases))
     if magnitude.shape != phase.shape:
         raise ValueError(
             f'{magnitudes[0]} {magnitude.shape} and {phases[0]} {phase.shape} differ in matrix '
             'size or number of echoes'
         )
-    if np.isnan(magnitude).any() or np.isnan(phase).any():
+    if any(np.isnan(echo.min()) for part in (magnitude, phase) for echo in part.T):
         inside = object_in(magnitude[..., 0])
         for i, paths in enumerate(zip(magnitudes, phases, strict=True)):
             clear_pair(magnitude[..., i], phase[..., i], paths, inside)
@@ -224,8 +227,10 @@ def load_signal(magnitudes: list[str], phases: list[str]) -> tuple[np.ndarray, n
     return magnitude, phase
 
 
-def load_echoes(paths: list[str]) -> np.ndarray:
-    """Files on one grid, (X, Y, Z, E), float32.
+def load_echoes(paths: list[str], workers: int = 1) -> np.ndarray:
+    """Files on one grid, (X, Y, Z, E), float32, read by ``workers`` threads.
+
+    Each echo is C-ordered, and lies in memory one after the other.
 
     Raises
     ------
@@ -234,17 +239,21 @@ def load_echoes(paths: list[str]) -> np.ndarray:
     ValueError
         Matrix sizes differ.
     """
-    first = load(paths[0])
-    echoes = np.empty((*first.shape, len(paths)), np.float32)
-    for i, path in enumerate(paths):
-        echo = first if i == 0 else load(path)
-        if echo.shape != first.shape:
+    shape = grid(paths[0])[0]
+    echoes = np.empty((len(paths), *shape), np.float32)
+
+    def read(i: int) -> None:
+        data, image = load_stored(paths[i])
+        echo = canonical(data, image.affine)
+        if echo.shape != shape:
             raise ValueError(
-                f'{paths[0]} {first.shape} and {path} {echo.shape} differ in matrix size'
+                f'{paths[0]} {shape} and {paths[i]} {echo.shape} differ in matrix size'
             )
-        check_whole(path)
-        echoes[..., i] = echo
-    return echoes
+        echoes[i] = echo
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(read, range(len(paths))))
+    return np.moveaxis(echoes, 0, -1)
 
 
 def is_image(value: object) -> bool:
@@ -326,10 +335,11 @@ def state_b0(header: nb.Nifti1Header, b0_dir: Iterable[float]) -> None:
 
 
 def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
-    """Write ``data`` as ``folder/name.nii.gz`` on the grid of the file ``like``; its path.
+    """Write ``data`` as ``folder/name.nii`` on the grid of the file ``like``; its path.
 
     ``data`` are in :func:`canonical` order, the file in that of ``like``. Booleans and small
-    integers are stored as they are, everything else as float32.
+    integers are stored as they are, everything else as float32. It is not compressed, so that the
+    nodes that read it take their time for other things, and map it into memory.
     """
     source = nb.load(like)
     back = nb.orientations.ornt_transform(
@@ -339,7 +349,7 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     if data.dtype == bool:
         data = data.astype(np.uint8)
     elif data.dtype not in (np.uint8, np.int16, np.int32):
-        data = data.astype(np.float32)
+        data = data.astype(np.float32, copy=False)
     image = nb.Nifti1Image(data, source.affine)
     image.header.set_xyzt_units('mm')
     if (stated := stated_b0(source.header)) is not None:
@@ -349,7 +359,7 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
         (source.header['sform_code'], image.set_sform),
     ):
         setter(source.affine, int(code) or 1)
-    path = Path(folder) / f'{name}.nii.gz'
+    path = Path(folder) / f'{name}.nii'
     nb.save(image, path)
     return os.fspath(path)
 

@@ -17,6 +17,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf, remove_background
 from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.brain import Brain, find_brain
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field
@@ -29,6 +30,7 @@ from precondqsm_bids.numerics.dipole_inversion import (
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
+from precondqsm_bids.numerics.given_field import GivenField, take_field
 from precondqsm_bids.numerics.l_curve import LCurve, l_curve
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.noise import noise_inside

@@ -4,23 +4,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-LEAST_VOXELS = 200
+LEAST_VOXELS = 27
 """Voxels of the smallest body: smaller pieces belong to the largest."""
 
 
-def bodies(mask: npt.NDArray[np.bool_], least: float = 0.01) -> npt.NDArray[np.int32]:
+def bodies(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     """Connected bodies of a mask, numbered from the largest, 1; smaller pieces belong to it.
 
     What is not connected shares neither turns of the phase nor a reference: values between bodies
-    are undetermined. A piece of less than ``least`` of the mask, or of less than 200 voxels, is no
-    body of its own.
+    are undetermined. A piece of less than 27 voxels is no body of its own.
 
     Parameters
     ----------
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
-    least : float
-        Fraction of the mask.
 
     Returns
     -------
@@ -40,6 +37,6 @@ def bodies(mask: npt.NDArray[np.bool_], least: float = 0.01) -> npt.NDArray[np.i
     numbers = np.ones(count + 1, np.int32)
     numbers[0] = 0
     for number, label in enumerate(order, start=1):
-        if sizes[label] >= max(least * mask.sum(), LEAST_VOXELS):
+        if sizes[label] >= LEAST_VOXELS:
             numbers[label] = number
     return numbers[labels]

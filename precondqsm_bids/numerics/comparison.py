@@ -17,9 +17,10 @@ SIGNAL = 2.0
 """Power of the local field over that of its noise from which a shell is compared."""
 SILENT = 0.1
 """What the preconditioned map may explain less than the conventional one in a shell."""
-RIM = 12.0
-"""Depth below the surface of the region, mm, from which susceptibility and R2* are compared: air
-and errors of the background raise R2* nearer to it."""
+RIM = 0.09
+"""Depth below the surface of the region, in cube roots of its volume (10 mm in a brain), from
+which susceptibility and R2* are compared: air and errors of the background raise R2* nearer to
+it."""
 STRONGEST = 0.01
 """Fraction of those voxels, of the strongest R2*, that are compared with the others. Iron, blood
 and contrast agents are among them; less strong R2* is also that of myelin, a diamagnet."""
@@ -111,7 +112,7 @@ def r2star_agreement(
 
     Examples
     --------
-    >>> rate = np.zeros((40, 40, 40)); rate[5:35, 5:35, 5:35] = 10; rate[18:22, 18:22, 18:22] = 99
+    >>> rate = np.zeros((40, 40, 40)); rate[5:35, 5:35, 5:35] = 10; rate[16:24, 16:24, 16:24] = 99
     >>> r2star_agreement(-rate, rate, rate > 0, (2, 2, 2))
     -1.0
     """
@@ -121,7 +122,8 @@ def r2star_agreement(
         depth = np.full(mask.shape, np.inf)
     else:
         depth = ndimage.distance_transform_edt(mask, sampling=np.asarray(voxel_size, float))
-    deep = (depth > RIM) & (r2star > 0)
+    rim = RIM * np.cbrt(np.count_nonzero(mask) * np.prod(np.asarray(voxel_size, float)))
+    deep = (depth > rim) & (r2star > 0)
     if np.count_nonzero(deep) < 1000:
         return None
     rate, ranks = r2star[deep], stats.rankdata(chi[deep])

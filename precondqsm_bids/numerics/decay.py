@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, phase_line, turn_back
+from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, along_echoes, phase_line, turn_back
 
 F32 = npt.NDArray[np.float32]
 DEEPEST = np.float32(5.0)
@@ -43,6 +43,8 @@ class Decay(NamedTuple):
     """Standard deviation of the field, ppm."""
     r2star: F32
     """1/s"""
+    r2star_sd: F32
+    """Standard deviation of R2* by the noise, 1/s."""
     s0: F32
     """In the unit of the echoes."""
     usable_echoes: npt.NDArray[np.uint8]
@@ -68,44 +70,47 @@ def fit_signal(
     Magn Reson Med 2000;44:358).
     """
     te, to_rad = echoes.te, echoes.to_rad
-    field_sd, r2star, s0, misfit, snr = (np.empty_like(field) for _ in range(5))
+    field_sd, r2star, r2star_sd, s0, misfit, snr = (np.empty_like(field) for _ in range(6))
     usable = np.empty(len(field), np.uint8)
 
     def refine(part: slice) -> None:
         own = fit_offset if isinstance(fit_offset, bool) else fit_offset[part]
         sigma = noise[part]
         rotated = echoes.demodulated(field, offset, part)
-        dephasing = np.ones(rotated.shape, np.float32)
+        dephasing = np.ones_like(rotated, np.float32)
         for axis in range(3):
-            dephasing *= np.sinc(field_across_voxel[part, axis, None] * to_rad / TWO_PI)
+            turns = along_echoes(field_across_voxel[part, axis], to_rad / TWO_PI)
+            dephasing *= np.sinc(turns)
         dephasing[dephasing < 0.2] = 0  # at and beyond the first zero an echo tells nothing
         rate, log_s0 = _first_decay(rotated, dephasing, te, sigma)
         rate, amplitude = _refine_decay(rotated.real, dephasing, te, rate, log_s0, 5)
         for _ in range(2):
-            model = amplitude[:, None] * dephasing * np.exp(-rate[:, None] * te)
+            model = amplitude[:, None] * dephasing * np.exp(along_echoes(-rate, te))
             turn, slope, _, variance = phase_line(model**2, model * rotated.imag, to_rad, own)
             # A step beyond a radian at the first echo is one that the data do not support.
             slope = np.clip(slope, -1 / to_rad[0], 1 / to_rad[0])
             offset[part] += turn
             field[part] += slope
-            rotated *= turn_back(turn[:, None] + slope[:, None] * to_rad)
+            rotated *= turn_back(turn[:, None] + along_echoes(slope, to_rad))
         log_s0 = np.log(np.maximum(amplitude, np.float32(1e-6) * sigma))
         rate, amplitude = _refine_decay(rotated.real, dephasing, te, rate, log_s0, 3)
-        model = amplitude[:, None] * dephasing * np.exp(-rate[:, None] * te)
+        model = amplitude[:, None] * dephasing * np.exp(along_echoes(-rate, te))
         # What a wrong offset leaves is a straight line too, and none of this residual.
         weight = model**2
-        turn, slope, _, _ = phase_line(weight, model * rotated.imag, to_rad, True)
-        line = model * (turn[:, None] + slope[:, None] * to_rad)
+        turn, slope, _, free = phase_line(weight, model * rotated.imag, to_rad, True)
+        line = model * (turn[:, None] + along_echoes(slope, to_rad))
         left = ((rotated.real - model) ** 2 + (rotated.imag - line) ** 2) * (dephasing > 0)
         freedom = np.maximum(2 * np.count_nonzero(dephasing, axis=1) - 4, 1)
         misfit[part] = left.sum(1) / (freedom * sigma**2)
         r2star[part], s0[part] = rate, amplitude
+        # ln S0 and R2* are to the real part what a free offset and the field are to the other.
+        r2star_sd[part] = sigma * np.sqrt(free) * (to_rad[0] / te[0])
         field_sd[part] = sigma * np.sqrt(variance)
         usable[part] = np.count_nonzero(model > 2 * sigma[:, None], axis=1)
         snr[part] = np.sqrt((model**2).sum(1)) / sigma
 
     echoes.in_chunks(refine)
-    return Decay(field_sd, r2star, s0, usable, misfit, snr)
+    return Decay(field_sd, r2star, r2star_sd, s0, usable, misfit, snr)
 
 
 def pool_decay(
@@ -137,9 +142,10 @@ def pool_decay(
     dephasing = np.ones_like(real)
     rate, log_s0 = _first_decay(real + 0j, dephasing, te, own_noise)
     rate, amplitude = _refine_decay(real, dephasing, te, rate, log_s0, 8)
-    model = amplitude[:, None] * np.exp(-rate[:, None] * te)
+    model = amplitude[:, None] * np.exp(along_echoes(-rate, te))
     many = count >= 9
     decay.r2star[short[many]], decay.s0[short[many]] = rate[many], amplitude[many]
+    decay.r2star_sd[short[many]] /= np.sqrt(count[many])
     usable[short[many]] = np.count_nonzero(model > 2 * pooled_noise[:, None], axis=1)[many]
     return usable
 
@@ -163,7 +169,7 @@ def _refine_decay(
     """R2* and S0 by Gauss-Newton in (R2*, ln S0) on the real, demodulated signal."""
     tiny = np.finfo(np.float32).tiny
     for _ in range(iterations):
-        model = dephasing * np.exp(log_s0[:, None] - rate[:, None] * te)
+        model = dephasing * np.exp(log_s0[:, None] - along_echoes(rate, te))
         score = model * (real - model)
         model *= model
         w0, w1, w2 = model.sum(1), model @ te, model @ te**2
@@ -173,6 +179,6 @@ def _refine_decay(
         step = np.clip((w1 * r0 - w0 * r1) / determinant, -0.5 * rate - 20, 0.5 * rate + 20)
         rate = np.clip(rate + step, 0, DEEPEST / te[0])
     # With the rate at its bound S0 is the linear least-squares amplitude.
-    model = dephasing * np.exp(-rate[:, None] * te)
+    model = dephasing * np.exp(along_echoes(-rate, te))
     amplitude = (model * real).sum(1) / np.maximum((model**2).sum(1), tiny)
     return rate, np.maximum(amplitude, 0)

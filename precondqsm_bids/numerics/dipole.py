@@ -4,13 +4,17 @@ Everything here is linear in the susceptibility and dimensionless: ppm in, ppm o
 are the axes of the array; ``b0_dir`` is a unit vector along them (in mm, not in voxels).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
+from scipy import fft, special
 
 Array = npt.NDArray[np.floating]
+GAUSSIAN = 1.25
+"""Standard deviation of the Gaussian source that splits the periodic kernel, in longest edges of a
+voxel: its spectrum has 5e-4 left at the highest frequency of that axis."""
 
 
 class Geometry(NamedTuple):
@@ -24,6 +28,11 @@ class Geometry(NamedTuple):
     """Direction of B0 along the voxel axes, (3,)."""
     workers: int = 1
     """Threads of the Fourier transforms."""
+
+    @property
+    def voxel_length(self) -> float:
+        """Cube root of a voxel's volume, mm."""
+        return float(np.cbrt(np.prod(np.asarray(self.voxel_size, float))))
 
 
 def b0_direction(affine: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -119,7 +128,9 @@ def dipole_kernel(
     [ 0.    -0.667 -0.667] 0.333
     """
     b = _unit(b0_dir)
-    k = frequencies(shape, voxel_size)
+    # Only ratios of lengths count: an object of another size has the same kernel, to the last bit.
+    size = np.asarray(voxel_size, float)
+    k = frequencies(shape, size / size[0])
     k_squared = k[0] ** 2 + k[1] ** 2 + k[2] ** 2
     k_squared[0, 0, 0] = 1.0
     # The Nyquist frequency stands for both of its signs: their mean has no cross terms, which
@@ -170,10 +181,86 @@ def prism_kernel(
     >>> print(abs(prism_kernel((4, 4, 4), (1, 1, 1), (0, 0, 1))[0, 0, 0]) < 1e-6)
     True
     """
+    return _prism(shape, padded_shape(shape), voxel_size, b0_dir)
+
+
+def cyclic_prism_kernel(
+    shape: tuple[int, int, int], voxel_size: npt.ArrayLike, b0_dir: npt.ArrayLike
+) -> npt.NDArray[np.float32]:
+    """Spectrum of :func:`prism_kernel`, repeated without end, for cyclic convolutions.
+
+    Unlike :func:`dipole_kernel`, whose frequencies end at the faces of a voxel's spectrum, it is
+    right beside a source in voxels of any shape. The sum over the repetitions is split as Ewald
+    does: the field of a Gaussian source of the voxel's moment is summed in k-space, where it ends
+    before the highest frequency; what the voxel has beyond that is closed form and ends a few
+    voxels away. ``D(0) = 0``.
+
+    Parameters
+    ----------
+    shape : (3,) tuple of int
+        Matrix.
+    voxel_size, b0_dir : (3,) array_like
+        Voxel size, mm; direction of B0 along the voxel axes.
+
+    Returns
+    -------
+    kernel : (n0, n1, n2 // 2 + 1) ndarray of float32
+        Half spectrum, dimensionless, to multiply an ``rfftn``.
+
+    References
+    ----------
+    Ewald PP, Ann Phys 1921;369:253 (the split of the sum).
+
+    Examples
+    --------
+    >>> kernel = cyclic_prism_kernel((32, 32, 32), (1, 1, 1), (0, 0, 1))
+    >>> print(kernel[0, 0, 1].round(2), kernel[1, 0, 0].round(2))
+    -0.67 0.33
+    """
+    h = np.asarray(voxel_size, dtype=np.float64)
+    width = GAUSSIAN * float(h.max())
+    reach = tuple(n // 2 + 1 for n in shape)
+    near = _prism(reach, shape, h, b0_dir, width / float(h[0]))
+    for axis, n in enumerate(shape):
+        if n % 2 == 0:
+            np.moveaxis(near, axis, 0)[n // 2] /= 2
+    kernel = fft.rfftn(near).real
+    k = frequencies(shape, h)
+    far = [np.exp(-2 * (np.pi * width * axis) ** 2).astype(np.float32) for axis in k]
+    kernel += dipole_kernel(shape, h, b0_dir) * far[0] * far[1] * far[2]
+    kernel[0, 0, 0] = 0
+    return kernel.astype(np.float32, copy=False)
+
+
+def _gaussian_source(
+    axes: Sequence[npt.NDArray[np.float64]], volume: float, width: float
+) -> tuple[Array, Array, Array]:
+    """Density of a Gaussian source, and with ``phi`` its potential ``phi' / r`` and
+    ``(phi'' - phi' / r) / r^2``."""
+    r = np.sqrt(axes[0] ** 2 + axes[1] ** 2 + axes[2] ** 2)
+    density = volume * np.exp(-(r**2) / (2 * width**2)) / (np.sqrt(2 * np.pi) * width) ** 3
+    centre = r == 0
+    r[centre] = 1
+    slope = density * width**2 - volume * special.erf(r / (np.sqrt(2) * width)) / (4 * np.pi * r)
+    slope /= r**2
+    slope[centre] = -density[centre] / 3
+    return density, slope, (-density - 3 * slope) / r**2
+
+
+def _prism(
+    reach: tuple[int, ...],
+    lengths: tuple[int, ...],
+    voxel_size: npt.ArrayLike,
+    b0_dir: npt.ArrayLike,
+    width: float | None = None,
+) -> npt.NDArray[np.float32]:
+    """Field of a voxel at offsets of less than ``reach``, on a grid of ``lengths``, summed where
+    an offset and its negative are the same place; less that of a Gaussian source of ``width``, in
+    edges of the first axis."""
     b = _unit(b0_dir)
     h = np.asarray(voxel_size, dtype=np.float64)
-    padded = padded_shape(shape)
-    corner = [(np.arange(n + 1) - 0.5) * d for n, d in zip(shape, h, strict=True)]
+    h = h / h[0]  # only ratios count, as in k-space
+    corner = [(np.arange(n + 1) - 0.5) * d for n, d in zip(reach, h, strict=True)]
     x, y, z = np.meshgrid(*corner, indexing='ij', sparse=True)
     r = np.sqrt(x**2 + y**2 + z**2)
 
@@ -183,19 +270,26 @@ def prism_kernel(
         return antiderivative / (4 * np.pi)
 
     # Mixed derivatives are odd along their two axes, all others even: one octant is enough.
-    kernel = np.zeros(padded, dtype=np.float32)
+    kernel = np.zeros(lengths, dtype=np.float32)
     axes = (x, y, z)
+    even: Array = np.zeros([n + 1 for n in reach])
     for i in range(3):
-        for j in range(i, 3):
-            weight = b[i] * b[j] * (1 if i == j else 2)
-            if weight == 0:
-                continue
-            if i == j:
-                p, q = (axes[m] for m in range(3) if m != i)
-                octant = over_corners(-np.arctan(p * q / (axes[i] * r)))
-            else:
-                octant = over_corners(np.log(axes[3 - i - j] + r))
-            _add_octant(kernel, weight * octant, () if i == j else (i, j))
+        p, q = (axes[m] for m in range(3) if m != i)
+        if b[i]:
+            even -= b[i] ** 2 * np.arctan(p * q / (axes[i] * r))
+    even = over_corners(even)
+    if width is not None:
+        steps = [np.arange(n) * d for n, d in zip(reach, h, strict=True)]
+        offset = np.meshgrid(*steps, indexing='ij', sparse=True)
+        density, slope, curve = _gaussian_source(offset, float(np.prod(h)), width)
+        even -= curve * sum((b[i] * offset[i]) ** 2 for i in range(3)) + slope + density / 3
+    _add_octant(kernel, even, ())
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        if b[i] * b[j]:
+            octant = over_corners(np.log(axes[3 - i - j] + r))
+            if width is not None:
+                octant -= curve * offset[i] * offset[j]
+            _add_octant(kernel, 2 * b[i] * b[j] * octant, (i, j))
     kernel[0, 0, 0] += 1 / 3
     return kernel
 

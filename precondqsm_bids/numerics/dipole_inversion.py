@@ -11,7 +11,7 @@ from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.expected_risk import least_risk
-from precondqsm_bids.numerics.l_curve import NO_CURVE, LCurve, l_curve
+from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
 from precondqsm_bids.numerics.total_variation import tv_inversion
 
 F32 = npt.NDArray[np.float32]
@@ -245,7 +245,8 @@ def invert(
         return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)
     form = closed_form(geometry)
     spectrum = form.spectrum(local_field)
-    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient)
+    tried = REG_WEIGHTS * form.geometry.voxel_length
+    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient, tried)
     if reg_weight is not None:
         weight = float(reg_weight)
     elif rule == 'risk':

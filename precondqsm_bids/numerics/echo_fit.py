@@ -46,6 +46,11 @@ class EchoFit(NamedTuple):
     """Standard deviation of the field, ppm."""
     r2star: F32
     """Effective transverse relaxation rate, 1/s; zero where it is not reliable."""
+    r2star_sd: F32
+    """Standard deviation of R2* by the noise, 1/s."""
+    magnitude_sd: F32
+    """Noise of one channel in each voxel, and so of the root sum of squares over the echoes, in
+    the unit of the magnitude."""
     s0: F32
     """Signal at TE = 0, in the unit of the magnitude; zero where it is not reliable."""
     phase_offset: F32
@@ -177,10 +182,8 @@ def fit_echoes(
     field = field_from_advance(echoes, prediction)
     if predicted_field is not None:
         echoes.take_off(prediction)
-    own_phase = None
-    if te.size > 2:
-        own_phase = echo_phase(echoes, field, voxel_size)
-        field += take_off(echoes, own_phase, voxel_size)
+    own_phase = _own_phase(echoes, field, voxel_size)
+    if own_phase:
         own_phase = own_phase._replace(centre=own_phase.centre + [side.start for side in box])
     offset = np.zeros_like(field)
     sd = fit_phase(echoes, field, offset, True)
@@ -201,6 +204,8 @@ def fit_echoes(
         total_field=in_place(field + prediction, mask),
         field_sd=in_place(decay.field_sd, mask),
         r2star=in_place(decay.r2star, mask),
+        r2star_sd=in_place(decay.r2star_sd, mask),
+        magnitude_sd=in_place(noise.local * np.float32(echoes.unit), mask),
         s0=in_place(decay.s0 * np.float32(echoes.unit), mask),
         phase_offset=in_place(np.angle(np.exp(1j * smooth.offset)).astype(np.float32), mask),
         usable_echoes=in_place(decay.usable_echoes, mask),
@@ -215,6 +220,15 @@ def fit_echoes(
         echo_phase=own_phase,
         body_turns=turns,
     )
+
+
+def _own_phase(echoes: Echoes, field: F32, voxel_size: npt.ArrayLike) -> EchoPhase | None:
+    """Phase of each echo, taken off echoes and field in place; None of two echoes."""
+    if echoes.echo_times.size < 3:
+        return None
+    found = echo_phase(echoes, field, voxel_size)
+    field += take_off(echoes, found, voxel_size)
+    return found
 
 
 class _Noise(NamedTuple):

@@ -100,11 +100,11 @@ def echo_phase(
     mask, to_rad = echoes.mask, echoes.to_rad
     centre, design = positions(mask, voxel_size)
     chosen = sample(mask, MOST_VOXELS)
-    used, r = echoes.signal[chosen], design[chosen].astype(np.float64)
+    used, r = echoes.signal.T[:, chosen].T, design[chosen].astype(np.float64)
     power = used.real**2 + used.imag**2
     weight = np.minimum(power, np.median(power, axis=0))
     found = _aligned(echoes, field, design, np.asarray(voxel_size, float))
-    turned = replace(echoes, signal=used * turn_back(r @ found.T))
+    turned = replace(echoes, signal=used * turn_back((found @ r.T).T))
     for _ in range(ROUNDS):
         own, offset = field[chosen].copy(), np.zeros(len(used), np.float32)
         fit_phase(turned, own, offset, True)
@@ -112,7 +112,7 @@ def echo_phase(
         angle = np.angle(left)
         step = np.stack([_plane(x, w, r) for x, w in zip(angle.T, weight.T, strict=True)])
         found += step
-        turned.signal[...] *= turn_back(r @ step.T)
+        turned.signal[...] *= turn_back((step @ r.T).T)
     # An echo that is noise everywhere has no phase, and no say in what is linear in TE.
     coherent = np.maximum(left.real.mean(0, dtype=float), 0)
     known = coherent > LEAST_COHERENCE * np.abs(left).mean(0, dtype=float)
@@ -195,7 +195,7 @@ def take_off(echoes: Echoes, phase: EchoPhase, voxel_size: npt.ArrayLike) -> F32
     coefficients = phase.coefficients.astype(np.float32)
 
     def turn(part: slice) -> None:
-        echoes.signal[part] *= turn_back(design[part] @ coefficients.T)
+        echoes.signal[part] *= turn_back((coefficients @ design[part].T).T)
 
     echoes.in_chunks(turn)
     return design @ phase.field.astype(np.float32)

@@ -25,7 +25,8 @@ class Echoes:
     """
 
     signal: npt.NDArray[np.complex64]
-    """(V, E), in the unit ``unit`` of the magnitude."""
+    """(V, E), in the unit ``unit`` of the magnitude; best with each echo as one piece of memory, as
+    :meth:`of` makes it: loops over voxels are long ones then."""
     echo_times: F64
     """(E,) s"""
     mask: Bools
@@ -53,7 +54,7 @@ class Echoes:
         With ``air`` the magnitude is freed of its floor.
         """
         te = check_echoes(magnitude, phase, echo_times, least=1)
-        signal = np.empty((np.count_nonzero(mask), te.size), np.complex64)
+        signal = np.empty((te.size, np.count_nonzero(mask)), np.complex64).T
         unit = 1.0
         for e in range(te.size):
             amplitude = without_floor(magnitude[..., e][mask], air)
@@ -87,13 +88,14 @@ class Echoes:
         self, field: F32, offset: F32, part: slice | npt.NDArray[np.intp] = slice(None)
     ) -> npt.NDArray[np.complex64]:
         """Signal of a part of the voxels without the phase of field and offset."""
-        to_rad = self.to_rad
-        return self.signal[part] * turn_back(offset[part, None] + field[part, None] * to_rad)
+        phase = along_echoes(field[part], self.to_rad)
+        phase += offset[part, None]
+        return self.signal[part] * turn_back(phase)
 
     def take_off(self, field: F32) -> None:
         """Take the phase of a field (ppm) off the signal, in place."""
         for part in self.chunks():
-            self.signal[part] *= turn_back(field[part, None] * self.to_rad)
+            self.signal[part] *= turn_back(along_echoes(field[part], self.to_rad))
 
     def in_chunks(self, function: Callable[[slice], None]) -> None:
         """Call ``function`` with slices that cover the voxels, on the threads."""
@@ -160,10 +162,15 @@ def sample(mask: Bools, most: int) -> npt.NDArray[np.intp]:
 
 def turn_back(phase: npt.NDArray) -> npt.NDArray[np.complex64]:
     """``exp(-i phase)``; from sine and cosine, several times faster than the exponential."""
-    out = np.empty(phase.shape, np.complex64)
+    out = np.empty_like(phase, np.complex64)
     out.real = np.cos(phase)
     out.imag = np.sin(-phase)
     return out
+
+
+def along_echoes(values: npt.NDArray, times: npt.NDArray) -> npt.NDArray:
+    """``values times``, (V, E), each echo as one piece of memory."""
+    return np.multiply.outer(times, values).T
 
 
 def phase_line(
@@ -216,11 +223,14 @@ def fit_phase(
             start = np.angle((rotated * np.abs(s)).sum(1))
             offset[part] += start
             rotated *= turn_back(start[:, None])
+        left = np.angle(rotated)
         for _ in range(iterations):
-            turn, slope, variance, _ = phase_line(weight, weight * np.angle(rotated), to_rad, here)
+            turn, slope, variance, _ = phase_line(weight, weight * left, to_rad, here)
             offset[part] += turn
             field[part] += slope
-            rotated *= turn_back(turn[:, None] + slope[:, None] * to_rad)
+            left -= along_echoes(slope, to_rad)
+            left -= turn[:, None]
+            left -= TWO_PI * np.rint(left * (1 / TWO_PI))
         offset_sd[part] = np.sqrt(variance)
 
     echoes.in_chunks(refine)

@@ -152,8 +152,7 @@ def least_risk(form: ClosedForm, spectrum: Spectrum) -> float:
         variance = np.vdot(filtered, overlap)
         return float(np.var(error, dtype=np.float64) + variance)
 
-    size = float(np.prod(np.asarray(form.geometry.voxel_size, float))) ** (1 / 3)
-    tried = {weight: risk(weight) for weight in STEPS * size}
+    tried = {weight: risk(weight) for weight in STEPS * form.geometry.voxel_length}
     best = min(tried, key=tried.__getitem__)
     for weight in (best / np.sqrt(2), best * np.sqrt(2)):
         tried[weight] = risk(weight)

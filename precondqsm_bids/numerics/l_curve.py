@@ -8,7 +8,7 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 
 REG_WEIGHTS = np.logspace(-3, 1, 81)
-"""Grid of the L-curve: lambda (mm) from 1e-3 to 10, twenty to a decade."""
+"""Grid of the L-curve: lambda from 1e-3 to 10 voxel sizes, twenty to a decade."""
 
 
 class LCurve(NamedTuple):

@@ -59,6 +59,10 @@ class MeasuredField(NamedTuple):
     """Voxels whose R2* is to be trusted."""
     misfit: F32 | None = None
     """Root mean square of the residual over the noise."""
+    r2star_sd: F32 | None = None
+    """Standard deviation of R2* by the noise, 1/s."""
+    magnitude_sd: F32 | None = None
+    """Standard deviation of the magnitude by the noise, in its unit."""
 
 
 def measure_field(
@@ -116,7 +120,8 @@ def measure_field(
     _check(scan, mask, shape_mask)
     shape = None
     if shape_mask is not None:
-        shape = shape_field(shape_mask, scan.voxel_size, scan.b0_dir, mask, workers)
+        placed = shape_mask, scan.voxel_size, scan.b0_dir, mask, workers
+        shape = shape_field(*placed, apart=False)
     check_stored(scan, mask)
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
@@ -136,7 +141,8 @@ def measure_field(
         return MeasuredField(*maps)
     r2star = fit.r2star
     t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
-    return MeasuredField(*maps, r2star, t2star, fit.s0, fit.reliable, fit.misfit)
+    decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit
+    return MeasuredField(*maps, *decay, fit.r2star_sd, fit.magnitude_sd)
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:

@@ -5,9 +5,10 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
-from precondqsm_bids.numerics.echoes import Echoes, in_place, turn_back
+from precondqsm_bids.numerics.echoes import Echoes, in_place
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
 def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
@@ -96,19 +97,35 @@ def _left_variance(echoes: Echoes, field: F32, offset: F32) -> tuple[F32, F32 | 
     variance = np.empty_like(field)
     rough = np.empty_like(variance) if number > 3 else None
     for part in echoes.chunks():
-        turn = turn_back(offset[part, None] + field[part, None] * to_rad)
-        s = echoes.signal[part] * turn
+        s = echoes.demodulated(field, offset, part)
         quadrature, amplitude = s.imag, np.abs(s)
         variance[part] = (quadrature**2).sum(1) / (number - 2)
         if rough is None:
             continue
-        normal = (amplitude**2 @ powers)[:, index].astype(np.float64)
-        normal += 1e-6 * normal[:, :1, :1] * np.eye(degree + 1) + 1e-30 * np.eye(degree + 1)
-        right = (amplitude * quadrature) @ powers[:, : degree + 1]
-        found = np.linalg.solve(normal, right[..., None].astype(np.float64))[..., 0]
-        left = quadrature - amplitude * (found.astype(np.float32) @ powers[:, : degree + 1].T)
+        normal = (powers.T @ (amplitude**2).T).astype(np.float64)[index]
+        normal[range(degree + 1), range(degree + 1)] += 1e-6 * normal[0, 0] + 1e-30
+        right = powers[:, : degree + 1].T @ (amplitude * quadrature).T
+        found = _solve(normal, right.astype(np.float64)).astype(np.float32)
+        left = quadrature - amplitude * (powers[:, : degree + 1] @ found).T
         rough[part] = (left**2).sum(1) / (number - 1 - degree)
     return variance, rough
+
+
+def _solve(normal: F64, right: F64) -> F64:
+    """Solutions (K, V) of V systems with positive definite matrices (K, K, V), all at a time.
+
+    By Gaussian elimination, which needs no pivots there; both arguments are overwritten.
+    """
+    size = len(right)
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = normal[j, i] / normal[i, i]
+            normal[j, i + 1 :] -= factor * normal[i, i + 1 :]
+            right[j] -= factor * right[i]
+    for i in reversed(range(size)):
+        right[i] -= (normal[i, i + 1 :] * right[i + 1 :]).sum(0)
+        right[i] /= normal[i, i]
+    return right
 
 
 def _variance_level(ratio: F32, freedom: int, mask: npt.NDArray[np.bool_], size: int) -> F32:

@@ -11,6 +11,7 @@ from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remov
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
 from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.given_field import GivenField, known_region, take_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.r2prime import (
@@ -32,7 +33,7 @@ class Companions(NamedTuple):
     """Images beside the echoes, on their grid; each is read where the method asks for it."""
 
     mask: npt.NDArray | None = None
-    """Region of interest, (X, Y, Z); the object if None."""
+    """Region of interest, (X, Y, Z); found in the magnitude if None."""
     tissue: npt.NDArray | None = None
     """Class of each voxel, 1 to C, (X, Y, Z), or fractions of the classes, (X, Y, Z, C)."""
     tissue_names: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ class Reconstruction(NamedTuple):
     measured: MeasuredField
     """Field and decay."""
     theory: R2PrimePrior | None
-    """Susceptibility from R2'; None of one echo."""
+    """Susceptibility from R2'; None without R2*."""
     maps: FieldReconstruction
     """The prior, and both arms."""
 
@@ -99,7 +100,7 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    scan: Scan,
+    scan: Scan | GivenField,
     method: Method | None = None,
     companions: Companions = Companions(),  # noqa: B008 (never changed)
     workers: int = 1,
@@ -113,9 +114,9 @@ def reconstruct(
 
     Parameters
     ----------
-    scan : Scan
-        Echoes as stored; its field strength, direction of B0 and sign of the phase count, and not
-        those of the method.
+    scan : Scan or GivenField
+        Echoes as stored, or the field that was found from them elsewhere; its field strength,
+        direction of B0 and sign count, and not those of the method.
     method : Method, optional
         Everything that changes the maps.
     companions : Companions
@@ -153,10 +154,20 @@ def reconstruct(
     True
     """
     method = method or Method()
-    first, mask = scan.magnitude[..., 0], companions.mask
-    region = region_of_interest(first, scan.voxel_size, mask, method.mask_erosion)
+    mask: npt.NDArray | str | None = companions.mask
+    if isinstance(scan, GivenField):
+        mask = known_region(scan.total_field, companions.mask)
+    elif mask is None:
+        mask = method.inside
+    region = region_of_interest(
+        _first(scan), scan.voxel_size, mask, method.mask_erosion, shape=method.shape
+    )
     geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
-    measured = measure_field(scan, region.roi_mask, region.shape_mask, workers=workers)
+    masks = region.roi_mask, region.shape_mask
+    if isinstance(scan, GivenField):
+        measured = take_field(scan, *masks, workers)
+    else:
+        measured = measure_field(scan, *masks, workers=workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)
     images = prior_inputs(scan, region, measured, theory, companions)
     reference = reference_region(
@@ -234,9 +245,13 @@ def invert_field(
 
 
 def theory_prior(
-    scan: Scan, mask: Bools, measured: MeasuredField, method: Method, companions: Companions
+    scan: Scan | GivenField,
+    mask: Bools,
+    measured: MeasuredField,
+    method: Method,
+    companions: Companions,
 ) -> R2PrimePrior | None:
-    """Susceptibility from R2' by static dephasing; None of one echo."""
+    """Susceptibility from R2' by static dephasing; None without R2*."""
     if measured.r2star is None:
         return None
     given = R2Inputs(
@@ -247,7 +262,7 @@ def theory_prior(
 
 
 def prior_inputs(
-    scan: Scan,
+    scan: Scan | GivenField,
     region: Region,
     measured: MeasuredField,
     theory: R2PrimePrior | None,
@@ -261,9 +276,11 @@ def prior_inputs(
         shape_sd=region.shape_sd,
         inner=region.inner,
         r2star=measured.r2star,
+        r2star_sd=measured.r2star_sd,
         reliable=measured.reliable,
-        magnitude=scan.magnitude[..., 0],
-        combined_magnitude=None if scan.one_echo else measured.magnitude,
+        magnitude=_first(scan),
+        combined_magnitude=None if measured.r2star is None else measured.magnitude,
+        magnitude_sd=measured.magnitude_sd,
         contrasts=companions.contrasts,
         prior_chi=theory.prior_chi if theory else None,
         tissue=companions.tissue,
@@ -271,6 +288,11 @@ def prior_inputs(
         maps=companions.maps,
         field_strength=scan.field_strength,
     )
+
+
+def _first(scan: Scan | GivenField) -> npt.NDArray:
+    """Magnitude of the first echo, or the one there is."""
+    return scan.magnitude if isinstance(scan, GivenField) else scan.magnitude[..., 0]
 
 
 def first_estimate(images: PriorInputs, geometry: Geometry, method: Method) -> PriorEstimate:

@@ -72,7 +72,7 @@ def region_values(values: ArrayLike, region: ArrayLike) -> RegionValues:
     >>> region_values([1.0, 2.0, 6.0, 9.0], [True, True, True, False])
     RegionValues(mean=3.0, sd=2.160246899469287, median=2.0, n_voxels=3)
     """
-    inside = np.asarray(values, dtype=float)[np.asarray(region, dtype=bool)]
+    inside = np.asarray(values)[np.asarray(region, dtype=bool)].astype(float)
     inside = inside[np.isfinite(inside)]
     if not inside.size:
         return RegionValues(np.nan, np.nan, np.nan, 0)
@@ -203,9 +203,10 @@ def cylinder_reference(
     affine = np.asarray(affine, dtype=float)
     points = voxels @ affine[:3, :3].T + affine[:3, 3]
     along, distance = _cylindrical(points, cylinder.centre, cylinder.axis)
-    middle = np.abs(along) <= cylinder.length / 4
-    core = middle & (distance <= 0.5 * cylinder.radius)
-    ring = middle & (distance >= 1.3 * cylinder.radius) & (distance <= 2 * cylinder.radius)
+    near = (np.abs(along) <= cylinder.length / 4) & (distance <= 2 * cylinder.radius)
+    voxels, points, distance = voxels[near], points[near], distance[near]
+    core = distance <= 0.5 * cylinder.radius
+    ring = distance >= 1.3 * cylinder.radius
     for index, other in cylinders.items():
         if index != label:
             other_along, other_distance = _cylindrical(points, other.centre, other.axis)

@@ -8,7 +8,16 @@ from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.bodies import bodies
+from precondqsm_bids.numerics.brain import brain_if_any
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.object_search import (
+    LEAST_REGION,
+    MOST_AROUND,
+    find_object,
+    has_air,
+    without_spikes,
+)
 
 WHOLE = 0.9
 """Least fraction of object in a voxel of the region of interest. A voxel that is half air measures
@@ -18,30 +27,30 @@ SURFACE_ERROR = 0.1
 """Expected error of the filled fraction of a border voxel: ringing of a sharp edge is 9 % of its
 height."""
 
-THIN = 5.0
-"""Half the thickness, mm, up to which a layer without signal in the object is bone, not air."""
-
 LEAST_SURFACE = 0.5
 """Fraction of a region's border on the surface of the object below which the shape's field, whose
 sources lie outside the region, is better left to the background removal."""
 
-LARGE = 0.1
-"""Size relative to the largest connected region from which another one is object too."""
+MOST_FADING = 0.1
+"""Fraction of the object's surface where the signal fades into the noise from which it is warned
+of; in heads and tubes it is 0. From a half on the shape is not known."""
 
-NO_AIR = 0.5
-"""Second percentile of the magnitude over its ninth decile above which there is no air in the
-field of view: air has at most 0.1, the floor of 32 coils at an SNR of 20 has 0.4, a crop of a
-brain 0.75."""
+LEAST_COVERAGE = 0.5
+"""Fraction of the object, and of its signal, in the region below which it is warned of."""
 
-LARGEST_BUBBLE = 5000.0
-"""Volume, mm^3, up to which an enclosed hole without signal is a bubble as a whole."""
+MOST_FACES = 4
+"""Faces of the field of view that the region may touch from which it is warned of."""
 
-LEAST_REGION = 27
-"""Voxels of the smallest region of interest: in fewer, none has all its neighbours."""
+MOST_LEFT_OUT = 0.01
+"""Volume of a piece that was left out, relative to the region, from which it is warned of."""
 
 NO_AIR_WORDS = (
     'there is no air in the field of view: all of it was taken for the object, and its shape is '
-    'not known'
+    'not known; restrict it with a mask if part of it has no signal'
+)
+NO_OBJECT_WORDS = (
+    'no object was found ({error}): the region of interest is the mask as it is, and neither the '
+    'sign of the phase nor the noise of the air can be seen'
 )
 
 
@@ -58,7 +67,11 @@ class ShapeMask(NamedTuple):
     shape_sd: npt.NDArray[np.float32]
     """Expected error of ``shape_chi``, ppm: a tenth of the step on the border, zero elsewhere."""
     threshold: float
-    """Magnitude above which a voxel is object."""
+    """Magnitude above which a voxel is object, the median over it; 0 where there is no air."""
+    fading: float = 0.0
+    """Fraction of the surface where the signal fades into the noise: no surface of the object."""
+    left_out: tuple[int, ...] = ()
+    """Voxels of pieces with signal that were not taken for bodies, the largest first."""
 
 
 class Region(NamedTuple):
@@ -118,70 +131,26 @@ def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool
     return mask & ~ndimage.binary_erosion(mask, iterations=depth, border_value=1)
 
 
-def _fill_holes(
-    mask: npt.NDArray[np.bool_],
-    magnitude: npt.NDArray,
-    level: float,
-    voxel_size: npt.NDArray[np.float64],
-    smallest: int = 27,
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Fill what is not air; the object, and the part of it that was filled for being thin.
-
-    An enclosed hole is filled if its median exceeds ``level`` or it has fewer than ``smallest``
-    voxels: a strong source has little signal but some; an air bubble has none but ringing. What
-    has none and is larger than `LARGEST_BUBBLE`, or is open to the outside (a skull with its
-    sinuses), is air where a ball of `THIN` fits, with the two voxels around that, and filled
-    elsewhere.
-    """
-    filled = mask.copy()
-    holes, count = ndimage.label(~mask)
-    index = np.arange(1, count + 1)
-    size = np.bincount(holes.ravel(), minlength=count + 1)[1:]
-    at_edge = np.zeros(count + 1, bool)
-    for axis in range(3):
-        for plane in (0, -1):
-            at_edge[np.take(holes, plane, axis)] = True
-    enclosed = ~at_edge[1:]
-    empty = np.zeros(count, bool)
-    if enclosed.any():
-        empty[enclosed] = ndimage.median(magnitude, holes, index[enclosed]) < level
-    empty &= size >= smallest
-    small = size * np.prod(voxel_size) <= LARGEST_BUBBLE
-    filled |= np.isin(holes, index[enclosed & ~empty])
-    rest = np.isin(holes, index[~enclosed | (empty & ~small)])
-    if not rest.any():
-        return filled, np.zeros_like(mask)
-    # What is at the edge of the field of view goes on beyond it.
-    beyond = [(int(np.ceil(THIN / size)) + 1,) * 2 for size in voxel_size]
-    padded = np.pad(rest, beyond, mode='edge')
-    core = ndimage.distance_transform_edt(padded, sampling=voxel_size) > THIN
-    air = core
-    if core.any():
-        air = ndimage.distance_transform_edt(~core, sampling=voxel_size) <= THIN
-        air = ndimage.binary_dilation(air, iterations=2)
-    inner = tuple(slice(low, -high) for low, high in beyond)
-    thin = rest & ~air[inner]
-    return filled | thin, thin
-
-
 def shape_mask(
     magnitude: npt.NDArray,
     step: float = WATER_CHI - AIR_CHI,
     threshold: float | None = None,
     voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
 ) -> ShapeMask:
-    """Object in air: threshold of the measured magnitude, large components, holes filled.
+    """Object in air, by the signal of the first echo.
 
-    Holes without any signal stay open: bubbles of air. Layers of less than 10 mm without signal
-    are filled: the skull between brain and scalp. Magnitude cannot tell bone from air, so that
-    wider bone counts as air and narrow air cells count as bone.
+    The object and its holes: :func:`~precondqsm_bids.numerics.object_search.find_object`. Layers
+    without signal that are thin (bone, walls) are object, but not of the region of interest;
+    magnitude cannot tell bone from air, so that wider bone counts as air and narrow air cells
+    count as bone.
 
-    Where there is no air in the field of view (:func:`has_air`) all of it is object.
+    Where there is no air in the field of view
+    (:func:`~precondqsm_bids.numerics.object_search.has_air`, or hardly a voxel that is not
+    object) all of it is object.
 
     The measured first echo is used, never an extrapolation to TE = 0, which means nothing in
-    air. The threshold is a quarter of the object's median signal, below the darkest fluid, but
-    never above half of Otsu's (an object shaded by the coil) and never within the noise. Of the
-    voxels on the border those stay that are at least half filled (:func:`filled_fraction`).
+    air. Of the voxels on the border those stay that are at least half filled
+    (:func:`filled_fraction`).
 
     Parameters
     ----------
@@ -190,7 +159,7 @@ def shape_mask(
     step : float
         Susceptibility of the object relative to air, ppm; water against air if omitted.
     threshold : float, optional
-        Magnitude above which a voxel is object; from the histogram if omitted.
+        Magnitude above which a voxel is object; by signal and noise if omitted.
     voxel_size : (3,) array_like
         Voxel size, mm.
 
@@ -214,92 +183,43 @@ def shape_mask(
     if not np.all(np.isfinite(magnitude)):
         bad = np.count_nonzero(~np.isfinite(magnitude))
         raise ValueError(f'the magnitude has {bad} voxels that are not finite')
-    if threshold is None and magnitude.max() <= magnitude.min():
+    given = threshold is not None
+    if not given and magnitude.max() <= magnitude.min():
         raise ValueError(
             f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
         )
-    if threshold is None and not has_air(magnitude):
-        whole = np.ones(magnitude.shape, bool)
-        zero = np.zeros(magnitude.shape, np.float32)
-        return ShapeMask(whole, whole.copy(), zero + np.float32(step), zero, 0.0)
-    magnitude = _without_spikes(magnitude)
-    given = threshold is not None
-    size = np.asarray(voxel_size, dtype=np.float64)
-    level = threshold if threshold is not None else _threshold(magnitude)
-    mask, thin = _object(magnitude, level, size)
+    if not given and not has_air(magnitude):
+        return _whole_view(magnitude.shape, step)
+    magnitude = without_spikes(magnitude)
+    found = find_object(magnitude, voxel_size, threshold)
     # A root sum of squares has a floor in air, which hides dark sources and fills the border.
-    air = air_around(magnitude[..., None], mask)
+    air = air_around(magnitude[..., None], found.mask)
     if air is not None and air.floor:
         magnitude = without_floor(magnitude, air)
-        if not given:
-            # What is left of the floor is as wide as the fourth root of the channels.
-            level = max(_threshold(magnitude, 0.0), 4 * air.noise_sd * air.channels**0.25)
-        mask, thin = _object(magnitude, level, size)
+        # What is left of the floor is as wide as the fourth root of the channels.
+        noise = 4 * air.noise_sd * air.channels**0.25
+        found = find_object(magnitude, voxel_size, threshold, noise)
+    mask = found.mask
+    if not given and np.count_nonzero(~mask) <= MOST_AROUND * mask.size:
+        return _whole_view(mask.shape, step)
     if not given:
         mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
     fraction = filled_fraction(magnitude, mask)
     return ShapeMask(
         mask,
-        mask & ~thin & (fraction >= WHOLE),
+        mask & found.signal & (fraction >= WHOLE),
         np.float32(step) * fraction,
         np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
-        float(level),
+        found.threshold,
+        found.fading,
+        found.left_out,
     )
 
 
-def has_air(magnitude: npt.NDArray) -> bool:
-    """Tell a field of view with air in it from one that is all object, a crop of a brain.
-
-    There is none if the second percentile of the magnitude exceeds half of its ninth decile.
-
-    >>> crop = np.random.default_rng(0).normal(1, 0.1, (16, 16, 16))
-    >>> has_air(crop), has_air(np.where(np.indices(crop.shape)[0] < 2, 0.1, crop))
-    (False, True)
-    """
-    low, high = np.percentile(magnitude, (2, 90))
-    return bool(low <= NO_AIR * high)
-
-
-def _without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
-    """The magnitude, a few voxels that are far above all others limited to these.
-
-    The smallest object, of `LEAST_REGION` voxels, has that many of its own signal: what exceeds
-    the last of as many by ten times is not an object, and would alone set a histogram's threshold.
-    """
-    if magnitude.size <= LEAST_REGION:
-        return magnitude
-    last = np.partition(magnitude, -LEAST_REGION, axis=None)[-LEAST_REGION]
-    return np.minimum(magnitude, last) if magnitude.max() > 10 * last > 0 else magnitude
-
-
-def _threshold(magnitude: npt.NDArray, noise: float | None = None) -> float:
-    """A quarter of the object's median signal, at most half of Otsu's threshold, and four
-    deviations of the noise, that of the background if it is not given."""
-    from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
-
-    otsu = float(threshold_otsu(magnitude))
-    half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
-    if noise is None:
-        background = magnitude[magnitude < min(otsu, half)]
-        noise = float(np.median(background)) / np.sqrt(2 * np.log(2)) if background.size else 0.0
-    return max(min(otsu, half) / 2, 4 * noise)
-
-
-def _object(
-    magnitude: npt.NDArray, threshold: float, voxel_size: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """The object above the threshold, holes filled, and its part that is thin."""
-    labels, count = ndimage.label(magnitude > threshold)
-    if count == 0:
-        raise ValueError(
-            f'no voxel of the magnitude (largest {magnitude.max():g}) exceeds the threshold '
-            f'{threshold:g}: no object found'
-        )
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    # A skull may part brain and scalp.
-    large = np.isin(labels, np.flatnonzero(sizes >= LARGE * sizes.max()))
-    return _fill_holes(large, magnitude, threshold / 2, voxel_size)
+def _whole_view(shape: tuple[int, ...], step: float) -> ShapeMask:
+    """All of the field of view is object."""
+    whole, zero = np.ones(shape, bool), np.zeros(shape, np.float32)
+    return ShapeMask(whole, whole.copy(), zero + np.float32(step), zero, 0.0)
 
 
 def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
@@ -332,14 +252,18 @@ def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np
 def region_of_interest(
     magnitude: npt.NDArray,
     voxel_size: npt.ArrayLike,
-    mask: npt.NDArray | None = None,
+    mask: npt.NDArray | str | None = None,
     erosion: float = 0.0,
     step: float = WATER_CHI - AIR_CHI,
+    shape: bool = True,
 ) -> Region:
     """Object, region of interest, and the shape's susceptibility as far as the region reaches it.
 
     Where less than half of the region's border lies on the surface of the object
     (:func:`surface_fraction`), the field of the shape is better left to the background removal.
+
+    With a mask and without the shape, the region is the mask as it is: the object only serves as
+    a witness of the phase's sign and of the noise, and if none is found all is object.
 
     Parameters
     ----------
@@ -347,12 +271,16 @@ def region_of_interest(
         Magnitude of the first echo, any unit.
     voxel_size : (3,) array_like
         Voxel size, mm.
-    mask : (X, Y, Z) ndarray, optional
-        Restricts the region of interest: 0 outside, one other value inside.
+    mask : (X, Y, Z) ndarray or str, optional
+        Restricts the region of interest: 0 outside, one other value inside. Or what is to be found
+        (:func:`find_brain`): ``brain``; ``auto``, the brain of a head and else the object; by
+        default ``object``.
     erosion : float
         Depth that is taken off the region of interest, mm.
     step : float
         Susceptibility of the object relative to air, ppm.
+    shape : bool
+        Whether the shape is part of the first estimate.
 
     Raises
     ------
@@ -367,18 +295,70 @@ def region_of_interest(
     >>> int(region.roi_mask.sum()), region.record['eroded_voxels'], region.inner
     (27, 98, False)
     """
+    inside, mask = (mask, None) if isinstance(mask, str) else ('object', mask)
+    free = mask is not None and not shape
     try:
-        shape = shape_mask(magnitude, step, voxel_size=voxel_size)
+        found, missing = shape_mask(magnitude, step, voxel_size=voxel_size), ''
     except ValueError as error:
-        raise ValueError(f'magnitude: {error}') from error
-    roi, source = shape.roi_mask, 'magnitude'
+        if not free:
+            raise ValueError(f'magnitude: {error}') from error
+        found, missing = _whole_view(magnitude.shape, step), NO_OBJECT_WORDS.format(error=error)
+    kind, brain = 'object' if mask is None else 'given', None
+    said: list[str] = []
+    if mask is None and inside != 'object':
+        brain, said = brain_if_any(magnitude, found.shape_mask, voxel_size, inside == 'brain')
+    if brain:
+        mask, kind = brain.mask, 'brain'
+    roi, source = found.roi_mask, 'magnitude'
     if mask is not None:
-        roi, source = roi & _checked(mask, roi), 'mask'
+        given = _checked(mask, roi)
+        roi, source = given if free else roi & given, 'mask'
     whole = int(np.count_nonzero(roi))
-    if mask is not None and not whole:
+    roi = _eroded(roi, voxel_size, erosion, source, found)
+    whole_view = bool(found.shape_mask.all())
+    beside = mask is not None or whole_view
+    fraction = surface_fraction(roi, found.shape_mask) if beside else 1.0
+    used = min(fraction, 1 - found.fading) >= LEAST_SURFACE
+    if brain and brain.certain:  # of large voxels, all of its border may be near the surface
+        used = False
+    left, volume = int(np.count_nonzero(roi)), float(np.prod(np.asarray(voxel_size))) / 1000
+    record: dict[str, Any] = {
+        'threshold': found.threshold,
+        'step': step,
+        'shape_voxels': int(np.count_nonzero(found.shape_mask)),
+        'roi_voxels': left,
+        'volumes': [float(f'{n * volume:.4g}') for n in np.bincount(bodies(roi)[roi])[1:]],
+        'left_out': [float(f'{n * volume:.4g}') for n in found.left_out],
+        'fading_fraction': found.fading,
+        'least_filled_fraction': WHOLE,
+        'mask': kind,
+        'brain': brain.record if brain else None,
+        'erosion': erosion,
+        'eroded_voxels': whole - left,
+        'surface_fraction': fraction,
+        'shape_used': used,
+        'warnings': ([missing or NO_AIR_WORDS] if whole_view else []) + said,
+    }
+    if mask is None and not whole_view:
+        record['warnings'] += _doubts(magnitude, roi, found, volume)
+    factor = np.float32(used)
+    shape_chi, shape_sd = factor * found.shape_chi, factor * found.shape_sd
+    return Region(found.shape_mask, roi, shape_chi, shape_sd, not used, record)
+
+
+def _eroded(
+    roi: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    erosion: float,
+    source: str,
+    found: ShapeMask,
+) -> npt.NDArray[np.bool_]:
+    """The region less its erosion (mm); ValueError if it is too small before or after."""
+    whole = int(np.count_nonzero(roi))
+    if source == 'mask' and not whole:
         raise ValueError(
             'mask has no voxel in common with the object '
-            f'({np.count_nonzero(shape.roi_mask)} voxels): give a mask of this image'
+            f'({np.count_nonzero(found.roi_mask)} voxels): give a mask of this image'
         )
     if whole < LEAST_REGION:
         raise ValueError(
@@ -391,25 +371,48 @@ def region_of_interest(
             f'{source}: an erosion of {erosion:g} mm leaves {left} of the {whole} voxels of the '
             f'region of interest, fewer than {LEAST_REGION}: give a smaller erosion'
         )
-    whole_view = bool(shape.shape_mask.all())
-    beside = mask is not None or whole_view
-    fraction = surface_fraction(roi, shape.shape_mask) if beside else 1.0
-    used = np.float32(fraction >= LEAST_SURFACE)
-    record = {
-        'threshold': shape.threshold,
-        'step': step,
-        'shape_voxels': int(np.count_nonzero(shape.shape_mask)),
-        'roi_voxels': left,
-        'least_filled_fraction': WHOLE,
-        'mask': 'auto' if mask is None else 'given',
-        'erosion': erosion,
-        'eroded_voxels': whole - left,
-        'surface_fraction': fraction,
-        'shape_used': bool(used),
-        'warnings': [NO_AIR_WORDS] if whole_view else [],
-    }
-    shape_chi, shape_sd = used * shape.shape_chi, used * shape.shape_sd
-    return Region(shape.shape_mask, roi, shape_chi, shape_sd, not used, record)
+    return roi
+
+
+def _doubts(
+    magnitude: npt.NDArray, roi: npt.NDArray[np.bool_], found: ShapeMask, volume: float
+) -> list[str]:
+    """What is unusual about a region that was found by the magnitude, in sentences.
+
+    ``volume`` is that of a voxel, ml.
+    """
+    said = []
+    inside = int(np.count_nonzero(roi))
+    share = inside / max(int(np.count_nonzero(found.shape_mask)), 1)
+    signal = np.where(magnitude > found.threshold, magnitude, 0)
+    of_signal = float(signal[roi].sum() / max(signal.sum(), np.finfo(np.float32).tiny))
+    if min(share, of_signal) < LEAST_COVERAGE:
+        said.append(
+            f'the region of interest is {share:.0%} of the object and has {of_signal:.0%} of its '
+            'signal: look at it, and give a mask if it is not what is meant'
+        )
+    faces = sum(bool(roi.take(k, axis).any()) for axis in range(3) for k in (0, -1))
+    if faces >= MOST_FACES:
+        said.append(
+            f'the region of interest touches {faces} of the 6 faces of the field of view: the '
+            'field of what lies beyond them is not known, and values near them are doubtful'
+        )
+    if found.fading > MOST_FADING:
+        said.append(
+            f'the signal fades into the noise at {found.fading:.0%} of the border of the object, '
+            'as far from a surface coil: what lies beyond is not known'
+            + '; the shape is left out of the first estimate'
+            * (1 - found.fading < LEAST_SURFACE)
+        )
+    large = [n for n in found.left_out if n > MOST_LEFT_OUT * inside]
+    if large:
+        volumes = ', '.join(f'{n * volume:.3g}' for n in large)
+        said.append(
+            f'pieces with signal of {volumes} ml were left out of the region of interest: they '
+            'have less than a tenth of its signal, as ghosts do, or are too thin; give a mask to '
+            'have them'
+        )
+    return said
 
 
 def _checked(mask: npt.NDArray, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.dipole import bounding_box, dipole_kernel
+from precondqsm_bids.numerics.dipole import bounding_box, cyclic_prism_kernel
 
 F32 = npt.NDArray[np.float32]
 Result = TypeVar('Result')
@@ -145,7 +145,7 @@ class DipoleSystem:
         workers: int = 1,
     ):
         self.grid = solver_grid(mask)
-        self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
+        self.kernel = cyclic_prism_kernel(self.grid.shape, voxel_size, b0_dir)
         self.workers = workers
         n0, n1, n2 = self.grid.shape
         planes = max(1, PART_VOXELS // (n1 * n2))

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from precondqsm_bids.outputs.files import whole
+
 STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 10,
@@ -121,17 +123,21 @@ FIGURES = (
 )  # fmt: skip
 
 
-def save(figure: Figure, path: Path) -> str:
-    """Write a figure with the same bytes on every run; its path."""
-    metadata = {'Date': None} if path.suffix == '.svg' else {}
-    figure.savefig(path, dpi=110, metadata=metadata)
-    return str(path)
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, with the same bytes on every run."""
+    kind = path.suffix[1:]
+    metadata = {'Date': None} if kind == 'svg' else {}
+    with whole(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
 
 
 def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw L-curves by the name of their arm (``precond``, ``conventional``)."""
-    figure = Figure(figsize=(9, 3.8), layout='constrained')
-    left, right = figure.subplots(1, 2)
+    # Of fixed margins: to fit them, matplotlib lays out every tick of the logarithmic axes.
+    figure = Figure(figsize=(9, 3.8))
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.13, 'top': 0.9}
+    )
     for name, curve in curves.items():
         weights = np.asarray(curve.get('reg_weights', ()), dtype=float)
         label = {'precond': 'preconditioned'}.get(name, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,20 +42,18 @@ def write_shared(path: Path, text: str) -> Path:
 
 def write_atomic(path: Path, text: str) -> Path:
     """Write under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_name(path) as temporary:
+    with whole(path) as temporary:
         temporary.write_text(text, encoding='utf-8')
-        os.replace(temporary, path)
     return path
 
 
-def copy_atomic(source: str | Path, target: Path) -> str:
-    """Copy beside the destination, then rename; from other file systems, too. The destination."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_name(target) as temporary:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    return str(target)
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A hidden name beside a file, for what gets the file's name if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_name(path) as temporary:
+        yield temporary
+        os.replace(temporary, path)
 
 
 @contextmanager

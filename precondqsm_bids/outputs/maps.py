@@ -35,6 +35,8 @@ class Map(NamedTuple):
     """Stages whose record the sidecar shows, in their order."""
     many_echoes: bool = False
     """Not known from a single echo."""
+    of_echoes: bool = False
+    """Not known of a given field."""
     conventional: bool = False
     """Only with the conventional arm."""
     on_request: bool = False
@@ -116,7 +118,7 @@ _ROWS = (
         'Effective transverse relaxation time T2* = 1 / R2*', FIT, ('echo_fit',),
         many_echoes=True),
     Map('s0', 'arbitrary', 'S0', 'S0map', None, 'anat',
-        'Signal at echo time zero', FIT, ('echo_fit',), many_echoes=True),
+        'Signal at echo time zero', FIT, ('echo_fit',), many_echoes=True, of_echoes=True),
     Map('r2prime', '1/s', "R2'", 'R2primemap', None, 'anat',
         "Reversible transverse relaxation rate R2' = R2* - R2",
         DIFFERENCE, ('echo_fit', 'r2prime_prior'), many_echoes=True),
@@ -137,7 +139,8 @@ _ROWS = (
         'Root of the sum of squares over the echoes'),
     Map('conventional_local_field', 'ppm', 'local field, conventional', conventional=True),
     Map('field_sd', 'ppm', 'standard deviation of the field'),
-    Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True),
+    Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True,
+        of_echoes=True),
     Map('usable_echoes', 'echoes', 'echoes whose signal exceeds twice the noise'),
 )  # fmt: skip
 
@@ -154,9 +157,15 @@ WITH_VALUES = tuple(
 
 
 def names_of(
-    *, one_echo: bool = False, conventional: bool = True, requested: tuple[str, ...] = ()
+    *,
+    one_echo: bool = False,
+    field_given: bool = False,
+    conventional: bool = True,
+    requested: tuple[str, ...] = (),
 ) -> list[str]:
     """Names of the maps that a run has, written or not; ``requested`` are made on request only.
+
+    Of a given field without R2* the maps are those of ``one_echo``.
 
     >>> names_of(one_echo=True, conventional=False)[:4]
     ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
@@ -165,6 +174,7 @@ def names_of(
         name
         for name, row in MAPS.items()
         if not (row.many_echoes and one_echo)
+        and not (row.of_echoes and field_given)
         and (conventional or not row.conventional)
         and (name in requested or not row.on_request)
     ]

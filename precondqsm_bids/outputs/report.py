@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.figures import FIGURES
@@ -18,6 +18,22 @@ from precondqsm_bids.outputs.wording import fixed, number, signed
 
 SUMMARY = 'desc-summary_report.json'
 """End of the name of the file with the numbers of a run, beside its figures."""
+
+
+class Account(NamedTuple):
+    """What the outputs of the nodes do not say of a participant; None where it is not known."""
+
+    runs: Sequence[str] | None = None
+    """Names of the runs that should be there (``sub-01_ses-a_run-1``); one that left nothing is
+    said to be missing."""
+    command: str | None = None
+    """Command line."""
+    boilerplate: str | None = None
+    """Methods text, whose paragraphs blank lines separate."""
+    crash_files: Mapping[str, str] | None = None
+    """Crash file of each failure, and its message."""
+    notes: Sequence[str] | None = None
+    """What was found wrong with the input or left out of it, and stopped nothing."""
 
 
 def summarise(
@@ -47,42 +63,31 @@ def summarise(
 def write_report(
     output_dir: str | Path,
     subject: str,
-    *,
-    runs: Sequence[str] | None = None,
-    command: str | None = None,
-    boilerplate: str | None = None,
-    crash_files: Sequence[str | Path] | None = None,
+    account: Account = Account(),  # noqa: B008 (never changed)
 ) -> Path:
     """Assemble ``sub-XX.html`` from the figures and numbers on disk; its path.
 
-    What cannot be read from the outputs of the nodes is kept beside the figures, and is read back
-    by a later call that leaves it out (``--reports-only``).
+    The account is kept beside the figures, and what a later call leaves out of it is read back
+    (``--reports-only``).
 
     Parameters
     ----------
     output_dir, subject : path_like, str
         The derivatives, and the participant, with or without ``sub-``.
-    runs : sequence of str, optional
-        Names of the runs that should be there (``sub-01_ses-a_run-1``); one that left nothing is
-        said to be missing.
-    command, boilerplate : str, optional
-        Command line, and methods text, whose paragraphs blank lines separate.
-    crash_files : sequence of path_like, optional
-        Crash files of nodes of this participant.
+    account : Account
+        What cannot be read from the outputs of the nodes.
     """
     output_dir = Path(output_dir)
     subject = subject.removeprefix('sub-')
     figures = output_dir / f'sub-{subject}' / 'figures'
     about_file = figures / f'sub-{subject}_desc-about_report.json'
-    about: dict[str, Any] = {'runs': [], 'command': '', 'boilerplate': '', 'crash_files': []}
+    about: dict[str, Any] = {
+        'runs': [], 'command': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
+    }  # fmt: skip
     about |= _read_json(about_file)
-    given = {
-        'runs': None if runs is None else list(runs),
-        'command': command,
-        'boilerplate': boilerplate,
-        'crash_files': None if crash_files is None else [str(f) for f in crash_files],
-    }
-    about |= {key: value for key, value in given.items() if value is not None}
+    if isinstance(about['crash_files'], list):  # of an earlier version, without messages
+        about['crash_files'] = {path: Path(path).name for path in about['crash_files']}
+    about |= {key: value for key, value in account._asdict().items() if value is not None}
     write_atomic(about_file, json.dumps(about, indent=2) + '\n')
 
     found = {
@@ -97,7 +102,7 @@ def write_report(
         about=about,
         paragraphs=paragraphs,
         references=references,
-        crashes=[_crash(Path(f)) for f in about['crash_files']],
+        crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
@@ -216,12 +221,12 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     return list(seen.values())
 
 
-def _crash(path: Path) -> dict[str, str]:
-    """Name and text of a crash file; a pickled one is only named."""
+def _crash(path: Path, message: str) -> dict[str, str]:
+    """Message, place and text of a crash file; a pickled one has no text."""
     text = ''
     if path.suffix == '.txt' and path.is_file():
         text = path.read_text(errors='replace')
-    return {'name': path.name, 'path': str(path), 'text': text}
+    return {'message': message, 'path': str(path), 'text': text}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from precondqsm_bids.outputs.maps import (
     Algorithm,
     Map,
 )
-from precondqsm_bids.outputs.wording import describe_prior, one_echo
+from precondqsm_bids.outputs.wording import describe_prior, field_given, one_echo
 
 Record = Mapping[str, Mapping[str, Any]]
 """Stage -> what it used, chose and measured."""
@@ -91,7 +91,7 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
     sidecar |= {
         'SkullStripped': output.suffix != 'magnitude' and _inside(record.get('shape_mask', {})),
         'Units': output.file_unit,
-        'EchoTime': list(facts.echo_times),
+        **({'EchoTime': list(facts.echo_times)} if facts.echo_times else {}),
         'MagneticFieldStrength': facts.field_strength,
     }
     if output.algorithm:
@@ -111,6 +111,8 @@ def echo_spacing(echo_times: Sequence[float]) -> str:
     >>> echo_spacing([0.002, 0.005, 0.009])
     '2, 5, 9 ms'
     """
+    if not len(echo_times):
+        return 'none: the field was given'
     ms = [1e3 * t for t in echo_times]
     steps = np.diff(ms)
     if len(ms) > 2 and np.allclose(steps, steps.mean(), atol=0.01):
@@ -134,15 +136,20 @@ def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
 
 
 def _inside(shape: Mapping[str, Any]) -> bool:
-    """Whether a given mask lies inside the object, as a brain mask does: the skull is not in it.
+    """Whether the region is a brain or a given mask inside the object: the skull is not in it.
 
-    By the record of the stage: the region's border is hardly the object's surface.
+    By the record of the stage: what it found, the name of a mask, or that the region's border is
+    hardly the object's surface.
     """
-    return shape.get('mask', 'auto') != 'auto' and not shape.get('shape_used', True)
+    mask = shape.get('mask', 'object')
+    inner = mask != 'object' and not shape.get('shape_used', True)
+    return inner or mask == 'brain' or 'desc-brain' in mask
 
 
 def _as_run(text: str, stages: Record) -> str:
-    """Leave the shape out where it was not part of the prior, and name the stages that ran."""
+    """Leave the shape out where it was not part of the prior; name the stages that ran."""
+    if field_given(stages.get('echo_fit', {})):
+        text = text.replace('frequency offset from the echo fit', 'frequency offset, as given')
     if stages.get('flattening', {}).get('shape') is False:
         text = text.replace(" and of the object's shape", '')
     for numbers in stages.values():
@@ -162,6 +169,8 @@ def _algorithm(algorithm: Algorithm, stages: Record) -> str:
     words, fit = _as_run(algorithm.words, stages), stages.get('echo_fit', {})
     if algorithm is STATIC_DEPHASING and (prior := stages.get('prior_fit')):
         return describe_prior(prior)
+    if algorithm is FIT and field_given(fit):
+        return 'None here: the map was given, see Sources; it is zero outside desc-roi_mask'
     if algorithm is FIT and one_echo(fit):
         if str(fit.get('offset_model')).startswith('none'):
             return (
@@ -186,6 +195,8 @@ def _algorithm(algorithm: Algorithm, stages: Record) -> str:
 
 def _publications(algorithm: Algorithm, stages: Record) -> str:
     """The publications of an algorithm; those of a fitted prior depend on what it is made of."""
+    if algorithm is FIT and field_given(stages.get('echo_fit', {})):
+        return 'The map that was given, see Sources'
     if algorithm is FIT and one_echo(stages.get('echo_fit', {})):
         return 'Herraez MA et al., Appl Opt 2002;41:7437'
     fit = stages.get('prior_fit')

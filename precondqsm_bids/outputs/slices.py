@@ -69,10 +69,10 @@ def _strongest(strength: np.ndarray, mask: np.ndarray, axis: int) -> int:
 
 
 class Panel(NamedTuple):
-    """One volume of a figure and its grey scale."""
+    """The two planes of a map in a figure, and its grey scale."""
 
     title: str
-    values: np.ndarray
+    planes: list[np.ndarray]
     limits: Limits
     unit: str
 
@@ -87,18 +87,20 @@ def draw_maps(
     """
     mask, shape = maps['roi_mask'] > 0, maps['shape_mask'] > 0
     view = _View(shape | mask, voxel_size, choose_slices(maps['precond_chi'], mask, labels))
+    regions = view.planes(mask)
 
     def panel(title: str, name: str, limits: Limits | Callable, unit: str = 'ppm') -> Panel:
-        values = np.where(mask, maps[name], np.nan)
-        return Panel(title, values, limits(values) if callable(limits) else limits, unit)
+        planes = _masked(view.planes(maps[name]), regions)
+        return Panel(title, planes, limits(maps[name][mask]) if callable(limits) else limits, unit)
 
     precond = panel('preconditioned', 'precond_chi', _symmetric)
     panels = [precond]
     if 'conventional_chi' in maps:
         conventional = panel('conventional', 'conventional_chi', precond.limits)
-        difference = precond.values - conventional.values
-        panels = [conventional, precond]
-        panels.append(Panel('difference', difference, _symmetric(difference), 'ppm'))
+        limits = _symmetric(maps['precond_chi'][mask] - maps['conventional_chi'][mask])
+        pairs = zip(precond.planes, conventional.planes, strict=True)
+        difference = Panel('difference', [a - b for a, b in pairs], limits, 'ppm')
+        panels = [conventional, precond, difference]
     yield 'comparison', view.draw(panels)
     prior = panel('prior', 'prior_chi', precond.limits)
     yield 'prior', view.draw([prior, panel('residual', 'residual_chi', _symmetric)])
@@ -109,8 +111,9 @@ def draw_maps(
     ]
     yield 'fields', view.draw(fields)
     bright = maps['magnitude']
-    panels = [Panel('magnitude', bright, _from_zero(bright[shape]), 'arbitrary unit')]
-    yield 'masks', view.draw(panels, contours=(shape, mask))
+    limits = _from_zero(bright[shape])
+    panels = [Panel('magnitude', view.planes(bright), limits, 'arbitrary unit')]
+    yield 'masks', view.draw(panels, contours=(view.planes(shape), regions))
     if 'r2star' in maps:
         panels.append(panel('R2*', 'r2star', _from_zero, '1/s'))
     yield 'echofit', view.draw(panels)
@@ -123,13 +126,21 @@ def draw_maps(
         yield 'quality', view.draw(quality)
 
 
+def _masked(planes: Sequence[np.ndarray], regions: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.where(own, plane, np.nan) for plane, own in zip(planes, regions, strict=True)]
+
+
 class _View:
     """Two planes of a volume in a frame around the object, in millimetres."""
 
     def __init__(self, region: np.ndarray, zooms: np.ndarray, slices: Slices):
         self.zooms, self.slices = zooms, slices
-        occupied = np.argwhere(region) if region.any() else np.argwhere(np.ones_like(region))
-        low, high = occupied.min(axis=0), occupied.max(axis=0) + 1
+        extents = [np.flatnonzero(region.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        if extents[0].size:
+            low, high = (np.array([e[end] for e in extents]) for end in (0, -1))
+            high = high + 1
+        else:
+            low, high = np.zeros(3, int), np.array(region.shape)
         margin = np.ceil(0.07 * (high - low)).astype(int)  # room for the letters
         low, high = np.maximum(low - margin, 0), np.minimum(high + margin, region.shape)
         self.low, self.window = low, tuple(slice(a, b) for a, b in zip(low, high, strict=True))
@@ -142,7 +153,7 @@ class _View:
     def draw(
         self,
         panels: Sequence[Panel],
-        contours: tuple[np.ndarray, np.ndarray] | None = None,
+        contours: tuple[list[np.ndarray], list[np.ndarray]] | None = None,
     ) -> Figure:
         width = 3.1
         heights = width * self.size[[2, 1]] / self.size[0]
@@ -161,7 +172,7 @@ class _View:
             self.zooms[1:]
         )
         for column, panel in enumerate(panels):
-            for row, plane in enumerate(self.planes(panel.values)):
+            for row, plane in enumerate(panel.planes):
                 axes = grid[row, column]
                 extent = (0, self.size[0], 0, self.size[2 - row])
                 shown = axes.imshow(
@@ -171,7 +182,7 @@ class _View:
                 axes.axhline(cross[1 - row], color='white', linestyle=':', linewidth=0.7)
                 axes.set(xticks=[], yticks=[], facecolor='black')
                 if contours:
-                    _outline(axes, [self.planes(c)[row] for c in contours], extent)
+                    _outline(axes, [planes[row] for planes in contours], extent)
                 if column == 0:
                     _letters(axes, ('S', 'I') if row == 0 else ('A', 'P'))
             grid[0, column].set_title(panel.title)

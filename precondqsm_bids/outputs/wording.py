@@ -141,13 +141,22 @@ def region(shape: Numbers, record: Numbers) -> str | None:
     """What the region of interest is."""
     if 'mask' not in shape:
         return None
-    text = 'the object' if shape['mask'] == 'auto' else f'the object inside {shape["mask"]}'
+    text = {
+        'object': 'the object',
+        'brain': 'the brain, found in the magnitude (--mask object takes all)',
+    }.get(shape['mask'], f'the object inside {shape["mask"]}')
     if shape['erosion'] > 0:
         border = f'{number(shape["erosion"])} mm of its border'
         text += f', less {border} ({shape["eroded_voxels"]} voxels)'
     text += f': {shape["roi_voxels"]} voxels'
+    if volumes := shape.get('volumes', ()):
+        several = f' in {len(volumes)} bodies' * (len(volumes) > 1)
+        text += f'{several}, {", ".join(number(v) for v in volumes)} ml'
+    if left_out := shape.get('left_out', ()):
+        text += f'; pieces of {", ".join(number(v) for v in left_out)} ml were left out'
     if not shape.get('shape_used', True):
-        text += '; it lies inside the object, whose shape is not part of the first estimate'
+        text += '; the shape of the object is not part of the first estimate: '
+        text += 'it is not known' if shape['mask'] == 'auto' else 'the region lies inside it'
     return text
 
 
@@ -166,8 +175,10 @@ def reference(numbers: Numbers, record: Numbers) -> str | None:
         return None
     if numbers['reference'] == 'none':
         return 'none: nothing was subtracted'
+    brain = record.get('shape_mask', {}).get('mask') == 'brain'
+    name = numbers['reference'] + ' (the brain)' * (brain and numbers['reference'] == 'roi-mean')
     text = (
-        f'{numbers["reference"]}: {number(numbers["reference_value"])} ppm subtracted '
+        f'{name}: {number(numbers["reference_value"])} ppm subtracted '
         f'(sd of the reference region {number(numbers["reference_sd"])} ppm)'
     )
     return text + ('; each body by itself, this one holds most of it' * ('bodies' in numbers))
@@ -199,6 +210,11 @@ def no_echo(fit: Numbers, record: Numbers) -> str | None:
 def one_echo(fit: Numbers) -> bool:
     """Whether the record of the echo fit is that of a single echo."""
     return len(fit.get('echo_times', ())) == 1
+
+
+def field_given(fit: Numbers) -> bool:
+    """Whether the record of the echo fit is that of a field which was given."""
+    return fit.get('field_source') == 'given'
 
 
 def offset(fit: Numbers, record: Numbers) -> str | None:

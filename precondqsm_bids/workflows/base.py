@@ -12,7 +12,9 @@ from niworkflows.engine.workflows import LiterateWorkflow
 from precondqsm_bids import __version__
 from precondqsm_bids.config import Settings
 from precondqsm_bids.inputs.run import Run
+from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
+from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
 from precondqsm_bids.workflows.qsm import init_precondqsm_wf
@@ -46,11 +48,14 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
 def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
-    workflow.__desc__ = _region_sentence(bool(run.mask), settings.method.mask_erosion)
     method = settings.method
+    workflow.__desc__ = _region_sentence(
+        'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
+        method.mask_erosion,
+    )
     precondqsm_wf = init_precondqsm_wf(
         method,
-        one_echo=run.one_echo,
+        one_echo=run.without_r2star,
         phase_difference=run.phase_difference,
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
@@ -59,24 +64,39 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     _set_known(precondqsm_wf.inputs.inputnode, run)
     if run.tissue:
         _connect_tissue(workflow, precondqsm_wf, run)
+    if run.mask_resampled:
+        node = pe.Node(MaskOnGrid(mask=run.mask, grid=run.sources[0]), name='mask_on_grid')
+        workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
+    if settings.brain_model:
+        synthstrip = pe.Node(SynthStrip(model=settings.brain_model), name='synthstrip', mem_gb=4)
+        workflow.connect(synthstrip, 'mask', precondqsm_wf, 'inputnode.mask')
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
         'labels': run.labels,
-        'mask': run.mask,
+        'mask': None if run.mask_resampled else run.mask,
+        'field': run.field,
+        'field_sd': run.field_sd,
+        'r2star': run.r2star_map,
     }
     files = {port: value for port, value in files.items() if value}
     if run.as_needed:
         for port, value in files.items():
             setattr(precondqsm_wf.inputs.inputnode, port, value)
+        if settings.brain_model:
+            synthstrip.inputs.magnitude = run.magnitude[0]
     else:
         standard_echoes = _standard_echoes(run, files)
-        ports = ['magnitude', 'phase', *(name for name in ('labels', 'mask') if name in files)]
+        echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
+        ports = [*echoes, *(name for name in files if name not in ('magnitude', 'phase'))]
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
+        if settings.brain_model:
+            first = [(('magnitude', _first), 'magnitude')]
+            workflow.connect([(standard_echoes, synthstrip, first)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
-            workflow.connect(standard_echoes, 'labels', outputs_wf, 'roi_values.labels')
+            workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])
@@ -85,7 +105,10 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
 
 def _set_known(inputs: Any, run: Run) -> None:
     """Set the inputs that no node computes; of the optional ones those that are known."""
-    inputs.echo_times = list(run.echo_times)
+    if run.field:
+        inputs.field_units = run.field_units
+    else:
+        inputs.echo_times = list(run.echo_times)
     inputs.field_strength = run.field_strength
     inputs.field_strength_source = run.field_strength_source
     if manufacturer := run.metadata.get('Manufacturer'):
@@ -128,15 +151,25 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     return node
 
 
-def _region_sentence(mask: bool, erosion: float) -> str:
+def _first(values):
+    return values[0]
+
+
+def _region_sentence(inside: str, erosion: float) -> str:
     """Methods sentence on a region of interest that is not the object itself.
 
-    >>> print(_region_sentence(True, 2.0), end='')
+    >>> print(_region_sentence('given', 2.0), end='')
     Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
     """
-    if not mask and not erosion:
+    if inside == 'object' and not erosion:
         return ''
-    part = 'the part of the object inside a given mask' if mask else 'the object'
+    part = {
+        'given': 'the part of the object inside a given mask',
+        'brain': 'the brain, found in the magnitude',
+        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
+        'auto': 'the object (of a head the brain, found in the magnitude)',
+        'object': 'the object',
+    }[inside]
     border = f', less a border of {erosion:g} mm,' if erosion else ''
     return f'Only {part}{border} was reconstructed.\n'
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from traceback import format_exception
@@ -33,7 +33,12 @@ from nipype.pipeline.plugins.sge import SGEPlugin
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 from nipype.pipeline.plugins.tools import create_pyscript
 
+from precondqsm_bids.workflows.order import DepthFirst
+
 LOGGER = logging.getLogger('precondqsm_bids')
+
+ROUND = 1.0
+"""Seconds that the main process waits at most for a worker to end."""
 
 GRACE = 3.0
 """Seconds that a worker has between a polite request to end and its end."""
@@ -56,11 +61,11 @@ STUCK = re.compile('held|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|In
 """Reasons for which a job of SLURM waits until somebody does something about it."""
 
 
-class SupervisedMultiProcPlugin(MultiProcPlugin):
+class SupervisedMultiProcPlugin(DepthFirst, MultiProcPlugin):
     """Nipype's MultiProc with one forked process per node instead of a pool.
 
-    Takes the same ``plugin_args``, and ``node_timeout``: the seconds that a worker may take.
-    The main process has no threads, so that forking is safe.
+    Takes the same ``plugin_args``, those of `DepthFirst`, and ``node_timeout``: the seconds that a
+    worker may take. The main process has no threads, so that forking is safe.
     """
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
@@ -81,6 +86,12 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
         finally:
             gc.unfreeze()
             self._end_workers()
+
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        # Nipype sleeps between its rounds; here the end of a worker ends the wait.
+        if self._workers:
+            wait([receiver for _, receiver in self._workers.values()], ROUND)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
@@ -127,13 +138,13 @@ class SupervisedMultiProcPlugin(MultiProcPlugin):
             self._clear_task(taskid)
 
 
-class SupervisedBatch(SGELikeBatchManagerBase):
+class SupervisedBatch(DepthFirst, SGELikeBatchManagerBase):
     """Supervision for Nipype's plugin of any batch system; a base class before that plugin.
 
-    Takes the same ``plugin_args``. Nipype's own raise a TypeError when a job leaves no result,
-    take the result of an earlier run for that of a job which never began, leave their jobs in the
-    queue when the run ends early, and give them whatever environment the main process has made
-    for itself.
+    Takes the same ``plugin_args``, and those of `DepthFirst`; all participants begin at once.
+    Nipype's own raise a TypeError when a job leaves no result, take the result of an earlier run
+    for that of a job which never began, leave their jobs in the queue when the run ends early, and
+    give them whatever environment the main process has made for itself.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
+from precondqsm_bids.cost import STAGE_MEMORY
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
     Comparison,
@@ -14,6 +15,7 @@ from precondqsm_bids.interfaces import (
     R2PrimePrior,
     Recombination,
     ShapeMask,
+    TakeField,
 )
 from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.outputs.maps import MAPS
@@ -23,16 +25,13 @@ ECHOES = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',
     'field_strength_source',
 )  # fmt: skip
+FIELD = ('field', 'field_units', 'field_sd', 'field_strength', 'field_strength_source', 'r2star')
+"""Inputs of a given field."""
 INPUTS = (
-    *ECHOES, 'labels', 'label_names', 'mask', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind',
-    'contrasts',
+    *dict.fromkeys((*ECHOES, *FIELD)), 'labels', 'label_names', 'mask', 'tissue', 'tissue_names',
+    'r2_map', 'r2_map_kind', 'contrasts',
 )  # fmt: skip
 OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
-MEMORY = {
-    'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
-    'dipole_inversion': 5, 'comparison': 3,
-}  # fmt: skip
-"""Memory of the stages that transform, in sizes of the run's images; the others take one."""
 
 
 def init_precondqsm_wf(
@@ -49,11 +48,12 @@ def init_precondqsm_wf(
     Parameters
     ----------
     method : Method, optional
-        Everything that changes the maps; its ``field_strength``, ``b0_dir`` and ``mask`` are for
-        the discovery of files: here the inputs and their headers count.
+        Everything that changes the maps; its ``field_strength``, ``b0_dir`` and a file in
+        ``mask`` are for the discovery of files: here the inputs and their headers count.
     one_echo : bool
-        Whether the runs have a single echo. Then R2* is not known: the contrast prior is made of
-        the magnitude alone, and the maps of relaxation stay empty.
+        Whether the runs have a single echo, or a given field without a map of R2*. Then R2* is not
+        known: the contrast prior is made of the magnitude alone, and the maps of relaxation stay
+        empty.
     phase_difference : bool
         Whether the phase of the one echo is the difference of two, and so has no phase offset.
     omp_nthreads : int
@@ -70,10 +70,14 @@ def init_precondqsm_wf(
     workflow : LiterateWorkflow
         ``inputnode``: magnitude and phase (a list of files each, one per echo), echo_times (s),
         field_strength (T); and, where there are: phase_units, manufacturer,
-        field_strength_source; mask (region of interest; the object by default); labels and
+        field_strength_source; mask (region of interest; by default as the
+        method's ``mask`` says); labels and
         label_names of the reference; tissue (class of each voxel, or fractions of the classes,
         4D) and tissue_names; r2_map and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts
-        (list of files), images on the same grid whose cells ``contrast`` has too.
+        (list of files), images on the same grid whose cells ``contrast`` has too. With a field
+        that is given (``Method(field='derivatives')``) no phase and echo_times, but field and
+        field_units (``ppm``, ``Hz``, ``rad/s`` or ``T``), field_sd and r2star (1/s), as far as
+        there are.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
         input's grid), prior_labels (int32; only of a fitted prior), both L-curves, and
         ``record``, what each stage measured and chose.
@@ -116,11 +120,14 @@ def init_precondqsm_wf(
 
 def _stages(method, one_echo, phase_difference):
     """Interfaces of the stages by the names of their nodes, in the order of the data."""
+    sign = method.phase_sign or 'auto'
     stages = {
-        'shape_mask': ShapeMask(erosion=method.mask_erosion),
-        'echo_fit': EchoFit(
-            phase_sign=method.phase_sign or 'auto', phase_difference=phase_difference
+        'shape_mask': ShapeMask(
+            erosion=method.mask_erosion, inside=method.inside, shape=method.shape
         ),
+        'echo_fit': TakeField(phase_sign=sign)
+        if method.field_given
+        else EchoFit(phase_sign=sign, phase_difference=phase_difference),
     }
     if not one_echo:
         number = {} if isinstance(method.r2, str) else {'r2': method.r2}
@@ -152,7 +159,7 @@ def _stages(method, one_echo, phase_difference):
 
 def _node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads."""
-    memory = MEMORY.get(name.removeprefix('conventional_'))
+    memory = STAGE_MEMORY.get(name.removeprefix('conventional_'))
     node = pe.Node(interface, name=name, mem_gb=(memory or 1) * mem_gb)
     if memory and threads > 1:
         node.inputs.num_threads = node.n_procs = threads
@@ -169,7 +176,9 @@ def _edges(method, one_echo):
     known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
-        ('inputnode', 'echo_fit', _same(*ECHOES)),
+        ('inputnode', 'echo_fit', _same(*(FIELD if method.field_given else ECHOES))),
+        ('inputnode', 'echo_fit', [(('magnitude', _first), 'magnitude')] * method.field_given),
+        ('inputnode', 'shape_mask', _same('field') * method.field_given),
         ('shape_mask', 'echo_fit', [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         # the estimate
         ('inputnode', 'r2prime_prior', _same(
@@ -181,7 +190,9 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('r2star', 'r2star'), ('magnitude', 'combined_magnitude'), ('reliable', 'reliable'),
+            ('magnitude', 'combined_magnitude'),
+            *_same('r2star', 'reliable'),
+            *_same('r2star_sd', 'magnitude_sd') * (not method.field_given),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),
@@ -210,7 +221,9 @@ def _edges(method, one_echo):
         (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(
             'total_field', 'field_sd', 'magnitude', 'usable_echoes')),
-        ('echo_fit', 'outputnode', _same('r2star', 't2star', 's0', 'misfit') * (not one_echo)),
+        ('echo_fit', 'outputnode', _same('r2star', 't2star') * (not one_echo)),
+        ('echo_fit', 'outputnode',
+            _same('s0', 'misfit') * (not one_echo and not method.field_given)),
         ('r2prime_prior', 'outputnode', _same('r2prime')),
         ('prior_fit', 'outputnode', _same('prior_labels') * bool(method.fit)),
         (estimate, 'outputnode', _same('prior_chi')),

@@ -37,7 +37,7 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
     arm, *conventional = method.arms
     shape = ' and (where the region reaches its surface) of the shape of the object in air'
     text = [
-        _field(one_echo, phase_difference),
+        _given_field(one_echo) if method.field_given else _field(one_echo, phase_difference),
         _estimate(method, one_echo),
         f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
@@ -55,6 +55,15 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
         ),
     ]
     return '\n'.join(text) + '\n'
+
+
+def _given_field(one_echo: bool) -> str:
+    rate = 'R2* is not known' if one_echo else 'so was R2*'
+    return (
+        'The total field was not computed here: a given map of it was taken, in ppm of the field '
+        f'strength; {rate}. The standard deviation of the field was taken to be inverse to the '
+        'magnitude where it was not given.'
+    )
 
 
 def _field(one_echo: bool, phase_difference: bool) -> str:

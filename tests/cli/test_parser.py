@@ -262,6 +262,16 @@ def test_resource_monitor_needs_psutil(refuse, monkeypatch):
     assert 'pip install psutil' in refuse('--resource-monitor')
 
 
+def test_brain_model_needs_synthstrip_and_the_brain(refuse, monkeypatch, tmp_path):
+    (tmp_path / 'weights.pt').touch()
+    given = ('--brain-model', str(tmp_path / 'weights.pt'))
+    assert '--mask is auto: give --mask brain' in refuse(*given)
+    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
+    assert 'pip install "precondqsm_bids[brain]"' in refuse(*given, '--mask', 'brain')
+    missing = refuse('--brain-model', 'nowhere.pt', '--mask', 'brain')
+    assert 'no such file: nowhere.pt' in missing
+
+
 def test_work_folder_where_the_current_one_is_read_only(parse, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda path, mode: Path(path) != tmp_path)
     monkeypatch.setenv('TMPDIR', '/elsewhere')

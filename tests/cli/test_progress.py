@@ -2,21 +2,26 @@
 
 import io
 import os
+import pty
 import subprocess
 import sys
 from copy import deepcopy
 from types import SimpleNamespace
 
-from precondqsm_bids.cli.progress import Stage, follow, say
+from precondqsm_bids.cli.progress import Progress, Stage, say, show_live
 
 
 def run_events(stages, events):
-    """Lines of a sequence of (seconds, node, status)."""
+    """Lines of a sequence of (seconds, node, status); a tick has no node."""
     lines, now = [], [0.0]
-    report = deepcopy(follow(stages, write=lines.append, clock=lambda: now[0]))
+    progress = Progress(stages, lines.append, lambda text: None, lambda: now[0])
+    follow, tick = deepcopy([progress.follow, progress.tick])  # as Nipype does
     for seconds, name, status in events:
         now[0] = seconds
-        report(SimpleNamespace(fullname=name, run_without_submitting='sink' in name), status)
+        if status == 'tick':
+            tick()
+        else:
+            follow(SimpleNamespace(fullname=name, run_without_submitting='sink' in name), status)
     return lines
 
 
@@ -71,6 +76,50 @@ def test_a_failure_is_told_once_and_named():
         'sub-01 | sink1 ... FAILED after 1.0 s (1/3)',
         'sub-01 | invert ... not run (2/3)',
     ]
+
+
+def test_a_line_a_minute_and_the_time_left():
+    """Three equal runs of 170 s: one and its next two thirds done."""
+    stages = {
+        f'wf.{run}.{name}': Stage(f'sub-{run}', name, size=1e6)
+        for run in 'abc'
+        for name in ('echo_fit', 'prior_fit')
+    }
+    events = [
+        (0, 'wf.a.echo_fit', 'start'),
+        (59, '', 'tick'),
+        (60, '', 'tick'),
+        (61, '', 'tick'),
+        (80, 'wf.a.echo_fit', 'end'),
+        (80, 'wf.a.prior_fit', 'start'),
+        (170, 'wf.a.prior_fit', 'end'),
+        (170, 'wf.b.echo_fit', 'start'),
+        (250, 'wf.b.echo_fit', 'end'),
+        (250, 'wf.b.prior_fit', 'start'),
+        (310, '', 'tick'),
+    ]
+    waits = [line for line in run_events(stages, events) if 'started' not in line]
+    # weights 40 and 45: 2 s a unit; left are 45 - 30 of b and the 85 of c
+    assert [line for line in waits if 'done in' not in line] == [
+        'sub-a | echo_fit ... 1 min 0 s, 0 of 3 runs done',
+        'sub-b | prior_fit ... 1 min 0 s, 1 of 3 runs done, about 3 min 20 s left',
+    ]
+
+
+def test_live_line_on_a_terminal_alone(monkeypatch):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, 'w') as terminal:
+        monkeypatch.setattr(sys, 'stdout', terminal)
+        show_live('fit ... 3 s')
+        say('done')
+        show_live('')
+    with os.fdopen(master, 'rb') as screen:
+        shown = os.read(screen.fileno(), 1000).decode()
+    assert shown.startswith('\rfit ... 3 s\x1b[K\r\x1b[K[')
+    assert shown.endswith('] done\r\n')
+    monkeypatch.setattr(sys, 'stdout', pipe := io.StringIO())
+    show_live('fit ... 3 s')
+    assert pipe.getvalue() == ''
 
 
 def test_say_gives_the_time_of_day():

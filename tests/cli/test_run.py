@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +21,7 @@ from precondqsm_bids.cli import reports
 from precondqsm_bids.cli import run as module
 from precondqsm_bids.cli.run import main
 from precondqsm_bids.config import Settings
+from precondqsm_bids.cost import OUTPUT_BYTES, SECONDS_PER_RUN, SECONDS_PER_VALUE, WORK_BYTES
 from precondqsm_bids.phantom.cli import main as write_phantom
 
 
@@ -82,10 +85,34 @@ def test_dry_run(dataset, app):
     assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
     assert "  sign of the phase: by the field of the object's shape; where" in output
     assert '+1 is assumed, the usual convention' in output
+    assert '  takes about 0.2 GB of memory (of ' in output
+    assert 'all runs\n  time: about 1 min of CPU (' in output
+    assert ' are free' in output
     assert 'sign of the phase: -1, stated' in app('--dry-run', '--phase-sign', '-1')[1]
     assert 'error: sub-02: ' in lines[-1]
     assert 'has no magnitude beside it' in lines[-1]
     assert not Path('out').exists()
+
+
+def test_dry_run_foresees_what_a_large_slab_takes(dataset, app, monkeypatch):
+    folder = dataset.add_run(extension='.nii')
+    matrix = (500, 500, 40)  # of 2 mm, 0.08 as thick as wide; 3 echoes of 2 parts
+    for path in folder.glob('*.nii'):
+        head = nib.Nifti1Header(path.read_bytes()[:348])
+        head.set_data_shape(matrix)
+        path.write_bytes(head.binaryblock + bytes(4))
+        os.truncate(path, 352 + 4 * 500 * 500 * 40)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: mock.Mock(free=5e8))
+    output = app('--dry-run', '--mem', '2G', '--nprocs', '2')[1]
+    images = 2 * 3 * 4 * 1e7 / 1024**3
+    assert f'takes about {0.2 + 13 * images:.1f} GB of memory (of 2, which may not do' in output
+    assert 'is to be given with --phase-sign: in a slab, 8% as thick as wide' in output
+    minutes = math.ceil((3e7 * SECONDS_PER_VALUE + SECONDS_PER_RUN) / 60)
+    assert f'time: about {minutes} min of CPU ({1e6 * SECONDS_PER_VALUE:g} microseconds' in output
+    gb = f'{(WORK_BYTES + OUTPUT_BYTES) * 1e7 / 1e9:.3g} GB'
+    assert f'disk: about {gb} in the work folder ' in output
+    assert '; 500 MB are free' in output
+    assert 'has room for 500 MB' in output
 
 
 def test_boilerplate_only(dataset, app):
@@ -119,7 +146,7 @@ def test_clean_workdir_removes_only_our_own(dataset, app):
 
 @pytest.mark.parametrize('stamp', ['0.0.1\n', None])
 def test_work_folder_of_another_version_is_refused(dataset, app, monkeypatch, stamp):
-    monkeypatch.setattr(module, 'execute', lambda *arguments: [])
+    monkeypatch.setattr(module, 'execute', lambda *arguments: '')
     dataset.add_run()
     old = Path('w/precondqsm_bids_wf/old')
     old.mkdir(parents=True)
@@ -186,7 +213,7 @@ def test_all_participants_have_problems(dataset, app):
 
 def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
     dataset.add_run()
-    monkeypatch.setattr(module, 'execute', lambda *args: [])
+    monkeypatch.setattr(module, 'execute', lambda *args: '')
 
     def fail(*args, **keywords):
         raise OSError('no space left')
@@ -367,7 +394,7 @@ def test_a_work_folder_that_will_be_full_is_reported_at_the_start(
     dataset.add_run('sub-02')
     usage = type('Usage', (), {'free': free})
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: usage)
-    monkeypatch.setattr(module, 'execute', lambda *args: [])
+    monkeypatch.setattr(module, 'execute', lambda *args: '')
     monkeypatch.setattr(module, 'write_reports', lambda *args: [])
     _, output, _ = app()
     assert ('room for 0 MB, and about 1 MB will be written' in output) == warned

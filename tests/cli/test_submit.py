@@ -268,7 +268,7 @@ def test_every_option_is_passed_on_once(dataset, submit, folder, slurm, tmp_path
     forms = {o: action for action in build_parser()._actions for o in action.option_strings}
     given = {forms[o].dest for word in options if (o := word.partition('=')[0]) in forms}
     absent = {'help', 'version', 'session_label', 'nprocs', 'submit'}
-    absent |= {'use_plugin', 'boilerplate_only', 'reports_only', 'dry_run'}
+    absent |= {'brain_model', 'use_plugin', 'boilerplate_only', 'reports_only', 'dry_run'}
     assert given | absent == {action.dest for action in forms.values()}, 'a new option?'
     assert submit(*options)[0] == 0
     array, group = scripts(folder)

@@ -239,6 +239,21 @@ def coordinates(path, code):
     return make
 
 
+def given(metadata, *others, magnitude=True):
+    """A total field in derivatives, with the magnitude and other images beside it."""
+    root = 'derivatives/mine/sub-01/fmap/sub-01'
+
+    def make(dataset):
+        (dataset.root / 'sub-01').mkdir(exist_ok=True)
+        for name in ('fieldmap', *(['magnitude'] if magnitude else []), *others):
+            dataset.write_image(dataset.root / f'{root}_{name}.nii.gz')
+        dataset.write_json(dataset.root / f'{root}_fieldmap.json', metadata)
+
+    return make
+
+
+HERTZ = {'Units': 'Hz', 'MagneticFieldStrength': 3}
+GIVEN = ('--field', 'derivatives', '-d', '{root}/derivatives/mine')
 FINER = np.diag([1.0, 1.0, 1.0, 1.0])
 
 
@@ -284,6 +299,17 @@ def many_runs(dataset):
 
 
 FIRST = f'{ANAT}/sub-01_echo-1_part-mag_MEGRE'
+
+
+def channels(name, word):
+    """A case of the channels of a coil, by a word in the names of the images."""
+    return case(
+        name,
+        run(f'sub-01_{word}'),
+        f'{ANAT}/sub-01_{word}_echo-1_part-mag_MEGRE.nii.gz: 6 images, this is the first: is one '
+        'channel of a coil, by its name: combine the channels first',
+    )
+
 
 REFUSED = [
     # Discovery
@@ -421,6 +447,23 @@ REFUSED = [
         'has the shape (4, 5, 6, 3); each echo is one 3D image, or all echoes are one 4D image '
         'without an echo entity',
     ),
+    case(
+        'channels-of-a-coil-along-the-fourth-axis',
+        both(plain, images(shape=(*SHAPE, 32))),
+        'has the shape (4, 5, 6, 32); each echo is one 3D image',
+        'If volumes are the channels of a coil, combine the channels first, magnitude and phase '
+        'together, for example with mcpc3ds of mritools (MCPC-3D-S, beside ROMEO)',
+    ),
+    case(
+        'channels-and-echoes-along-the-fourth-axis',
+        four_dimensional([0.004, 0.008, 0.012], shape=(*SHAPE, 96)),
+        'has 96 volumes and 3 echo times',
+        'If volumes are the channels of a coil, combine the channels first',
+    ),
+    channels('channels-of-a-coil-by-coil', 'coil-01'),
+    channels('channels-of-a-coil-by-ch', 'ch-1'),
+    channels('channels-of-a-coil-by-rec', 'rec-uncombined'),
+    channels('channels-of-a-coil-by-a-word', 'coil'),
     case(
         'five-dimensions',
         both(plain, images(shape=(*SHAPE, 1, 2))),
@@ -670,6 +713,32 @@ REFUSED = [
         '{root}/MEGRE.json',
         'is not a readable JSON file',
     ),
+    # A field that is given
+    case(
+        'field-without-units',
+        given({'MagneticFieldStrength': 3}),
+        'sub-01_fieldmap.nii.gz: Units None are not one of ppm, Hz, rad/s, T: write them',
+        options=GIVEN,
+    ),
+    case(
+        'field-without-field-strength',
+        given({'Units': 'Hz'}),
+        'sub-01_fieldmap.nii.gz: has no MagneticFieldStrength: add it to a sidecar, or give '
+        '--field-strength TESLA',
+        options=GIVEN,
+    ),
+    case(
+        'field-without-magnitude',
+        given(HERTZ, magnitude=False),
+        'sub-01_fieldmap.nii.gz: --field derivatives: no _magnitude of this run, on its grid',
+        options=GIVEN,
+    ),
+    case(
+        'field-with-a-prior-of-r2star',
+        given(HERTZ),
+        'has no R2starmap beside it, and --prior r2prime is made of R2*: add it',
+        options=(*GIVEN, '--prior', 'r2prime'),
+    ),
     # Masks and labels
     case(
         'tissue-missing',
@@ -788,7 +857,8 @@ REFUSED = [
             plain,
             image('derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz', shape=(5, 5, 5)),
         ),
-        'sub-01_desc-brain_mask.nii.gz: mask not used: shape (5, 5, 5) differs from (4, 5, 6)',
+        'sub-01_desc-brain_mask.nii.gz has the code 2, not 1',
+        'shape (5, 5, 5) differs from (4, 5, 6)',
         options=('--mask', 'derivatives', '-d', '{root}/derivatives/seg'),
     ),
     case(
@@ -933,8 +1003,20 @@ USAGE = [
     case(
         'mask-file-missing',
         plain,
-        '--mask: no such file: {root}/mask.nii.gz; give a file, auto or derivatives',
+        '--mask: no such file: {root}/mask.nii.gz; give a file or one of auto, derivatives',
         options=('--mask', '{root}/mask.nii.gz'),
+    ),
+    case(
+        'field-of-derivatives-without-folders',
+        plain,
+        '--field derivatives needs folders to look in: give them with -d/--derivatives',
+        options=('--field', 'derivatives'),
+    ),
+    case(
+        'field-of-the-output-folder',
+        both(plain, lambda dataset: Path('out').mkdir()),
+        'is one of -d/--derivatives, and its fields would be written over while they are read',
+        options=('--field', 'derivatives', '-d', 'out'),
     ),
     case(
         'mask-of-derivatives-without-folders',
@@ -988,10 +1070,134 @@ def test_usage(case, app, dataset):
     assert status == 2
     (line,) = said.splitlines()
     check(case.said, line, dataset.root)
-    assert not Path('out').exists()
+    assert not list(Path().glob('out/*'))
 
+
+def called(name, suffixes=('.nii.gz', '.json')):
+    """An image and its sidecar of this name, in the first participant's folder."""
+
+    def make(dataset):
+        path = dataset.root / 'sub-01' / name
+        dataset.write_image(path.parent / 'x.nii.gz').rename(f'{path}{suffixes[0]}')
+        dataset.write_json(path.parent / f'{path.name}.json', {'EchoTime': 0.004})
+
+    return make
+
+
+def look_alike(name, path, reason, target, images=('.nii.gz',)):
+    """A case of one image that looks like an echo: why it is left out, and its right name."""
+    return case(
+        name,
+        called(path, images),
+        'nothing to do',
+        f'sub-01/{path}{images[0]}: {reason}. As a gradient echo it should be '
+        f'sub-01/anat/{target}.nii.gz, and its sidecar alike',
+    )
+
+
+SUFFIX = 'is not _MEGRE or _T2starw'
+FOLDER = 'not in a folder anat or swi, where BIDS has such images'
+PART = 'the part is not written part-mag, part-phase, part-real or part-imag'
+LOOK_ALIKES = [
+    look_alike(
+        'look-alike-dot-in-a-label',
+        'anat/sub-01_acq-0.8mm_echo-1_part-mag_MEGRE',
+        'label "0.8mm" of acq is not letters and digits',
+        'sub-01_acq-0p8mm_echo-1_part-mag_MEGRE',
+    ),
+    look_alike(
+        'look-alike-hyphen-in-a-label',
+        'anat/sub-01_acq-hi-res_echo-1_MEGRE',
+        'label "hi-res" of acq is not letters and digits',
+        'sub-01_acq-hires_echo-1_MEGRE',
+    ),
+    look_alike(
+        'look-alike-underscore-in-a-label',
+        'anat/sub-01_acq-hi_res_echo-1_part-phase_MEGRE',
+        '"res" is not an entity of BIDS (an underscore in a label?)',
+        'sub-01_acq-hires_echo-1_part-phase_MEGRE',
+    ),
+    look_alike(
+        'look-alike-entity-twice',
+        'anat/sub-01_acq-a_acq-b_echo-1_MEGRE',
+        'acq is there twice',
+        'sub-01_acq-ab_echo-1_MEGRE',
+    ),
+    look_alike(
+        'look-alike-entity-unknown',
+        'anat/sub-01_tech-a_echo-1_MEGRE',
+        '"tech-a" is not an entity of BIDS (an underscore in a label?)',
+        'sub-01_acq-techa_echo-1_MEGRE',
+    ),
+    look_alike(
+        'look-alike-entity-of-other-images',
+        'anat/sub-01_flip-2_mt-on_echo-1_MEGRE',
+        'echoes have no flip and no mt in their names',
+        'sub-01_acq-flip2mton_echo-1_MEGRE',
+    ),
+    look_alike(
+        'look-alike-mpm',
+        'anat/sub-01_acq-T1w_echo-1_flip-20_mt-off_part-phase_MPM',
+        f'echoes have no flip and no mt in their names; suffix _MPM {SUFFIX}',
+        'sub-01_acq-T1wflip20mtoff_echo-1_part-phase_MEGRE',
+    ),
+    look_alike(
+        'look-alike-gre', 'anat/sub-01_echo-1_GRE', f'suffix _GRE {SUFFIX}', 'sub-01_echo-1_MEGRE'
+    ),
+    look_alike('look-alike-case', 'anat/sub-01_megre', f'suffix _megre {SUFFIX}', 'sub-01_MEGRE'),
+    look_alike(
+        'look-alike-t1w-phase',
+        'anat/sub-01_part-phase_T1w',
+        f'suffix _T1w {SUFFIX}',
+        'sub-01_part-phase_T2starw',
+    ),
+    look_alike(
+        'look-alike-part-as-suffix', 'anat/sub-01_MEGRE_ph', PART, 'sub-01_part-phase_MEGRE'
+    ),
+    look_alike(
+        'look-alike-words-of-converters',
+        'anat/sub-01_run-1_e2_ph',
+        f'the echo is not written echo-<number>; {PART}; suffix {SUFFIX}',
+        'sub-01_run-1_echo-2_part-phase_MEGRE',
+    ),
+    look_alike(
+        'look-alike-without-participant',
+        'anat/echo-1_part-mag_MEGRE',
+        'the name does not begin with sub-01',
+        'sub-01_echo-1_part-mag_MEGRE',
+    ),
+    look_alike(
+        'look-alike-series',
+        'func/sub-01_task-rest_echo-1_part-phase_bold',
+        f'suffix _bold {SUFFIX}; of a series one volume an echo would do; {FOLDER}',
+        'sub-01_task-rest_echo-1_part-phase_MEGRE',
+    ),
+    look_alike(
+        'look-alike-field-map',
+        'fmap/sub-01_phase2',
+        f'the echo is not written echo-<number>; {PART}; suffix {SUFFIX}; {FOLDER}',
+        'sub-01_echo-2_part-phase_MEGRE',
+    ),
+    look_alike('look-alike-folder', 'func/sub-01_echo-1_MEGRE', FOLDER, 'sub-01_echo-1_MEGRE'),
+    look_alike('look-alike-no-folder', 'sub-01_echo-1_MEGRE', FOLDER, 'sub-01_echo-1_MEGRE'),
+    look_alike(
+        'look-alike-format',
+        'anat/sub-01_echo-1_part-mag_MEGRE',
+        '.mgz is not .nii or .nii.gz: convert it',
+        'sub-01_echo-1_part-mag_MEGRE',
+        ('.mgz',),
+    ),
+]
 
 NOTHING = [
+    case(
+        'field-missing',
+        both(plain, lambda dataset: (dataset.root / 'derivatives/mine').mkdir(parents=True)),
+        'nothing to do: the derivatives have no total field (_fieldmap)',
+        'skipped: sub-01: sub-01: no _fieldmap in the folders of -d',
+        options=GIVEN,
+    ),
+    *LOOK_ALIKES,
     case(
         'no-multi-echo-images',
         image(f'{ANAT}/sub-01_T1w.nii.gz'),
@@ -1032,6 +1238,27 @@ ROW = 'sub-01 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels'
 
 ACCEPTED = [
     case(
+        'field-given',
+        given(HERTZ),
+        'sub-01 field 4x5x6 none 3 auto contrast(magnitude)+shape none none none labels',
+        'derivatives/mine/sub-01/fmap/sub-01_magnitude.nii.gz',
+        options=GIVEN,
+    ),
+    case(
+        'field-given-with-two-magnitudes',
+        given(HERTZ, 'magnitude1'),
+        'sub-01 field 4x5x6 none 3 auto contrast(magnitude)+shape',
+        'sub-01_magnitude1.nii.gz: magnitude not used: {root}/derivatives/mine/sub-01/fmap/',
+        options=GIVEN,
+    ),
+    case(
+        'field-given-with-r2star',
+        given(HERTZ, 'R2starmap', 'desc-local_fieldmap'),
+        'sub-01 field 4x5x6 none 3 auto contrast+shape none median none labels',
+        'is not a total field by its name (desc-local): that has no desc, or desc-total',
+        options=GIVEN,
+    ),
+    case(
         'tissue-on-the-grid',
         both(plain, tissue('desc-aseg_dseg', CLASSES)),
         '4 to 12 3 auto contrast+tissue+shape 3 of dseg median 3 nothing',
@@ -1048,6 +1275,26 @@ ACCEPTED = [
         'warning: sub-01: {root}/derivatives/seg/sub-01/anat/',
         'a head that moved between the two images is not put right',
         options=TISSUE,
+    ),
+    case(
+        'mask-of-derivatives-without-asking',
+        both(plain, image(f'{SEG}_desc-brain_mask.nii.gz'), image(f'{SEG}_desc-x_mask.nii.gz')),
+        '4 to 12 3 sub-01_desc-brain_mask.nii.gz contrast+shape',
+        'desc-x is not that of a brain; give --mask derivatives or --mask FILE',
+        options=('-d', '{root}/derivatives/seg'),
+    ),
+    case(
+        'mask-in-the-space-of-the-t1w-image',
+        both(
+            plain,
+            image(f'{SEG}_desc-brain_mask.nii.gz', shape=(9, 10, 12), affine=FINER),
+            image(f'{SEG}_space-MNI152NLin6Asym_desc-brain_mask.nii.gz', shape=(9, 10, 12)),
+            coordinates('**/*.nii.gz', 1),
+        ),
+        '4 to 12 3 sub-01_desc-brain_mask.nii.gz, resampled contrast+shape',
+        'a head that moved between the two images is not put right',
+        'skipped: sub-01: {root}/derivatives/seg/sub-01/anat/sub-01_space-MNI152NLin6Asym',
+        options=('-d', '{root}/derivatives/seg'),
     ),
     case(
         'tissue-of-shares',
@@ -1152,6 +1399,30 @@ ACCEPTED = [
         'warning: sub-01: ',
         'part-mag_MEGRE.json: is not UTF-8, as JSON is (byte 0xfc at ',
         'it was read as latin-1: save it as UTF-8',
+    ),
+    case(
+        'run-padded-unevenly',
+        both(
+            run('sub-01_run-1'),
+            pad('run-1', 'run-01', 'phase'),
+            image(f'{ANAT}/sub-01_run-001_R2map.nii.gz'),
+        ),
+        'sub-01_run-1 3 4x5x6 4 to 12 3 auto contrast+shape none sub-01_run-001_R2map.nii.gz',
+        options=('--r2', 'map'),
+    ),
+    case(
+        'channels-of-a-coil-beside-their-combination',
+        both(plain, run('sub-01_coil-1'), run('sub-01_coil-2')),
+        ROW,
+        'skipped: sub-01: {root}/sub-01/anat/sub-01_coil-1_echo-1_part-mag_MEGRE.nii.gz: 12 '
+        'images, this is the first: is one channel of a coil, by its name',
+    ),
+    case(
+        'look-alikes-beside-a-run',
+        both(plain, *(called(f'anat/sub-01_acq-0.8mm_echo-{i}_MEGRE') for i in (1, 2))),
+        ROW,
+        'skipped: sub-01: {root}/sub-01/anat/sub-01_acq-0.8mm_echo-1_MEGRE.nii.gz: 2 images, this '
+        'is the first: label "0.8mm" of acq is not letters and digits',
     ),
     case('echoes-padded-unevenly', both(plain, pad('echo-2', 'echo-02', 'mag')), ROW),
     case(
@@ -1343,6 +1614,13 @@ ACCEPTED = [
         ROW,
         'warning: sub-01: ',
         'labels not used: shape (4, 5, 7) differs from (4, 5, 6)',
+    ),
+    case(
+        'same-images-in-two-runs',
+        lambda dataset: [dataset.add_run(f'sub-01_run-{i}') for i in (1, 2)],
+        'sub-01_run-2 3 4x5x6 4 to 12 3 auto contrast+shape none median none labels',
+        f'warning: sub-01: {{root}}/{ANAT}/sub-01_run-1_echo-1_part-mag_MEGRE.nii.gz: ',
+        'are also those of sub-01_run-2',
     ),
 ]
 

@@ -172,25 +172,17 @@ def test_disk_full(phantom, first, tmp_path):
     assert checksums(out) == first
 
 
-def test_outputs_get_their_names_when_they_are_whole(tmp_path, monkeypatch):
+def test_outputs_get_their_names_when_they_are_whole(tmp_path):
     """Written under a hidden name beside the destination, and renamed; or gone."""
-    staged = tmp_path / 'staging' / 'map.nii.gz'
-    staged.parent.mkdir(parents=True)
-    staged.write_bytes(b'new')
     target = tmp_path / 'out' / 'sub-01' / 'map.nii.gz'
     target.parent.mkdir(parents=True)
     target.write_bytes(b'old')
-
-    def half(source, temporary):
-        Path(temporary).write_bytes(b'n')
+    with pytest.raises(OSError, match='No space'), files.whole(target) as temporary:  # noqa: PT012
+        temporary.write_bytes(b'n')
         assert target.read_bytes() == b'old'
         raise OSError(28, 'No space left on device')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.shutil, 'copyfile', half)
-        with pytest.raises(OSError, match='No space'):
-            files.copy_atomic(staged, target)
     assert [path.name for path in target.parent.iterdir()] == ['map.nii.gz']
     assert target.read_bytes() == b'old'
-    files.copy_atomic(staged, target)
+    with files.whole(target) as temporary:
+        temporary.write_bytes(b'new')
     assert target.read_bytes() == b'new'

@@ -1,5 +1,6 @@
 """Mask, labels, tissue, R2, contrasts and prior maps of a run."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from inputs import find, names, only_problem
@@ -113,7 +114,8 @@ def test_mask_of_derivatives(dataset, tmp_path):
     off = dataset.write_image(anat / 'sub-01_ses-a_desc-brain_mask.nii.gz', shape=(4, 5, 7))
     problem = only_problem(dataset, **given)
     assert 'no _mask of this run, on its grid' in problem.message
-    assert f'{off}: mask not used: shape (4, 5, 7) differs from (4, 5, 6)' in problem.message
+    assert f'{off}: mask not used: the affine of {off.name} has the code 2' in problem.message
+    assert 'shape (4, 5, 7) differs from (4, 5, 6)' in problem.message
     body = dataset.write_image(anat / 'sub-01_ses-a_desc-body_mask.nii.gz')
     (run,), (note,) = find(dataset.root, **given)
     assert (run.mask, note.kind) == (str(body), 'warning')
@@ -123,7 +125,71 @@ def test_mask_of_derivatives(dataset, tmp_path):
     filters = {'mask': {'description': 'body'}}
     (run,), problems = find(dataset.root, **given, filters=filters)
     assert (run.mask, problems) == (str(body), [])
-    assert find(dataset.root, derivatives=derivatives)[0][0].mask is None
+    (run,), (note,) = find(dataset.root, derivatives=derivatives)  # without being asked for
+    assert (run.mask, note.file, note.kind) == (str(brain), str(body), 'skipped')
+    assert 'desc-body is not that of a brain' in note.message
+    for word in ('object', 'brain'):
+        assert find(dataset.root, derivatives=derivatives, mask=word)[0][0].mask is None
+
+
+def in_scanner_space(dataset, path, **keywords):
+    """An image whose affine is that of the scanner."""
+    image = nib.load(dataset.write_image(path, **keywords))
+    image.set_sform(image.affine, 1)
+    image.set_qform(image.affine, 1)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
+    return path
+
+
+FINE = {'shape': (9, 10, 12), 'affine': np.eye(4)}
+
+
+def test_mask_of_an_anatomical_image(dataset):
+    """fMRIPrep's: in the space of the T1w image, of the acquisition of that, beside others."""
+    anat = dataset.add_run('sub-01_ses-a_acq-gre_run-2')
+    for path in anat.glob('*.nii.gz'):
+        in_scanner_space(dataset, path)
+    root = dataset.root / 'derivatives/fmriprep'
+    folder = root / 'sub-01/ses-a'
+    stems = {
+        'brain': 'anat/sub-01_ses-a_acq-mprage_run-1_desc-brain_mask',
+        'template': 'anat/sub-01_ses-a_space-MNI152NLin2009cAsym_desc-brain_mask',
+        'ribbon': 'anat/sub-01_ses-a_desc-ribbon_mask',
+        'bold': 'func/sub-01_ses-a_task-rest_space-T1w_desc-brain_mask',
+        'sibling': 'anat/sub-01_ses-a_space-T2w_desc-brain_mask',
+    }
+    paths = {
+        key: in_scanner_space(dataset, folder / f'{stem}.nii.gz', **FINE)
+        for key, stem in stems.items()
+    }
+    # On the grid of this run, and of another by its name.
+    other = in_scanner_space(dataset, folder / 'anat/sub-01_ses-a_run-1_desc-brain_mask.nii.gz')
+    (run,), notes = find(dataset.root, derivatives={'f': root})
+    assert (run.mask, run.mask_resampled) == (str(paths['brain']), True)
+    said = {note.file: note for note in notes}
+    assert set(said) == {*map(str, paths.values()), str(other)}
+    assert 'a head that moved' in said[str(paths['brain'])].message
+    left = [note for file, note in said.items() if file != run.mask]
+    assert {note.kind for note in left} == {'skipped'}
+    assert 'space-MNI152NLin2009cAsym' in said[str(paths['template'])].message
+    assert 'of another acquisition' in said[str(paths['bold'])].message
+    assert 'of another acquisition' in said[str(other)].message
+    own = in_scanner_space(dataset, folder / 'anat/sub-01_ses-a_acq-gre_run-2_mask.nii.gz')
+    filters = {'mask': {'description': None}}
+    (run,), _ = find(dataset.root, derivatives={'f': root}, filters=filters)
+    assert (run.mask, run.mask_resampled) == (str(own), False)
+
+
+def test_mask_of_a_template_is_never_used(dataset):
+    """Not even on the grid of the run."""
+    dataset.add_run()
+    root = dataset.root / 'derivatives/f'
+    name = 'sub-01/anat/sub-01_space-MNI152NLin6Asym_desc-brain_mask.nii.gz'
+    dataset.write_image(root / name)
+    (run,), (note,) = find(dataset.root, derivatives={'f': root})
+    assert (run.mask, note.kind) == (None, 'skipped')
+    problem = only_problem(dataset, derivatives={'f': root}, mask='derivatives')
+    assert 'space-MNI152NLin6Asym is not the coordinates of the scanner' in problem.message
 
 
 def test_mask_file(dataset, tmp_path):

@@ -88,7 +88,11 @@ def test_what_is_left_out_is_told(dataset):
     runs, problems = find(dataset.root, session_label=['a'])
     assert [run.label for run in runs] == ['sub-01_ses-a']
     assert [(p.kind, p.message) for p in problems] == [
-        ('skipped', 'not in a folder anat or swi, where BIDS has such images'),
+        (
+            'skipped',
+            'not in a folder anat or swi, where BIDS has such images. As a gradient echo it '
+            'should be sub-01/ses-a/anat/sub-01_ses-a_echo-1_MEGRE.nii.gz, and its sidecar alike',
+        ),
         (
             'skipped',
             '4 images, this is the first: not among the sessions of --session-label',

@@ -37,7 +37,7 @@ from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
-from precondqsm_bids.numerics.shape_mask import shape_mask
+from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.outputs.sidecars import reference_of
 
@@ -118,7 +118,7 @@ def run(interface, tmp_path, **inputs):
     outputs = interface(**inputs).run(cwd=str(folder)).outputs.get()
     result = {}
     for name, value in outputs.items():
-        if isinstance(value, str) and value.endswith('.nii.gz'):
+        if isinstance(value, str) and value.endswith(('.nii', '.nii.gz')):
             image = nb.load(value)
             assert value.startswith(str(folder))
             assert image.shape == STORED.shape
@@ -146,7 +146,17 @@ def test_shape_mask(data, tmp_path):
     assert (
         result['record']['roi_voxels'] == shape_mask(first, voxel_size=VOXEL_SIZE).roi_mask.sum()
     )
-    assert result['record']['mask'] == 'auto'
+    assert result['record']['mask'] == 'object'
+
+
+def test_brain_is_found_where_it_is_asked_for(data, tmp_path):
+    first = data.magnitude[..., 0]
+    file = data.file('magnitude', first)
+    result = run(interfaces.ShapeMask, tmp_path, magnitude=file, inside='brain')
+    region = region_of_interest(first, VOXEL_SIZE, 'brain')
+    assert_same(result, region, ('roi_mask', 'shape_chi'))
+    assert result['record'] == region.record
+    assert result['record']['mask'] == 'brain'
 
 
 def test_mask_restricts_the_region_of_interest(data, tmp_path):
@@ -939,6 +949,7 @@ def test_estimate_is_the_same_without_files(data, tmp_path):
     combined = np.sqrt(np.sum(data.magnitude**2, axis=-1))
     arrays = {'r2star': data.r2star, 'magnitude': data.magnitude[..., 0]}
     arrays |= {'combined_magnitude': combined, 'reliable': data.sd < 0.018}
+    arrays |= {'r2star_sd': 0.1 * data.r2star, 'magnitude_sd': 0.1 * combined}
     settings = {'free_voxels': True, 'iterations': 10}
     files = {name: data.file(name, array) for name, array in arrays.items()}
     files |= {'total_field': data.file('field'), 'field_sd': data.file('sd')}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes, affine_along
+from precondqsm_bids.interfaces.volumes import stated_b0
 from precondqsm_bids.numerics.dipole import b0_direction
 
 AFFINE = np.diag([-2.0, 2.0, 3.0, 1.0])
@@ -49,7 +50,7 @@ def test_real_and_imaginary_parts(signal, write, tmp_path):
     result = outputs(tmp_path, **parts)
     np.testing.assert_allclose(stack(result.magnitude), np.abs(signal), rtol=1e-6)
     np.testing.assert_allclose(stack(result.phase), np.angle(signal), atol=1e-6)
-    assert result.phase[1].endswith('/echo-1_part-phase_MEGRE.nii.gz')
+    assert result.phase[1].endswith('/echo-1_part-phase_MEGRE.nii')
     np.testing.assert_array_equal(nib.load(result.phase[0]).affine, AFFINE)
 
 
@@ -117,3 +118,12 @@ def test_one_echo_stays_a_list(signal, write, tmp_path):
     assert isinstance(result.magnitude, list)
     assert isinstance(result.phase, list)
     assert len(result.magnitude) == len(result.phase) == 1
+
+
+def test_a_given_field_gets_the_stated_direction_of_b0(signal, write, tmp_path):
+    magnitude, field = write('m', np.abs(signal[..., 0])), write('f', signal.real[..., 0])
+    result = outputs(tmp_path, magnitude=[magnitude], field=field, r2star=field, b0_dir=[0, 1, 0])
+    np.testing.assert_array_equal(stack(result.magnitude)[..., 0], nib.load(magnitude).get_fdata())
+    for path in (result.field, result.r2star, *result.magnitude):
+        assert stated_b0(nib.load(path).header).tolist() == [0, 1, 0]
+    np.testing.assert_array_equal(nib.load(result.field).get_fdata(), nib.load(field).get_fdata())

@@ -1,9 +1,12 @@
 """Segmentations on the grid of a run: as they are, or resampled by their affines."""
 
+from pathlib import Path
+
 import nibabel as nb
 import numpy as np
 import pytest
 
+from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 
 GRID = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -60,6 +63,18 @@ def test_labels_on_another_grid_take_the_nearest(tmp_path, grid):
     path = save(tmp_path / 'dseg.nii.gz', label(where(shape, affine)), affine)
     found = tissue(tmp_path, segmentation=[path], grid=grid, **LABELS)
     np.testing.assert_array_equal(found, np.where(label(where(SHAPE, GRID)) == 42, 2, 1))
+
+
+def test_mask_on_another_grid_takes_the_nearest(tmp_path, grid):
+    """Under the name that it had, which the record shows."""
+    shape, affine = finer()
+    path = save(tmp_path / 'a_mask.nii.gz', (where(shape, affine)[..., 0] > 4.9) * 1.0, affine)
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    found = MaskOnGrid(mask=path, grid=grid).run(cwd=str(folder)).outputs.mask
+    assert Path(found).name.partition('.')[0] == 'a_mask'
+    expected = where(SHAPE, GRID)[..., 0] > 4.9
+    np.testing.assert_array_equal(nb.load(found).get_fdata(), expected)
 
 
 def test_shares_on_another_grid_are_linear(tmp_path, grid):

@@ -12,6 +12,7 @@ from precondqsm_bids.numerics.dipole import (
     PrismConvolution,
     b0_direction,
     bounding_box,
+    cyclic_prism_kernel,
     dipole_kernel,
     forward_field,
     prism_kernel,
@@ -164,6 +165,31 @@ def test_prism_kernel_at_its_own_voxel(voxel_size, axis):
     solid_angle = 8 * np.arctan(width * height / (length * diagonal))
     own = prism_kernel((2, 2, 2), voxel_size, np.eye(3)[axis])[0, 0, 0]
     assert own == pytest.approx(1 / 3 - solid_angle / (4 * np.pi), abs=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(16, 15, 14), (12, 14, 9)])
+@pytest.mark.parametrize('voxel_size', [(1.0, 1.0, 1.0), (0.7, 1.0, 1.6)])
+def test_cyclic_kernel_is_that_of_voxels_repeated_without_end(shape, voxel_size):
+    """The voxel in closed form, and its repetitions as point dipoles, cells within a ball.
+
+    What lies beyond the ball has no field but a constant, and D(0) = 0 takes that off.
+    """
+    kernel = fft.irfftn(cyclic_prism_kernel(shape, voxel_size, OBLIQUE), s=shape)
+    own = prism_kernel(tuple(n // 2 + 1 for n in shape), voxel_size, OBLIQUE)
+    h, cell = np.array(voxel_size), np.array(shape) * voxel_size
+    reach = 7 * cell.max()
+    counts = [range(-int(reach / c), int(reach / c) + 1) for c in cell]
+    cells = np.array(list(itertools.product(*counts)))
+    images = cells[cells.any(axis=1)] * cell
+    images = images[np.linalg.norm(images, axis=1) < reach]
+    found, expected = [], []
+    for offset in [(0, 0, 0), (1, 0, 0), (0, 0, 1), (2, 1, 3), (5, 5, 4), (5, 0, 0), (-4, 2, -3)]:
+        far = point_dipole(np.array(offset) * h - images, OBLIQUE).sum() * np.prod(h)
+        expected.append(own[offset] + far)
+        found.append(kernel[offset])
+    difference = np.array(found) - expected
+    np.testing.assert_allclose(difference - difference.mean(), 0, atol=2e-4)
+    assert abs(difference.mean()) < 1e-3
 
 
 @pytest.mark.parametrize('shape', [(3, 4, 5), (1, 4, 2), (2, 1, 1)])
@@ -347,7 +373,7 @@ def test_singular_affine_says_so_without_warnings():
 
 @pytest.mark.parametrize('b0_dir', [(0, 0, 0), (0, 1), (np.nan, 0, 1)])
 def test_bad_direction(b0_dir):
-    for function in (dipole_kernel, prism_kernel):
+    for function in (dipole_kernel, prism_kernel, cyclic_prism_kernel):
         with pytest.raises(ValueError, match='b0_dir'):
             function((4, 4, 4), (1, 1, 1), b0_dir)
 

@@ -655,3 +655,17 @@ def test_one_echo_refuses(change, words):
     }
     with pytest.raises(ValueError, match=words):
         field_of_one_echo(**given | change)
+
+
+# --- standard deviation of R2* and of the magnitude --------------------------------------------
+
+
+@pytest.mark.parametrize('te', [ABSTRACT, SHORT, UNEVEN, ABSTRACT[:2]])
+@pytest.mark.parametrize('r2star', [20.0, 120.0])
+def test_deviation_of_r2star_is_that_of_repeated_noise(te, r2star):
+    """Scatter of R2* over the voxels of an object of one rate, over what is said of it."""
+    clean = signal(te, 0.03 * X, r2star, s0=100.0)
+    result = fit(noisy(clean, 1.0), te, noise_sd=1.0)
+    departure = (result.r2star - r2star)[MASK] / result.r2star_sd[MASK]
+    assert np.std(departure) == pytest.approx(1, abs=0.08)
+    assert result.magnitude_sd[MASK] == pytest.approx(1, rel=1e-5)

@@ -10,6 +10,7 @@ from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.object_search import without_spikes
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
@@ -17,7 +18,7 @@ from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
 from precondqsm_bids.numerics.prior.tissue import tissue_parcels
 from precondqsm_bids.numerics.recombination import recombine
-from precondqsm_bids.numerics.shape_mask import _without_spikes, shape_mask
+from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
 
 X = np.stack(np.indices((22, 22, 22))) - 10.5
@@ -108,7 +109,7 @@ def test_a_spike_does_not_hide_the_object(place, spikes):
 
 def test_what_has_no_spike_keeps_its_bits():
     head = (ONE * (1 + (X[0] > 0)) + 8.5 * (np.abs(X).max(0) < 2)).astype(np.float32)
-    assert _without_spikes(head) is head
+    assert without_spikes(head) is head
 
 
 def test_hardly_any_noise_is_no_reason_to_refuse_a_field():

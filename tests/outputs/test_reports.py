@@ -3,7 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import matplotlib as mpl
 import nibabel as nb
@@ -12,12 +11,11 @@ import pytest
 import scipy.linalg
 from matplotlib.figure import Figure
 
-from precondqsm_bids.interfaces import figures as nodes
-from precondqsm_bids.interfaces.figures import LCurveFigure, MapFigures, RunSummary
+from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.outputs import figures, report, slices, wording
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
 from precondqsm_bids.outputs.record import report_rows
-from precondqsm_bids.outputs.report import write_report
+from precondqsm_bids.outputs.report import Account, write_report
 from precondqsm_bids.outputs.slices import choose_slices
 from precondqsm_bids.outputs.tables import read_table
 
@@ -101,6 +99,35 @@ def save(folder, name, data, affine):
     return str(path)
 
 
+def write(maps, tmp_path, **inputs):
+    """Write the derivatives of maps; their folder of figures."""
+    given = {'record': {}, 'stems': {'anat': 'sub-01'}, 'folder': 'sub-01'} | inputs
+    facts = {'sources': [], 'echo_times': [0.004], 'field_strength': 3.0}
+    derivatives.Derivatives(base_directory=str(tmp_path), facts=facts, **maps, **given).run(
+        cwd=tmp_path
+    )
+    return tmp_path / 'sub-01' / 'figures'
+
+
+def figures_of(maps, tmp_path, monkeypatch):
+    """Figures by their desc."""
+    drawn = {}
+
+    def keep(figure, path):
+        drawn[path.name.split('desc-')[1].split('_')[0]] = figure
+
+    monkeypatch.setattr(derivatives, 'save', keep)
+    write(maps, tmp_path)
+    return drawn
+
+
+def zeros(tmp_path, affine):
+    """Files of the maps that a run has, in a grid: nothing inside, all of it object."""
+    nothing = save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine)
+    mask = save(tmp_path, 'mask', np.ones(SHAPE, np.uint8), affine)
+    return dict.fromkeys(slices.DRAWN, nothing) | {'shape_mask': mask, 'roi_mask': mask}
+
+
 def test_slices_go_through_the_label_that_differs_most():
     labels = np.ones(SHAPE, int)
     labels[5:8, 10:13, 4:9] = 2
@@ -132,46 +159,30 @@ def test_object_on_the_right_is_drawn_on_the_right_however_it_is_stored(
         )
     )
     chi[block] = 1
-    mask = np.ones(SHAPE, np.uint8)
-    maps = dict.fromkeys(
-        ('prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field', 'r2star'),
-        save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine),
-    )
+    maps = zeros(tmp_path, affine)
     maps['precond_chi'] = maps['magnitude'] = save(tmp_path, 'chi', chi, affine)
-    maps['shape_mask'] = maps['roi_mask'] = save(tmp_path, 'mask', mask, affine)
     maps['labels'] = save(tmp_path, 'labels', (1 + (chi > 0)).astype(np.uint8), affine)
-    drawn = {}
-    monkeypatch.setattr(
-        nodes, 'save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
-    )
-    MapFigures(**maps).run(cwd=tmp_path)
-    coronal, axial = (axes.images[0] for axes in drawn['comparison.png'].axes[:2])
+    drawn = figures_of(maps, tmp_path, monkeypatch)
+    coronal, axial = (axes.images[0] for axes in drawn['comparison'].axes[:2])
     for image, height in ((coronal, SHAPE[2]), (axial, SHAPE[1])):
         assert image.origin == 'lower'
         assert tuple(image.get_extent()) == (0, 40, 0, 2 * height)
         row, column = (values.mean() for values in np.nonzero(image.get_array() == 1))
         assert column == SHAPE[0] - 5
         assert row == height - 5
-    texts = [t.get_text() for t in drawn['comparison.png'].axes[0].texts]
-    left = drawn['comparison.png'].axes[0].texts[texts.index('L')]
+    texts = [t.get_text() for t in drawn['comparison'].axes[0].texts]
+    left = drawn['comparison'].axes[0].texts[texts.index('L')]
     assert left.get_position()[0] < 0.1
 
 
 def test_grey_scale_is_shared_and_symmetric(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     affine = np.eye(4)
-    names = (
-        'precond_chi', 'conventional_chi', 'prior_chi', 'residual_chi', 'total_field',
-        'flattened_field', 'local_field', 'r2star', 'magnitude',
-    )  # fmt: skip
-    maps = {n: save(tmp_path, n, rng.normal(size=SHAPE).astype('f4'), affine) for n in names}
-    maps['shape_mask'] = maps['roi_mask'] = save(tmp_path, 'm', np.ones(SHAPE, 'u1'), affine)
-    drawn = {}
-    monkeypatch.setattr(
-        nodes, 'save', lambda figure, path: drawn.setdefault(path.name, figure) and __file__
-    )
-    MapFigures(**maps).run(cwd=tmp_path)
-    axes = drawn['comparison.png'].axes
+    names = ('precond_chi', 'conventional_chi')
+    maps = zeros(tmp_path, affine)
+    maps |= {n: save(tmp_path, n, rng.normal(size=SHAPE).astype('f4'), affine) for n in names}
+    drawn = figures_of(maps, tmp_path, monkeypatch)
+    axes = drawn['comparison'].axes
     titles = [a.get_title() for a in axes[:3]]
     assert titles == ['conventional', 'preconditioned', 'difference']
     conventional, precond, difference = (a.images[0].get_clim() for a in axes[:3])
@@ -198,9 +209,9 @@ def test_l_curve_marks_the_weight_that_was_used_on_the_curve():
 
 def test_no_l_curve_is_said_in_words(tmp_path):
     assert 'No L-curve' in draw_l_curves({}).get_suptitle()
-    result = LCurveFigure(l_curve={'reg_weight': 0.2, 'reg_weights': []}).run(cwd=tmp_path)
-    with open(result.outputs.out_file) as stream:
-        assert '<svg' in stream.read()
+    curve = {'reg_weight': 0.2, 'reg_weights': []}
+    folder = write(zeros(tmp_path, np.eye(4)), tmp_path, l_curve=curve)
+    assert '<svg' in (folder / 'sub-01_desc-lcurve_Chimap.svg').read_text()
 
 
 def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
@@ -216,7 +227,7 @@ def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
 
 
 def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
-    page = write_report(output_dir, 'sub-01', boilerplate='Fields were fitted [@liu2013].')
+    page = write_report(output_dir, 'sub-01', Account(boilerplate='Fitted [@liu2013].'))
     assert page == output_dir / 'sub-01.html'
     text = page.read_text()
     targets = Loads(text).targets
@@ -231,7 +242,9 @@ def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
 
 
 def test_report_says_the_numbers(output_dir):
-    text = write_report(output_dir, '01', boilerplate='Fitted [@liu2013; @liu2011].').read_text()
+    text = write_report(
+        output_dir, '01', Account(boilerplate='Fitted [@liu2013; @liu2011].')
+    ).read_text()
     for number in ('3 T Philips', '3 (2:3:8 ms)', '64 × 64 × 53', '0.1234 (l-curve)', '12.5°'):
         assert number in text
     assert 'roi-mean: 0.0567 ppm subtracted' in text
@@ -247,7 +260,7 @@ def test_report_says_the_numbers(output_dir):
 
 def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
     (output_dir / 'sub-01/figures' / f'{RUNS[0]}_{FIGURES[0].name}').unlink()
-    text = write_report(output_dir, '01', runs=RUNS).read_text()
+    text = write_report(output_dir, '01', Account(runs=RUNS)).read_text()
     assert f'This figure (<code>{RUNS[0]}_{FIGURES[0].name}</code>) is missing' in text
     missing = text[text.index(f'<section id="{RUNS[1]}">') :]
     assert 'its reconstruction did' in missing
@@ -258,15 +271,28 @@ def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
 def test_crash_files_are_shown_escaped(output_dir, tmp_path):
     crash = tmp_path / 'crash-echo_fit.txt'
     crash.write_text('Node: echo_fit\nOSError: <truncated> file')
-    text = write_report(output_dir, '01', crash_files=[crash]).read_text()
+    crashes = {str(crash): 'echo_fit: <truncated>'}
+    text = write_report(output_dir, '01', Account(crash_files=crashes)).read_text()
     assert '1 step\n  failed' in text
-    assert 'crash-echo_fit.txt' in text
-    assert 'OSError: &lt;truncated&gt; file' in text
+    errors = text[text.index('<section id="errors">') :]
+    heading, _, folded = errors.partition('<details>')
+    assert '<h3>echo_fit: &lt;truncated&gt;</h3>' in heading
+    assert 'crash-echo_fit.txt' not in heading
+    assert 'crash-echo_fit.txt' in folded
+    assert 'OSError: &lt;truncated&gt; file' in folded
+
+
+def test_remarks_on_the_input_are_kept(output_dir):
+    first = write_report(output_dir, '01', Account(notes=['skipped: a_GRE.nii: <suffix>']))
+    assert '<li>skipped: a_GRE.nii: &lt;suffix&gt;</li>' in first.read_text()
+    assert '<li>skipped: a_GRE.nii' in write_report(output_dir, '01').read_text()
+    gone = write_report(output_dir, '01', Account(notes=[]))
+    assert 'on the input' not in gone.read_text()
 
 
 def test_report_can_be_rebuilt_from_disk(output_dir):
-    arguments = {'runs': RUNS, 'command': 'precondqsm_bids a b participant', 'boilerplate': 'How.'}
-    first = write_report(output_dir, '01', **arguments).read_text()
+    account = Account(RUNS, 'precondqsm_bids a b participant', 'How.')
+    first = write_report(output_dir, '01', account).read_text()
     (output_dir / 'sub-01.html').unlink()
     assert write_report(output_dir, '01').read_text() == first
     assert 'precondqsm_bids a b participant' in first
@@ -284,18 +310,23 @@ def test_figures_have_the_same_bytes_each_time(tmp_path):
             figure = Figure()
             with mpl.rc_context(STYLE):
                 figure.subplots().plot([0, 1], [1, 0])
-                files.append(figures.save(figure, tmp_path / f'{i}.{suffix}'))
-        first, second = (Path(f).read_bytes() for f in files)
+                figures.save(figure, tmp_path / f'{i}.{suffix}')
+                files.append(tmp_path / f'{i}.{suffix}')
+        first, second = (f.read_bytes() for f in files)
         assert first == second
 
 
 @pytest.mark.parametrize(
     'region, text',
     [
-        ({'mask': 'auto', 'erosion': 0.0}, 'the object: 90 voxels'),
+        ({'mask': 'object', 'erosion': 0.0}, 'the object: 90 voxels'),
         (
             {'mask': 'm.nii', 'erosion': 1.5},
             'the object inside m.nii, less 1.5 mm of its border (10 voxels): 90 voxels',
+        ),
+        (
+            {'mask': 'object', 'erosion': 0.0, 'volumes': [80.0, 7.25], 'left_out': [2.0]},
+            'the object: 90 voxels in 2 bodies, 80, 7.25 ml; pieces of 2 ml were left out',
         ),
     ],
 )
@@ -316,14 +347,8 @@ def test_page_says_what_the_region_of_interest_is(region, text):
 def test_b0_of_the_report_is_that_of_the_maps_in_a_sheared_grid(tmp_path):
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     affine[0, 2], affine[2, 1] = 0.9, -0.6  # as a gantry tilt leaves it
-    chi = save(tmp_path, 'chi', np.zeros(SHAPE, np.float32), affine)
-    node = RunSummary(
-        run='sub-01',
-        facts={'sources': [], 'echo_times': [0.004], 'field_strength': 3.0},
-        record={},
-        precond_chi=chi,
-    )
-    summary = json.loads(Path(node.run(cwd=tmp_path).outputs.out_file).read_text())
+    folder = write(zeros(tmp_path, affine), tmp_path)
+    summary = json.loads((folder / f'sub-01_{report.SUMMARY}').read_text())
     # the angle by which the nearest rotation of this affine turns the third axis: its polar factor
     linear = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     stretch = scipy.linalg.sqrtm(linear.T @ linear)
@@ -433,8 +458,8 @@ def test_page_without_such_numbers_has_no_such_tables(output_dir):
 
 def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
     curve = {'reg_weight': None, 'reg_weights': [], 'warnings': ['zero']}
-    result = LCurveFigure(l_curve=curve).run(cwd=tmp_path)
-    assert Path(result.outputs.out_file).is_file()
+    folder = write(zeros(tmp_path, np.eye(4)), tmp_path, l_curve=curve)
+    assert (folder / 'sub-01_desc-lcurve_Chimap.svg').is_file()
     record = {'dipole_inversion': {'reg_weight': None, 'rule': 'risk', 'corner': None}}
     rows = dict(report._summary_rows(SUMMARY | {'record': record}))
     assert rows['Preconditioned: λ'] == 'none: the field is zero, and nothing was inverted'

@@ -137,10 +137,12 @@ def test_sidecar_of_a_field_of_zero_says_that_nothing_was_inverted():
 @pytest.mark.parametrize(
     'shape, stripped',
     [
-        ({'mask': 'auto', 'shape_used': True}, False),
-        ({'mask': 'auto', 'shape_used': False}, False),  # a field of view without air
+        ({'mask': 'object', 'shape_used': True}, False),
+        ({'mask': 'object', 'shape_used': False}, False),  # a field of view without air
         ({'mask': 'slab.nii', 'shape_used': True}, False),
         ({'mask': 'brain.nii', 'shape_used': False}, True),
+        ({'mask': 'sub-01_desc-brain_mask.nii.gz', 'shape_used': True}, True),  # large voxels
+        ({'mask': 'brain', 'shape_used': True}, True),
     ],
 )
 def test_maps_are_skull_stripped_where_a_given_mask_lies_inside_the_object(shape, stripped):

@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 
 import precondqsm_bids
-from precondqsm_bids.numerics import Scan, measure_field
+from precondqsm_bids.numerics import GivenField, Scan, measure_field, take_field
 
 
 def record_keys(stage):
     """Keys of the record in the modules of a stage: those of ``record = {...}`` or
     ``self._results['record'] = {...}``, and those set later by ``record['key'] = ...``. That of
-    the echo fit is made of a cube of no field."""
+    the echo fit is made of a cube of no field, and of the same as a given field."""
     if stage == 'echo_fit':
         noise = np.random.default_rng(0).normal(0, 0.01, (2, 9, 9, 9, 3))
         times = np.array([0.004, 0.008, 0.012])
         magnitude, phase = np.exp(-30 * times) + noise[0], noise[1]
         scan = Scan(magnitude, phase, times, 3.0, phase_units='rad')
-        return set(measure_field(scan, np.ones((9, 9, 9), bool)).record)
+        mask = np.ones((9, 9, 9), bool)
+        given = GivenField(noise[0, ..., 0], magnitude[..., 0], 3.0, r2star=magnitude[..., 0])
+        keys = {*measure_field(scan, mask).record, *take_field(given, mask).record}
+        return keys | {'field_units'}  # of the file
     package = Path(precondqsm_bids.__file__).parent
     name = {'prior_fit': 'prior/estimate'}.get(stage, stage)
     paths = [package / 'interfaces' / f'{stage}.py', package / 'numerics' / f'{name}.py']

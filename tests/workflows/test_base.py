@@ -112,10 +112,14 @@ def test_odd_storage_goes_through_standard_echoes(dataset, tmp_path):
         for port, into in data['connect']
     }
     ports = ('magnitude', 'phase', 'labels', 'mask')
-    assert fed == {
-        *((port, 'inputnode', port) for port in ports),
-        ('labels', 'roi_values', 'labels'),
+    assert fed == {(port, 'inputnode', port) for port in ports}
+    written = {
+        target.name
+        for source, target, data in graph.edges(data=True)
+        if source.fullname.endswith('outputs_wf.inputnode')
+        and ('labels', 'labels') in data['connect']
     }
+    assert written == {'roi_values', 'derivatives'}
 
 
 def test_crash_files_go_to_the_participant(build, tmp_path):
@@ -131,9 +135,12 @@ def test_text_describes_the_method_once(build):
     text = build(pdf_iterations=17).visit_desc()
     assert text.count('precondqsm_bids') == 1
     assert text.count('17 iterations') == 1
-    assert 'was reconstructed' not in text
-    text = build(mask_erosion=1.5).visit_desc()
-    assert text.count('Only the object, less a border of 1.5 mm, was reconstructed.') == 1
+    head = 'Only the object (of a head the brain, found in the magnitude) was reconstructed.'
+    assert text.count(head) == 1
+    assert 'was reconstructed' not in build(mask='object').visit_desc()
+    text = build(mask='brain', mask_erosion=1.5).visit_desc()
+    border = ', less a border of 1.5 mm, was reconstructed.'
+    assert text.count(f'Only the brain, found in the magnitude{border}') == 1
 
 
 def test_method_settings_change_the_graph(build):
@@ -152,7 +159,7 @@ def test_method_settings_change_the_graph(build):
     }
     method = {field.name for field in fields(Method)}
     # find_runs has all but prior_fit, which needs --prior r2prime
-    others = {'field_strength', 'b0_dir', 'mask', 'contrasts', 'prior_fit'}
+    others = {'field_strength', 'b0_dir', 'field', 'mask', 'contrasts', 'prior_fit'}
     assert method - set(changed) == others
 
     def stages(**values):

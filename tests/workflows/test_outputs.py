@@ -17,7 +17,7 @@ from precondqsm_bids.inputs.run import Run
 from precondqsm_bids.method import Method
 from precondqsm_bids.outputs.dataset import write_dataset_description
 from precondqsm_bids.outputs.maps import MAPS as TABLE
-from precondqsm_bids.outputs.report import write_report
+from precondqsm_bids.outputs.report import Account, write_report
 from precondqsm_bids.outputs.tables import read_table
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
 
@@ -182,7 +182,7 @@ def derivatives(raw, tmp_path_factory):
     """Written by MultiProc: a node that is copied to another process loses trait defaults."""
     base = tmp_path_factory.mktemp('out')
     out = run_outputs(raw, base / 'out', base / 'work', plugin='MultiProc')
-    write_report(out, '01', runs=[PREFIX], command='precondqsm_bids RAW OUT participant')
+    write_report(out, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
     return out
 
 
@@ -295,7 +295,7 @@ def test_dataset_links_cover_every_uri(derivatives):
 @pytest.mark.slow
 def test_two_runs_write_the_same_bytes(raw, derivatives, tmp_path):
     again = run_outputs(raw, tmp_path / 'out', tmp_path / 'work')
-    write_report(again, '01', runs=[PREFIX], command='precondqsm_bids RAW OUT participant')
+    write_report(again, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
 
     def hashes(root):
         return {

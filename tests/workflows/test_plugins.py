@@ -109,6 +109,47 @@ def test_only_the_node_fails(build, tmp_path, bad, message):
     assert not (tmp_path / 'wf' / 'after_bad').exists()
 
 
+@pytest.mark.parametrize('at_once, most', [(1, 1), (2, 2)])
+def test_a_participant_is_through_before_the_next_begins(tmp_path, at_once, most):
+    """Four chains in a graph, one of which fails; each is reported once, when nothing is left."""
+    workflow = pe.Workflow('wf', base_dir=str(tmp_path))
+    workflow.config['execution'] = {'crashdump_dir': str(tmp_path), 'poll_sleep_duration': '0.02'}
+    for label in 'abcd':
+        participant = pe.Workflow(f'participant_{label}')
+        first = pe.Node(Function(function=_raises if label == 'b' else _double), name='first')
+        first.inputs.x = 1
+        second = pe.Node(Function(function=_double), name='second')
+        participant.connect(first, 'out', second, 'x')
+        workflow.add_nodes([participant])
+    events, ticks = [], []
+    plugin = SupervisedMultiProcPlugin(
+        {
+            'n_procs': 4,
+            'memory_gb': 2,
+            'at_once': at_once,
+            'finished': lambda name: events.append((name, 'through')),
+            'tick': lambda: ticks.append(1),
+            'status_callback': lambda node, status: events.append(
+                (node.fullname.split('.')[1], status)
+            ),
+        }
+    )
+    with pytest.raises(RuntimeError, match='no good'):
+        workflow.run(plugin=plugin)
+    running, largest = set(), 0
+    for name, status in events:
+        if status == 'start':
+            running.add(name)
+        elif status == 'through':
+            running.remove(name)
+        largest = max(largest, len(running))
+    assert largest == most
+    through = [name for name, status in events if status == 'through']
+    assert sorted(through) == [f'participant_{label}' for label in 'abcd']
+    assert at_once > 1 or through == sorted(through)
+    assert ticks
+
+
 def test_a_node_that_takes_too_long(build, tmp_path):
     started = time.monotonic()
     with pytest.raises(RuntimeError, match=r'wf\.bad: ended after 0\.01 minutes \(--node-timeout'):

@@ -12,7 +12,8 @@ from nipype.pipeline import engine as pe
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
 from precondqsm_bids.method import LONGER, RANGES, Method
-from precondqsm_bids.numerics import Companions, Scan, reconstruct
+from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
+from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
@@ -118,7 +119,8 @@ def test_graph_of_every_setting(settings):
         for _, _, data in workflow._graph.out_edges(node, data=True)
         for connection in data['connect']
     }
-    unread = set() if 'contrast' in method.prior else {'contrasts'}
+    unread = {'field', 'field_units', 'field_sd', 'r2star'}
+    unread |= set() if 'contrast' in method.prior else {'contrasts'}
     assert read == set(INPUTS) - unread
     # no stage without its mandatory inputs
     for name in workflow.list_node_names():
@@ -152,6 +154,28 @@ def test_graph_of_one_echo(prior):
     assert 'phase of the single echo' in workflow.__desc__
     assert 'R2* is not known' in workflow.__desc__
     assert 'joint histogram' not in workflow.__desc__
+
+
+@pytest.mark.parametrize('prior', ['contrast', 'tissue', 'map:/chi.nii', 'shape'])
+@pytest.mark.parametrize('with_r2star', [True, False])
+def test_graph_of_a_given_field(prior, with_r2star):
+    method = Method(prior=prior, field='derivatives')
+    workflow = init_precondqsm_wf(method, one_echo=not with_r2star)
+    assert not undeclared(workflow)
+    absent = {
+        *(
+            name
+            for name, row in MAPS.items()
+            if row.of_echoes or (row.many_echoes and not with_r2star)
+        ),
+        *(['prior_labels'] if prior == 'shape' else []),
+    }
+    assert wired(workflow, 'outputnode') == set(OUTPUTS) - absent
+    assert wired(workflow, 'echo_fit') >= {'field', 'field_units', 'magnitude', 'r2star'}
+    assert not wired(workflow, 'echo_fit') & {'phase', 'echo_times'}
+    assert 'field' in wired(workflow, 'shape_mask')
+    assert 'a given map of it was taken' in workflow.__desc__
+    assert ('R2* is not known' in workflow.__desc__) != with_r2star
 
 
 def test_one_echo_has_no_prior_of_r2star():
@@ -423,7 +447,7 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
     'settings, echoes',
     [
         ({'reference': 'agar', 'pdf_iterations': 10}, 4),
-        ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5}, 4),
+        ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5, 'mask': 'brain'}, 4),
         ({'prior': 'r2prime', 'inversion': 'tv', 'background': 'vsharp'}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
     ],
@@ -477,3 +501,39 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
             known = volume(f'{prefix}background_removal', 'roi_mask')
             np.testing.assert_array_equal(known, arm.local.known)
     assert np.std(found.chi[found.region.roi_mask]) > 0.01
+
+
+@pytest.mark.parametrize('masked, with_r2star', [(True, True), (False, False)])
+def test_workflow_of_a_given_field_is_the_function_on_arrays(
+    tmp_path, phantom, monkeypatch, masked, with_r2star
+):
+    monkeypatch.chdir(tmp_path)
+    files = write(tmp_path, phantom)
+    known = np.ones(phantom.labels.shape, bool)
+    if masked:  # half of the object
+        known[: known.shape[0] // 2] = False
+    field = np.where(known, 127.729 * phantom.field + 1e-3, 0).astype(np.float32)
+    nb.save(nb.Nifti1Image(field, phantom.affine), tmp_path / 'field.nii')
+    r2star = phantom.r2star.astype(np.float32)
+    nb.save(nb.Nifti1Image(r2star, phantom.affine), tmp_path / 'r2star.nii')
+    method = Method(field='derivatives', conventional=False)
+    workflow = init_precondqsm_wf(method, name='qsm', one_echo=not with_r2star)
+    workflow.base_dir = str(tmp_path / 'work')
+    given = workflow.inputs.inputnode
+    given.field, given.field_units = str(tmp_path / 'field.nii'), 'Hz'
+    given.magnitude, given.field_strength = files['magnitude'][:1], 3.0
+    if with_r2star:
+        given.r2star = str(tmp_path / 'r2star.nii')
+    logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
+    nodes = {node.name: node for node in workflow.run(plugin='Linear').nodes()}
+    path = files['magnitude'][0]
+    ppm = in_ppm(load(given.field, np.float64), 'Hz', 3.0)
+    rate = load(str(tmp_path / 'r2star.nii')) if with_r2star else None
+    like = geometry(path)[1], b0_along(path)
+    found = reconstruct(GivenField(ppm, load(path), 3.0, *like, r2star=rate), method)
+    roi = found.region.roi_mask
+    assert roi.any()
+    assert not masked or not roi[~known].any()
+    chi = load(nodes['recombination'].result.outputs.chi, None)
+    np.testing.assert_array_equal(chi, found.chi)
+    assert np.std(found.chi[roi]) > 0.01

@@ -6,17 +6,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.dipole import bounding_box
+
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 MOST_VOXELS = 48
 """Voxels along an axis of the grid on which fields of shapes are compared: 4 mm in a head."""
-OUTLINES = (10.0, 20.0)
-"""Radii, mm, by which the object is closed. Skull, sinuses and air cells give no signal alike;
-which of them is air is not known, and cavities that are wrongly air or tissue have fields of
-several ppm. Of the two the outline whose field fits better counts: in the simulated heads that is
-20 mm (partial correlation .86, .69 at 10 mm, .18 unclosed), in a real head with wide sinuses
-10 mm (.79, .40 at 20 mm)."""
+OUTLINES = (0.04, 0.1)
+"""Radii, in largest extents of the object, by which it is closed: 8 and 20 mm in a head. Skull,
+sinuses and air cells give no signal alike; which of them is air is not known, and cavities that
+are wrongly air or tissue have fields of several ppm. Of the two the outline whose field fits
+better counts: in the simulated heads that is the larger (partial correlation .86, .69 at half of
+it, .18 unclosed), in a real head with wide sinuses the smaller (.79, .31 with the larger)."""
 
 
 class CoarseField(NamedTuple):
@@ -91,6 +93,18 @@ def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bo
         return np.ones_like(shape)
     closed = padded | (ndimage.distance_transform_edt(near, sampling=size) > radius)
     return closed[tuple(slice(n, -n) for n, _ in margin)]
+
+
+def outline_radii(shape: Bools, voxel_size: npt.ArrayLike) -> list[float]:
+    """Radii of `OUTLINES` for an object, mm.
+
+    >>> outline_radii(np.ones((20, 40, 30), bool), (1, 1, 1))
+    [1.6, 4.0]
+    """
+    size = np.asarray(voxel_size, np.float64)
+    box = bounding_box(shape)
+    largest = max((s.stop - s.start) * d for s, d in zip(box, size, strict=True))
+    return [float(fraction * largest) for fraction in OUTLINES]
 
 
 def cut_fraction(shape: Bools, voxel_size: npt.ArrayLike) -> float:

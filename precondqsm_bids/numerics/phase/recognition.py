@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.scale import common_value, jumps
@@ -84,22 +85,23 @@ def likeness(phase: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> tuple[f
 
     Both are near 1 for a magnitude that is stored as phase, whatever its scale: above
     :data:`SAME_IMAGE`. In good data the differences between neighbours are those of noise, which
-    is independent in magnitude and phase, and of edges, which a field does not follow.
+    is independent in magnitude and phase, and of edges, which a field does not follow; so they
+    are not looked at (0) where the values are not alike.
 
     >>> magnitude = np.random.default_rng(0).normal(9, 1, (9, 9, 9))
     >>> print(np.round(likeness(4 * magnitude + 1, magnitude, magnitude > 0), 3))
     [1. 1.]
     """
+    values = _correlation(*(v[mask].astype(np.float64) for v in (phase, magnitude)))
+    if values <= SAME_IMAGE:
+        return values, 0.0
     one, two = np.asarray(phase, np.float64), np.asarray(magnitude, np.float64)
     differences: list[npt.NDArray] = []
     for axis in range(3):
         both = np.diff(mask.astype(np.int8), axis=axis) == 0
         both &= np.take(mask, range(1, mask.shape[axis]), axis)
         differences.append(np.stack([np.diff(v, axis=axis)[both] for v in (one, two)]))
-    return (
-        _correlation(one[mask], two[mask]),
-        _correlation(*np.concatenate(differences, axis=1)),
-    )
+    return values, _correlation(*np.concatenate(differences, axis=1))
 
 
 def _correlation(one: npt.NDArray, two: npt.NDArray) -> float:
@@ -170,7 +172,7 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
     >>> growth(decay, mask).reversed, growth(decay[..., ::-1], mask).reversed
     (False, True)
     """
-    first, last = magnitude[mask][:, 0], magnitude[mask][:, -1]
+    first, last = (magnitude[..., e][mask] for e in (0, -1))
     there = first > 0
     if np.count_nonzero(there) < LEAST_VOXELS:
         return Growth(1.0, 0.0, False)
@@ -205,7 +207,7 @@ def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     """
     times, phase = np.asarray(scan.echo_times, np.float64), scan.phase
     # An echo whose noise hides its slow phase would seem filtered.
-    level = [float(np.median(scan.magnitude[mask][:, e])) for e in range(times.size)]
+    level = [float(np.median(scan.magnitude[..., e][mask])) for e in range(times.size)]
     usable = [e for e in range(times.size) if level[e] > 0.3 * max(level)]
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     inside = mask[box]
@@ -216,9 +218,9 @@ def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     there = fraction > 0.5
     size = 0.0
     for echo in {usable[0], usable[len(usable) // 2], usable[-1]}:
-        unit = np.where(inside, np.exp(1j * phase[box][..., echo]), 0)
         real, imaginary = (
-            ndimage.gaussian_filter(_blocks(part, block), sigma) for part in (unit.real, unit.imag)
+            ndimage.gaussian_filter(_blocks(part(phase[box][..., echo]) * inside, block), sigma)
+            for part in (np.cos, np.sin)
         )
         size = max(size, float(np.sqrt(np.mean(np.arctan2(imaginary, real)[there] ** 2))))
     echo = usable[-1]
@@ -278,16 +280,15 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     times = np.asarray(scan.echo_times, np.float64)[:2]
     if scan.one_echo:
         return None
-    magnitude, phase = scan.magnitude[..., :2], scan.phase[..., :2]
+    box = bounding_box(mask, 2)
+    mask, shape_field = mask[box], shape_field[box]
     # The border is where the field of the shape is least certain.
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
-    first, second = (
-        np.where(inner, magnitude[..., e] * np.exp(1j * phase[..., e]), 0) for e in (0, 1)
-    )
+    echoes = Echoes.of(scan.magnitude[box][..., :2], scan.phase[box][..., :2], times, mask)
+    first, second = (echoes.volume(echo) for echo in echoes.signal.T)
     # Slices whose sign alternates are repaired later.
-    skipped = alternating_axes(Echoes.of(magnitude, phase, times, mask))
-    axes = set(range(3)) - set(skipped)
+    axes = set(range(3)) - set(alternating_axes(echoes))
     steps = _steps(shape_field, (first, second * first.conj()), inner, axes)
     if not steps:
         return None

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.air import Air, air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import Echoes
+from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.sign import (
@@ -46,24 +46,24 @@ class PhaseRepair(NamedTuple):
     """Repairs and doubts, in sentences."""
 
 
-def first_field(echoes: Echoes, air: Air | None) -> tuple[F32, F32]:
+def first_field(echoes: Echoes, noise_sd: float) -> tuple[F32, F32]:
     """Cheap field and its standard deviation, ppm, from the phase advance between echoes.
 
     ``angle(sum_e s_(e+1) s_e*)`` over the shortest echo spacing, unwrapped in space. No prediction
     enters, so that its sign is that of the phase; the phase offset enters where there is one echo.
+    The noise of one channel (unit of the magnitude) only sets the weights of voxels.
 
     >>> te, mask = np.array([0.004, 0.008]), np.ones((4, 4, 4), bool)
     >>> phase = np.full((4, 4, 4, 1), 0.1) + 2 * np.pi * 127.729 * 0.05 * te
-    >>> field, _ = first_field(Echoes.of(np.ones(phase.shape), phase, te, mask, 3.0), None)
+    >>> field, _ = first_field(Echoes.of(np.ones(phase.shape), phase, te, mask, 3.0), 0.01)
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
     advance, spacing = phase_advance(echoes)
     to_rad = np.float32(TWO_PI * hz_per_ppm(echoes.field_strength) * spacing)
     amplitude = np.sqrt(np.abs(advance))
-    # Without air a plain guess, since only the weights of voxels depend on it.
-    noise_sd = air.noise_sd / echoes.unit if air else 0.02 * float(np.median(amplitude))
-    ratio = np.sqrt(2) * noise_sd / np.maximum(amplitude, 1e-3 * noise_sd + 1e-30)
+    noise = noise_sd / echoes.unit
+    ratio = np.sqrt(2) * noise / np.maximum(amplitude, 1e-3 * noise + 1e-30)
     return (
         echoes.volume(unwrap(np.angle(advance), echoes.mask) / to_rad),
         echoes.volume((np.minimum(ratio, np.pi) / to_rad).astype(np.float32, copy=False)),
@@ -135,7 +135,7 @@ def repair_phase(
 
     test = axes = None
     if shape_mask is not None:
-        field, sd = first_field(echoes, air_around(magnitude, mask))
+        field, sd = first_field(echoes, noise_inside(magnitude[..., 0], mask))
         # The edge of the field of view is no border of the object.
         inner = ndimage.binary_erosion(mask, border_value=1)
         inner = inner if inner.any() else mask

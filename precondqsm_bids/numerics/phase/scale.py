@@ -1,5 +1,6 @@
 """Scale of stored phase: radians, degrees or codes, by one rule for all echoes of a run."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -144,8 +145,9 @@ def _found(
 
 def _sample(echoes: npt.NDArray, most: int = 1 << 20) -> npt.NDArray:
     """Up to ``most`` of the values, evenly over voxels and echoes, float64."""
-    flat = echoes.reshape(-1, echoes.shape[-1])
-    rows = flat[:: max(1, flat.size // most) | 1]  # odd: rarely in step with the matrix
+    voxels = math.prod(echoes.shape[:-1])
+    step = max(1, echoes.size // most) | 1  # odd: rarely in step with the matrix
+    rows = echoes[np.unravel_index(np.arange(0, voxels, step), echoes.shape[:-1])]
     return np.asarray(rows, np.float64).ravel()
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.dipole import bounding_box, forward_field
+from precondqsm_bids.numerics.dipole import PrismConvolution, bounding_box, forward_field
+from precondqsm_bids.numerics.echoes import in_place
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -30,6 +31,8 @@ def shape_field(
     b0_dir: npt.ArrayLike,
     mask: Bools,
     workers: int = 1,
+    *,
+    apart: bool = True,
 ) -> ShapeField:
     """Field of the object's shape in air.
 
@@ -53,6 +56,8 @@ def shape_field(
         Where the field is wanted; zero elsewhere.
     workers : int
         Threads of the Fourier transforms.
+    apart : bool
+        Whether the parts from beyond the edges are wanted, besides the sum.
 
     Examples
     --------
@@ -67,18 +72,29 @@ def shape_field(
     h = np.asarray(voxel_size, float)
     step = np.float32(WATER_CHI - AIR_CHI)
     field = forward_field(step * shape, h, b0_dir, mask, workers)
-    beyond = []
+    convolution, fields = None, []
     for coarse, source, inside in _continuations(shape, h):
-        far = forward_field(step * source, coarse, b0_dir, workers=workers)
-        part = np.zeros(shape.shape, np.float32)
-        positions = [
-            ((index + 0.5) * ratio - 0.5).astype(np.float32)
-            for index, ratio in zip(np.nonzero(mask), h / coarse, strict=True)
-        ]
+        if convolution is None:  # one grid for all of them
+            convolution = PrismConvolution(source.shape, coarse, b0_dir, workers)
+            positions = [
+                ((index + 0.5) * ratio - 0.5).astype(np.float32)
+                for index, ratio in zip(np.nonzero(mask), h / coarse, strict=True)
+            ]
         # Not across the edge: the field jumps there, by the step along B0.
-        part[mask] = ndimage.map_coordinates(far[inside], positions, order=1, mode='nearest')
-        field += part
-        beyond.append(part)
+        fields.append(convolution(step * source)[inside])
+    if not fields:
+        return ShapeField(field, ())
+
+    def at_mask(far: F32) -> F32:
+        return ndimage.map_coordinates(far, positions, order=1, mode='nearest')
+
+    if not apart:
+        field[mask] += at_mask(np.sum(fields, axis=0))
+        return ShapeField(field, ())
+    beyond = []
+    for far in fields:
+        beyond.append(in_place(at_mask(far), mask))
+        field += beyond[-1]
     return ShapeField(field, tuple(beyond))
 
 

@@ -1,20 +1,19 @@
 """Sign of stored phase: by the field of the object's shape, the vendor, the convention."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.phase.outline import (
-    OUTLINES,
     CoarseField,
     closed_outline,
     cut_fraction,
+    outline_radii,
 )
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field, shim_terms
-from precondqsm_bids.numerics.scan import Scan
 
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -197,7 +196,8 @@ def _correlation(one: F64, other: F64, weight: F64) -> float:
 def shape_evidence(
     coarse: CoarseField, b0_dir: npt.ArrayLike, workers: int = 1
 ) -> PhaseSign | None:
-    """Sign by the field of the object's outline, of the two of `OUTLINES` that fits better.
+    """Sign by the field of the object's outline, of the two
+    of :func:`~precondqsm_bids.numerics.phase.outline.outline_radii` that fits better.
 
     None where nothing can be compared: no air around the object, or hardly a voxel.
 
@@ -217,7 +217,7 @@ def shape_evidence(
     if np.count_nonzero(coarse.mask) < LEAST_VOXELS or not coarse.shape.any():
         return None
     found = []
-    for radius in OUTLINES:
+    for radius in outline_radii(coarse.shape, coarse.voxel_size):
         body = closed_outline(coarse.shape, coarse.voxel_size, radius)
         if not body.all():
             predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask, workers)
@@ -329,7 +329,18 @@ def _numbers(test: PhaseSign) -> str:
     )
 
 
-def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Scan) -> str:
+class Stored(Protocol):
+    """What is asked of a scan, or of a given field."""
+
+    @property
+    def b0_dir(self) -> npt.ArrayLike: ...
+    @property
+    def b0_stated(self) -> bool: ...
+    @property
+    def stored_axes(self) -> tuple[int, int, int]: ...
+
+
+def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Stored) -> str:
     """Warning of an axis of B0 that fits better than the direction in use.
 
     Raises

@@ -18,6 +18,7 @@ from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
+from precondqsm_bids.numerics.prior.smoothing import without_noise
 from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import judge_prior
 
@@ -44,6 +45,8 @@ class PriorInputs(NamedTuple):
     """True if the region lies inside the object, its border off the surface."""
     r2star: npt.NDArray | None = None
     """R2*, 1/s; None of a single echo."""
+    r2star_sd: npt.NDArray | None = None
+    """Standard deviation of R2* by the noise, 1/s: the cells are made of what is not noise."""
     reliable: npt.NDArray[np.bool_] | None = None
     """Voxels whose R2* is known; the others have cells of their own."""
     magnitude: npt.NDArray | None = None
@@ -52,6 +55,8 @@ class PriorInputs(NamedTuple):
     """Root sum of squares over the echoes, which has less noise. It takes the place of the first
     magnitude in an inner region: beside air the field's gradient takes the late echoes
     away, and the cells would describe what is wrong with the field there."""
+    magnitude_sd: npt.NDArray | None = None
+    """Standard deviation of either magnitude by the noise, in its unit."""
     contrasts: Mapping[str, npt.NDArray] | None = None
     """Further images by name, any unit; a name in ``map`` is of one without shading."""
     prior_chi: npt.NDArray | None = None
@@ -232,7 +237,10 @@ class _Builder:
         """
         inputs, mask, voxel_size = self.inputs, self.mask, self.voxel_size
         magnitude = inputs.combined_magnitude if self.combined else inputs.magnitude
-        images = {'magnitude': np.nan_to_num(magnitude)}  # NaN is no signal
+        magnitude = np.nan_to_num(magnitude)  # NaN is no signal
+        if inputs.magnitude_sd is not None:
+            magnitude = without_noise(magnitude, inputs.magnitude_sd, mask)
+        images = {'magnitude': magnitude}
         for name, image in (inputs.contrasts or {}).items():
             check_map(image, name, mask)
             if np.ptp(image[mask]) == 0:
@@ -246,14 +254,16 @@ class _Builder:
             pairs = [[first], *([first, image] for image in further)]
             return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
         r2star = np.nan_to_num(inputs.r2star)
+        known = mask if inputs.reliable is None else mask & inputs.reliable
+        if inputs.r2star_sd is not None:
+            r2star = without_noise(r2star, inputs.r2star_sd, known)
         for name, image in images.items():
             if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
                 continue
             bias = bias_field(image, r2star, mask)
             images[name] = image / bias
             self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
-        if inputs.reliable is not None:
-            r2star = np.where(inputs.reliable, r2star, np.float32(np.nan))
+        r2star = np.where(known, r2star, np.float32(np.nan))
         pairs = [[r2star, image] for image in images.values()]
         return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
 

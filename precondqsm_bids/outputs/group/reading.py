@@ -290,7 +290,7 @@ def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, list[str]], s
     content, problem = _read_json(path)
     for key in about:
         values = content.get(key)
-        if isinstance(values, list):
+        if isinstance(values, list | dict):  # crash files have their messages
             about[key] = [str(value) for value in values]
     prefix = f'sub-{subject}'
     about['runs'] = [n for n in about['runs'] if n == prefix or n.startswith(f'{prefix}_')]

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import fft
+from scipy import fft, ndimage
 
 from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.dipole import dipole_kernel
+from precondqsm_bids.numerics.dipole import cyclic_prism_kernel, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, clusters, constant_parcels, whole_map
 from precondqsm_bids.numerics.prior.contrast import Scale, bin_edges, contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
@@ -36,12 +36,12 @@ LABELS, WEIGHT = blobs()
 
 
 def solver_field(chi, outside=None):
-    """Field in the mask of sources on the solver's grid, by its published kernel."""
+    """Field in the mask of sources on the solver's grid, by the kernel of its voxels."""
     grid = solver_grid(MASK)
     volume = grid.embed(chi * MASK).astype(float)
     if outside is not None:
         volume += np.where(grid.embed(MASK) > 0, 0, outside(grid.shape))
-    kernel = dipole_kernel(grid.shape, VOXEL_SIZE, B0_DIR)
+    kernel = cyclic_prism_kernel(grid.shape, VOXEL_SIZE, B0_DIR)
     field = fft.irfftn(fft.rfftn(volume) * kernel, s=grid.shape)
     return np.where(MASK, grid.extract(field, MASK.shape), 0)
 
@@ -571,3 +571,21 @@ def test_standard_errors_are_those_of_the_jackknife_over_blocks():
     # a fit that stopped before it was there is at least as far off as that
     off = np.add(best, [0.3, 0, 0, 0, 0, 0])
     assert errors(off)[0] > 0.3
+
+
+# --- voxels that are no cubes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('width', [0, 1, 2])
+def test_coefficient_in_voxels_of_3_to_1(width):
+    """The field of susceptibility on a grid of 1 mm, measured at the centres of 1 x 1 x 3 mm.
+
+    The kernel of the continuous spectrum gave 0.75 to 0.87.
+    """
+    chi = np.random.default_rng(0).normal(size=(20, 20, 10))
+    chi = ndimage.gaussian_filter(chi, (width, width, width / 3)) if width else chi
+    field = forward_field(np.repeat(chi, 3, axis=2), (1, 1, 1), B0_DIR)[:, :, 1::3]
+    mask = np.ones(chi.shape, bool)
+    found = fit_prior(field, [whole_map(chi, mask)], mask, (1, 1, 3), B0_DIR)
+    assert found.coefficients[0] == pytest.approx(1, abs=1e-3)
+    assert found.explained > 0.999

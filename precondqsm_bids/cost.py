@@ -1,0 +1,61 @@
+"""What a run costs, roughly: one set of rates for limits, warnings and forecasts.
+
+All are as measured (docs/scaling.md), of both arms. Only the standard library.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from precondqsm_bids.method import Method
+
+STAGE_MEMORY = {
+    'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
+    'dipole_inversion': 3, 'comparison': 3,
+}  # fmt: skip
+"""Memory of the stages that transform, in sizes of the run's images; the others take one."""
+LIBRARIES_GB = 0.2
+"""GiB of a process without any image."""
+WORK_BYTES = 110
+"""Size of a run's intermediate results, bytes a voxel: 28 maps of float32, not compressed."""
+OUTPUT_BYTES = 35
+"""Size of what is written of a run, bytes a voxel."""
+SECONDS_PER_VALUE = 1e-5
+"""CPU seconds of a run for each voxel of each echo, and those of any run: libraries, figures. As
+measured 20 s for 32 x 32 x 28 and 69 s for 96 x 96 x 80 voxels with 8 echoes."""
+SECONDS_PER_RUN = 18.0
+
+
+class Sized(Protocol):
+    """What is asked of a run."""
+
+    @property
+    def matrix(self) -> tuple[int, ...]: ...
+    @property
+    def echo_times(self) -> tuple[float, ...]: ...
+    @property
+    def series_gb(self) -> float: ...
+
+
+class Cost(NamedTuple):
+    """Result of :func:`cost_of`."""
+
+    memory_gb: float
+    """GiB of the largest stage."""
+    work_bytes: float
+    output_bytes: float
+    cpu_seconds: float
+
+
+def cost_of(runs: Sequence[Sized], method: Method) -> Cost:
+    """The cost of some runs: the memory of the largest stage, and the sum of all else."""
+    voxels = sum(math.prod(run.matrix) for run in runs)
+    values = sum(math.prod(run.matrix) * max(1, len(run.echo_times)) for run in runs)
+    largest = max((run.series_gb for run in runs), default=0.0)
+    iterations = max(1.0, method.pdf_iterations / Method.pdf_iterations)
+    return Cost(
+        LIBRARIES_GB + max(STAGE_MEMORY.values()) * largest,
+        WORK_BYTES * voxels,
+        OUTPUT_BYTES * voxels,
+        SECONDS_PER_RUN * len(runs) + SECONDS_PER_VALUE * iterations * values,
+    )
