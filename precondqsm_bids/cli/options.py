@@ -154,8 +154,8 @@ OPTIONS = {
              + '; '.join(f'{word}, {words}' for word, words in BACKGROUNDS.items())
              + f' (default: {Method.background})'),
         _row('--pdf-iterations', type=count, metavar='N',
-             help=f'iterations of the background removal pdf (default: {Method.pdf_iterations}), '
-             f'times {LONGER} after a prior of '
+             help=f'iterations of the background removal (default: {Method.pdf_iterations}) by '
+             f'pdf, times {LONGER} after a prior of '
              + ' or '.join(word for word, term in TERMS.items() if term.describes_interior)),
         _row('--inversion', choices=tuple(INVERSIONS),
              help='inversion of the local field in both arms: '

@@ -57,7 +57,7 @@ def tv_inversion(
 
     Solution: alternating directions of multipliers for ``y = G chi`` and ``z = D chi`` with the
     scaled multipliers ``u`` and ``v``, from ``chi = x``; ``rho = lambda^2`` makes the dipole's
-    step the closed form and the threshold the typical gradient ``b``:
+    step the closed form and the threshold the typical gradient ``b``::
 
         y = (1 - b / |G chi + u|)_+ (G chi + u),        u = G chi + u - y
         z = (W^2 f + D chi + v) / (W^2 + 1),           v = D chi + v - z
