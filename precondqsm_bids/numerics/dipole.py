@@ -4,7 +4,6 @@ Everything here is linear in the susceptibility and dimensionless: ppm in, ppm o
 are the axes of the array; ``b0_dir`` is a unit vector along them (in mm, not in voxels).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -220,7 +219,8 @@ def cyclic_prism_kernel(
     h = np.asarray(voxel_size, dtype=np.float64)
     width = GAUSSIAN * float(h.max())
     reach = tuple(n // 2 + 1 for n in shape)
-    near = _prism(reach, shape, h, b0_dir, width / float(h[0]))
+    near = _prism(reach, shape, h, b0_dir)
+    _take_off_gaussian(near, reach, h, b0_dir, width)
     for axis, n in enumerate(shape):
         if n % 2 == 0:
             np.moveaxis(near, axis, 0)[n // 2] /= 2
@@ -232,19 +232,30 @@ def cyclic_prism_kernel(
     return kernel.astype(np.float32, copy=False)
 
 
-def _gaussian_source(
-    axes: Sequence[npt.NDArray[np.float64]], volume: float, width: float
-) -> tuple[Array, Array, Array]:
-    """Density of a Gaussian source, and with ``phi`` its potential ``phi' / r`` and
-    ``(phi'' - phi' / r) / r^2``."""
+def _take_off_gaussian(
+    kernel: Array, reach: tuple[int, ...], h: Array, b0_dir: npt.ArrayLike, width: float
+) -> None:
+    """Take the field of a Gaussian source of the voxel's moment off, at offsets below ``reach``.
+
+    With ``phi`` its potential and ``rho`` its density, ``(b . grad)^2 phi + rho / 3``.
+    """
+    b, volume = _unit(b0_dir), float(np.prod(h))
+    axes = np.meshgrid(
+        *(np.arange(n) * d for n, d in zip(reach, h, strict=True)), indexing='ij', sparse=True
+    )
     r = np.sqrt(axes[0] ** 2 + axes[1] ** 2 + axes[2] ** 2)
     density = volume * np.exp(-(r**2) / (2 * width**2)) / (np.sqrt(2 * np.pi) * width) ** 3
-    centre = r == 0
-    r[centre] = 1
+    r[0, 0, 0] = 1
+    # phi' / r, and (phi'' - phi' / r) / r^2 by phi'' + 2 phi' / r = -rho
     slope = density * width**2 - volume * special.erf(r / (np.sqrt(2) * width)) / (4 * np.pi * r)
     slope /= r**2
-    slope[centre] = -density[centre] / 3
-    return density, slope, (-density - 3 * slope) / r**2
+    slope[0, 0, 0] = -density[0, 0, 0] / 3
+    curve = (-density - 3 * slope) / r**2
+    along = sum((b[i] * axes[i]) ** 2 for i in range(3))
+    _add_octant(kernel, -(slope + curve * along + density / 3), ())
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        if b[i] * b[j]:
+            _add_octant(kernel, -2 * b[i] * b[j] * curve * axes[i] * axes[j], (i, j))
 
 
 def _prism(
@@ -252,11 +263,9 @@ def _prism(
     lengths: tuple[int, ...],
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
-    width: float | None = None,
 ) -> npt.NDArray[np.float32]:
     """Field of a voxel at offsets of less than ``reach``, on a grid of ``lengths``, summed where
-    an offset and its negative are the same place; less that of a Gaussian source of ``width``, in
-    edges of the first axis."""
+    an offset and its negative are the same place."""
     b = _unit(b0_dir)
     h = np.asarray(voxel_size, dtype=np.float64)
     h = h / h[0]  # only ratios count, as in k-space
@@ -272,24 +281,16 @@ def _prism(
     # Mixed derivatives are odd along their two axes, all others even: one octant is enough.
     kernel = np.zeros(lengths, dtype=np.float32)
     axes = (x, y, z)
-    even: Array = np.zeros([n + 1 for n in reach])
+    even = np.zeros([n + 1 for n in reach])
     for i in range(3):
         p, q = (axes[m] for m in range(3) if m != i)
         if b[i]:
             even -= b[i] ** 2 * np.arctan(p * q / (axes[i] * r))
-    even = over_corners(even)
-    if width is not None:
-        steps = [np.arange(n) * d for n, d in zip(reach, h, strict=True)]
-        offset = np.meshgrid(*steps, indexing='ij', sparse=True)
-        density, slope, curve = _gaussian_source(offset, float(np.prod(h)), width)
-        even -= curve * sum((b[i] * offset[i]) ** 2 for i in range(3)) + slope + density / 3
-    _add_octant(kernel, even, ())
+    _add_octant(kernel, over_corners(even), ())
     for i, j in ((0, 1), (0, 2), (1, 2)):
         if b[i] * b[j]:
-            octant = over_corners(np.log(axes[3 - i - j] + r))
-            if width is not None:
-                octant -= curve * offset[i] * offset[j]
-            _add_octant(kernel, 2 * b[i] * b[j] * octant, (i, j))
+            octant = over_corners(2 * b[i] * b[j] * np.log(axes[3 - i - j] + r))
+            _add_octant(kernel, octant, (i, j))
     kernel[0, 0, 0] += 1 / 3
     return kernel
 

@@ -14,7 +14,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 TWO_PI = np.float32(2 * np.pi)
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
+_CHUNK = 1 << 13  # voxels handled at a time: temporaries stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Echoes:
     """
 
     signal: npt.NDArray[np.complex64]
-    """(V, E), in the unit ``unit`` of the magnitude; best with each echo as one piece of memory, as
-    :meth:`of` makes it: loops over voxels are long ones then."""
+    """(V, E), in the unit ``unit`` of the magnitude; best with each echo as one piece of memory,
+    as :meth:`of` makes it: loops over voxels are long ones then."""
     echo_times: F64
     """(E,) s"""
     mask: Bools

@@ -4,7 +4,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
-from precondqsm_bids.cost import STAGE_MEMORY
+from precondqsm_bids.cost import STAGE_MEMORY, stage_gb
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
     Comparison,
@@ -41,6 +41,7 @@ def init_precondqsm_wf(
     phase_difference: bool = False,
     omp_nthreads: int = 1,
     mem_gb: float = 0.25,
+    n_echoes: int = 3,
     name: str = 'precondqsm_wf',
 ) -> LiterateWorkflow:
     """Preconditioned susceptibility map of one multi-echo gradient-echo run.
@@ -61,7 +62,9 @@ def init_precondqsm_wf(
     mem_gb : float
         Size of one run's magnitude and phase in memory (float32), GB, as
         :func:`precondqsm_bids.interfaces.volumes.images_gb` reads it from their headers; the
-        nodes' estimates are multiples of it. The default is that of a head at 1 mm with 3 echoes.
+        nodes' estimates follow from it. The default is that of a head at 1 mm with 3 echoes.
+    n_echoes : int
+        Number of its echoes, for the memory of the echo fit.
     name : str
         Name of the workflow.
 
@@ -95,7 +98,10 @@ def init_precondqsm_wf(
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
     stages = _stages(method, one_echo, phase_difference)
-    nodes = {name: _node(name, stage, omp_nthreads, mem_gb) for name, stage in stages.items()}
+    nodes = {
+        name: _node(name, stage, omp_nthreads, stage_gb(_stage(name), mem_gb, n_echoes))
+        for name, stage in stages.items()
+    }
     gather = pe.Node(
         niu.Function(function=_gather, input_names=list(nodes), output_names=['record']),
         name='gather',
@@ -157,11 +163,15 @@ def _stages(method, one_echo, phase_difference):
     return stages
 
 
+def _stage(name):
+    """The stage of a node, whatever its arm."""
+    return name.removeprefix('conventional_')
+
+
 def _node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads."""
-    memory = STAGE_MEMORY.get(name.removeprefix('conventional_'))
-    node = pe.Node(interface, name=name, mem_gb=(memory or 1) * mem_gb)
-    if memory and threads > 1:
+    node = pe.Node(interface, name=name, mem_gb=mem_gb)
+    if threads > 1 and _stage(name) in ('echo_fit', *STAGE_MEMORY):
         node.inputs.num_threads = node.n_procs = threads
     return node
 
@@ -190,8 +200,7 @@ def _edges(method, one_echo):
             [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
-            ('magnitude', 'combined_magnitude'),
-            *_same('r2star', 'reliable'),
+            ('magnitude', 'combined_magnitude'), *_same('r2star', 'reliable'),
             *_same('r2star_sd', 'magnitude_sd') * (not method.field_given),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
