@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from precondqsm_bids.method import Method
 
 STAGE_MEMORY = {
-    'prior_fit': 5, 'flattening': 3, 'background_removal': 3, 'dipole_inversion': 3,
+    'prior_fit': 5, 'flattening': 3, 'background_removal': 3, 'dipole_inversion': 5,
     'comparison': 3,
 }  # fmt: skip
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""

@@ -150,9 +150,11 @@ def _stages(method, one_echo, phase_difference):
     for arm in method.arms:
         given = {} if arm.reg_weight is None else {'reg_weight': arm.reg_weight}
         stages |= {
-            f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
+            f'{arm.prefix}background_removal': BackgroundRemoval(
+                iterations=arm.iterations, background=arm.background
+            ),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
-                rule=arm.rule, clip_outliers=arm.clip_outliers, **given
+                rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
             f'{arm.prefix}recombination': Recombination(reference=method.reference),
         }
@@ -181,6 +183,7 @@ def _edges(method, one_echo):
     """
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
     contrast, interior = method.reads_contrast, method.describes_interior
+    known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         ('inputnode', 'echo_fit', _same(*(FIELD if method.field_given else ECHOES))),
@@ -221,9 +224,10 @@ def _edges(method, one_echo):
             [('local_field', 'conventional_local_field')]),
         ('echo_fit', 'comparison', [('field_sd', 'field_sd'), ('record', 'echo_fit')]),
         ('echo_fit', 'comparison', _same('r2star') * (not one_echo)),
-        ('shape_mask', 'comparison', [('roi_mask', 'mask')]),
+        (known, 'comparison', [('roi_mask', 'mask')]),
         # the outputs
-        ('shape_mask', 'outputnode', _same('shape_mask', 'roi_mask')),
+        ('shape_mask', 'outputnode', _same('shape_mask')),
+        (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(
             'total_field', 'field_sd', 'magnitude', 'usable_echoes')),
         ('echo_fit', 'outputnode', _same('r2star', 't2star') * (not one_echo)),
@@ -243,16 +247,18 @@ def _arm_edges(method, arm: Arm):
         f'{arm.prefix}{stage}'
         for stage in ('background_removal', 'dipole_inversion', 'recombination')
     )
+    weighted = arm.inversion != 'l2'
     edges = [
         ('echo_fit', pdf, _same('field_sd')),
         ('shape_mask', pdf, [('roi_mask', 'mask')]),
         (pdf, inversion, _same('local_field')),
-        ('shape_mask', inversion, [('roi_mask', 'mask')]),
+        (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
-        ('shape_mask', recombination, [('roi_mask', 'mask')]),
+        (_known(arm), recombination, [('roi_mask', 'mask')]),
         ('inputnode', recombination, _same('labels', 'label_names')),
         (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
         (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ('echo_fit', inversion, _same('field_sd') * weighted),
     ]
     if arm.conventional:
         return [
@@ -264,10 +270,17 @@ def _arm_edges(method, arm: Arm):
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, inversion,
+            [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),
-    ]
+    ]  # fmt: skip
+
+
+def _known(arm: Arm) -> str:
+    """Stage whose ``roi_mask`` is where the local field of an arm is known."""
+    return 'shape_mask' if arm.background == 'pdf' else f'{arm.prefix}background_removal'
 
 
 def _same(*ports):
