@@ -122,7 +122,7 @@ def tv_inversion(
     slopes = _gradient(chi, sizes)
     typical = _typical_size(slopes, inside > 0)
     y, u = slopes, np.zeros_like(slopes)
-    z = image = back(spectrum * kernel)
+    z = image = back(np.multiply(spectrum, kernel, dtype=np.complex64))
     v = np.zeros_like(image)
     change, done = np.inf, 0
     while done < iterations and change > tolerance:

@@ -146,7 +146,7 @@ def test_time_is_that_of_the_largest_participant(dataset, folder):
     two_runs = [*large, replace(large[1])]
     assert module.estimated_minutes(settings, two_runs) == 30 + 106
     longer = parse_args([*words, '--pdf-iterations', '60'])
-    assert module.estimated_minutes(longer, large) == 30 + 106
+    assert module.estimated_minutes(longer, large) == 30 + 103
     assert module.estimated_minutes(settings, []) == 30
 
 
