@@ -140,7 +140,8 @@ def _contrast(method: Method, one_echo: bool) -> str:
     further = ''.join(f' and of that of {first} and {name}' for name in method.contrasts)
     return (
         f'one constant for each cell of the {histogram}{further}, over the whole region and in '
-        'windows that overlap smoothly, products of hats on lattices of 39, 19.5 and 9.75 mm'
+        'windows that overlap smoothly, products of hats on lattices of 3/8, 3/16 and 3/32 of the '
+        "cube root of the region's volume"
         f'{shading}'
     )
 
