@@ -266,7 +266,7 @@ def _prior(record: Numbers, metadata: Mapping[str, Any]) -> Light:
         return Light('doubtful', sentence, *supported)
     if trust < 1:
         sentence = (
-            f'the field supports the prior weakly, and it counts for {trust:.0%}: trust what the '
+            f'the field supports the prior weakly, and it counts for {trust:.1%}: trust what the '
             'conventional map shows too'
         )
         return Light('doubtful', sentence, *supported)

@@ -31,14 +31,14 @@ class Account(NamedTuple):
     said to be missing."""
     command: str | None = None
     """Command line."""
-    log: str | None = None
-    """Log of the call, from the output folder; the time is part of its name."""
     boilerplate: str | None = None
     """Methods text, whose paragraphs blank lines separate."""
     crash_files: Mapping[str, str] | None = None
     """Crash file of each failure, and its message."""
     notes: Sequence[str] | None = None
     """What was found wrong with the input or left out of it, and stopped nothing."""
+    log: str | None = None
+    """Log of the call, from the output folder; the time is part of its name."""
 
 
 def summarise(
