@@ -208,6 +208,7 @@ def _record(scan: Scan, scale: PhaseScale, repair: PhaseRepair) -> dict[str, Any
         'phase_sign_outline': test.radius if test else None,
         'b0_dir': np.asarray(scan.b0_dir, float).round(6).tolist(),
         'b0_dir_source': 'given' if scan.b0_stated else 'header',
+        'b0_contradicted': bool(repair.axes and repair.axes.better),
     }
 
 

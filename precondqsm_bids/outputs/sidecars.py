@@ -10,6 +10,7 @@ import numpy as np
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.dataset import NAME
 from precondqsm_bids.outputs.files import json_ready
+from precondqsm_bids.outputs.lights import lights
 from precondqsm_bids.outputs.maps import (
     CONVOLUTION,
     DIFFERENCE,
@@ -97,6 +98,9 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
     if output.algorithm:
         sidecar['EstimationAlgorithm'] = _algorithm(output.algorithm, stages)
         sidecar['EstimationReference'] = _publications(output.algorithm, stages)
+    if output.name == 'precond_chi':
+        found = lights(record, facts.metadata)
+        sidecar['Lights'] = {name: light._asdict() for name, light in found.items()}
     if output.suffix == 'Chimap':
         more = _of_susceptibility(stages, facts)
         sidecar |= {key: value for key, value in more.items() if key not in sidecar}
