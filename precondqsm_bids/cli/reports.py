@@ -29,6 +29,7 @@ def write_reports(
         account = Account(
             runs=labels,
             command=call.command,
+            log=f'logs/{call.log_name}/precondqsm_bids.log',
             boilerplate=citation,
             crash_files={str(f.crash_file): f.what for f in failures if f.subject == subject},
             notes=[

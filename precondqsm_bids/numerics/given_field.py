@@ -14,6 +14,7 @@ from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho
 from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.sign import (
+    AxisTest,
     PhaseSign,
     check_b0,
     compare_axes,
@@ -147,7 +148,7 @@ def take_field(
     usable = (mask & (magnitude > 2 * noise_sd)).astype(np.uint8)
     source = 'air' if air else 'magnitude'
     quality = judge_field(OneEcho(field, sd, usable, noise_sd, source), mask)
-    test, doubts = _compare(given, field, sd, mask, shape_mask, workers)
+    test, axes, doubts = _compare(given, field, sd, mask, shape_mask, workers)
     agrees = test is not None and test.decisive and test.sign > 0
     warnings = [*quality.warnings, *doubts]
     if (holes := _holes(_known(given.total_field), mask)) > MOST_HOLES:
@@ -167,6 +168,7 @@ def take_field(
         'phase_sign_correlation': test.correlation if test else None,
         'b0_dir': np.asarray(given.b0_dir, float).round(6).tolist(),
         'b0_dir_source': 'given' if given.b0_stated else 'header',
+        'b0_contradicted': bool(axes and axes.better),
         'field_sd_source': sd_source,
         'median_field_sd': float(np.median(sd[mask])),
         'no_signal_fraction': quality.unusable_fraction,
@@ -264,16 +266,17 @@ def _compare(
     mask: Bools,
     shape_mask: Bools | None,
     workers: int,
-) -> tuple[PhaseSign | None, list[str]]:
+) -> tuple[PhaseSign | None, AxisTest | None, list[str]]:
     """The field against that of the object's shape, and doubts of its sign and of B0."""
     if shape_mask is None:
-        return None, []
+        return None, None, []
     # The edge of the field of view is no border of the object.
     inner = ndimage.binary_erosion(mask, border_value=1)
     inner = inner if inner.any() else mask
     coarse = coarse_field(field, sd, inner, shape_mask, given.voxel_size)
     test = shape_evidence(coarse, given.b0_dir, workers)
-    words = [check_b0(compare_axes(coarse, given.b0_dir, test, workers), test, given)]
+    axes = compare_axes(coarse, given.b0_dir, test, workers)
+    words = [check_b0(axes, test, given)]
     if test is not None and given.sign:
         # The field has its sign already: the shape's is to be +1.
         words += decide_sign(test._replace(sign=test.sign * given.sign), given.sign).warnings
@@ -284,7 +287,7 @@ def _compare(
             'higher, as around what is paramagnetic. If it is reversed, every susceptibility has '
             'the wrong sign: negate it, or state the sign -1'
         )
-    return test, [text for text in words if text]
+    return test, axes, [text for text in words if text]
 
 
 def _holes(known: Bools, mask: Bools) -> float:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.files import natural, write_atomic
+from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
+from precondqsm_bids.outputs.lights import lights as lights_of
+from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.page import methods, render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
@@ -34,6 +37,8 @@ class Account(NamedTuple):
     """Crash file of each failure, and its message."""
     notes: Sequence[str] | None = None
     """What was found wrong with the input or left out of it, and stopped nothing."""
+    log: str | None = None
+    """Log of the call, from the output folder; the time is part of its name."""
 
 
 def summarise(
@@ -55,6 +60,7 @@ def summarise(
         'echo_spacing': echo_spacing(facts.echo_times),
         'scanner': {key: metadata[key] for key in scanner if key in metadata},
         'record': record,
+        'lights': {name: light._asdict() for name, light in lights_of(record, metadata).items()},
         'l_curve': curves.get('l_curve', {}),
         'conventional_l_curve': curves.get('conventional_l_curve', {}),
     }
@@ -82,7 +88,7 @@ def write_report(
     figures = output_dir / f'sub-{subject}' / 'figures'
     about_file = figures / f'sub-{subject}_desc-about_report.json'
     about: dict[str, Any] = {
-        'runs': [], 'command': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
+        'runs': [], 'command': '', 'log': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
     }  # fmt: skip
     about |= _read_json(about_file)
     if isinstance(about['crash_files'], list):  # of an earlier version, without messages
@@ -104,6 +110,8 @@ def write_report(
         references=references,
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
+        lights=LIGHTS,
+        levels=LEVELS,
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
 
@@ -134,6 +142,7 @@ def _run_section(
     return {
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
+        'maps': _maps(output_dir, subject, name),
         'figures': figures if summary or any(f['path'] for f in figures) else [],
         'table': rows,
         'has_medium': bool(rows) and 'precond_chi_minus_medium' in rows[0],
@@ -141,11 +150,23 @@ def _run_section(
     } | _numbers(summary or {})
 
 
+def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
+    """Path from the output folder and words of each map of a run that is there."""
+    found = []
+    for output in WRITTEN.values():
+        # Under fmap, entities that BIDS does not allow there are folded into acq.
+        pattern = f'**/{output.datatype}/{name}_{output.ending}.nii.gz'
+        for path in (output_dir / f'sub-{subject}').glob(pattern):
+            found.append((path.relative_to(output_dir).as_posix(), output.words))
+    return found
+
+
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of the numbers of one run, empty where there are none."""
     record = summary.get('record', {})
     judged = 'median_field_sd' in record.get('echo_fit', {})
     return {
+        'lights': summary.get('lights', {}),
         'summary': _summary_rows(summary) if summary else [],
         'quality': report_rows(record, of_field=True) if judged else [],
         'echo_phase': _echo_phase_rows(summary),

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 
 import matplotlib as mpl
 import nibabel as nb
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.outputs import figures, report, slices, wording
 from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
+from precondqsm_bids.outputs.lights import LEVELS, lights
 from precondqsm_bids.outputs.record import report_rows
 from precondqsm_bids.outputs.report import Account, write_report
 from precondqsm_bids.outputs.slices import choose_slices
@@ -65,6 +67,28 @@ TABLE = (
     '2\ttilted\t80\t0.2\t0.01\t0.25\tn/a\tn/a\taxis near the magic angle\n'
     '6\tagar\t999\t-0.0378\t0.01\t0\tn/a\tn/a\tn/a\n'
 )
+
+
+VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
+
+
+class WellFormed(HTMLParser):
+    """Every id of a page, and its elements, each closed in its place."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.opened, self.tags = [], [], set()
+        self.feed(text)
+        assert self.opened == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == 'id']
+        if tag not in VOID:
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
 
 
 class Loads(HTMLParser):
@@ -288,6 +312,66 @@ def test_remarks_on_the_input_are_kept(output_dir):
     assert '<li>skipped: a_GRE.nii' in write_report(output_dir, '01').read_text()
     gone = write_report(output_dir, '01', Account(notes=[]))
     assert 'on the input' not in gone.read_text()
+
+
+@pytest.fixture
+def page_of_lights(output_dir):
+    """The report of a run with all levels of lights, markup in the words of a stage."""
+    record = SUMMARY['record'] | {
+        'echo_fit': {'phase_sign_source': 'vendor', 'median_field_sd': 0.4},
+        'shape_mask': {'fading_fraction': 0.0, 'warnings': ['<script>alert(1)</script> & "x"']},
+        'prior_fit': {'trust': 1.0, 'beyond_null': 0.5, 'priors': {'shape': {}}},
+    }
+    found = {name: light._asdict() for name, light in lights(record, {}).items()}
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    path.write_text(json.dumps(SUMMARY | {'record': record, 'lights': found}))
+    (output_dir / 'sub-01/ses-a/anat' / f'{RUNS[0]}_desc-precond_Chimap.nii.gz').touch()
+    log = output_dir / 'logs/now_<1>/precondqsm_bids.log'
+    log.parent.mkdir(parents=True)
+    log.touch()
+    account = Account(RUNS, log='logs/now_<1>/precondqsm_bids.log')
+    return write_report(output_dir, '01', account).read_text()
+
+
+def test_lights_of_a_run_stand_before_its_numbers_and_lead_to_what_explains_them(
+    page_of_lights, output_dir
+):
+    page = WellFormed(page_of_lights)
+    assert len(set(page.ids)) == len(page.ids)
+    run = page_of_lights[page_of_lights.index(f'<section id="{RUNS[0]}">') :]
+    assert run.index('class="lights"') < run.index('class="box warning"') < run.index('<figure')
+    shown = re.findall(r'<span class="light (\w+)">(\w+)</span>', run)
+    assert shown == [(level, level) for level in (
+        'doubtful', 'bad', 'doubtful', 'good', 'unknown', 'good',
+    )]  # fmt: skip
+    assert '0.4 (0.05), standard deviation of the field in the median voxel, ppm' in run
+    targets = Loads(page_of_lights).targets
+    for target in targets:
+        if target.startswith('#'):
+            assert target[1:] in page.ids
+        else:
+            assert (output_dir / target).is_file()
+    assert './logs/now_<1>/precondqsm_bids.log' in targets
+    assert f'./sub-01/ses-a/anat/{RUNS[0]}_desc-precond_Chimap.nii.gz' in targets
+
+
+def test_participant_has_the_lights_of_all_runs_at_the_top(page_of_lights):
+    top = page_of_lights[: page_of_lights.index(f'<section id="{RUNS[0]}">')]
+    rows = top[top.index('<table>') : top.index('</table>')].split('<tr>')[2:]
+    assert [re.findall(r'href="#([^"]*)"', row) for row in rows] == [[name] for name in RUNS]
+    assert [len(re.findall('class="light ', row)) for row in rows] == [6, 0]
+
+
+def test_markup_in_the_words_of_a_light_is_inert(page_of_lights):
+    assert 'script' not in WellFormed(page_of_lights).tags
+    assert '&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34;' in page_of_lights
+
+
+def test_levels_differ_in_shape_and_not_in_colour_alone():
+    style = resources.files('precondqsm_bids.data').joinpath('report.css').read_text('utf-8')
+    marks = dict(re.findall(r'^\.(\w+)::before { content: "(\S+)"', style, re.MULTILINE))
+    assert set(marks) == set(LEVELS)
+    assert len(set(marks.values())) == len(LEVELS)
 
 
 def test_report_can_be_rebuilt_from_disk(output_dir):

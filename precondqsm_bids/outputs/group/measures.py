@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.record import COEFFICIENTS, Measure
 
 SCANNER = ('Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName')
@@ -58,6 +59,21 @@ def scanner_of(sidecar: Mapping[str, Any]) -> str | None:
     """
     words = [str(sidecar[key]) for key in SCANNER if sidecar.get(key) not in (None, '')]
     return ' '.join(words) or None
+
+
+def light_levels(sidecar: Mapping[str, Any]) -> dict[str, str | None]:
+    """Level of each light in a sidecar by its column, None where it does not say.
+
+    >>> light_levels({'Lights': {'sign': {'level': 'bad'}, 'region': 'blue'}})['light_sign']
+    'bad'
+    """
+    stored = sidecar.get('Lights')
+    found = {}
+    for row in LIGHTS:
+        light = stored.get(row.name) if isinstance(stored, Mapping) else None
+        level = light.get('level') if isinstance(light, Mapping) else None
+        found[f'light_{row.name}'] = level if isinstance(level, str) and level in LEVELS else None
+    return found
 
 
 def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids.outputs.files import natural
-from precondqsm_bids.outputs.group.measures import scanner_of, take, take_coefficients
+from precondqsm_bids.outputs.group.measures import (
+    light_levels,
+    scanner_of,
+    take,
+    take_coefficients,
+)
 from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.record import COLUMNS, warnings_of
 
@@ -167,6 +172,7 @@ def _read_run(
         notes += [wrong] if wrong else []
     if parameters:
         quality['scanner'] = scanner_of(sidecar)
+        quality |= light_levels(sidecar)
     coefficients, wrong = take_coefficients(parameters)
     notes += [wrong] if wrong else []
     columns, regions, wrong = _read_regions(folder, name)

@@ -28,6 +28,7 @@ from precondqsm_bids.outputs.group.reading import (
     check_header,
     find_tables,
 )
+from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 from precondqsm_bids.outputs.tables import cell
 
@@ -48,6 +49,13 @@ def _described(meaning: str, unit: str = '') -> dict[str, Any]:
 QUALITY = {
     **IDENTITY,
     'status': {'Description': 'What became of the run', 'Levels': STATUS},
+    **{
+        f'light_{row.name}': {
+            'Description': f'Light of the report: {row.heading}',
+            'Levels': LEVELS,
+        }
+        for row in LIGHTS
+    },
     **{measure.name: _described(measure.meaning, measure.unit) for measure in COLUMNS},
     'scanner': _described('Manufacturer, model, serial number and station'),
     'sign_differs': _described(
