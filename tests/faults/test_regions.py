@@ -132,6 +132,23 @@ def test_slab_of_a_torso():
     assert 'touches 4 of the 6 faces' in region.record['warnings'][0]
 
 
+@pytest.mark.parametrize('axis', [0, 2])
+@pytest.mark.parametrize('slices, thin', [(40, False), (24, False), (16, False), (12, True)])
+def test_thin_slabs_are_said(axis, slices, thin):
+    # A cube of 40 voxels, in a field of view that cuts it at both ends of an axis; or whole
+    body = np.zeros((48, 48, 48))
+    body[4:-4, 4:-4, 4:-4] = 1
+    size = np.where(np.arange(3) == axis, 3.0, 3.5)
+    cut = np.take(body, np.arange(slices) + (48 - slices) // 2 if slices < 40 else range(48), axis)
+    region = region_of_interest(noisy(cut, 60), size)
+    said = [words for words in region.record['warnings'] if 'slab of 36 mm' in words]
+    assert bool(said) == thin
+    # A whole object that is as thin is no slab
+    flat = np.pad(cut, [(3, 3)] * 3)
+    said = region_of_interest(noisy(flat, 60), size).record['warnings']
+    assert not any('slab' in words for words in said)
+
+
 def test_most_of_the_signal_outside_the_region():
     # Beads of eight voxels, of which none is a body, around a ball
     x = grid(56, 56, 56)
