@@ -5,15 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-PERIODS = (9.75, 19.5, 39.0, 15.0, 30.0, 60.0)
-"""Distances of planes, mm: of the contrast prior's nodes, and of the blocks that it once had."""
+from precondqsm_bids.numerics.prior.contrast import SCALES, node_spacing
 
 
 def walls(
     chi: npt.NDArray,
     mask: npt.NDArray[np.bool_],
     voxel_size: npt.ArrayLike,
-    periods: Sequence[float] = PERIODS,
+    periods: Sequence[float] = (),
 ) -> dict[tuple[float, float], float]:
     """Typical step across the planes of each period and phase, relative to that beside them.
 
@@ -31,7 +30,7 @@ def walls(
     voxel_size : (3,) array_like
         Voxel size, mm.
     periods : sequence of float
-        Distances of the planes, mm.
+        Distances of the planes, mm; those of the contrast prior's nodes if none is given.
 
     Returns
     -------
@@ -46,6 +45,7 @@ def walls(
     >>> print(round(found[10, 0]), round(found[10, 0.5]))
     51 1
     """
+    periods = periods or [node_spacing(s, mask, voxel_size) for s in SCALES[1:]]
     sums = {(period, phase): np.zeros(2) for period in periods for phase in (0, 0.5)}
     for axis, size in enumerate(np.asarray(voxel_size, float)):
         volume, inside = (np.moveaxis(v, axis, 0) for v in (chi, mask))

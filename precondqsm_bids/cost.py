@@ -10,10 +10,14 @@ from typing import NamedTuple, Protocol
 from precondqsm_bids.method import Method
 
 STAGE_MEMORY = {
-    'echo_fit': 13, 'prior_fit': 5, 'flattening': 3, 'background_removal': 3,
-    'dipole_inversion': 3, 'comparison': 3,
+    'prior_fit': 5, 'flattening': 3, 'background_removal': 3, 'dipole_inversion': 5,
+    'comparison': 3,
 }  # fmt: skip
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""
+FIT_MEMORY = (0.05, 1.4, 32.5)
+"""Memory of the echo fit: GiB of any run, sizes of the run's images, and of one volume of float32.
+Measured of 2 to 12 echoes of a head that fills two fifths of the field of view; a brain takes
+less, down to two thirds."""
 LIBRARIES_GB = 0.2
 """GiB of a process without any image."""
 WORK_BYTES = 110
@@ -21,9 +25,10 @@ WORK_BYTES = 110
 OUTPUT_BYTES = 35
 """Size of what is written of a run, bytes a voxel."""
 SECONDS_PER_VALUE = 1e-5
-"""CPU seconds of a run for each voxel of each echo, and those of any run: libraries, figures. As
-measured 20 s for 32 x 32 x 28 and 69 s for 96 x 96 x 80 voxels with 8 echoes."""
+"""CPU seconds of a run for each voxel of each echo."""
 SECONDS_PER_RUN = 18.0
+"""CPU seconds of any run: libraries, figures. With :data:`SECONDS_PER_VALUE` as measured: 20 s for
+32 x 32 x 28 voxels with 8 echoes, 69 s for 96 x 96 x 80."""
 
 
 class Sized(Protocol):
@@ -47,14 +52,33 @@ class Cost(NamedTuple):
     cpu_seconds: float
 
 
+def stage_gb(stage: str, series_gb: float, echoes: int) -> float:
+    """GiB of a stage, without the libraries, from the size of a run's magnitude and phase.
+
+    >>> round(stage_gb('echo_fit', 2.0, 5), 2), stage_gb('shape_mask', 2.0, 5)
+    (9.35, 2.0)
+    """
+    if stage == 'echo_fit':
+        least, images, volumes = FIT_MEMORY
+        return least + (images + volumes / (2 * echoes)) * series_gb
+    return STAGE_MEMORY.get(stage, 1) * series_gb
+
+
 def cost_of(runs: Sequence[Sized], method: Method) -> Cost:
     """The cost of some runs: the memory of the largest stage, and the sum of all else."""
     voxels = sum(math.prod(run.matrix) for run in runs)
     values = sum(math.prod(run.matrix) * max(1, len(run.echo_times)) for run in runs)
-    largest = max((run.series_gb for run in runs), default=0.0)
+    largest = max(
+        (
+            stage_gb(stage, run.series_gb, max(1, len(run.echo_times)))
+            for run in runs
+            for stage in ('echo_fit', *STAGE_MEMORY)
+        ),
+        default=0.0,
+    )
     iterations = max(1.0, method.pdf_iterations / Method.pdf_iterations)
     return Cost(
-        LIBRARIES_GB + max(STAGE_MEMORY.values()) * largest,
+        LIBRARIES_GB + largest,
         WORK_BYTES * voxels,
         OUTPUT_BYTES * voxels,
         SECONDS_PER_RUN * len(runs) + SECONDS_PER_VALUE * iterations * values,

@@ -15,6 +15,17 @@ MAP = 'map:'
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
+INVERSIONS = {
+    'l2': 'closed form with the square of the gradient',
+    'tv': 'total variation, whose weight is that of the l2 map at lambda',
+}
+"""How a local field may be inverted."""
+BACKGROUNDS = {
+    'pdf': 'projection onto dipole fields',
+    'vsharp': 'means over spheres of several radii (V-SHARP), which do not know the rim of the '
+    'region and take it off',
+}
+"""How the field of sources outside the region may be removed."""
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
 FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
@@ -114,13 +125,19 @@ class Arm(NamedTuple):
     clip_outliers : bool
         Whether single outliers of the residual are limited to their neighbours. A prior with few
         coefficients is corrected by its residual, which must stay whole.
+    inversion : str
+        Word of :data:`INVERSIONS`.
+    background : str
+        Word of :data:`BACKGROUNDS`.
     """
 
-    prefix: str
-    iterations: int
-    rule: str
+    prefix: str = ''
+    iterations: int = 30
+    rule: str = 'l-curve'
     reg_weight: float | None = None
     clip_outliers: bool = False
+    inversion: str = 'l2'
+    background: str = 'pdf'
 
     @property
     def conventional(self) -> bool:
@@ -163,14 +180,18 @@ class Method:
         Whether the object's shape against air is part of the first estimate.
     conventional : bool
         Whether the conventional arm is computed too.
+    background : str
+        Word of :data:`BACKGROUNDS`, for both arms.
     pdf_iterations : int
-        Iterations of the background removal, times :data:`LONGER` after a prior that describes
-        the interior.
+        Iterations of the background removal ``pdf``, times :data:`LONGER` after a prior that
+        describes the interior.
     reg_weight : float or None
         Lambda of the inversion in both arms, mm; None leaves it to ``reg_rule``.
     reg_rule : str
         ``l-curve`` takes the corner of the L-curve, ``risk`` the least expected error, ``auto``
-        the first in the conventional and the second in the preconditioned arm.
+        the first in the conventional arm with ``l2``, as published, and the second otherwise.
+    inversion : str
+        Word of :data:`INVERSIONS`, for both arms.
     reference : str
         ``none``, ``roi-mean`` or the name of a label.
 
@@ -183,7 +204,8 @@ class Method:
     Examples
     --------
     >>> Method().preconditioned
-    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True)
+    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, \
+inversion='l2', background='pdf')
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -200,9 +222,11 @@ class Method:
     r2: float | str = 'median'
     shape: bool = True
     conventional: bool = True
+    background: str = 'pdf'
     pdf_iterations: int = 30
     reg_weight: float | None = None
     reg_rule: str = 'auto'
+    inversion: str = 'l2'
     reference: str = 'roi-mean'
 
     def __post_init__(self) -> None:
@@ -212,8 +236,14 @@ class Method:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 allowed.check(name, value)
-        choices = (('field', FIELD_WORDS), ('prior_fit', PRIOR_FITS), ('reg_rule', REG_RULES))
-        for name, words in choices:
+        choices = {
+            'field': FIELD_WORDS,
+            'prior_fit': PRIOR_FITS,
+            'reg_rule': REG_RULES,
+            'inversion': tuple(INVERSIONS),
+            'background': tuple(BACKGROUNDS),
+        }
+        for name, words in choices.items():
             if getattr(self, name) not in words:
                 raise ValueError(f'{name} = {getattr(self, name)} is not one of {_list(words)}')
         if isinstance(self.r2, str) and self.r2 not in R2_WORDS:
@@ -357,6 +387,8 @@ class Method:
             rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
             clip_outliers=self.describes_interior,
+            inversion=self.inversion,
+            background=self.background,
         )
 
     @property
@@ -366,11 +398,14 @@ class Method:
         >>> [arm.rule for arm in Method().arms]
         ['risk', 'l-curve']
         """
+        published = 'l-curve' if self.inversion == 'l2' else 'risk'
         conventional = Arm(
             prefix='conventional_',
             iterations=self.pdf_iterations,
-            rule='l-curve' if self.reg_rule == 'auto' else self.reg_rule,
+            rule=published if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
+            inversion=self.inversion,
+            background=self.background,
         )
         return (self.preconditioned, conventional) if self.conventional else (self.preconditioned,)
 

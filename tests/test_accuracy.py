@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics import (
+    Geometry,
     b0_direction,
     fit_echoes,
     flatten_field,
     forward_field,
+    invert,
     l2_inversion,
     noise_weights,
     pdf,
@@ -31,6 +34,7 @@ class Reconstruction:
 
     def __init__(self, magnitude, phase, echo_times, affine, field_strength=3.0, workers=1):
         self.threads = {'workers': workers}
+        self.inversion = 'l2'
         self.voxel_size = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
         self.b0_dir = b0_direction(affine)
         self.first = magnitude[..., 0]
@@ -52,13 +56,14 @@ class Reconstruction:
 
     def invert(self, field, prior, clip=False, rule='risk'):
         local = pdf(field, *self.geometry(), self.weights, **self.threads).local_field
-        keywords = {'rule': rule, 'clip_outliers': clip} | self.threads
-        inversion = l2_inversion(local, *self.geometry(), **keywords)
+        arm = Arm(rule=rule, clip_outliers=clip, inversion=self.inversion)
+        geometry = Geometry(*self.geometry(), **self.threads)
+        inversion = invert(local, geometry, arm, self.weights)
         self.reg_weight = inversion.reg_weight
         return recombine(inversion.chi, prior, self.roi, self.roi).chi
 
-    def conventional(self):
-        return self.invert(self.fit.total_field, None, rule='l-curve')
+    def conventional(self, rule='l-curve'):
+        return self.invert(self.fit.total_field, None, rule=rule)
 
     def preconditioned(self):
         """The published form: theory's prior as it is."""
@@ -164,6 +169,20 @@ def test_prior_fitted_to_the_field(half):
     assert abs(found[0]) < 0.02
     assert noise < tube_values(phantom, run.conventional(), run.roi)[2]
     assert nrmse(phantom, chi, run.roi) < 0.5 * nrmse(phantom, run.conventional(), run.roi)
+
+
+def test_total_variation_is_the_stronger_opponent_and_loses_nothing_behind_a_prior(half):
+    phantom, run = half
+    errors = {}
+    for inversion in ('l2', 'tv'):
+        run.inversion = inversion
+        chi = {'without': run.conventional('risk'), 'behind': run.contrast()}
+        errors |= {(arm, inversion): nrmse(phantom, chi[arm], run.roi) for arm in chi}
+    run.inversion = 'l2'
+    assert errors['without', 'tv'] < 0.75 * errors['without', 'l2']
+    assert errors['behind', 'tv'] < 1.01 * errors['behind', 'l2']
+    # The prior is worth more than the inversion, also against the stronger one.
+    assert errors['behind', 'l2'] < 0.85 * errors['without', 'tv']
 
 
 @pytest.mark.slow

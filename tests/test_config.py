@@ -54,6 +54,8 @@ ODD = Settings(
         conventional=False,
         pdf_iterations=12,
         reg_weight=0.1,
+        inversion='tv',
+        background='vsharp',
         reg_rule='risk',
         reference='none',
     ),
@@ -99,9 +101,11 @@ def test_method_has_the_settings_of_the_method_only():
         'r2': 'median',
         'shape': True,
         'conventional': True,
+        'background': 'pdf',
         'pdf_iterations': 30,
         'reg_weight': None,
         'reg_rule': 'auto',
+        'inversion': 'l2',
         'reference': 'roi-mean',
     }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import LONGER, RANGES, TERMS, Method
+from precondqsm_bids.method import INVERSIONS, LONGER, RANGES, TERMS, Method
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,8 @@ def test_tissue_is_looked_for_where_it_is_read(values, expected):
         ({'r2': -1.0}, 'r2 = -1 1/s should be'),
         ({'r2': 'mean'}, 'r2 = mean is not a number'),
         ({'reg_rule': 'corner'}, 'reg_rule = corner is not one of auto, l-curve and risk'),
+        ({'background': 'sharp'}, 'background = sharp is not one of pdf and vsharp'),
+        ({'inversion': 'l1'}, 'inversion = l1 is not one of l2 and tv'),
         ({'phase_sign': 0}, 'phase_sign = 0 should be 1 or -1'),
         ({'b0_dir': (0.0, 0.0, 0.0)}, 'b0_dir .* three numbers, not all 0'),
         ({'prior': 'shape', 'shape': False}, 'prior shape without the shape leaves'),
@@ -83,10 +85,18 @@ def test_arms():
     assert len(Method(conventional=False).arms) == 1
     assert {arm.rule for arm in Method(reg_rule='risk').arms} == {'risk'}
     assert {arm.reg_weight for arm in Method(reg_weight=0.2).arms} == {0.2}
+    variation = Method(inversion='tv').arms
+    assert {(arm.inversion, arm.rule) for arm in variation} == {('tv', 'risk')}
 
 
 def test_ranges_are_those_of_numbers():
     assert set(RANGES) <= set(Method.__dataclass_fields__)
+
+
+def test_every_inversion_is_made_by_a_function():
+    from precondqsm_bids.numerics.dipole_inversion import SOLVE
+
+    assert list(SOLVE) == list(INVERSIONS)
 
 
 def test_every_term_is_made_by_a_function():

@@ -24,7 +24,9 @@ from precondqsm_bids.cli.option_types import (
 )
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
+    BACKGROUNDS,
     FIELD_WORDS,
+    INVERSIONS,
     LONGER,
     MASK_WORDS,
     PRIOR_FITS,
@@ -147,16 +149,24 @@ OPTIONS = {
              'yes)'),
         _row('--conventional', action=argparse.BooleanOptionalAction,
              help='also compute the maps without preconditioning, to compare (default: yes)'),
+        _row('--background', choices=tuple(BACKGROUNDS),
+             help='removal of the field of sources outside the region, in both arms: '
+             + '; '.join(f'{word}, {words}' for word, words in BACKGROUNDS.items())
+             + f' (default: {Method.background})'),
         _row('--pdf-iterations', type=count, metavar='N',
-             help=f'iterations of the background removal (default: {Method.pdf_iterations}), '
-             f'times {LONGER} after a prior of '
+             help=f'iterations of the background removal (default: {Method.pdf_iterations}) by '
+             f'pdf, times {LONGER} after a prior of '
              + ' or '.join(word for word, term in TERMS.items() if term.describes_interior)),
+        _row('--inversion', choices=tuple(INVERSIONS),
+             help='inversion of the local field in both arms: '
+             + '; '.join(f'{word}, {words}' for word, words in INVERSIONS.items())
+             + f' (default: {Method.inversion})'),
         _row('--reg-weight', type=number(RANGES['reg_weight'], REG_RULES),
              metavar=_one_of(*REG_RULES, 'NUMBER'),
              help='weight lambda (mm, of the gradient in 1/mm) of the regularisation in '
              '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve takes the corner of the curve, '
-             'risk the least expected error, auto (default) the first in the conventional and the '
-             'second in the preconditioned arm'),
+             'risk the least expected error, auto (default) the first in the conventional arm '
+             'with l2 and the second otherwise'),
         _row('--reference', metavar=_one_of(*REFERENCE_WORDS, 'NAME'),
              help='what is 0 ppm: the mean of the region (default), nothing, or the mean of a '
              'label'),

@@ -1,62 +1,44 @@
-"""Background removal: projection onto dipole fields (PDF)."""
+"""Background removal: projection onto dipole fields (PDF) or means over spheres (V-SHARP)."""
 
-from nipype.interfaces.base import (
-    File,
-    TraitedSpec,
-    traits,
-)
+from nipype.interfaces.base import File, TraitedSpec, traits
 
-from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.stage import Stage
-from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
+from precondqsm_bids.method import BACKGROUNDS, Arm
+from precondqsm_bids.numerics.background_removal import remove_background
 
 
-class BackgroundRemovalInputSpec(InputSpec):
+class BackgroundRemovalInputSpec(WeightedInputSpec):
     field = File(exists=True, mandatory=True, desc='measured or flattened field, ppm')
-    field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
     mask = File(exists=True, mandatory=True, desc='region of interest')
-    model_error = traits.Range(
-        0.0,
-        value=MODEL_ERROR,
-        exclude_low=True,
-        usedefault=True,
-        desc='model error of the field, ppm, for the weights',
-    )
-    iterations = traits.Range(1, value=30, usedefault=True, desc='gradient iterations')
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
+    background = traits.Enum(*BACKGROUNDS, usedefault=True, desc='how the field is split')
+    iterations = traits.Range(1, value=30, usedefault=True, desc='gradient iterations of pdf')
 
 
 class BackgroundRemovalOutputSpec(TraitedSpec):
     local_field = File(exists=True, desc='field of the sources inside the mask, ppm')
     background_field = File(exists=True, desc='field of the sources outside, ppm')
+    roi_mask = File(
+        exists=True, desc='region without the rim that vsharp does not know; undefined with pdf'
+    )
     record = traits.Dict(desc='what the stage measured and chose')
 
 
 class BackgroundRemoval(Stage):
-    """Projection onto dipole fields: :func:`precondqsm_bids.numerics.pdf`."""
+    """Local field: :func:`precondqsm_bids.numerics.remove_background`."""
 
     input_spec = BackgroundRemovalInputSpec
     output_spec = BackgroundRemovalOutputSpec
     like = 'field'
 
     def _compute(self):
-        inputs, field_sd = self.inputs, self._load('field_sd')
-        mask, voxel_size, b0_dir, workers = self._geometry()
-        weights = None
-        if field_sd is not None:
-            weights = noise_weights(field_sd, mask, inputs.model_error)
-        result = pdf(
-            self._load('field'), mask, voxel_size, b0_dir, weights, inputs.iterations, workers
-        )
-        record = {
-            'iterations': inputs.iterations,
-            'relative_residual': result.relative_residual,
-            'noise_weights': weights is not None,
-            'model_error': inputs.model_error if weights is not None else None,
-        }
+        arm = Arm(iterations=self.inputs.iterations, background=self.inputs.background)
+        geometry = self._geometry()
+        weights = self._weights(geometry.mask)
+        result = remove_background(self._load('field'), geometry, arm, weights)
+        model_error = None if weights is None else self.inputs.model_error
         return {
             'local_field': result.local_field,
             'background_field': result.background_field,
-            'record': record,
+            'roi_mask': None if result.known is geometry.mask else result.known,
+            'record': result.record(arm, model_error),
         }

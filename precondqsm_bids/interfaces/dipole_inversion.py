@@ -1,25 +1,21 @@
-"""Dipole inversion: closed-form l2, lambda by a rule."""
+"""Dipole inversion: lambda by a rule, closed-form l2 or total variation."""
 
-from nipype.interfaces.base import (
-    File,
-    TraitedSpec,
-    traits,
-)
+from nipype.interfaces.base import File, TraitedSpec, traits
 
-from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.stage import Stage
-from precondqsm_bids.numerics.dipole_inversion import RULES, l2_inversion
+from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
+from precondqsm_bids.method import INVERSIONS, Arm
+from precondqsm_bids.numerics.dipole_inversion import RULES, invert
 
 
-class DipoleInversionInputSpec(InputSpec):
+class DipoleInversionInputSpec(WeightedInputSpec):
     local_field = File(exists=True, mandatory=True, desc='field of the inner sources, ppm')
     mask = File(exists=True, mandatory=True, desc='region of interest')
+    inversion = traits.Enum(*INVERSIONS, usedefault=True, desc='how the field is inverted')
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
     rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
     clip_outliers = traits.Bool(
         False, usedefault=True, desc='limit single outliers of the field to their neighbours'
     )
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
 class DipoleInversionOutputSpec(TraitedSpec):
@@ -30,21 +26,19 @@ class DipoleInversionOutputSpec(TraitedSpec):
 
 
 class DipoleInversion(Stage):
-    """Closed-form l2 inversion: :func:`precondqsm_bids.numerics.l2_inversion`."""
+    """Susceptibility of a local field: :func:`precondqsm_bids.numerics.invert`."""
 
     input_spec = DipoleInversionInputSpec
     output_spec = DipoleInversionOutputSpec
     like = 'local_field'
 
     def _compute(self):
-        mask, voxel_size, b0_dir, workers = self._geometry()
-        rule, given = self.inputs.rule, self._given('reg_weight')
-        clip = self.inputs.clip_outliers
-        result = l2_inversion(
-            self._load('local_field'), mask, voxel_size, b0_dir, given, workers,
-            rule=rule, clip_outliers=clip,
-        )  # fmt: skip
-        record = result.record(rule if given is None else None, clip)
+        names = ('rule', 'reg_weight', 'clip_outliers', 'inversion')
+        arm = Arm(**{name: self._given(name) for name in names})
+        geometry = self._geometry()
+        weights = self._weights(geometry.mask)
+        result = invert(self._load('local_field'), geometry, arm, weights)
+        record = result.record(arm)
         return {
             'chi': result.chi,
             'reg_weight': record['reg_weight'],

@@ -4,10 +4,31 @@ import re
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import File, SimpleInterface, isdefined
+from nipype.interfaces.base import (
+    File,
+    SimpleInterface,
+    isdefined,
+    traits,
+)
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import b0_along, check_grid, geometry, is_image, load, save
 from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+
+
+class WeightedInputSpec(InputSpec):
+    """Inputs of the stages whose least squares are weighted by the noise."""
+
+    field_sd = File(exists=True, desc='standard deviation of the field, ppm, for the weights')
+    model_error = traits.Range(
+        0.0,
+        value=MODEL_ERROR,
+        exclude_low=True,
+        usedefault=True,
+        desc='model error of the field, ppm, for the weights',
+    )
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
 class Stage(SimpleInterface):
@@ -62,6 +83,13 @@ class Stage(SimpleInterface):
         like = getattr(self.inputs, self.like)
         voxel_size, mask = geometry(like)[1], self._load('mask', bool)
         return Geometry(mask, voxel_size, b0_along(like), self._given('num_threads', 1))
+
+    def _weights(self, mask: np.ndarray) -> np.ndarray | None:
+        """Weights of the field, None where its standard deviation is undefined."""
+        field_sd = self._load('field_sd')
+        if field_sd is None:
+            return None
+        return noise_weights(field_sd, mask, self.inputs.model_error)
 
     def _with_file(self, message: str) -> str:
         word = re.match(r'\w*', message)[0]

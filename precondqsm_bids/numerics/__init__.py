@@ -15,7 +15,7 @@ maps                (X, Y, Z), float32, zero outside the mask; echoes in the las
 ==================  ======================================================================
 """
 
-from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
+from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf, remove_background
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import Brain, find_brain
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
@@ -23,6 +23,7 @@ from precondqsm_bids.numerics.comparison import Comparison, compare
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kernel, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
+    invert,
     l2_inversion,
     without_outliers,
 )
@@ -87,7 +88,9 @@ from precondqsm_bids.numerics.shape_mask import (
     surface_fraction,
 )
 from precondqsm_bids.numerics.solver import noise_weights
+from precondqsm_bids.numerics.total_variation import TotalVariation, tv_inversion
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
+from precondqsm_bids.numerics.vsharp import Vsharp, vsharp
 
 # All that is imported above, and nothing else:
 __all__ = sorted(name for name, value in globals().items() if callable(value))

@@ -1,15 +1,18 @@
-"""Dipole inversion: closed-form l2 with gradient regularisation, lambda by a rule."""
+"""Dipole inversion: lambda by a rule, and a map by the closed form or total variation."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.closed_form import closed_form
+from precondqsm_bids.method import Arm
+from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
+from precondqsm_bids.numerics.total_variation import tv_inversion
 
 F32 = npt.NDArray[np.float32]
 
@@ -24,7 +27,7 @@ NOTHING = 1e-9
 
 
 class DipoleInversion(NamedTuple):
-    """Result of :func:`l2_inversion`."""
+    """Result of :func:`invert` and :func:`l2_inversion`."""
 
     chi: F32
     """Susceptibility, ppm, (X, Y, Z), zero outside the mask."""
@@ -32,18 +35,22 @@ class DipoleInversion(NamedTuple):
     """Lambda, mm; not a number where the field is zero and none was given."""
     curve: LCurve
     """The whole L-curve, also when lambda was given; :data:`NO_CURVE` where the field is zero."""
+    further: Mapping[str, float] = {}
+    """What else this inversion has chosen, as its record names it."""
 
-    def record(self, rule: str | None, clip_outliers: bool) -> dict[str, Any]:
-        """Choices as plain numbers; ``rule`` is None if lambda was given."""
+    def record(self, arm: Arm) -> dict[str, Any]:
+        """Choices as plain numbers."""
+        rule = arm.rule if arm.reg_weight is None else 'given'
         shown = self.curve is NO_CURVE or rule == 'l-curve'
         record = {
+            'inversion': arm.inversion,
             'reg_weight': _finite(self.reg_weight),
-            'rule': rule or 'given',
+            'rule': rule,
             'corner': _finite(self.curve.reg_weight),
-            'outliers_clipped': clip_outliers,
+            'outliers_clipped': arm.clip_outliers,
             'warnings': list(self.curve.warnings) if shown else [],
         }
-        return record
+        return record | dict(self.further)
 
     def l_curve(self) -> dict[str, Any]:
         """The L-curve in plain lists, its corner and the lambda that was used."""
@@ -152,6 +159,75 @@ def l2_inversion(
     >>> print(0.8 < result.chi[7:9, 7:9, 7:9].mean() - result.chi[0].mean() < 1.1)
     True
     """
+    arm = Arm(rule=rule, reg_weight=reg_weight, clip_outliers=clip_outliers)
+    return invert(local_field, Geometry(mask, voxel_size, b0_dir, workers), arm)
+
+
+class Solve(Protocol):
+    """The map of a local field at one lambda, and what else was chosen for it."""
+
+    def __call__(
+        self, form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+    ) -> tuple[F32, dict[str, float]]: ...
+
+
+def _l2(
+    form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+) -> tuple[F32, dict[str, float]]:
+    return form.volume(form.divided(form.spectrum(local_field), reg_weight)), {}
+
+
+def _tv(
+    form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+) -> tuple[F32, dict[str, float]]:
+    found = tv_inversion(form, local_field, reg_weight, weights)
+    record = {
+        'tv_weight': found.tv_weight,
+        'iterations': found.iterations,
+        'last_change': found.change,
+    }
+    return found.chi, record
+
+
+SOLVE: dict[str, Solve] = {'l2': _l2, 'tv': _tv}
+"""What is behind each word of :data:`precondqsm_bids.method.INVERSIONS`."""
+
+
+def invert(
+    local_field: npt.NDArray,
+    geometry: Geometry,
+    arm: Arm,
+    weights: npt.NDArray | None = None,
+) -> DipoleInversion:
+    """Susceptibility of a local field, as an arm of the method has it.
+
+    Lambda is given, or chosen by the rule of the arm for the closed form of
+    :func:`l2_inversion`; ``l2`` takes that map, ``tv`` that of :func:`tv_inversion`.
+
+    Parameters
+    ----------
+    local_field : (X, Y, Z) ndarray
+        Field of the sources inside the region, ppm.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
+    arm : Arm
+        Its ``inversion``, ``rule``, ``reg_weight`` (mm) and ``clip_outliers`` count.
+    weights : (X, Y, Z) ndarray, optional
+        ``W`` of the data term, see :func:`noise_weights`; ``l2`` has none.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, the mask is empty, lambda is not positive, or a word is not known.
+
+    Examples
+    --------
+    >>> field = np.random.default_rng(0).normal(size=(12, 12, 12)); mask = field < 9
+    >>> found = invert(field, Geometry(mask, (1, 1, 1), (0, 0, 1)), Arm(inversion='tv'))
+    >>> sorted(found.further)
+    ['iterations', 'last_change', 'tv_weight']
+    """
+    mask, reg_weight, rule = geometry.mask, arm.reg_weight, arm.rule
     if local_field.shape != mask.shape:
         raise ValueError(f'local_field {local_field.shape} and mask {mask.shape} differ in shape')
     if not mask.any():
@@ -160,19 +236,22 @@ def l2_inversion(
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
     if rule not in RULES:
         raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
-    if clip_outliers:
+    if arm.inversion not in SOLVE:
+        raise ValueError(f'the inversion is one of {", ".join(SOLVE)}, not {arm.inversion!r}')
+    if arm.clip_outliers:
         local_field = without_outliers(local_field, mask)
     if np.abs(local_field[mask]).max() <= NOTHING:
         weight = np.nan if reg_weight is None else float(reg_weight)
         return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)
-    form = closed_form(Geometry(mask, voxel_size, b0_dir, workers))
+    form = closed_form(geometry)
     spectrum = form.spectrum(local_field)
-    weights = REG_WEIGHTS * form.geometry.voxel_length
-    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient, weights)
+    tried = REG_WEIGHTS * form.geometry.voxel_length
+    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient, tried)
     if reg_weight is not None:
         weight = float(reg_weight)
     elif rule == 'risk':
         weight = least_risk(form, spectrum)
     else:
         weight = curve.reg_weight
-    return DipoleInversion(form.volume(form.divided(spectrum, weight)), weight, curve)
+    chi, further = SOLVE[arm.inversion](form, local_field, weight, weights)
+    return DipoleInversion(chi, weight, curve, further)

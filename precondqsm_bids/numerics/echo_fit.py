@@ -92,6 +92,7 @@ def fit_echoes(
     object_mask: npt.NDArray[np.bool_] | None = None,
     voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
     predicted_field: npt.NDArray | None = None,
+    first_field: npt.NDArray | None = None,
     noise_sd: float | None = None,
     workers: int = 1,
 ) -> EchoFit:
@@ -142,6 +143,9 @@ def fit_echoes(
     predicted_field : (X, Y, Z) ndarray, optional
         A prediction of the field, ppm, removed from the signal and added again at the end. It
         needs not be accurate: the phase is unwrapped without it if that leaves fewer jumps.
+    first_field : (X, Y, Z) ndarray, optional
+        Field by the unwrapped phase advance of these echoes, ppm, if it is known already
+        (:class:`~precondqsm_bids.numerics.phase.repair.PhaseRepair`): saves unwrapping it again.
     noise_sd : float, optional
         Noise of one channel. If omitted, from what the phase fit leaves, of two echoes from the
         magnitude inside the object
@@ -179,7 +183,8 @@ def fit_echoes(
     prediction = np.zeros(len(echoes.signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[box][echoes.mask]
-    field = field_from_advance(echoes, prediction)
+    known = None if first_field is None else first_field[mask]
+    field = field_from_advance(echoes, prediction, known)
     if predicted_field is not None:
         echoes.take_off(prediction)
     own_phase = _own_phase(echoes, field, voxel_size)

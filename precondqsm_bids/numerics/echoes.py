@@ -14,7 +14,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 TWO_PI = np.float32(2 * np.pi)
-_CHUNK = 1 << 15  # voxels handled at a time: temporaries stay in the processor's cache
+_CHUNK = 1 << 13  # voxels handled at a time: temporaries stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)

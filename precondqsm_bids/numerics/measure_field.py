@@ -129,8 +129,8 @@ def measure_field(
     check_phase(scan, mask, shape)
     with scan.named():
         repair = repair_phase(scan, mask, shape_mask, workers)
-    predicted = shape.field if shape else None
-    fit = _fit(scan._replace(phase=repair.phase), mask, shape_mask, predicted, workers)
+    fields = (shape.field if shape else None), repair.first_field
+    fit = _fit(scan._replace(phase=repair.phase), mask, shape_mask, fields, workers)
     with scan.named():
         quality = judge_field(fit, mask)
     record = _record(scan, scale, repair) | _record_of_fit(scan, fit, quality, mask)
@@ -157,9 +157,14 @@ def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
 
 
 def _fit(
-    scan: Scan, mask: Bools, shape_mask: Bools | None, predicted: F32 | None, workers: int
+    scan: Scan,
+    mask: Bools,
+    shape_mask: Bools | None,
+    fields: tuple[F32 | None, F32 | None],
+    workers: int,
 ) -> EchoFit | OneEcho:
-    """The fit of all echoes, or the field of the one."""
+    """The fit of all echoes, or the field of the one, helped by a predicted and a first field."""
+    predicted, first = fields
     if scan.one_echo:
         return field_of_one_echo(
             scan.magnitude[..., 0],
@@ -169,6 +174,7 @@ def _fit(
             mask,
             object_mask=shape_mask,
             predicted_field=predicted,
+            first_field=first,
         )
     return fit_echoes(
         scan.magnitude,
@@ -179,6 +185,7 @@ def _fit(
         object_mask=shape_mask,
         voxel_size=scan.voxel_size,
         predicted_field=predicted,
+        first_field=first,
         workers=workers,
     )
 

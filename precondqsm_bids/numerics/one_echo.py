@@ -38,6 +38,7 @@ def field_of_one_echo(
     *,
     object_mask: npt.NDArray[np.bool_] | None = None,
     predicted_field: npt.NDArray | None = None,
+    first_field: npt.NDArray | None = None,
     noise_sd: float | None = None,
 ) -> OneEcho:
     """Field of a single echo: its phase, unwrapped in space, over its echo time.
@@ -63,8 +64,8 @@ def field_of_one_echo(
         Voxels whose field is wanted.
     object_mask : (X, Y, Z) ndarray of bool, optional
         The whole object, around which air may be; ``mask`` if omitted.
-    predicted_field : (X, Y, Z) ndarray, optional
-        As for :func:`fit_echoes`: it may help unwrapping and enters nothing else.
+    predicted_field, first_field : (X, Y, Z) ndarray, optional
+        As for :func:`fit_echoes`: they may help unwrapping and enter nothing else.
     noise_sd : float, optional
         Noise of one channel; from the air (:func:`~precondqsm_bids.numerics.air.air_around`), or
         from the object itself where there is none
@@ -103,7 +104,8 @@ def field_of_one_echo(
     prediction = np.zeros_like(amplitude)
     if predicted_field is not None:
         prediction += predicted_field[mask]
-    field = field_from_advance(echoes, prediction) + prediction
+    known = None if first_field is None else first_field[mask]
+    field = field_from_advance(echoes, prediction, known) + prediction
     turn = 1 / (hz_per_ppm(field_strength) * echo_time)
     sd = relative / np.maximum(amplitude, np.finfo(np.float32).tiny) * turn / TWO_PI
     return OneEcho(

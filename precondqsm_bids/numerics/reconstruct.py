@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import Arm, Method
-from precondqsm_bids.numerics.background_removal import BackgroundRemoval, pdf
+from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry
-from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.given_field import GivenField, known_region, take_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
@@ -131,8 +131,8 @@ def reconstruct(
 
     References
     ----------
-    The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`, :func:`pdf`,
-    :func:`l2_inversion`, :func:`recombine`, each in its module.
+    The stages: :func:`measure_field`, :func:`estimate_prior`, :func:`flatten_field`,
+    :func:`remove_background`, :func:`invert`, :func:`recombine`, each in its module.
 
     Examples
     --------
@@ -207,10 +207,9 @@ def reconstruct_field(
     >>> print((found.chi[chi > 0].mean() - found.chi[chi == 0].mean()).round(2))
     0.1
     """
-    mask, _, _, workers = geometry
     prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, workers
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers
     ).flattened_field
 
     def result(arm: Arm) -> ArmResult:
@@ -220,7 +219,8 @@ def reconstruct_field(
         model_error = MODEL_ERROR if size is None else size
         local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error)
         prior_chi = None if arm.conventional else prior.prior_chi
-        return ArmResult(local, inversion, recombine(inversion.chi, prior_chi, mask, reference))
+        chi = recombine(inversion.chi, prior_chi, local.known, reference)
+        return ArmResult(local, inversion, chi)
 
     preconditioned, *conventional = (result(arm) for arm in method.arms)
     return FieldReconstruction(prior, flattened_field, preconditioned, *conventional)
@@ -235,16 +235,13 @@ def invert_field(
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
-    ``model_error`` is what the weights of the background removal allow for besides ``field_sd``,
-    both in ppm.
+    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm.
     """
     weights = noise_weights(field_sd, geometry.mask, model_error)
-    local = pdf(field, *geometry[:3], weights, arm.iterations, geometry.workers)
-    inversion = l2_inversion(
-        local.local_field, *geometry[:3], arm.reg_weight, geometry.workers,
-        rule=arm.rule, clip_outliers=arm.clip_outliers,
-    )  # fmt: skip
-    return local, inversion
+    local = remove_background(field, geometry, arm, weights)
+    known = geometry._replace(mask=local.known)
+    weights = noise_weights(field_sd, local.known, model_error)
+    return local, invert(local.local_field, known, arm, weights)
 
 
 def theory_prior(

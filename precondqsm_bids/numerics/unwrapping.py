@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, fit_phase, turn_back
 
 F32 = npt.NDArray[np.float32]
@@ -44,13 +46,13 @@ def unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
         return wrapped
     from skimage.restoration import unwrap_phase  # here: importing the nodes must stay quick
 
+    mask = mask[bounding_box(mask)]
     volume = np.ma.masked_array(np.zeros(mask.shape, np.float32), mask=~mask)
     volume.data[mask] = wrapped
     # Reliability sorting is deterministic only with a fixed seed (ties are broken at random).
     turns = np.asarray(unwrap_phase(volume, rng=0))[mask]
     turns = np.round((turns - wrapped) / TWO_PI)
-    unwrapped = wrapped + TWO_PI * turns.astype(np.float32)
-    return unwrapped - TWO_PI * np.float32(np.round(np.median(unwrapped) / TWO_PI))
+    return _centred(wrapped + TWO_PI * turns.astype(np.float32))
 
 
 def ambiguous_fraction(
@@ -107,28 +109,49 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
     return jumps, pairs
 
 
-def field_from_advance(echoes: Echoes, prediction: F32) -> F32:
+def field_from_advance(echoes: Echoes, prediction: F32, known: F32 | None = None) -> F32:
     """First field less the prediction (ppm), from the phase advance over the shortest spacing.
 
     The prediction takes most wraps out of the advance where it is right, as it is at the ends of
     a container, and adds some where it is wrong, as it may be beside a sinus. Where wraps are
-    left, the advance itself is unwrapped too, and the one with fewer jumps is taken.
+    left, the advance itself is unwrapped too, and the one with fewer jumps is taken. If that is
+    ``known`` (ppm, but for rounding) and has no jump in one piece, nothing is unwrapped again:
+    what has no jump is the same by every way.
     """
     advance, spacing = phase_advance(echoes)
     step = TWO_PI * np.float32(hz_per_ppm(echoes.field_strength) * spacing)
-    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), echoes.mask)
     if not prediction.any():
-        return unwrapped / step
+        return _plain(advance, step, echoes.mask, known) / step
     amplitude = echoes.volume(np.sqrt(np.abs(advance)))
 
     def jumps(phase: F32) -> float:
         return count_jumps(echoes.volume(phase), amplitude, np.pi)[0]
 
+    if known is not None and ndimage.label(echoes.mask)[1] == 1:
+        plain = _plain(advance, step, echoes.mask, known)
+        if not jumps(plain):
+            return _centred(plain - step * prediction) / step
+    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), echoes.mask)
     if left := jumps(unwrapped):
-        plain = unwrap(np.angle(advance), echoes.mask)
+        plain = _plain(advance, step, echoes.mask, known)
         if jumps(plain) < left:
             unwrapped = plain - step * prediction
     return unwrapped / step
+
+
+def _plain(
+    advance: npt.NDArray, step: np.float32, mask: npt.NDArray[np.bool_], known: F32 | None
+) -> F32:
+    """The advance unwrapped (rad), with the turns of a field that is known."""
+    wrapped = np.angle(advance)
+    if known is None:
+        return unwrap(wrapped, mask)
+    return wrapped + TWO_PI * np.round((step * known - wrapped) / TWO_PI)
+
+
+def _centred(phase: F32) -> F32:
+    """A phase (rad) moved by whole turns so that its median is within half a turn of 0."""
+    return phase - TWO_PI * np.float32(np.round(np.median(phase) / TWO_PI))
 
 
 def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bool_]) -> None:

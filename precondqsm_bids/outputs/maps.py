@@ -58,6 +58,9 @@ class Map(NamedTuple):
 
 
 PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
+PDF_WORDS, VSHARP_WORDS = 'rojection onto dipole fields', 'V-SHARP, means over spheres'
+VSHARP_REFERENCE = 'Wu B et al., Magn Reson Med 2012;67:137'
+TV_REFERENCE = 'Milovic C et al., Magn Reson Med 2018;80:814 (total variation)'
 _INVERSION_REFERENCE = (
     f'{PDF_REFERENCE} (PDF); Bilgic B et al., Magn Reson Med 2014;72:1444 '
     '(closed-form l2 inversion, L-curve)'
@@ -77,12 +80,11 @@ CONVOLUTION = Algorithm(
     'Jenkinson M et al., Magn Reson Med 2004;52:471',
 )
 PDF = Algorithm('Projection onto dipole fields', PDF_REFERENCE)
-INVERSION = Algorithm(
-    'Projection onto dipole fields; closed-form l2-regularised inversion', _INVERSION_REFERENCE
-)
+L2, TV = 'closed-form l2-regularised inversion', 'inversion with total variation'
+INVERSION = Algorithm(f'Projection onto dipole fields; {L2}', _INVERSION_REFERENCE)
 PRECONDITIONED = Algorithm(
     "Field of the prior and of the object's shape subtracted from the measured field; "
-    'projection onto dipole fields; closed-form l2-regularised inversion; prior added again',
+    f'projection onto dipole fields; {L2}; prior added again',
     _INVERSION_REFERENCE,
 )
 

@@ -15,8 +15,16 @@ from precondqsm_bids.outputs.maps import (
     CONVOLUTION,
     DIFFERENCE,
     FIT,
+    INVERSION,
+    L2,
     PDF_REFERENCE,
+    PDF_WORDS,
+    PRECONDITIONED,
     STATIC_DEPHASING,
+    TV,
+    TV_REFERENCE,
+    VSHARP_REFERENCE,
+    VSHARP_WORDS,
     Algorithm,
     Map,
 )
@@ -143,11 +151,20 @@ def _inside(shape: Mapping[str, Any]) -> bool:
 
 
 def _as_run(text: str, stages: Record) -> str:
-    """Leave the shape out where it was not part of the prior; say that a field was given."""
+    """Leave the shape out where it was not part of the prior; name the stages that ran."""
     if field_given(stages.get('echo_fit', {})):
         text = text.replace('frequency offset from the echo fit', 'frequency offset, as given')
     if stages.get('flattening', {}).get('shape') is False:
-        return text.replace(" and of the object's shape", '')
+        text = text.replace(" and of the object's shape", '')
+    for numbers in stages.values():
+        if numbers.get('method') == 'vsharp':
+            text = text.replace(f'P{PDF_WORDS}', VSHARP_WORDS).replace(
+                f'p{PDF_WORDS}', VSHARP_WORDS
+            )
+            text = text.replace(f'{PDF_REFERENCE} (PDF)', f'{VSHARP_REFERENCE} (V-SHARP)')
+            text = text.replace(PDF_REFERENCE, VSHARP_REFERENCE)
+        if L2 in text and 'tv_weight' in numbers:
+            text = text.replace(L2, f'{TV}, alpha = {numbers["tv_weight"]:.3g} ppm mm')
     return text
 
 
@@ -188,7 +205,9 @@ def _publications(algorithm: Algorithm, stages: Record) -> str:
         return 'Herraez MA et al., Appl Opt 2002;41:7437'
     fit = stages.get('prior_fit')
     if algorithm is not STATIC_DEPHASING or not fit:
-        return algorithm.reference
+        variation = any('tv_weight' in numbers for numbers in stages.values())
+        of_chi = algorithm in (INVERSION, PRECONDITIONED)
+        return _as_run(algorithm.reference, stages) + f'; {TV_REFERENCE}' * (variation and of_chi)
     if list(fit['priors']) == ['shape']:
         return CONVOLUTION.reference
     by_theory = any(name.startswith('r2prime') for name in fit['priors'])

@@ -59,17 +59,13 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         phase_difference=run.phase_difference,
         omp_nthreads=settings.omp_nthreads,
         mem_gb=run.series_gb,
+        n_echoes=max(1, len(run.echo_times)),
     )
     outputs_wf = init_outputs_wf(run, settings)
     _set_known(precondqsm_wf.inputs.inputnode, run)
     if run.tissue:
         _connect_tissue(workflow, precondqsm_wf, run)
-    if run.mask_resampled:
-        node = pe.Node(MaskOnGrid(mask=run.mask, grid=run.sources[0]), name='mask_on_grid')
-        workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
-    if settings.brain_model:
-        synthstrip = pe.Node(SynthStrip(model=settings.brain_model), name='synthstrip', mem_gb=4)
-        workflow.connect(synthstrip, 'mask', precondqsm_wf, 'inputnode.mask')
+    synthstrip = _connect_mask(workflow, precondqsm_wf, run, settings)
     files = {
         'magnitude': list(run.magnitude),
         'phase': list(run.phase),
@@ -83,7 +79,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     if run.as_needed:
         for port, value in files.items():
             setattr(precondqsm_wf.inputs.inputnode, port, value)
-        if settings.brain_model:
+        if synthstrip:
             synthstrip.inputs.magnitude = run.magnitude[0]
     else:
         standard_echoes = _standard_echoes(run, files)
@@ -91,7 +87,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         ports = [*echoes, *(name for name in files if name not in ('magnitude', 'phase'))]
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
-        if settings.brain_model:
+        if synthstrip:
             first = [(('magnitude', _first), 'magnitude')]
             workflow.connect([(standard_echoes, synthstrip, first)])
         if run.labels:
@@ -123,6 +119,20 @@ def _set_known(inputs: Any, run: Run) -> None:
         inputs.r2_map, inputs.r2_map_kind = run.r2_map, run.r2_map_kind
     if run.tissue:
         inputs.tissue_names = list(run.tissue.classes)
+
+
+def _connect_mask(
+    workflow: LiterateWorkflow, precondqsm_wf: LiterateWorkflow, run: Run, settings: Settings
+) -> pe.Node | None:
+    """Nodes of a mask that is not a file on the run's grid; that of SynthStrip if it is used."""
+    if run.mask_resampled:
+        node = pe.Node(MaskOnGrid(mask=run.mask, grid=run.sources[0]), name='mask_on_grid')
+        workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
+    if not settings.brain_model:
+        return None
+    node = pe.Node(SynthStrip(model=settings.brain_model), name='synthstrip', mem_gb=4)
+    workflow.connect(node, 'mask', precondqsm_wf, 'inputnode.mask')
+    return node
 
 
 def _connect_tissue(workflow: LiterateWorkflow, precondqsm_wf: LiterateWorkflow, run: Run) -> None:

@@ -4,7 +4,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 from niworkflows.engine.workflows import LiterateWorkflow
 
-from precondqsm_bids.cost import STAGE_MEMORY
+from precondqsm_bids.cost import STAGE_MEMORY, stage_gb
 from precondqsm_bids.interfaces import (
     BackgroundRemoval,
     Comparison,
@@ -41,6 +41,7 @@ def init_precondqsm_wf(
     phase_difference: bool = False,
     omp_nthreads: int = 1,
     mem_gb: float = 0.25,
+    n_echoes: int = 3,
     name: str = 'precondqsm_wf',
 ) -> LiterateWorkflow:
     """Preconditioned susceptibility map of one multi-echo gradient-echo run.
@@ -61,7 +62,9 @@ def init_precondqsm_wf(
     mem_gb : float
         Size of one run's magnitude and phase in memory (float32), GB, as
         :func:`precondqsm_bids.interfaces.volumes.images_gb` reads it from their headers; the
-        nodes' estimates are multiples of it. The default is that of a head at 1 mm with 3 echoes.
+        nodes' estimates follow from it. The default is that of a head at 1 mm with 3 echoes.
+    n_echoes : int
+        Number of its echoes, for the memory of the echo fit.
     name : str
         Name of the workflow.
 
@@ -95,7 +98,10 @@ def init_precondqsm_wf(
     inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
     outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
     stages = _stages(method, one_echo, phase_difference)
-    nodes = {name: _node(name, stage, omp_nthreads, mem_gb) for name, stage in stages.items()}
+    nodes = {
+        name: _node(name, stage, omp_nthreads, stage_gb(_stage(name), mem_gb, n_echoes))
+        for name, stage in stages.items()
+    }
     gather = pe.Node(
         niu.Function(function=_gather, input_names=list(nodes), output_names=['record']),
         name='gather',
@@ -144,9 +150,11 @@ def _stages(method, one_echo, phase_difference):
     for arm in method.arms:
         given = {} if arm.reg_weight is None else {'reg_weight': arm.reg_weight}
         stages |= {
-            f'{arm.prefix}background_removal': BackgroundRemoval(iterations=arm.iterations),
+            f'{arm.prefix}background_removal': BackgroundRemoval(
+                iterations=arm.iterations, background=arm.background
+            ),
             f'{arm.prefix}dipole_inversion': DipoleInversion(
-                rule=arm.rule, clip_outliers=arm.clip_outliers, **given
+                rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
             f'{arm.prefix}recombination': Recombination(reference=method.reference),
         }
@@ -155,11 +163,15 @@ def _stages(method, one_echo, phase_difference):
     return stages
 
 
+def _stage(name):
+    """The stage of a node, whatever its arm."""
+    return name.removeprefix('conventional_')
+
+
 def _node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads."""
-    memory = STAGE_MEMORY.get(name.removeprefix('conventional_'))
-    node = pe.Node(interface, name=name, mem_gb=(memory or 1) * mem_gb)
-    if memory and threads > 1:
+    node = pe.Node(interface, name=name, mem_gb=mem_gb)
+    if threads > 1 and _stage(name) in ('echo_fit', *STAGE_MEMORY):
         node.inputs.num_threads = node.n_procs = threads
     return node
 
@@ -171,6 +183,7 @@ def _edges(method, one_echo):
     """
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
     contrast, interior = method.reads_contrast, method.describes_interior
+    known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
         ('inputnode', 'echo_fit', _same(*(FIELD if method.field_given else ECHOES))),
@@ -211,9 +224,10 @@ def _edges(method, one_echo):
             [('local_field', 'conventional_local_field')]),
         ('echo_fit', 'comparison', [('field_sd', 'field_sd'), ('record', 'echo_fit')]),
         ('echo_fit', 'comparison', _same('r2star') * (not one_echo)),
-        ('shape_mask', 'comparison', [('roi_mask', 'mask')]),
+        (known, 'comparison', [('roi_mask', 'mask')]),
         # the outputs
-        ('shape_mask', 'outputnode', _same('shape_mask', 'roi_mask')),
+        ('shape_mask', 'outputnode', _same('shape_mask')),
+        (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(
             'total_field', 'field_sd', 'magnitude', 'usable_echoes')),
         ('echo_fit', 'outputnode', _same('r2star', 't2star') * (not one_echo)),
@@ -233,16 +247,18 @@ def _arm_edges(method, arm: Arm):
         f'{arm.prefix}{stage}'
         for stage in ('background_removal', 'dipole_inversion', 'recombination')
     )
+    weighted = arm.inversion != 'l2'
     edges = [
         ('echo_fit', pdf, _same('field_sd')),
         ('shape_mask', pdf, [('roi_mask', 'mask')]),
         (pdf, inversion, _same('local_field')),
-        ('shape_mask', inversion, [('roi_mask', 'mask')]),
+        (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
-        ('shape_mask', recombination, [('roi_mask', 'mask')]),
+        (_known(arm), recombination, [('roi_mask', 'mask')]),
         ('inputnode', recombination, _same('labels', 'label_names')),
         (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
         (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ('echo_fit', inversion, _same('field_sd') * weighted),
     ]
     if arm.conventional:
         return [
@@ -254,10 +270,17 @@ def _arm_edges(method, arm: Arm):
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, inversion,
+            [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),
-    ]
+    ]  # fmt: skip
+
+
+def _known(arm: Arm) -> str:
+    """Stage whose ``roi_mask`` is where the local field of an arm is known."""
+    return 'shape_mask' if arm.background == 'pdf' else f'{arm.prefix}background_removal'
 
 
 def _same(*ports):

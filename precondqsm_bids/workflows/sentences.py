@@ -6,6 +6,16 @@ RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
     'risk': 'the regularisation weight of least expected error',
 }
+BACKGROUNDS = {
+    'pdf': '{} iterations of projection onto dipole fields [@liu2011]',
+    'vsharp': 'means over spheres of several radii [@wu2012], which leave out the rim of the '
+    'region',
+}
+INVERSIONS = {
+    'l2': 'in closed form with l2 gradient regularisation [@bilgic2014]',
+    'tv': 'with total variation [@rudin1992; @milovic2018], which weighs what the l2 penalty of '
+    'the closed form [@bilgic2014] weighs on its map',
+}
 FITS = {
     None: '',
     'clusters': ', with one coefficient for each of its connected clusters',
@@ -32,10 +42,9 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
         f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         'total field.',
-        f'From the flattened field the background was removed by {arm.iterations} iterations of '
-        'projection onto dipole fields [@liu2011]; the residual was inverted in closed form '
-        f'with l2 gradient regularisation [@bilgic2014], with {_weight(arm)}; and the estimate '
-        'was added back.',
+        'From the flattened field the background was removed by '
+        f'{BACKGROUNDS[arm.background].format(arm.iterations)}; the residual was inverted '
+        f'{INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the estimate was added back.',
         *(_comparison(other, arm) for other in conventional),
         {
             'none': 'Maps are not referenced.',
@@ -84,7 +93,7 @@ def _weight(arm: Arm) -> str:
 def _comparison(conventional: Arm, arm: Arm) -> str:
     """The conventional arm, and how it differs from the other besides the flattening."""
     differs = ''
-    if conventional.iterations != arm.iterations:
+    if arm.background == 'pdf' and conventional.iterations != arm.iterations:
         differs += f', with {conventional.iterations} iterations'
     if _weight(conventional) != _weight(arm):
         differs += f', with {_weight(conventional)}'
@@ -131,7 +140,8 @@ def _contrast(method: Method, one_echo: bool) -> str:
     further = ''.join(f' and of that of {first} and {name}' for name in method.contrasts)
     return (
         f'one constant for each cell of the {histogram}{further}, over the whole region and in '
-        'windows that overlap smoothly, products of hats on lattices of 39, 19.5 and 9.75 mm'
+        'windows that overlap smoothly, products of hats on lattices of 3/8, 3/16 and 3/32 of the '
+        "cube root of the region's volume"
         f'{shading}'
     )
 

@@ -101,6 +101,8 @@ def test_defaults(parse, tmp_path):
         ('--no-shape', 'shape', False),
         ('--no-conventional', 'conventional', False),
         ('--pdf-iterations 60', 'pdf_iterations', 60),
+        ('--inversion tv', 'inversion', 'tv'),
+        ('--background vsharp', 'background', 'vsharp'),
         ('--reg-weight 0.1', 'reg_weight', 0.1),
         ('--reg-weight l-curve', 'reg_weight', None),
         ('--reg-weight risk', 'reg_rule', 'risk'),

@@ -85,7 +85,7 @@ def test_dry_run(dataset, app):
     assert any(line.endswith('sub-01_echo-2_part-phase_MEGRE.nii.gz') for line in lines)
     assert "  sign of the phase: by the field of the object's shape; where" in output
     assert '+1 is assumed, the usual convention' in output
-    assert '  takes about 0.2 GB of memory (of ' in output
+    assert '  takes about 0.3 GB of memory (of ' in output
     assert 'all runs\n  time: about 1 min of CPU (' in output
     assert ' are free' in output
     assert 'sign of the phase: -1, stated' in app('--dry-run', '--phase-sign', '-1')[1]
@@ -103,9 +103,9 @@ def test_dry_run_foresees_what_a_large_slab_takes(dataset, app, monkeypatch):
         path.write_bytes(head.binaryblock + bytes(4))
         os.truncate(path, 352 + 4 * 500 * 500 * 40)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: mock.Mock(free=5e8))
-    output = app('--dry-run', '--mem', '2G', '--nprocs', '2')[1]
-    images = 2 * 3 * 4 * 1e7 / 1024**3
-    assert f'takes about {0.2 + 13 * images:.1f} GB of memory (of 2, which may not do' in output
+    output = app('--dry-run', '--mem', '1.5G', '--nprocs', '2')[1]
+    fit = (130 + 3 * 11.2) * 1e7 / 1024**3  # bytes a voxel, and a voxel of each echo
+    assert f'takes about {0.25 + fit:.1f} GB of memory (of 1.5, which may not do' in output
     assert 'is to be given with --phase-sign: in a slab, 8% as thick as wide' in output
     minutes = math.ceil((3e7 * SECONDS_PER_VALUE + SECONDS_PER_RUN) / 60)
     assert f'time: about {minutes} min of CPU ({1e6 * SECONDS_PER_VALUE:g} microseconds' in output

@@ -121,7 +121,7 @@ def test_without_limit_and_time(dataset, submit, folder, slurm):
     assert submit()[0] == 0
     options = head(scripts(folder)[0])
     assert options['array'] == '0-0'
-    assert options['time'] == str(module.LEAST_MINUTES + 1), 'for next to no voxels'
+    assert options['time'] == str(module.LEAST_MINUTES + 4), 'next to no voxels'
     assert 'time' not in head(scripts(folder)[1])
 
 
@@ -140,13 +140,13 @@ def test_time_is_that_of_the_largest_participant(dataset, folder):
     runs, _ = find_runs(dataset.root)
     words = [str(dataset.root), str(folder / 'out'), 'participant']
     settings = parse_args(words)
-    # 3 echoes of 10 million voxels at 10 us: 5 minutes, and ten times as long is allowed.
+    # 18 s and 3 echoes of 10 million voxels at 10 us: 5.3 minutes, and ten times as long.
     large = [runs[0], replace(runs[1], matrix=(250, 200, 200))]
-    assert module.estimated_minutes(settings, large) == 30 + 50
+    assert module.estimated_minutes(settings, large) == 30 + 53
     two_runs = [*large, replace(large[1])]
-    assert module.estimated_minutes(settings, two_runs) == 30 + 100
+    assert module.estimated_minutes(settings, two_runs) == 30 + 106
     longer = parse_args([*words, '--pdf-iterations', '60'])
-    assert module.estimated_minutes(longer, large) == 30 + 100
+    assert module.estimated_minutes(longer, large) == 30 + 103
     assert module.estimated_minutes(settings, []) == 30
 
 
@@ -258,7 +258,7 @@ def test_every_option_is_passed_on_once(dataset, submit, folder, slurm, tmp_path
         *('--b0-dir', '0', '-1', '1e-3', '--mask', 'derivatives', '--mask-erosion', '1'),
         *('--phase-sign', '-1', '--prior', 'contrast', 'map:a map.nii', '--prior-fit=clusters'),
         *('--contrasts', 'T1w', '--write-prior-labels', '--r2', '12', '--no-shape'),
-        *('--field-strength', '3'),
+        *('--field-strength', '3', '--field', 'echoes'),
         *('--conventional', '--no-conventional', '-w', 'w', '--clean-workdir'),
         *('--pdf-iterations', '9', '--reg-weight', 'risk', '--reference', 'none', '-v', '-v'),
         *('--omp-nthreads', '2', '--mem', '4G', '--resource-monitor', '--node-timeout', '30'),

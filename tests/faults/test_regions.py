@@ -193,13 +193,15 @@ def test_both_of_two_bottles_have_their_map():
 
 @pytest.mark.parametrize('scale', [0.04, 10.0])
 def test_size_in_the_header_does_not_change_the_map(scale):
-    # The field of a scaled object is the same: of a mouse, and of ten times the size. The prior
-    # of shape alone: the windows of the contrast have a length.
-    body, field, _ = two_bottles()
-    method = Method(prior='shape', conventional=False)
+    # The field of a scaled object is the same: of a mouse, and of ten times the size
+    body, field, inner = two_bottles()
+    signal = np.where(inner[0] | inner[1], 0.9, 1.0) * body
+    method = Method(conventional=False)
     plain, scaled = (
-        reconstruct(scan_of(body, field, (2 * k, 2 * k, 2 * k)), method) for k in (1, scale)
+        reconstruct(scan_of(signal, field, (2 * k, 2 * k, 2 * k)), method) for k in (1, scale)
     )
+    assert plain.maps.prior.record['trust'] > 0
     np.testing.assert_array_equal(scaled.region.roi_mask, plain.region.roi_mask)
     inside = plain.region.roi_mask
-    np.testing.assert_allclose(scaled.chi[inside], plain.chi[inside], atol=1e-4)
+    np.testing.assert_allclose(scaled.chi[inside], plain.chi[inside], atol=1e-3)
+    assert np.std((scaled.chi - plain.chi)[inside]) < 2e-4  # what rounding comes to in the fit

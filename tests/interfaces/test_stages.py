@@ -18,9 +18,10 @@ from scipy import ndimage
 
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
+from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
-from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.measure_field import measure_field
@@ -741,6 +742,27 @@ def test_dipole_inversion(data, tmp_path, given, weighted):
     assert curve['reg_weight'] == result['reg_weight']
     np.testing.assert_allclose(curve['consistency'], expected.curve.consistency, rtol=1e-4)
     assert json.loads(json.dumps(curve)) == curve
+
+
+def test_dipole_inversion_with_total_variation(data, tmp_path):
+    files = {name: data.file(name) for name in ('mask', 'sd')}
+    result = run(
+        interfaces.DipoleInversion,
+        tmp_path,
+        local_field=data.file('field'),
+        mask=files['mask'],
+        field_sd=files['sd'],
+        model_error=0.02,
+        inversion='tv',
+        rule='risk',
+    )
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    arm = Arm(rule='risk', inversion='tv')
+    expected = invert(data.field, geometry, arm, noise_weights(data.sd, data.mask, 0.02))
+    np.testing.assert_allclose(result['chi'], expected.chi, atol=1e-5)
+    assert result['record']['inversion'] == 'tv'
+    assert result['record']['tv_weight'] == pytest.approx(expected.further['tv_weight'], rel=1e-4)
+    assert json.loads(json.dumps(result['record'])) == result['record']
 
 
 @pytest.mark.parametrize('reference', ['none', 'roi-mean', 'agar'])

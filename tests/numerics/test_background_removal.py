@@ -1,4 +1,4 @@
-"""PDF against point dipoles in closed form, dense least squares and its own identities."""
+"""PDF and V-SHARP against closed forms, dense least squares, loops and their identities."""
 
 import inspect
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.dipole import cyclic_prism_kernel
+from precondqsm_bids.method import BACKGROUNDS, Arm
+from precondqsm_bids.numerics.background_removal import REMOVE, pdf, remove_background
+from precondqsm_bids.numerics.dipole import Geometry, cyclic_prism_kernel
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
+from precondqsm_bids.numerics.vsharp import vsharp
 from precondqsm_bids.phantom.fields import sphere_field
 
 N = 40
@@ -254,3 +256,111 @@ def test_errors():
         pdf(field, ~mask, (1, 1, 1), (0, 0, 1))
     with pytest.raises(ValueError, match='positive: 0'):
         pdf(field, mask, (1, 1, 1), (0, 0, 1), iterations=0)
+
+
+# --- means over spheres -----------------------------------------------------------------------
+
+BALL = Geometry(SPHERE, (1, 1, 1), TILTED)
+
+
+def test_every_word_has_its_function():
+    assert list(REMOVE) == list(BACKGROUNDS)
+    with pytest.raises(ValueError, match=r"one of pdf, vsharp, not 'sharp'"):
+        remove_background(R, BALL, Arm(background='sharp'))
+
+
+@pytest.mark.parametrize('voxel_size', [(1, 1, 1), (1, 1, 3), (2, 1.3, 1)])
+def test_harmonic_polynomials_are_removed_on_any_voxels(voxel_size):
+    """Up to the second degree to rounding, whatever the voxels: they are all even moments."""
+    n = np.round(30 / np.asarray(voxel_size)).astype(int)
+    x, y, z = np.moveaxis((np.stack(np.indices(n), -1) - n / 2) * voxel_size, -1, 0)
+    mask = x**2 + y**2 + z**2 < 14**2
+    geometry = Geometry(mask, voxel_size, TILTED)
+    for field in (1 + x - 2 * z, x**2 - z**2, x * y + 2 * z**2 - x**2 - y**2):
+        found = vsharp(field, geometry)
+        assert found.known.sum() > 0.4 * mask.sum()
+        assert np.abs(found.local_field).max() < 2e-3 * np.ptp(field[mask])
+
+
+def test_spheres_remove_the_field_of_outside_dipoles():
+    field = outside_field(TILTED)
+    found = vsharp(field, BALL)
+    inner = field[found.known]
+    assert np.std(found.local_field[found.known]) < 0.15 * np.std(inner)
+    np.testing.assert_allclose(
+        found.local_field + found.background_field, np.where(found.known, field, 0), atol=1e-5
+    )
+
+
+def test_field_of_a_source_inside_is_kept():
+    field = sphere_field(POINTS, 3.0, TILTED)
+    found = vsharp(field, BALL)
+    known = found.known
+    assert np.std((found.local_field - field)[known]) < 0.05 * np.std(field[known])
+
+
+def test_rim_is_what_no_sphere_of_one_voxel_fits_into():
+    field = outside_field(TILTED)
+    found = vsharp(field, BALL)
+    near = np.zeros_like(SPHERE)
+    for axis in range(3):
+        for shift in (-1, 1):
+            near |= np.roll(~SPHERE, shift, axis)
+    np.testing.assert_array_equal(found.known, SPHERE & ~near)
+    assert not found.local_field[~found.known].any()
+    assert not found.background_field[~found.known].any()
+
+
+def test_is_the_naive_mean_over_spheres_before_the_division():
+    # Where the region is so small that one radius fits, it is SHARP, and without the division
+    # (threshold above any filter: nothing is given back) nothing is left.
+    rng = np.random.default_rng(0)
+    field, mask = rng.normal(size=(7, 8, 9)), np.ones((7, 8, 9), bool)
+    found = vsharp(field, Geometry(mask, (1, 1, 1), TILTED), 1.0, threshold=0)
+    assert found.radii == (1.0,)
+    centred = field - field.mean()
+    naive = np.zeros_like(field)
+    for i, j, k in np.ndindex(*field.shape):
+        if 0 < i < 6 and 0 < j < 7 and 0 < k < 8:
+            total = centred[i, j, k] + sum(
+                centred[i + a, j + b, k + c]
+                for a, b, c in np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
+            )
+            naive[i, j, k] = centred[i, j, k] - total / 7
+    # The filter of the division, applied to the local field of the whole grid, gives that again;
+    # here it is only known within, so that its Laplacian there must agree.
+    local, inner = found.local_field, (slice(2, -2),) * 3
+    again = local - sum(
+        np.roll(local, shift, axis) for axis in range(3) for shift in (-1, 1)
+    ) / 7 - local / 7  # fmt: skip
+    np.testing.assert_allclose(again[inner], naive[inner], atol=1e-4)
+
+
+def test_only_the_field_in_the_mask_counts_and_storage_does_not_matter():
+    field = outside_field(TILTED) + sphere_field(POINTS, 3.0, TILTED)
+    plain = vsharp(field, BALL).local_field
+    spoilt = vsharp(np.where(SPHERE, field, 1e6), BALL).local_field
+    np.testing.assert_array_equal(spoilt, plain)
+    moved = vsharp(np.flip(field.transpose(2, 0, 1), 1), BALL._replace(mask=SPHERE)).local_field
+    back = np.flip(moved, 1).transpose(1, 2, 0)
+    np.testing.assert_allclose(back, plain, atol=1e-4 * np.abs(plain).max())
+
+
+def test_what_is_too_thin_is_refused():
+    mask = np.zeros((9, 9, 9), bool)
+    mask[:, :, 4:6] = True
+    with pytest.raises(ValueError, match='mask is nowhere deeper than 1 mm: no sphere of a voxel'):
+        vsharp(np.zeros(mask.shape), Geometry(mask, (1, 1, 1), TILTED))
+    with pytest.raises(ValueError, match='mask is empty'):
+        vsharp(np.zeros(mask.shape), Geometry(mask & False, (1, 1, 1), TILTED))
+    with pytest.raises(ValueError, match='differ in shape'):
+        vsharp(np.zeros((3, 3, 3)), Geometry(mask, (1, 1, 1), TILTED))
+
+
+def test_projection_by_the_table_is_the_function_and_knows_the_whole_region():
+    field = outside_field(TILTED)
+    found = remove_background(field, BALL, Arm(iterations=3))
+    np.testing.assert_array_equal(
+        found.local_field, pdf(field, SPHERE, (1, 1, 1), TILTED, None, 3).local_field
+    )
+    assert found.known is SPHERE

@@ -33,6 +33,8 @@ def ordinary(**changes):
         'total_field': np.zeros(SHAPE, np.float32),
         'field_sd': np.full(SHAPE, 0.003, np.float32),
         'r2star': np.full(SHAPE, 20, np.float32),
+        'r2star_sd': np.full(SHAPE, 0.5, np.float32),
+        'magnitude_sd': np.full(SHAPE, 1.0, np.float32),
         's0': np.full(SHAPE, 100, np.float32),
         'phase_offset': np.zeros(SHAPE, np.float32),
         'usable_echoes': np.full(SHAPE, 4, np.uint8),

@@ -160,3 +160,17 @@ def test_maps_are_skull_stripped_where_a_given_mask_lies_inside_the_object(shape
 def test_every_sidecar_has_the_direction_of_b0(row):
     record = {'echo_fit': {'b0_dir': [0.0, 0.6, 0.8]}}
     assert compose_sidecar(row, record, FACTS)['B0Direction'] == [0.0, 0.6, 0.8]
+
+
+def test_algorithms_are_those_that_ran():
+    inversion = {'reg_weight': 0.1, 'rule': 'risk', 'tv_weight': 0.02}
+    stages = {'background_removal': {'method': 'vsharp'}, 'dipole_inversion': inversion}
+    reference = {'recombination': {'reference': 'none'}}
+    for name in ('precond_chi', 'residual_chi'):
+        plain = {'background_removal': {'method': 'pdf'}, 'dipole_inversion': {'reg_weight': 0.1}}
+        sidecars = [compose_sidecar(MAPS[name], s | reference, FACTS) for s in (stages, plain)]
+        texts = [f'{s["EstimationAlgorithm"]} {s["EstimationReference"]}' for s in sidecars]
+        for word in ('V-SHARP', 'total variation, alpha = 0.02 ppm mm', 'Wu B', 'Milovic'):
+            assert (word in texts[0], word in texts[1]) == (True, False)
+        for word in ('rojection onto dipole', 'closed-form l2-reg', 'Liu T'):
+            assert (word in texts[0], word in texts[1]) == (False, True)

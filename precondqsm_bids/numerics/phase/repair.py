@@ -44,6 +44,8 @@ class PhaseRepair(NamedTuple):
     """The same for B0 along each voxel axis; None if they could not be compared."""
     notes: tuple[str, ...]
     """Repairs and doubts, in sentences."""
+    first_field: F32 | None = None
+    """Field by the phase advance alone, ppm, (X, Y, Z); None if it was not looked at."""
 
 
 def first_field(echoes: Echoes, noise_sd: float) -> tuple[F32, F32]:
@@ -133,7 +135,7 @@ def repair_phase(
             'by half a turn'
         )
 
-    test = axes = None
+    test = axes = field = None
     if shape_mask is not None:
         field, sd = first_field(echoes, noise_inside(magnitude[..., 0], mask))
         # The edge of the field of view is no border of the object.
@@ -148,7 +150,8 @@ def repair_phase(
     notes += decided.warnings
     if decided.sign < 0:
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
+        field = None if field is None else -field
         notes.append('the sign of the phase is reversed: it was negated')
     return PhaseRepair(
-        repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes)
+        repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes), field
     )

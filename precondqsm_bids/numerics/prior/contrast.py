@@ -19,8 +19,8 @@ class Scale(NamedTuple):
     """One scale of the contrast prior: histogram bins within windows of space."""
 
     spacing: float
-    """Distance of the nodes of the lattice, mm, the width of a window at half its height;
-    infinite for the whole region."""
+    """Distance of the nodes of the lattice, the width of a window at half its height, in cube
+    roots of the region's volume; infinite for the whole region."""
     bins: tuple[int, ...]
     """Bins per contrast."""
     size: float = 1.0
@@ -29,10 +29,30 @@ class Scale(NamedTuple):
 
 SCALES = (
     Scale(np.inf, (24, 12), 1.5),
-    Scale(39.0, (8, 8), 0.3),
-    Scale(19.5, (6, 6), 0.2),
-    Scale(9.75, (4, 4), 0.1),
+    Scale(3 / 8, (8, 8), 0.3),
+    Scale(3 / 16, (6, 6), 0.2),
+    Scale(3 / 32, (4, 4), 0.1),
 )
+"""Nodes 40, 20 and 10 mm apart in a brain of 1.2 l, and 2 mm, 1 mm and 0.5 mm in that of a rat."""
+
+LEAST_SPACING = 2.0
+"""Distance of the nodes in voxels (cube root of a voxel's volume), at least: at one voxel each
+would be a coefficient of its own, which tells nothing of its contrast."""
+
+
+def node_spacing(scale: Scale, mask: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike) -> float:
+    """Distance of the nodes of a scale in a region, mm: relative to its size, but of two voxels.
+
+    The field does not change when an object is scaled with all that is in it, since the dipole
+    kernel has no length. So a map may not change either, whatever size the header states: windows
+    follow the region.
+
+    >>> round(node_spacing(Scale(0.25, (4,)), np.ones((20, 20, 20), bool), (3, 3, 3)), 3)
+    15.0
+    """
+    voxel = float(np.prod(np.asarray(voxel_size, float)))
+    size = float(np.cbrt(np.count_nonzero(mask) * voxel))
+    return max(scale.spacing * size, LEAST_SPACING * float(np.cbrt(voxel)))
 
 
 def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
@@ -105,12 +125,12 @@ def contrast_cells(
             continue
         places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
         basis = _soft_cells(places, voxels, mask)
-        if np.isfinite(scale.spacing):
+        if np.isfinite(spacing := node_spacing(scale, mask, voxel_size)):
             first, second, third = (
                 hats(
                     (np.arange(number) - np.mean(index)) * size,
                     slice(int(index.min()), int(index.max()) + 1),
-                    scale.spacing,
+                    spacing,
                 )
                 for number, index, size in zip(
                     mask.shape, inside, np.asarray(voxel_size, float), strict=True

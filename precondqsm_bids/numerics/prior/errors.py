@@ -8,8 +8,9 @@ from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.fit import PriorFit
 from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
-LEAST_BLOCKS = 32
-"""Blocks of the region over which standard errors are counted, at least."""
+BLOCKS = 32
+"""Blocks of the region over which standard errors are counted, by its volume: enough to count, and
+33 mm to a side in a brain of 1.2 l."""
 
 
 def coefficient_errors(
@@ -20,7 +21,7 @@ def coefficient_errors(
     voxel_size: npt.ArrayLike,
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
-    block: float = 30.0,
+    block: float | None = None,
     workers: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Standard errors of the coefficients of a basis of few parcels.
@@ -47,8 +48,8 @@ def coefficient_errors(
         What :func:`fit_prior` found.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm, as the fit had it.
-    block : float
-        Edge of a block, mm; less in a region of fewer than 32 such blocks.
+    block : float, optional
+        Edge of a block, mm; that of a 32nd of the region's volume if omitted.
     workers : int
         Threads of the Fourier transforms.
 
@@ -94,7 +95,7 @@ def coefficient_errors(
     if not known.any():
         return errors
     size = np.asarray(voxel_size, float)
-    edge = min(block, float(np.prod(size) * len(r) / LEAST_BLOCKS) ** (1 / 3))
+    edge = block or float(np.cbrt(np.prod(size) * len(r) / BLOCKS))
     cells = [
         np.floor(i * d / edge).astype(int) for i, d in zip(np.nonzero(mask), size, strict=True)
     ]

@@ -40,8 +40,8 @@ def without_noise(image: npt.NDArray, sd: npt.NDArray, mask: npt.NDArray[np.bool
     >>> noise = np.random.default_rng(0).normal(0, 1, (20, 20, 20))
     >>> image = noise + 20 * (np.indices(noise.shape)[0] > 9)
     >>> left = without_noise(image, np.ones_like(image), np.ones(image.shape, bool))
-    >>> print(left[:6].std().round(1), round(left[10:].mean() - left[:10].mean()))
-    0.3 20
+    >>> print(left[:6].std() < 0.4, round(left[10:].mean() - left[:10].mean()))
+    True 20
     """
     weight = ndimage.gaussian_filter(mask.astype(np.float32), WIDTH, truncate=REACH)
     np.maximum(weight, np.finfo(np.float32).tiny, out=weight)

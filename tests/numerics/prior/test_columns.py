@@ -6,7 +6,7 @@ import pytest
 from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.columns import Columns
-from precondqsm_bids.numerics.prior.contrast import SCALES, Scale, contrast_cells
+from precondqsm_bids.numerics.prior.contrast import SCALES, Scale, contrast_cells, node_spacing
 from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.lattice import hats
 from precondqsm_bids.numerics.solver import DipoleSystem
@@ -27,7 +27,7 @@ def bases():
         contrasts,
         MASK,
         VOXEL_SIZE,
-        [Scale(7.0, (3, 2)), Scale(np.inf, (4, 3)), Scale(3.0, (2, 2))],
+        [Scale(0.6, (3, 2)), Scale(np.inf, (4, 3)), Scale(0.25, (2, 2))],
     )
     parcels = constant_parcels(np.floor(POINTS / 4) @ [1, 100, 10000], MASK)
     holes = parcels._replace(labels=np.where(POINTS[..., 0] > 2, -1, parcels.labels))
@@ -39,6 +39,22 @@ def columns(bases):
     count = sum(basis.parcels for basis in bases)
     size = np.random.default_rng(1).uniform(0.5, 2, count)
     return Columns(bases, MASK, DipoleSystem(MASK, VOXEL_SIZE, B0_DIR), size, np.zeros(count))
+
+
+@pytest.mark.parametrize('factor', [0.04, 10.0])
+def test_windows_follow_the_size_in_the_header(factor):
+    value = np.random.default_rng(0).normal(size=SHAPE)
+    scaled = np.multiply(VOXEL_SIZE, factor)
+    for scale in SCALES[1:]:
+        (here,), (there,) = (
+            contrast_cells([value], MASK, size, [scale]) for size in (VOXEL_SIZE, scaled)
+        )
+        np.testing.assert_array_equal(here.lattice.used, there.lattice.used)
+        for one, other in zip(here.lattice.axes, there.lattice.axes, strict=True):
+            places = (axis.lower + axis.fraction for axis in (one, other))
+            np.testing.assert_allclose(*places, atol=1e-5)
+    # No window is narrower than two voxels, however few there are
+    assert node_spacing(SCALES[-1], MASK, scaled) == pytest.approx(2 * factor * 2.4 ** (1 / 3))
 
 
 def box(volume):
@@ -116,7 +132,7 @@ def test_function_of_contrast_that_varies_smoothly_over_space_is_recovered():
     contrast = contrast.repeat(4, 1).repeat(4, 2).astype(float)
     step = 0.05 + 0.05 * np.sin(x / 9) * np.cos(y / 11 + z / 13)
     field = forward_field(contrast * step, voxel_size, B0_DIR)
-    (basis,) = contrast_cells([contrast], mask, voxel_size, [Scale(16.0, (2,))])
+    (basis,) = contrast_cells([contrast], mask, voxel_size, [Scale(16 / 74.3, (2,))])
     result = fit_prior(field, [basis], mask, voxel_size, B0_DIR, inner_size=0.05)
     nodes = np.zeros(basis.lattice.shape)
     nodes.flat[basis.lattice.used] = result.coefficients[0]

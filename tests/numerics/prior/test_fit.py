@@ -21,6 +21,7 @@ MASK = np.sum((POINTS / [10, 9.5, 9]) ** 2, axis=-1) < 1
 CENTRES = 5.0 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
 TRUE = np.array([0.9, 1.2, -1.0, 1.5, 1.1, 0.6])
 NOWHERE = np.full(MASK.shape, -1, np.int32)
+REGION = np.cbrt(MASK.sum() * np.prod(VOXEL_SIZE))
 
 
 def blobs():
@@ -269,7 +270,7 @@ def test_specks_are_no_clusters():
 def test_cells_share_their_bins():
     rng = np.random.default_rng(0)
     first, second = rng.gamma(2, 10, MASK.shape), rng.normal(size=MASK.shape)
-    scales = [Scale(np.inf, (6, 3)), Scale(5.2, (2, 2)), Scale(3.9, (2, 2))]
+    scales = [Scale(np.inf, (6, 3)), Scale(0.3, (2, 2)), Scale(0.22, (2, 2))]
     for scale, basis in zip(
         scales, contrast_cells([first, second], MASK, VOXEL_SIZE, scales), strict=True
     ):
@@ -300,7 +301,7 @@ def partition(labels, mask):
 
 def test_unit_of_a_contrast_does_not_matter():
     value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
-    scales = [Scale(5.2, (4,))]
+    scales = [Scale(0.3, (4,))]
     plain = contrast_cells([value], MASK, VOXEL_SIZE, scales)[0].labels
     scaled = contrast_cells([4096 * value], MASK, VOXEL_SIZE, scales)[0].labels
     np.testing.assert_array_equal(partition(plain, MASK), partition(scaled, MASK))
@@ -312,7 +313,7 @@ def test_unit_of_a_contrast_does_not_matter():
 def test_cells_do_not_depend_on_the_storage(flips, axes, spacing):
     # A symmetric object of odd size has voxels on the nodes themselves.
     value = np.random.default_rng(1).gamma(2, 10, MASK.shape)
-    field, scales = measured(), [Scale(np.inf, (3,)), Scale(spacing, (2,))]
+    field, scales = measured(), [Scale(np.inf, (3,)), Scale(spacing / REGION, (2,))]
 
     def move(volume):
         return np.ascontiguousarray(np.flip(volume.transpose(axes), flips))
@@ -384,7 +385,7 @@ def spread(basis, coefficients, mask=MASK):
 
 
 def random_cells(contrasts):
-    scales = [Scale(np.inf, (6, 3)), Scale(5.2, (2, 2))]
+    scales = [Scale(np.inf, (6, 3)), Scale(0.3, (2, 2))]
     return contrast_cells(contrasts, MASK, VOXEL_SIZE, scales)
 
 
