@@ -54,6 +54,8 @@ class Light(NamedTuple):
     number: float | None = None
     limit: float | None = None
     """Beyond which the level is not good."""
+    at_least: bool = False
+    """Whether the limit is the least that is good, not the most."""
 
 
 class Row(NamedTuple):
@@ -168,7 +170,7 @@ def _sign(record: Numbers, metadata: Mapping[str, Any]) -> Light:
             'state --b0-dir if it is wrong'
         )
     what = "partial correlation with the field of the object's shape"
-    return Light(level, sentence, what, number, LEAST_CORRELATION)
+    return Light(level, sentence, what, number, LEAST_CORRELATION, True)
 
 
 def _echoes(record: Numbers, metadata: Mapping[str, Any]) -> Light:
@@ -246,15 +248,16 @@ def _prior(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     trust, explained = fit.get('trust'), comparison.get('explained')
     if trust != 0 and explained is not None and explained <= 0:
         return Light(
-            'bad',
+            'bad' if explained < -SILENT else 'doubtful',
             'the prior adds field instead of explaining it: use the conventional map, or another '
             '--prior',
             'energy of the local field that the prior takes off',
             explained,
             0.0,
+            True,
         )
     what = 'share of the local field explained, beyond the same prior turned'
-    supported = what, fit.get('beyond_null'), COUNTED
+    supported = what, fit.get('beyond_null'), COUNTED, True
     if trust is None:
         sentence = 'the prior was not fitted, and not compared with a null: compare both maps'
         return Light('unknown', sentence if record else NOT_RECORDED)

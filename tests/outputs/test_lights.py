@@ -74,6 +74,7 @@ CASES = (  # what it is, stage -> changes, the one light that is not good
     ('prior of a contrast that knows nothing', {'prior_fit': {'trust': 0.0, 'beyond_null': 0.01}},
      'prior', 'doubtful'),
     ('prior that adds field', {'comparison': {'explained': -0.4}}, 'prior', 'bad'),
+    ('shape that explains nothing', {'comparison': {'explained': -0.01}}, 'prior', 'doubtful'),
     ('prior that harms one of two bodies', {'comparison': {'explained_by_body': [0.9, -0.2]}},
      'prior', 'doubtful'),
     ('map that explains 0.15 less at one scale',
@@ -112,6 +113,8 @@ def test_a_good_run_has_six_good_lights():
         assert light.measure
         assert light.number is not None
         assert light.limit is not None
+        kept = light.number >= light.limit if light.at_least else light.number <= light.limit
+        assert kept
 
 
 @pytest.mark.parametrize('what, changes, name, level', CASES, ids=[case[0] for case in CASES])

@@ -344,7 +344,7 @@ def test_lights_of_a_run_stand_before_its_numbers_and_lead_to_what_explains_them
     assert shown == [(level, level) for level in (
         'doubtful', 'bad', 'doubtful', 'good', 'unknown', 'good',
     )]  # fmt: skip
-    assert '0.4 (0.05), standard deviation of the field in the median voxel, ppm' in run
+    assert '0.4 (at most 0.05), standard deviation of the field in the median voxel, ppm' in run
     targets = Loads(page_of_lights).targets
     for target in targets:
         if target.startswith('#'):
