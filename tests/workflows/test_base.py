@@ -155,6 +155,8 @@ def test_method_settings_change_the_graph(build):
         'pdf_iterations': 3,
         'reg_weight': 0.1,
         'reg_rule': 'risk',
+        'inversion': 'tv',
+        'background': 'vsharp',
         'reference': 'none',
     }
     method = {field.name for field in fields(Method)}
