@@ -155,6 +155,9 @@ def test_single_echo_and_2d_acquisition_deviate_from_the_consensus():
     found = lights(one, {'MRAcquisitionType': '2D'})['consensus']
     assert found.number == 2
     assert levels(GOOD, {'MRAcquisitionType': '3D'})['consensus'] == 'good'
+    sparse = prepared({'dipole_inversion': {'inversion': 'tv'}})
+    assert lights(sparse, {})['consensus'].sentence == 'none'
+    assert 'l2' in lights(GOOD, {})['consensus'].sentence
 
 
 def test_an_empty_record_is_unknown():
