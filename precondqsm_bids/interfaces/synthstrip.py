@@ -36,8 +36,8 @@ class SynthStrip(SimpleInterface):
             said = (done.stderr or done.stdout).strip().splitlines()[-3:]
             raise RuntimeError(
                 f'SynthStrip failed on {self.inputs.magnitude} with the weights '
-                f'{self.inputs.model}: {" / ".join(said)}; leave out --brain-model to find the '
-                'brain in the magnitude, or give --mask FILE'
+                f'{self.inputs.model}: {" / ".join(said)}; have the brain found in the '
+                'magnitude instead, without weights, or give a mask'
             )
         self._results['mask'] = str(mask)
         return runtime
