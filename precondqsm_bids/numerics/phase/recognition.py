@@ -44,9 +44,11 @@ EXPECTED_PHASE = 0.2
 ADVANCE = 0.25
 """Coefficient of the shape's field in the phase advance, by that of the first echo's phase, below
 which (with three standard errors) the phase does not grow, where ..."""
-FIRST_ECHO = (0.15, 2.5)
+FIRST_ECHO = (0.1, 2.5)
 """... the coefficient of the shape's field in the first echo, for the time between echoes, lies
-within (1 of a difference by theory), and its correlation is at least the lower."""
+within (1 of a difference by theory; heads whose region is their brain have 0.12), and ..."""
+LEAST_CORRELATION = 0.15
+"""... its correlation there is at least this."""
 
 
 def is_phase(data: npt.NDArray) -> bool:
@@ -307,7 +309,7 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     differences = (
         abs(coefficient) + 3 * error < ADVANCE * due
         and FIRST_ECHO[0] < abs(of_first) < FIRST_ECHO[1]
-        and abs(correlation) > FIRST_ECHO[0]
+        and abs(correlation) > LEAST_CORRELATION
     )
     return Advance(coefficient, error, of_first, correlation, differences)
 
