@@ -109,7 +109,8 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
     priors = record['prior_fit']['priors']
     assert sorted(priors) == ['contrast', 'r2prime-by-tissue', 'tissue']
     assert priors['contrast']['parcels'] > 1000 > priors['tissue']['parcels'] == 4
-    assert not record['prior_fit']['combined_magnitude']  # the border is the head's surface
+    assert record['prior_fit']['combined_magnitude']  # the region is the brain inside the head
+    assert record['shape_mask']['mask'] == 'sub-01_desc-brain_mask.nii.gz'
     total = sum(prior['explained'] for prior in priors.values())
     total += record['prior_fit']['free_voxels']['explained']
     assert total == pytest.approx(record['prior_fit']['explained'], abs=1e-3)
