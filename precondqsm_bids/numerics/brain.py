@@ -25,6 +25,9 @@ HOLE = 0.1
 OPENINGS = (0.06, 0.08, 0.1, 0.125, 0.16, 0.2)
 """Radii of the ball that has to fit into the brain, and must not fit through what ties it to the
 rest: optic canals and veins are thinner than 0.06, the spinal canal with 0.1."""
+DARK = 0.05
+"""Fraction of the object that is not tissue below which nothing in it can be a skull, and the
+first ball alone is tried: heads have 0.14 to 0.2, tubes in agar 0.013."""
 BEYOND = 1.1
 """Reach of the brain around the places where the ball fits, over the ball's radius."""
 CLOSING = 0.06
@@ -129,11 +132,11 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
     size = size / np.cbrt(3 * volume / (4 * np.pi))
     joined = np.maximum(np.rint(FINEST / size), 1).astype(int)
     size = size * joined
-    tissue, sensitivity, level = _tissue(
-        _join(magnitude, joined), _join(object_mask, joined) >= 0.5, size
-    )
+    inside = _join(object_mask, joined) >= 0.5
+    tissue, sensitivity, level = _tissue(_join(magnitude, joined), inside, size)
     depth = _depth(tissue, size)
-    found = [_opened(tissue, depth, radius, size) for radius in OPENINGS]
+    bone = np.count_nonzero(inside & ~tissue) >= DARK * np.count_nonzero(inside)
+    found = [_opened(tissue, depth, radius, size) for radius in OPENINGS[: None if bone else 1]]
     scores = [_enclosed(body, tissue, size) for body in found]
     best = int(np.argmax(scores))
     body = found[best]
@@ -144,8 +147,8 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
     enclosed = _enclosed(body, tissue, size) if np.count_nonzero(body) >= LEAST_VOXELS else 0.0
     mask = _part(body, joined, magnitude.shape) >= 0.5
     if joined.max() > 1:
-        bone = magnitude < BONE * _part(sensitivity, joined, magnitude.shape)
-        mask = ndimage.binary_fill_holes(_largest(mask & ~bone))
+        dark = magnitude < BONE * _part(sensitivity, joined, magnitude.shape)
+        mask = ndimage.binary_fill_holes(_largest(mask & ~dark))
     return Brain(
         mask & object_mask, enclosed, share, _structure(body, level, size), OPENINGS[best]
     )
