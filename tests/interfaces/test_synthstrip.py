@@ -50,7 +50,9 @@ def test_mask_is_that_of_the_package(files, tmp_path):
 
 def test_what_fails_is_said(files, tmp_path):
     Path(files['model']).write_text('something else')
-    with pytest.raises(RuntimeError, match=r'weights .*weights.pt: .*not a checkpoint; leave out'):
+    with pytest.raises(
+        RuntimeError, match=r'weights .*weights.pt: .*not a checkpoint; have the brain'
+    ):
         SynthStrip(**files).run(cwd=str(tmp_path))
 
 
