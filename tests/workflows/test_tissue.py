@@ -119,7 +119,7 @@ def test_contrast_and_tissue_of_shares_and_r2_of_the_literature(reconstruct, tru
     labels = np.asanyarray(nb.load(anat / 'sub-01_desc-prior_dseg.nii.gz').dataobj)
     assert (labels[mask] > 0).all()
     assert not labels[~mask].any()
-    assert labels.max() == 16  # cells of the finest scale, 4 x 4
+    assert 8 < labels.max() <= 16  # cells of the finest scale, 4 x 4; some hold no voxel
     assert json.loads((anat / 'sub-01_desc-prior_dseg.json').read_text())['Manual'] is False
     reference = sidecar['Reference']
     region = mask & (truth['labels'] == truth['index']['CSF'])
