@@ -7,7 +7,6 @@ A container of that benchmark finds ``phase``, ``magnitude``, ``mask`` (``.nii.g
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import nibabel as nb
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.cli.resources import cpu_limit
 from precondqsm_bids.interfaces.volumes import load_stored
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Companions, Scan, reconstruct
@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options: Any = parser.parse_args(argv)
     try:
         scan, mask, like = read_scan(options.input)
-        method = Method(conventional=False)
-        found = reconstruct(scan, method, Companions(mask=mask), workers=os.cpu_count() or 1)
+        method, cpus = Method(conventional=False), int(cpu_limit().value)
+        found = reconstruct(scan, method, Companions(mask=mask), workers=cpus)
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -6,7 +6,11 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from precondqsm_bids.inputs.field_strength import find_field_strength, is_positive
+from precondqsm_bids.inputs.field_strength import (
+    find_field_strength,
+    given_by_options,
+    is_positive,
+)
 from precondqsm_bids.inputs.files import File
 from precondqsm_bids.inputs.grid import check_grids, load_grid
 from precondqsm_bids.inputs.lookalikes import COMBINE
@@ -64,10 +68,8 @@ def make_run(
     grid, grid_notes = check_grids([Path(path) for path in (*one, *other)], method.b0_dir)
     strength, strength_notes = find_field_strength(parts.metadata, method.field_strength)
     notes += grid_notes + strength_notes
-    missing = [] if grid.oriented else ['affine (--b0-dir given)']
     stated = [content.get('MagneticFieldStrength') for content in parts.metadata.values()]
-    if strength.source == '--field-strength' and all(value is None for value in stated):
-        missing.insert(0, 'MagneticFieldStrength (--field-strength given)')
+    missing = given_by_options(grid.oriented, strength, stated)
     if len(echoes.times) == 1:
         missing.insert(0, 'R2* (one echo)')
         message = ONE_DIFFERENCE if echoes.difference else ONE_ECHO

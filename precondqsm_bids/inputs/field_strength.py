@@ -1,7 +1,7 @@
 """The field strength of a run: by the imaging frequency, the nominal one, or the one given."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,14 @@ def find_field_strength(
     if nominal and unused:
         notes.append(Note(nominal.path, f'{stated.source} {stated.value:g} T is used{unused}'))
     return stated, notes
+
+
+def given_by_options(oriented: bool, strength: FieldStrength, stated: Iterable[Any]) -> list[str]:
+    """What the headers and the sidecars' ``MagneticFieldStrength`` lack and options say."""
+    missing = [] if oriented else ['affine (--b0-dir given)']
+    if strength.source == '--field-strength' and all(value is None for value in stated):
+        missing.insert(0, 'MagneticFieldStrength (--field-strength given)')
+    return missing
 
 
 def _by_frequency(

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from precondqsm_bids.inputs.field_strength import find_field_strength
+from precondqsm_bids.inputs.field_strength import find_field_strength, given_by_options
 from precondqsm_bids.inputs.files import File, read_metadata
 from precondqsm_bids.inputs.grid import check_grids, load_grid
 from precondqsm_bids.inputs.run import Note, Problem, Run, RunError
@@ -102,9 +102,8 @@ def make_field_run(
     units = _units({file: content.get('Units') for file, content in metadata.items()})
     grid, grid_notes = check_grids([file.path for file in metadata], method.b0_dir)
     strength, strength_notes = find_field_strength({first: metadata[first]}, method.field_strength)
-    missing = [] if grid.oriented else ['affine (--b0-dir given)']
-    if strength.source == '--field-strength' and 'MagneticFieldStrength' not in metadata[first]:
-        missing.insert(0, 'MagneticFieldStrength (--field-strength given)')
+    stated = [metadata[first].get('MagneticFieldStrength')]
+    missing = given_by_options(grid.oriented, strength, stated)
     run = Run(
         subject=first.entities['sub'],
         session=first.entities.get('ses'),

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import nibabel as nb
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec
 
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.tissue_maps import on_grid
 from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
 
 
-class MaskOnGridInputSpec(BaseInterfaceInputSpec):
+class MaskOnGridInputSpec(InputSpec):
     mask = File(exists=True, mandatory=True, desc='mask in the same scanner coordinates')
     grid = File(exists=True, mandatory=True, desc='image on the grid of the run')
 

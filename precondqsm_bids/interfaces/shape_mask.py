@@ -8,7 +8,7 @@ from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
-from precondqsm_bids.numerics.given_field import known_region
+from precondqsm_bids.numerics.given_field import region_asked
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
 
@@ -57,11 +57,7 @@ class ShapeMask(Stage):
 
     def _compute(self):
         inputs = self.inputs
-        mask, field = self._load('mask'), self._load('field')
-        if field is not None:
-            mask = known_region(field, mask)
-        elif mask is None:
-            mask = inputs.inside
+        mask = region_asked(self._load('field'), self._load('mask'), inputs.inside)
         region = region_of_interest(
             load_magnitude(inputs.magnitude),
             geometry(inputs.magnitude)[1],
@@ -70,6 +66,6 @@ class ShapeMask(Stage):
             inputs.step,
             inputs.shape,
         )
-        if given := self._given('mask') or self._given('field'):
-            region.record['mask'] = Path(given).name
+        if not isinstance(mask, str):
+            region.record['mask'] = Path(self._given('mask') or inputs.field).name
         return region._asdict()

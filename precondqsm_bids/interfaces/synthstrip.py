@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec
+
+from precondqsm_bids.interfaces.hashed import InputSpec
 
 MODULE = 'nipreps.synthstrip'
 
 
-class SynthStripInputSpec(BaseInterfaceInputSpec):
+class SynthStripInputSpec(InputSpec):
     magnitude = File(exists=True, mandatory=True, desc='magnitude of the first echo, any unit')
     model = File(exists=True, mandatory=True, desc='weights of the network (synthstrip.1.pt)')
 

@@ -2,9 +2,10 @@
 
 import nibabel as nb
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, traits
+from nipype.interfaces.base import File, traits
 
 from precondqsm_bids.interfaces.echo_fit import EchoFitOutputSpec, stored_b0
+from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
@@ -16,7 +17,7 @@ from precondqsm_bids.interfaces.volumes import (
 from precondqsm_bids.numerics.given_field import UNITS, GivenField, in_ppm, take_field
 
 
-class TakeFieldInputSpec(BaseInterfaceInputSpec):
+class TakeFieldInputSpec(InputSpec):
     field = File(exists=True, mandatory=True, desc='total field, 0 or NaN where it is not known')
     field_units = traits.Enum(*UNITS, usedefault=True, desc='units of field and field_sd')
     magnitude = File(exists=True, mandatory=True, desc='magnitude, any unit')

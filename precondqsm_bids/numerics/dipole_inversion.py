@@ -167,18 +167,31 @@ class Solve(Protocol):
     """The map of a local field at one lambda, and what else was chosen for it."""
 
     def __call__(
-        self, form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+        self,
+        form: ClosedForm,
+        local_field: F32,
+        spectrum: npt.NDArray[np.complex64],
+        reg_weight: float,
+        weights: F32 | None,
     ) -> tuple[F32, dict[str, float]]: ...
 
 
 def _l2(
-    form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+    form: ClosedForm,
+    local_field: F32,
+    spectrum: npt.NDArray[np.complex64],
+    reg_weight: float,
+    weights: F32 | None,
 ) -> tuple[F32, dict[str, float]]:
-    return form.volume(form.divided(form.spectrum(local_field), reg_weight)), {}
+    return form.volume(form.divided(spectrum, reg_weight)), {}
 
 
 def _tv(
-    form: ClosedForm, local_field: F32, reg_weight: float, weights: F32 | None
+    form: ClosedForm,
+    local_field: F32,
+    spectrum: npt.NDArray[np.complex64],
+    reg_weight: float,
+    weights: F32 | None,
 ) -> tuple[F32, dict[str, float]]:
     found = tv_inversion(form, local_field, reg_weight, weights)
     record = {
@@ -253,5 +266,5 @@ def invert(
         weight = least_risk(form, spectrum)
     else:
         weight = curve.reg_weight
-    chi, further = SOLVE[arm.inversion](form, local_field, weight, weights)
+    chi, further = SOLVE[arm.inversion](form, local_field, spectrum, weight, weights)
     return DipoleInversion(chi, weight, curve, further)

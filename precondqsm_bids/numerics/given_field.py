@@ -9,7 +9,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.air import air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.field_quality import judge_field
-from precondqsm_bids.numerics.measure_field import MeasuredField
+from precondqsm_bids.numerics.measure_field import MeasuredField, t2star_of
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho
 from precondqsm_bids.numerics.phase.outline import coarse_field
@@ -94,6 +94,19 @@ def known_region(field: npt.NDArray, mask: npt.NDArray | None = None) -> npt.NDA
     if mask is None:
         return None if known.all() else known.astype(np.uint8)
     return np.where(known, mask, 0)
+
+
+def region_asked(
+    field: npt.NDArray | None, mask: npt.NDArray | None, inside: str
+) -> npt.NDArray | str:
+    """What restricts a region: a mask, where a given field is known, or what is to be found.
+
+    >>> region_asked(np.ones(3), None, 'brain'), region_asked(None, None, 'auto')
+    ('brain', 'auto')
+    """
+    if field is not None:
+        mask = known_region(field, mask)
+    return inside if mask is None else mask
 
 
 def _known(field: npt.NDArray) -> Bools:
@@ -183,9 +196,8 @@ def take_field(
     r2star = np.where(mask & np.isfinite(given.r2star), given.r2star, 0).astype(np.float32)
     # A fit that ends at 0 has neighbours that do not; a map that is masked has none.
     reliable = (usable > 0) & np.isfinite(given.r2star) & (ndimage.maximum_filter(r2star, 3) > 0)
-    t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
     record['reliable_fraction'] = float(reliable[mask].mean())
-    return MeasuredField(*maps, r2star, t2star, reliable=reliable)
+    return MeasuredField(*maps, r2star, t2star_of(r2star), reliable=reliable)
 
 
 def field_scale(field: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> float:

@@ -140,9 +140,13 @@ def measure_field(
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
     r2star = fit.r2star
-    t2star = np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
-    decay = r2star, t2star, fit.s0, fit.reliable, fit.misfit
+    decay = r2star, t2star_of(r2star), fit.s0, fit.reliable, fit.misfit
     return MeasuredField(*maps, *decay, fit.r2star_sd, fit.magnitude_sd)
+
+
+def t2star_of(r2star: F32) -> F32:
+    """T2* (s) of R2* (1/s), 0 where that is 0."""
+    return np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:

@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remov
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
 from precondqsm_bids.numerics.flattening import flatten_field
-from precondqsm_bids.numerics.given_field import GivenField, known_region, take_field
+from precondqsm_bids.numerics.given_field import GivenField, region_asked, take_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.r2prime import (
@@ -154,11 +154,8 @@ def reconstruct(
     True
     """
     method = method or Method()
-    mask: npt.NDArray | str | None = companions.mask
-    if isinstance(scan, GivenField):
-        mask = known_region(scan.total_field, companions.mask)
-    elif mask is None:
-        mask = method.inside
+    field = scan.total_field if isinstance(scan, GivenField) else None
+    mask = region_asked(field, companions.mask, method.inside)
     region = region_of_interest(
         _first(scan), scan.voxel_size, mask, method.mask_erosion, shape=method.shape
     )

@@ -17,7 +17,7 @@ from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
-from precondqsm_bids.workflows.qsm import init_precondqsm_wf
+from precondqsm_bids.workflows.qsm import first, init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
 
@@ -88,8 +88,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         taken = [(port, f'inputnode.{port}') for port in ports]
         workflow.connect([(standard_echoes, precondqsm_wf, taken)])
         if synthstrip:
-            first = [(('magnitude', _first), 'magnitude')]
-            workflow.connect([(standard_echoes, synthstrip, first)])
+            port = [(('magnitude', first), 'magnitude')]
+            workflow.connect([(standard_echoes, synthstrip, port)])
         if run.labels:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
@@ -159,10 +159,6 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     if run.b0_dir:
         node.inputs.b0_dir = list(run.b0_dir)
     return node
-
-
-def _first(values):
-    return values[0]
 
 
 def _region_sentence(inside: str, erosion: float) -> str:

@@ -185,9 +185,9 @@ def _edges(method, one_echo):
     contrast, interior = method.reads_contrast, method.describes_interior
     known = _known(method.preconditioned)
     return [
-        ('inputnode', 'shape_mask', [(('magnitude', _first), 'magnitude'), ('mask', 'mask')]),
+        ('inputnode', 'shape_mask', [(('magnitude', first), 'magnitude'), ('mask', 'mask')]),
         ('inputnode', 'echo_fit', _same(*(FIELD if method.field_given else ECHOES))),
-        ('inputnode', 'echo_fit', [(('magnitude', _first), 'magnitude')] * method.field_given),
+        ('inputnode', 'echo_fit', [(('magnitude', first), 'magnitude')] * method.field_given),
         ('inputnode', 'shape_mask', _same('field') * method.field_given),
         ('shape_mask', 'echo_fit', [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         # the estimate
@@ -197,7 +197,7 @@ def _edges(method, one_echo):
         ('shape_mask', 'r2prime_prior', [('roi_mask', 'mask')]),
         ('inputnode', 'prior_fit', _same('field_strength', 'tissue', 'tissue_names')),
         ('inputnode', 'prior_fit',
-            [(('magnitude', _first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
+            [(('magnitude', first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
             ('magnitude', 'combined_magnitude'), *_same('r2star', 'reliable'),
@@ -288,7 +288,7 @@ def _same(*ports):
     return [(port, port) for port in ports]
 
 
-def _first(values):
+def first(values):
     """The first of a list of files; a bare file is a list of one."""
     return values if isinstance(values, str) else values[0]
 

@@ -16,7 +16,7 @@ def without_noise(image: npt.NDArray, sd: npt.NDArray, mask: npt.NDArray[np.bool
 
         y = m + (1 - s) (x - m),    s = min(c sd^2 / V, 1)
 
-    with ``m`` the Gaussian mean of one voxel over the mask, ``V`` such a mean of ``(x - m)^2``,
+    with ``m`` a Gaussian mean over the mask (:data:`WIDTH`), ``V`` such a mean of ``(x - m)^2``,
     and ``c sd^2`` what white noise would have of it: ``c`` is the sum of squares of the filter
     that makes ``x - m``. Where edges make ``V`` large, or the noise is small, the image stays.
 
