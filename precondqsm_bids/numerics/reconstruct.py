@@ -24,6 +24,7 @@ from precondqsm_bids.numerics.recombination import Recombination, recombine, ref
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, Uncertainty, map_uncertainty
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -72,6 +73,8 @@ class FieldReconstruction(NamedTuple):
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
     """Arm of the flattened field."""
+    uncertainty: Uncertainty
+    """Of the preconditioned map."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
 
@@ -170,12 +173,16 @@ def reconstruct(
     reference = reference_region(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
-    maps = reconstruct_field(images, geometry, method, reference)
+    maps = reconstruct_field(images, geometry, method, reference, companions.labels)
     return Reconstruction(region, measured, theory, maps)
 
 
 def reconstruct_field(
-    images: PriorInputs, geometry: Geometry, method: Method, reference: Bools | None = None
+    images: PriorInputs,
+    geometry: Geometry,
+    method: Method,
+    reference: Bools | None = None,
+    labels: npt.NDArray | None = None,
 ) -> FieldReconstruction:
     """Susceptibility of a measured field, with and without a prior: the method after the fit.
 
@@ -189,6 +196,8 @@ def reconstruct_field(
         Everything that changes the maps.
     reference : (X, Y, Z) ndarray of bool, optional
         Where the maps have mean 0.
+    labels : (X, Y, Z) ndarray of int, optional
+        Regions whose means have an error.
 
     Examples
     --------
@@ -220,7 +229,18 @@ def reconstruct_field(
         return ArmResult(local, inversion, chi)
 
     preconditioned, *conventional = (result(arm) for arm in method.arms)
-    return FieldReconstruction(prior, flattened_field, preconditioned, *conventional)
+    (local, inversion, _), arm = preconditioned, method.preconditioned
+    made_of = MapInputs(
+        local.local_field,
+        images.field_sd,
+        prior.prior_chi,
+        inversion.chi,
+        inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
+        arm.clip_outliers,
+    )
+    known = geometry._replace(mask=local.known)
+    uncertainty = map_uncertainty(made_of, known, labels, reference)
+    return FieldReconstruction(prior, flattened_field, preconditioned, uncertainty, *conventional)
 
 
 def invert_field(
