@@ -139,10 +139,11 @@ def map_uncertainty(
 
     The **support** comes from a split of the map itself: ``F = W D prior + W f`` is what passes
     through the field, ``C = (1 - W D) prior`` what the contrast adds where the field tells
-    nothing. Support is ``|F| / (|F| + |C|)`` with the root mean squares over 15 voxels, the
-    noise taken off ``F``; a value within the noise has that of an unknown source instead, the
-    resolution. A source that no contrast shows has support one, a
-    contrast that the field denies zero: there ``W f`` is ``-W D prior``.
+    nothing. Support is ``|F| / (|F| + |C|)`` with the root mean squares over 15 voxels, twice
+    the noise's power taken off ``F``; a value within the noise ``s`` has that of an unknown
+    source instead, the resolution, which counts for ``s^2 / (s + |C|)``. A source that no
+    contrast shows has support one, a contrast that the field denies zero: there ``W f`` is
+    ``-W D prior``.
 
     Of a **region** with weights ``x`` (one over its voxels, less one over those of the
     reference) the mean's variance is ``sum |F x|^2`` times the same transfer functions, which
@@ -279,7 +280,21 @@ class _Model:
         noise = self._spread(self.noise, self._power(self.inverse * of_noise))
         noise += self._spread(size, self._power(self.inverse * rest))
         prior = self._spread(size, self._power((1 - self.passed) * sources))
-        return noise, (noise + prior).astype(np.float32)
+        return noise, (noise + prior + self._cut(size)).astype(np.float32)
+
+    def _cut(self, size: Spectrum) -> npt.NDArray:
+        """Variance of the map by the field beyond the region, which is not measured, ppm^2.
+
+        That field has the spectrum ``D^2 S`` and the power of the sources near the border.
+        """
+        form, (sources, _, _) = self.form, self.roots
+        grid, workers = form.grid, form.geometry.workers
+        power = self._power(form.kernel * sources)
+        beyond = fft.irfftn(size * power, s=grid.shape, workers=workers)
+        beyond /= max(float(power[0, 0, 0].real), 1e-30)
+        beyond[grid.embed(self.mask) > 0] = 0
+        beyond = fft.rfftn(np.maximum(beyond, 0), workers=workers)
+        return self._spread(beyond, self._power(self.passed * sources))
 
     def _size(self, spectrum: Spectrum, seen: F32) -> F32:
         """``tau^2``: power of the Wiener estimate in a window, over what is to be expected."""
@@ -309,9 +324,10 @@ class _Model:
     def support(self) -> F32:
         """Part of the value that the field decided."""
         field, contrast = self.parts
-        found = self._window(field**2, NEAR) - self.of_noise
+        found = self._window(field**2, NEAR) - 2 * self.of_noise
         found, other = np.sqrt(np.maximum(found, 0)), np.sqrt(self._window(contrast**2, NEAR))
-        unknown = np.sqrt(self.of_noise)
+        noise = np.sqrt(self.of_noise)
+        unknown = np.divide(noise**2, noise + other, out=np.zeros_like(noise), where=noise > 0)
         total = found + other + unknown
         value = found + np.float32(self.resolution) * self.left * unknown
         return np.divide(value, total, out=np.zeros_like(total), where=total > 0)
@@ -321,8 +337,9 @@ class _Model:
         """The map as what passes through the field and what does not, ppm, about their means."""
         form, mask = self.form, self.mask
         prior = np.where(mask, self.given.prior_chi - self.given.prior_chi[mask].mean(), 0)
-        contrast = form.volume(form.spectrum(prior) * (1 - self.passed))
-        field = np.where(mask, prior + self.given.residual_chi - contrast, 0)
+        of_prior = form.spectrum(form.volume(form.spectrum(prior) * form.kernel))
+        field = form.volume(of_prior * self.inverse) + self.given.residual_chi
+        contrast = np.where(mask, prior + self.given.residual_chi - field, 0)
         for part in (field, contrast):
             part[mask] -= part[mask].mean()
         return field, contrast
