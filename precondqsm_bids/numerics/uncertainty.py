@@ -92,7 +92,7 @@ class Uncertainty(NamedTuple):
         """Measured values as plain numbers; ``names`` are those of the labels."""
         inside, supported = self.chi_sd[mask], self.support[mask]
         named = {i: (names or {}).get(i, f'label-{i}') for i in self.regions}
-        return {
+        record: dict[str, Any] = {
             'median_sd': float(np.median(inside)),
             'median_support': float(np.median(supported)),
             'supported_fraction': float(np.mean(supported >= HALF)),
@@ -105,6 +105,7 @@ class Uncertainty(NamedTuple):
                 named[i]: region.words for i, region in self.regions.items() if region.words
             },
         }
+        return record
 
 
 def map_uncertainty(
@@ -345,11 +346,14 @@ class _Model:
         return field, contrast
 
     @cached_property
-    def usual(self) -> F32:
-        """Power of the residual, by which that of a weighted sum of its voxels is expected."""
-        form = self.form
-        power = np.abs(form.spectrum(self.given.residual_chi)) ** 2
-        return (power / np.count_nonzero(self.mask)).astype(np.float32)
+    def transfers(self) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
+        """Powers by which the variance of a weighted sum of voxels is to be expected, ppm^2: of
+        the prior's error and misfit, of the noise, and of the residual."""
+        sources, of_noise, rest = self.roots
+        local = ((1 - self.passed) * sources) ** 2 + (self.inverse * rest) ** 2
+        residual = np.abs(self.form.spectrum(self.given.residual_chi)) ** 2
+        residual /= np.float32(np.count_nonzero(self.mask))
+        return local, (self.inverse * of_noise) ** 2, residual
 
     def region(self, region: Bools, reference: Bools | None) -> RegionUncertainty:
         """What is known of the mean of a region, relative to that of the reference."""
@@ -365,15 +369,13 @@ class _Model:
         def through(transfer: npt.NDArray) -> float:
             return float(np.sum(power * transfer, dtype=float))
 
-        sources, of_noise, rest = self.roots
-        size = float(np.mean(self.size[region], dtype=float))
-        local = (1 - self.passed) ** 2 * sources**2 + self.inverse**2 * rest**2
-        noise = float(np.mean(self.relative[region], dtype=float))
-        variance = size * through(local) + noise * through((self.inverse * of_noise) ** 2)
+        size, noise = (float(np.mean(v[region], dtype=float)) for v in (self.size, self.relative))
+        local, of_noise, usual = self.transfers
+        variance = size * through(local) + noise * through(of_noise)
         resolution = through(self.passed) / energy
         missed = (1 - resolution) / max(resolution, LEAST_RESOLUTION)
         shown = float(np.sum(x * given.residual_chi, where=mask, dtype=float))
-        variance += missed**2 * max(float(shown**2), through(self.usual))
+        variance += missed**2 * max(float(shown**2), through(usual))
         edge = float(np.sum(x * np.sqrt(self.variance), where=self.border, dtype=float))
         return RegionUncertainty(
             float(np.sqrt(variance + edge**2)), resolution, *self._of_region(region, x)
