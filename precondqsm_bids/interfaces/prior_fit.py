@@ -74,6 +74,7 @@ class PriorFitOutputSpec(TraitedSpec):
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
     expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
+    tissue_shift = File(desc='frequency of the tissue that is no field of a dipole, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 

@@ -206,8 +206,9 @@ def reconstruct_field(
     """
     prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers
-    ).flattened_field
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
+        prior.tissue_shift,
+    ).flattened_field  # fmt: skip
 
     def result(arm: Arm) -> ArmResult:
         """Background removal, inversion and recombination of one arm."""

@@ -213,6 +213,7 @@ def _edges(method, one_echo):
         ('echo_fit', 'flattening', _same('total_field')),
         ('shape_mask', 'flattening', [('roi_mask', 'mask')]),
         (estimate, 'flattening', _same('prior_chi')),
+        ('prior_fit', 'flattening', _same('tissue_shift') * bool(method.fit)),
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
         # the comparison
