@@ -215,7 +215,7 @@ def _tissue(magnitude: F32, inside: Bools, size: Sizes) -> tuple[Bools, F32, F32
     for _ in range(2):
         weight = gaussian(tissue, sigma, truncate=3)
         total = gaussian(np.where(tissue, magnitude, 0), sigma, truncate=3)
-        sensitivity = np.divide(
+        sensitivity: F32 = np.divide(
             total, weight, out=np.full_like(total, np.inf), where=weight > 1e-3
         )
         tissue = inside & (magnitude > TISSUE * sensitivity)
