@@ -369,8 +369,9 @@ error. {worst}
 ## Real scans
 
 `python benchmarks/real.py FOLDER` reconstructs public scans by default and draws them: axial,
-coronal and sagittal planes of the conventional map (published rule), of the preconditioned map and
-of its prior, from -0.1 to 0.1 ppm.
+coronal and sagittal planes of the conventional map (published rule), of the map by the choice of
+the QSM consensus (black in the rim that it does not know), of the preconditioned map and of its
+prior, from -0.1 to 0.1 ppm.
 
 A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior, a function of the magnitude alone, counts
 for 80 %. The map has the anatomy of the conventional map with less noise, and none of the tiles
