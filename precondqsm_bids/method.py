@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 MAP = 'map:'
 """Beginning of a term that is a file: ``map:FILE``."""
+PORT = 'prior_map'
+"""``map:prior_map`` is a map that is not named here: an input of the workflow, or of that name
+among the companions' ``maps``."""
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
@@ -395,7 +398,13 @@ inversion='l2', background='pdf', local_of=None, certain_field=False)
         >>> Method(prior='map:/a.nii').prior_maps[0].name
         'a.nii'
         """
-        return tuple(Path(word.removeprefix(MAP)) for word in self.prior if word.startswith(MAP))
+        words = (word.removeprefix(MAP) for word in self.prior if word.startswith(MAP))
+        return tuple(Path(word) for word in words if word != PORT)
+
+    @property
+    def takes_map(self) -> bool:
+        """Whether a map that is an input is a term."""
+        return f'{MAP}{PORT}' in self.prior
 
     def summary(self, one_echo: bool = False) -> str:
         """The prior in one word, files by their names.
@@ -406,6 +415,7 @@ inversion='l2', background='pdf', local_of=None, certain_field=False)
         words = [word for word in self.prior if word != 'shape' and not word.startswith(MAP)]
         if one_echo:  # without R2*
             words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
+        words += [f'{MAP}{PORT}'] * self.takes_map
         words += [f'{MAP}{path.name}' for path in self.prior_maps]
         return '+'.join([*words, *(['shape'] if self.shape else [])])
 

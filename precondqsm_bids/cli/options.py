@@ -215,6 +215,13 @@ OPTIONS = {
         _switch('--stop-on-first-crash',
                 'stop everything at the first failure instead of finishing the other '
                 'participants'),
+        _row('--stop-after', choices=('flattening',),
+             help='write the flattened field, the prior and what comes before them, for an '
+             'inversion by another program'),
+        _row('--resume-with', type=path, metavar='PATH',
+             help='a susceptibility map (ppm) that another program made of the flattened field '
+             'in the output folder, or the folder of such maps, named <run>_..._Chimap: add the '
+             'prior again and write desc-precond_Chimap'),
         _switch('--boilerplate-only', 'write the methods text (CITATION.md) and compute nothing'),
         _switch('--reports-only',
                 'assemble the reports from what is in the output folder and compute nothing'),

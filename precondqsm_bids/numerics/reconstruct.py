@@ -159,6 +159,32 @@ def reconstruct(
     True
     """
     method = method or Method()
+    found = measure(scan, method, companions, workers)
+    maps = reconstruct_field(found.images, found.geometry, method, found.reference)
+    return Reconstruction(found.region, found.measured, found.theory, maps)
+
+
+class Measured(NamedTuple):
+    """What the arms start from; result of :func:`measure`."""
+
+    region: Region
+    """Object and region of interest."""
+    measured: MeasuredField
+    """Field and decay."""
+    theory: R2PrimePrior | None
+    """Susceptibility from R2'; None without R2*."""
+    images: PriorInputs
+    """What the prior may be made of."""
+    geometry: Geometry
+    """Region of interest, voxel size, direction of B0, threads."""
+    reference: Bools | None
+    """Where the maps have mean 0."""
+
+
+def measure(
+    scan: Scan | GivenField, method: Method, companions: Companions, workers: int
+) -> Measured:
+    """Region and field of a scan, and all that the prior is made of."""
     field = scan.total_field if isinstance(scan, GivenField) else None
     mask = region_asked(field, companions.mask, method.inside)
     region = region_of_interest(
@@ -175,8 +201,7 @@ def reconstruct(
     reference = reference_region(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
-    maps = reconstruct_field(images, geometry, method, reference)
-    return Reconstruction(region, measured, theory, maps)
+    return Measured(region, measured, theory, images, geometry, reference)
 
 
 def reconstruct_field(

@@ -54,6 +54,20 @@ def bids_uri(path: str | Path, bids_dir: str | Path, derivatives: Mapping[str, A
     return absolute.as_uri()
 
 
+def fieldmap_stem(label: str) -> str:
+    """A run's label as that of its fieldmaps: what theirs may not have is in acq, to stay unique.
+
+    >>> fieldmap_stem('sub-01_ses-a_acq-x_rec-y_run-1')
+    'sub-01_ses-a_acq-xrecy_run-1'
+    """
+    pairs = dict(pair.split('-', 1) for pair in label.split('_'))
+    own = ('sub', 'ses', 'acq', 'run', 'chunk')
+    folded = ''.join(f'{key}{value}' for key, value in pairs.items() if key not in own)
+    if folded:
+        pairs['acq'] = pairs.get('acq', '') + folded
+    return '_'.join(f'{key}-{pairs[key]}' for key in own if key in pairs)
+
+
 def write_dataset_description(
     output_dir: str | Path,
     bids_dir: str | Path,

@@ -5,7 +5,7 @@ A new map is one row here and one connection in ``workflows/qsm.py``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 
@@ -178,6 +178,9 @@ MAPS = {row.name: row for row in _ROWS}
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
 
+LATER = ('precond_chi', 'residual_chi', 'local_field')
+"""Those of the preconditioned arm that come after the flattening."""
+
 WITH_VALUES = tuple(
     name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
 )
@@ -207,3 +210,12 @@ def names_of(
         and (not row.arm or row.arm in arms)
         and (name in requested or not row.on_request)
     ]
+
+
+def up_to_flattening(names: Iterable[str]) -> list[str]:
+    """Those of some maps that are known before anything is inverted.
+
+    >>> up_to_flattening(['precond_chi', 'prior_chi', 'local_field', 'flattened_field'])
+    ['prior_chi', 'flattened_field']
+    """
+    return [name for name in names if not (name in LATER or MAPS[name].arm)]
