@@ -197,16 +197,17 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     if not arm.conventional:
         with timed(seconds, 'prior_fit'):
             if variant.fit:
+                shift = None
                 prior_chi, shape_chi = varied_prior(stages, inner_size, **variant.fit)
                 size = inner_size * variant.fit.get('size_factor', 1)
             else:
-                prior_chi, shape_chi, _, size, record = first_estimate(
+                prior_chi, shape_chi, _, size, record, shift = first_estimate(
                     stages.images, geometry, method
                 )
         if arm.clip_outliers:
             model_error = size
         with timed(seconds, 'flattening'):
-            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS)
+            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS, shift)
             field = flattening.flattened_field
     if variant.pdf_model_error is not None:
         model_error = variant.pdf_model_error

@@ -119,7 +119,7 @@ def precondition(
 ) -> Preconditioned:
     """Field of a scan without that of a first estimate: :func:`reconstruct` up to the flattening.
 
-        f' = f - D chi_prior
+        f' = f - D chi_prior - tissue shift
 
     Any inversion of the flattened field ``f'``, with ``chi_prior`` added to it, is a map of the
     measured field ``f``: :meth:`Preconditioned.around`.
@@ -166,8 +166,9 @@ def precondition(
     found = measure(scan, method, companions, workers)
     prior = first_estimate(found.images, found.geometry, method)
     flat = flatten_field(
-        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers
-    )
+        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers,
+        prior.tissue_shift,
+    )  # fmt: skip
     return Preconditioned(flat.flattened_field, flat.prior_field, prior, found, method)
 
 

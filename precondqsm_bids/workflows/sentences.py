@@ -30,6 +30,11 @@ R2 = {
     'literature': 'that of the literature for each tissue class [@gelman1999]',
 }
 
+SHIFT = (
+    ', and with it the frequency of each cell that the fit found to be no field of a dipole '
+    '[@schweser2018]'
+)
+
 
 def sentences(method: Method, one_echo: bool = False, phase_difference: bool = False) -> str:
     """Methods text of a reconstruction, citations in Pandoc's form.
@@ -76,7 +81,7 @@ def before(method: Method, one_echo: bool, phase_difference: bool) -> list[str]:
         _estimate(method, one_echo),
         f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
-        'total field.',
+        f'total field{SHIFT if method.describes_interior else ""}.',
     ]
 
 

@@ -85,7 +85,8 @@ class PriorEstimate(NamedTuple):
     record: dict[str, Any]
     """Measured and chosen values."""
     tissue_shift: npt.NDArray[np.float32] | None = None
-    """Frequency of the tissue that is no field of a dipole, ppm, (X, Y, Z); None without a fit."""
+    """Frequency of the tissue that is no field of a dipole, ppm, (X, Y, Z); None without
+    cells of the whole region."""
 
 
 def estimate_prior(
@@ -172,8 +173,10 @@ def estimate_prior(
         record['coefficient_errors'] = coefficient_errors(
             field, flat[0], fitted, mask, voxel_size, b0_dir, inputs.field_sd, workers=workers
         ).tolist()
-    shift = np.float32(verdict.trust) * fitted.tissue_shift
-    record['tissue_shift_sd'] = float(np.std(shift[mask], dtype=np.float64))
+    shift = fitted.tissue_shift
+    if shift is not None:
+        shift *= np.float32(verdict.trust)
+        record['tissue_shift_sd'] = float(np.std(shift[mask], dtype=np.float64))
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
         np.float32(verdict.trust) * fitted.prior_chi,

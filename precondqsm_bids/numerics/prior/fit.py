@@ -54,8 +54,9 @@ class PriorFit(NamedTuple):
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
     """Model error in the weights, ppm."""
-    tissue_shift: F32
-    """Part of the field that is a constant of the cells and no dipole's, ppm, (X, Y, Z)."""
+    tissue_shift: F32 | None
+    """Part of the field that is a constant of the cells and no dipole's, ppm, (X, Y, Z); None if
+    it was not asked for, or there are no cells of the whole region."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -310,8 +311,9 @@ class _Fit:
         if free_voxels:
             parts.append(free[inside])
         explained, fractions = self._explained(parts, inside, field_of_prior)
-        shift = np.zeros(mask.shape, np.float32)
+        shift = None
         if self.shift:
+            shift = np.zeros(mask.shape, np.float32)
             frequency = self.shift.field(self.shift.values)
             shift[mask] = frequency - np.median(frequency)  # the field does not tell a constant
 

@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.prior.columns import entries_of
 
 F32 = npt.NDArray[np.float32]
 
-START = 0.1
+START = 0.03
 """Expected size of the shift before the field has told it, relative to that of the local field.
 Small: along B0 a long cylinder's susceptibility and a shift of its frequency have the same field,
 and there the shift may not have what susceptibility explains as well."""
@@ -19,6 +19,9 @@ LEAST, MOST = 1e-3, 1.0
 """Bounds of the expected size, relative to that of the local field."""
 STEP = 10.0
 """Factor by which the expected size changes between two rounds, at most."""
+
+GROWING = 2
+"""Rounds after which it does not become smaller yet: a small unknown takes iterations to move."""
 
 
 class TissueShift:
@@ -30,9 +33,10 @@ class TissueShift:
     the whole region. The kernel of the dipole has no mean over directions and that of the shift
     nothing else, so that the field tells them apart, but for cylinders along B0.
 
-    The expected size ``t`` of ``z`` starts at a tenth of that of the local field and becomes the
+    The expected size ``t`` of ``z`` starts at 5 % of that of the local field and becomes the
     standard deviation of ``s`` between the rounds of the fit (expectation maximisation without the
-    posterior's variance): where the field does not ask for a shift, it vanishes.
+    posterior's variance), but not smaller after the first ones: where the field does not ask for
+    a shift, it vanishes.
 
     Memory: 8 bytes per voxel of the mask and cell that it belongs to.
 
@@ -61,7 +65,7 @@ class TissueShift:
         row, column, weight = (np.concatenate(part) for part in zip(*found, strict=True))
         self.cells = sparse.csr_array((weight, (row, column)), shape=(voxels.size, first))
         self.rows, self.inner_size = rows, inner_size
-        self.size = START * inner_size
+        self.size, self.rounds = START * inner_size, 0
         self.values = np.zeros(first)
 
     def field(self, values: npt.NDArray[np.float64]) -> F32:
@@ -80,7 +84,10 @@ class TissueShift:
     def resize(self) -> None:
         """Take the size that the shift has as the one that is expected."""
         sd = float(np.std(self.field(self.values), dtype=np.float64))
-        size = np.clip(sd, self.size / STEP, self.size * STEP)
+        self.rounds += 1
+        # Late to come: what starts small has not arrived after a few iterations.
+        least = self.size if self.rounds <= GROWING else self.size / STEP
+        size = np.clip(sd, least, self.size * STEP)
         size = float(np.clip(size, LEAST * self.inner_size, MOST * self.inner_size))
         self.values *= self.size / size
         self.size = size
