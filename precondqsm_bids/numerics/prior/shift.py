@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.prior.columns import entries_of
 
 F32 = npt.NDArray[np.float32]
 
-START = 0.03
+START = 0.05
 """Expected size of the shift before the field has told it, relative to that of the local field.
 Small: along B0 a long cylinder's susceptibility and a shift of its frequency have the same field,
 and there the shift may not have what susceptibility explains as well."""
