@@ -27,6 +27,7 @@ BACKGROUNDS = {
     'pdf': 'projection onto dipole fields',
     'vsharp': 'means over spheres of several radii (V-SHARP), which do not know the rim of the '
     'region and take it off',
+    'vsharp-or-pdf': 'vsharp, and pdf in a region so thin that spheres know less than half of it',
 }
 """How the field of sources outside the region may be removed."""
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
@@ -118,7 +119,8 @@ class Arm(NamedTuple):
     Attributes
     ----------
     prefix : str
-        Of its nodes, outputs and records: empty in the preconditioned arm.
+        Of its nodes, outputs and records: empty in the preconditioned arm, whose field alone is
+        flattened.
     iterations : int
         Of projection onto dipole fields.
     rule : str
@@ -132,6 +134,12 @@ class Arm(NamedTuple):
         Word of :data:`INVERSIONS`.
     background : str
         Word of :data:`BACKGROUNDS`.
+    local_of : str or None
+        Prefix of the arm whose local field is inverted; None: its own background removal.
+    certain_field : bool
+        Whether the region loses what lies at its border and has a field of low quality
+        (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
+        what is left, whatever the reference of the method.
     """
 
     prefix: str = ''
@@ -141,11 +149,29 @@ class Arm(NamedTuple):
     clip_outliers: bool = False
     inversion: str = 'l2'
     background: str = 'pdf'
+    local_of: str | None = None
+    certain_field: bool = False
+
+    @property
+    def name(self) -> str:
+        """The arm in a word.
+
+        >>> [arm.name for arm in Method(consensus=True).arms]
+        ['preconditioned', 'conventional', 'conventional_risk', 'consensus']
+        """
+        return self.prefix.removesuffix('_') or 'preconditioned'
 
     @property
     def conventional(self) -> bool:
         """Whether the field is not flattened."""
         return bool(self.prefix)
+
+
+CONSENSUS = Arm(
+    'consensus_', rule='risk', inversion='tv', background='vsharp-or-pdf', certain_field=True
+)
+"""The choice of the QSM consensus (10.1002/mrm.30006): a mask of the brain and of the phase's
+quality, V-SHARP or PDF, an inversion that favours sparsity, the whole brain as reference."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +209,10 @@ class Method:
         Whether the object's shape against air is part of the first estimate.
     conventional : bool
         Whether the conventional arm is computed too.
+    consensus : bool
+        Whether the opponents are computed too: the arm by the choice of the QSM consensus, whose
+        settings are its own, and a conventional map of least expected error where that at the
+        corner of the L-curve is the conventional one.
     background : str
         Word of :data:`BACKGROUNDS`, for both arms.
     pdf_iterations : int
@@ -208,7 +238,7 @@ class Method:
     --------
     >>> Method().preconditioned
     Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, \
-inversion='l2', background='pdf')
+inversion='l2', background='pdf', local_of=None, certain_field=False)
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -225,6 +255,7 @@ inversion='l2', background='pdf')
     r2: float | str = 'median'
     shape: bool = True
     conventional: bool = True
+    consensus: bool = False
     background: str = 'pdf'
     pdf_iterations: int = 30
     reg_weight: float | None = None
@@ -403,13 +434,28 @@ inversion='l2', background='pdf')
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The preconditioned arm, and the conventional one (the published rule) beside it.
+        """The preconditioned arm, and beside it the conventional one and those of the consensus.
 
         >>> [arm.rule for arm in Method().arms]
         ['risk', 'l-curve']
         """
+        arms = [self.preconditioned]
+        if self.conventional:
+            arms.append(self._conventional)
+        if self.consensus:
+            at_corner = [a for a in arms[1:] if a.rule == 'l-curve' and a.reg_weight is None]
+            arms += [
+                arm._replace(prefix='conventional_risk_', rule='risk', local_of=arm.prefix)
+                for arm in at_corner
+            ]
+            arms.append(CONSENSUS)
+        return tuple(arms)
+
+    @property
+    def _conventional(self) -> Arm:
+        """The arm without a prior, by the published rule."""
         published = 'l-curve' if self.inversion == 'l2' else 'risk'
-        conventional = Arm(
+        return Arm(
             prefix='conventional_',
             iterations=self.pdf_iterations,
             rule=published if self.reg_rule == 'auto' else self.reg_rule,
@@ -417,7 +463,6 @@ inversion='l2', background='pdf')
             inversion=self.inversion,
             background=self.background,
         )
-        return (self.preconditioned, conventional) if self.conventional else (self.preconditioned,)
 
 
 def term(word: str) -> Term:

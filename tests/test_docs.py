@@ -135,7 +135,7 @@ def test_every_option_that_a_page_names_exists(page):
 
 @pytest.fixture(scope='module')
 def stages():
-    """Names of the stages that the workflow can have, without those of the conventional arm."""
+    """Names of the stages that the workflow can have, without the prefixes of the arms."""
     from nipype.interfaces.utility import Function, IdentityInterface, Merge
 
     from precondqsm_bids.method import Method
@@ -143,15 +143,17 @@ def stages():
 
     plumbing = IdentityInterface | Function | Merge
     names = set()
-    for settings in ({}, {'prior': 'r2prime'}, {'prior': 'r2prime', 'prior_fit': 'clusters'}):
+    clusters = {'prior': 'r2prime', 'prior_fit': 'clusters', 'consensus': True}
+    for settings in ({}, {'prior': 'r2prime'}, clusters):
         workflow = init_precondqsm_wf(Method(**settings))
         names |= {
             name
             for name in workflow.list_node_names()
             if not isinstance(workflow.get_node(name).interface, plumbing)
         }
-    stages = {name for name in names if not name.startswith('conventional_')}
-    assert {name.removeprefix('conventional_') for name in names} == stages
+    of_arms = re.compile(r'(conventional_risk|conventional|consensus)_')
+    stages = {name for name in names if not of_arms.match(name)} | {'quality_mask'}
+    assert {of_arms.sub('', name) for name in names} == stages
     return stages
 
 

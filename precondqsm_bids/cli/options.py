@@ -22,6 +22,7 @@ from precondqsm_bids.cli.option_types import (
     suffix,
     time_limit,
 )
+from precondqsm_bids.cli.presets import PRESETS
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
     BACKGROUNDS,
@@ -99,6 +100,10 @@ OPTIONS = {
                 '(which is run where it is installed; its errors go to the log)'),
     ],
     'Method': [
+        _row('--preset', nargs='+', choices=tuple(PRESETS),
+             help='settings by a word, over which other options take precedence: '
+             + '; '.join(f'{word}, {preset.help}' for word, preset in PRESETS.items())
+             + ' (default: none)'),
         _row('--field-strength', type=number(RANGES['field_strength']), metavar='TESLA',
              help='field strength (T) of images whose metadata lack MagneticFieldStrength or have '
              'one that cannot be'),

@@ -67,6 +67,7 @@ from precondqsm_bids.numerics.prior.tissue import (
     tissue_class,
     tissue_parcels,
 )
+from precondqsm_bids.numerics.quality_mask import QualityMask, quality_mask
 from precondqsm_bids.numerics.recombination import (
     BodyReference,
     Recombination,

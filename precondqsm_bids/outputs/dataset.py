@@ -25,7 +25,8 @@ fmap/         total, flattened and local field (Hz) and the magnitude
 figures/      what the report shows
 logs/         settings and log of every run of the program
 
-desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior, and
+desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior,
+desc-consensus (with --preset consensus) the choice of the QSM consensus, and
 desc-prior plus desc-residual, minus the reference, is desc-precond. The JSON beside each map says
 how it was made, with every number.
 """

@@ -51,7 +51,7 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         derivatives.inputs.labels_source = _uri(run.labels, settings)
         inputnode.inputs.labels = run.labels
         roi_values = pe.Node(RoiValues(label_names=run.label_names or {}), name='roi_values')
-        with_values = [port for port in ports if port in WITH_VALUES]
+        with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
             (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', *with_values)]),
             (inputnode, derivatives, _same('labels')),
@@ -62,18 +62,18 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
 
 def ports_of(run: Run, settings: Settings) -> list[str]:
     """Ports of the reconstruction's outputnode that a run has."""
-    conventional = settings.method.conventional
+    arms = [arm.name for arm in settings.method.arms]
     names = names_of(
         one_echo=run.without_r2star,
         field_given=run.field is not None,
-        conventional=conventional,
+        arms=arms,
         requested=('prior_labels',) if settings.write_prior_labels else (),
     )
     if settings.stop_after:
         return [*up_to_flattening(names), 'record']
     return [
         *names,
-        *(['l_curve', 'conventional_l_curve'] if conventional else ['l_curve']),
+        *(['l_curve', 'conventional_l_curve'] if 'conventional' in arms else ['l_curve']),
         'record',
     ]
 

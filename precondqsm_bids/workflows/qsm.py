@@ -12,6 +12,7 @@ from precondqsm_bids.interfaces import (
     EchoFit,
     FlattenField,
     PriorFit,
+    QualityMask,
     R2PrimePrior,
     Recombination,
     ShapeMask,
@@ -166,14 +167,19 @@ def stages_of(method, one_echo, phase_difference):
     stages['flattening'] = FlattenField()
     for arm in method.arms:
         given = {} if arm.reg_weight is None else {'reg_weight': arm.reg_weight}
-        stages |= {
-            f'{arm.prefix}background_removal': BackgroundRemoval(
+        if arm.certain_field:
+            stages[f'{arm.prefix}quality_mask'] = QualityMask()
+        if arm.local_of is None:
+            stages[f'{arm.prefix}background_removal'] = BackgroundRemoval(
                 iterations=arm.iterations, background=arm.background
-            ),
+            )
+        stages |= {
             f'{arm.prefix}dipole_inversion': DipoleInversion(
                 rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
-            f'{arm.prefix}recombination': Recombination(reference=method.reference),
+            f'{arm.prefix}recombination': Recombination(
+                reference='roi-mean' if arm.certain_field else method.reference
+            ),
         }
     if method.conventional:
         stages['comparison'] = Comparison()
@@ -182,7 +188,8 @@ def stages_of(method, one_echo, phase_difference):
 
 def _stage(name):
     """The stage of a node, whatever its arm."""
-    return name.removeprefix('conventional_')
+    of_arms = ('quality_mask', 'background_removal', 'dipole_inversion', 'recombination')
+    return next((stage for stage in of_arms if name.endswith(stage)), name)
 
 
 def stage_node(name, interface, threads, mem_gb):
@@ -265,28 +272,34 @@ def _edges(method, one_echo):
 def _arm_edges(method, arm: Arm):
     """Connections of one arm, from its field to its map."""
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
-    pdf, inversion, recombination = (
+    quality, pdf, inversion, recombination = (
         f'{arm.prefix}{stage}'
-        for stage in ('background_removal', 'dipole_inversion', 'recombination')
+        for stage in ('quality_mask', 'background_removal', 'dipole_inversion', 'recombination')
     )
     weighted = arm.inversion != 'l2'
     edges = [
+        ('echo_fit', quality, _same('field_sd')),
+        ('shape_mask', quality, [('roi_mask', 'mask')]),
         ('echo_fit', pdf, _same('field_sd')),
-        ('shape_mask', pdf, [('roi_mask', 'mask')]),
-        (pdf, inversion, _same('local_field')),
+        (quality if arm.certain_field else 'shape_mask', pdf, [('roi_mask', 'mask')]),
+        (_local(arm), inversion, _same('local_field')),
         (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
         (_known(arm), recombination, [('roi_mask', 'mask')]),
-        ('inputnode', recombination, _same('labels', 'label_names')),
-        (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
-        (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ('inputnode', recombination, _same('labels', 'label_names') * (not arm.certain_field)),
         ('echo_fit', inversion, _same('field_sd') * weighted),
     ]
+    if f'{arm.prefix}l_curve' in OUTPUTS:
+        edges += [
+            (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
+            (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ]
     if arm.conventional:
         return [
             *edges,
             ('echo_fit', pdf, [('total_field', 'field')]),
-            (recombination, 'outputnode', [('chi', 'conventional_chi')]),
+            (recombination, 'outputnode', [('chi', f'{arm.prefix}chi')]),
+            (pdf, 'outputnode', [('roi_mask', f'{arm.prefix}mask')] * arm.certain_field),
         ]
     return [
         *edges,
@@ -303,7 +316,12 @@ def _arm_edges(method, arm: Arm):
 
 def _known(arm: Arm) -> str:
     """Stage whose ``roi_mask`` is where the local field of an arm is known."""
-    return 'shape_mask' if arm.background == 'pdf' else f'{arm.prefix}background_removal'
+    return 'shape_mask' if arm.background == 'pdf' else _local(arm)
+
+
+def _local(arm: Arm) -> str:
+    """Stage that made the local field of an arm."""
+    return f'{arm.prefix if arm.local_of is None else arm.local_of}background_removal'
 
 
 def _same(*ports):

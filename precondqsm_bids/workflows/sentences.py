@@ -10,6 +10,9 @@ BACKGROUNDS = {
     'pdf': '{} iterations of projection onto dipole fields [@liu2011]',
     'vsharp': 'means over spheres of several radii [@wu2012], which leave out the rim of the '
     'region',
+    'vsharp-or-pdf': 'means over spheres of several radii [@wu2012], which leave out the rim of '
+    'the region, or, where that is more than half of it, by projection onto dipole fields '
+    '[@liu2011]',
 }
 INVERSIONS = {
     'l2': 'in closed form with l2 gradient regularisation [@bilgic2014]',
@@ -118,7 +121,11 @@ def _weight(arm: Arm) -> str:
 
 
 def _comparison(conventional: Arm, arm: Arm) -> str:
-    """The conventional arm, and how it differs from the other besides the flattening."""
+    """An arm beside the preconditioned one, and how it differs from that."""
+    if conventional.certain_field:
+        return _consensus(conventional)
+    if conventional.local_of is not None:
+        return f'It was made once more with {_weight(conventional)}.'
     differs = ''
     if arm.background == 'pdf' and conventional.iterations != arm.iterations:
         differs += f', with {conventional.iterations} iterations'
@@ -127,6 +134,17 @@ def _comparison(conventional: Arm, arm: Arm) -> str:
     return (
         'The same background removal and inversion of the field that was not flattened gave the '
         f'conventional map for comparison{differs}.'
+    )
+
+
+def _consensus(arm: Arm) -> str:
+    """The arm by the choice of the consensus, which shares the total field alone."""
+    return (
+        'A further map follows the recommendations of the QSM consensus [@qsmconsensus2024]: of '
+        'the total field, without voxels at the border of the region where it is uncertain, the '
+        f'background was removed by {BACKGROUNDS[arm.background].format(arm.iterations)}; the '
+        f'local field was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the map '
+        'is relative to the mean of its region.'
     )
 
 
