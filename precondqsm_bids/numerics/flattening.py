@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 
 F32 = npt.NDArray[np.float32]
@@ -84,7 +85,7 @@ def flatten_field(
     Raises
     ------
     ValueError
-        Shapes differ, or an estimate is not finite.
+        Shapes differ, an estimate is not finite, or the field is not inside the mask.
 
     References
     ----------
@@ -103,6 +104,7 @@ def flatten_field(
             f'total_field {total_field.shape}, prior_chi {prior_chi.shape} and mask {mask.shape} '
             'differ in shape'
         )
+    check_inside(total_field, 'total_field', mask)
     chi = prior_chi if shape_chi is None else prior_chi + shape_chi
     prior_field = forward_field(chi, voxel_size, b0_dir, mask, workers)
     explained = prior_field if tissue_shift is None else prior_field + tissue_shift

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.method import Method
+from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.flattening import flatten_field
@@ -80,7 +81,7 @@ class Preconditioned(NamedTuple):
         Raises
         ------
         ValueError
-            What the inversion gave is no map of this field (:func:`check_map`).
+            What the inversion gave is no map of this field (:func:`check_residual`).
         """
         if takes not in TAKES:
             raise ValueError(f'takes = {takes!r} is not one of {" and ".join(TAKES)}')
@@ -102,12 +103,12 @@ class Preconditioned(NamedTuple):
         """Susceptibility from a map (ppm) that was made of ``field``, the flattened one if None.
 
         ``mask`` is where the map is known, the region of interest if None. Raises ValueError as
-        :func:`check_map` does.
+        :func:`check_residual` does.
         """
         mask = self.mask if mask is None else mask
         field = self.flattened_field if field is None else field
         residual_chi = np.asarray(residual_chi)
-        check_map(residual_chi, field, self.found.geometry._replace(mask=mask))
+        check_residual(residual_chi, field, self.found.geometry._replace(mask=mask))
         return recombine(residual_chi, self.prior.prior_chi, mask, self.found.reference)
 
 
@@ -172,7 +173,7 @@ def precondition(
     return Preconditioned(flat.flattened_field, flat.prior_field, prior, found, method)
 
 
-def check_map(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[str, Any]:
+def check_residual(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[str, Any]:
     """Compare a susceptibility from another program with the field that it was made of.
 
     A map in ppm has about the field that it explains, ``D chi = f``: the slope of one on the
@@ -205,22 +206,14 @@ def check_map(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[
     >>> mask = np.ones((8, 8, 8), bool); chi = np.zeros(mask.shape); chi[4, 4, 4] = 1
     >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
     >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))
-    >>> check_map(1000 * chi, field, geometry)
+    >>> check_residual(1000 * chi, field, geometry)
     Traceback (most recent call last):
     ...
     ValueError: residual_chi has 1e+03 times the field that it was made of: it is in another ...
     """
     mask, voxel_size, b0_dir, workers = geometry
-    if chi.shape != mask.shape:
-        raise ValueError(
-            f'residual_chi {chi.shape} and the flattened field {mask.shape} differ in shape: the '
-            'inversion should leave the grid as it is'
-        )
+    check_inside(chi, 'residual_chi', mask)
     inside = np.where(mask, chi, 0)
-    if unknown := int(np.count_nonzero(~np.isfinite(inside))):
-        raise ValueError(
-            f'residual_chi is not finite in {unknown} voxels of the region: mask the inversion'
-        )
     own = forward_field(inside.astype(np.float32), voxel_size, b0_dir, mask, workers)
     where = _whole_cubes(mask, voxel_size)
     f, g = (_detail(v, mask, voxel_size)[where] for v in (field, own))

@@ -187,9 +187,6 @@ MAPS = {row.name: row for row in _ROWS}
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
 
-LATER = ('precond_chi', 'residual_chi', 'local_field')
-"""Those of the preconditioned arm that come after the flattening."""
-
 WITH_VALUES = tuple(
     name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
 )
@@ -227,4 +224,8 @@ def up_to_flattening(names: Iterable[str]) -> list[str]:
     >>> up_to_flattening(['precond_chi', 'prior_chi', 'local_field', 'flattened_field'])
     ['prior_chi', 'flattened_field']
     """
-    return [name for name in names if not (name in LATER or MAPS[name].arm)]
+    return [
+        name
+        for name in names
+        if not MAPS[name].arm and 'background_removal' not in MAPS[name].stages
+    ]
