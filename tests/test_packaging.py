@@ -20,11 +20,15 @@ import precondqsm_bids
 ROOT = Path(__file__).parents[1]
 
 
+SHIPPED = ('CHANGES.md', 'CITATION.cff', 'constraints.txt')
+"""What the source archive has beside what builds the wheel."""
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """A copy of what is built from; a build leaves its traces beside the source."""
     copy = tmp_path_factory.mktemp('source')
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in', *SHIPPED):
         shutil.copy(ROOT / name, copy)
     for name in ('precondqsm_bids', 'tests'):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -93,6 +97,8 @@ def test_sdist_alone_builds_the_same_wheel(wheel, source, tmp_path):
     (tmp_path / 'wheel').mkdir()
     archive = build(source, 'sdist', tmp_path / 'sdist')
     with tarfile.open(archive) as tar:
+        top = archive.name.removesuffix('.tar.gz')
+        assert {f'{top}/{name}' for name in SHIPPED} <= set(tar.getnames())
         tar.extractall(tmp_path, filter='data')
     again = build(tmp_path / archive.name.removesuffix('.tar.gz'), 'wheel', tmp_path / 'wheel')
     contents = [

@@ -1,4 +1,4 @@
-"""The Boutiques descriptor: made from the options, valid, and its command is what the app takes."""
+"""The Boutiques descriptor: made from the options, valid, and a command of the app."""
 
 import json
 import shlex
