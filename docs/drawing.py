@@ -50,3 +50,28 @@ def power_in_cone(volume, voxel_size, b0_dir):
     counts = np.bincount(which, minlength=len(CONE) - 1)
     power = np.bincount(which, (np.abs(spectrum) ** 2).ravel(), minlength=len(CONE) - 1)
     return (CONE[1:] + CONE[:-1]) / 2, power / np.maximum(counts, 1)
+
+
+def show_transfer(weights, size=64):
+    """Draw what the closed-form inversion keeps, ``D^2 / (D^2 + lambda^2 |G|^2)``, in k-space.
+
+    Parameters
+    ----------
+    weights : sequence of float
+        lambda, mm, for voxels of 1 mm.
+    size : int
+        Voxels of the plane along k_x and k_z (B0 upwards), ``|k|`` up to half a period a voxel.
+    """
+    k = (np.arange(size) - size / 2 + 0.5) / size  # 1/mm, 0 left out
+    x, z = np.meshgrid(k, k)
+    kernel = 1 / 3 - z**2 / (x**2 + z**2)
+    gradient = 4 * (np.sin(np.pi * x) ** 2 + np.sin(np.pi * z) ** 2)
+    figure, axes = plt.subplots(
+        1, len(weights), figsize=(2.4 * len(weights) + 0.8, 2.8), sharey=True, layout='constrained'
+    )
+    for axis, weight in zip(axes, weights, strict=True):
+        kept = kernel**2 / (kernel**2 + weight**2 * gradient)
+        drawn = axis.imshow(kept, origin='lower', vmin=0, vmax=1, extent=(-0.5, 0.5, -0.5, 0.5))
+        axis.set(title=f'lambda {weight:g} mm', xlabel='k across B0 (1/mm)')
+    axes[0].set_ylabel('k along B0 (1/mm)')
+    figure.colorbar(drawn, ax=axes, label='part that is kept')

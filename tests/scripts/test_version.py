@@ -37,7 +37,7 @@ def test_every_place_is_of_this_version(script):
 
 
 def test_no_other_file_names_the_version_as_its_own(script):
-    """Of the files that are installed or built from; pages of benchmarks say what they measured."""
+    """Of the files that are installed or built from: pages say what they measured."""
     version = precondqsm_bids.__version__
     files = [*ROOT.glob('*'), *(ROOT / 'scripts').iterdir(), *ROOT.glob('precondqsm_bids/**/*.py')]
     named = {
