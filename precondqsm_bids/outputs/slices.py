@@ -26,7 +26,10 @@ DRAWN = (
 )  # fmt: skip
 """Maps that `draw_maps` needs."""
 
-DRAWN_IF_KNOWN = ('conventional_chi', 'r2star', 'field_sd', 'misfit', 'usable_echoes')
+DRAWN_IF_KNOWN = (
+    'conventional_chi', 'consensus_chi', 'consensus_mask', 'r2star', 'field_sd', 'misfit',
+    'usable_echoes',
+)  # fmt: skip
 """Maps that it draws where they are there."""
 
 Maps = Mapping[str, np.ndarray]
@@ -101,6 +104,11 @@ def draw_maps(
         pairs = zip(precond.planes, conventional.planes, strict=True)
         difference = Panel('difference', [a - b for a, b in pairs], limits, 'ppm')
         panels = [conventional, precond, difference]
+    if 'consensus_chi' in maps:
+        known = view.planes(maps['consensus_mask'] > 0)
+        planes = _masked(view.planes(maps['consensus_chi']), known)
+        consensus = Panel('consensus', planes, precond.limits, 'ppm')
+        panels.insert(int('conventional_chi' in maps), consensus)  # left of the preconditioned
     yield 'comparison', view.draw(panels)
     prior = panel('prior', 'prior_chi', precond.limits)
     yield 'prior', view.draw([prior, panel('residual', 'residual_chi', _symmetric)])
