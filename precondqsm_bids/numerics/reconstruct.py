@@ -214,7 +214,8 @@ def reconstruct_field(
         field = images.total_field if arm.conventional else flattened_field
         size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
-        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error)
+        start = prior.outer_chi if arm.continued else None
+        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error, start)
         prior_chi = None if arm.conventional else prior.prior_chi
         chi = recombine(inversion.chi, prior_chi, local.known, reference)
         return ArmResult(local, inversion, chi)
@@ -229,13 +230,15 @@ def invert_field(
     geometry: Geometry,
     arm: Arm,
     model_error: float = MODEL_ERROR,
+    start: npt.NDArray | None = None,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
-    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm.
+    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm; ``start`` are
+    the sources outside that the background removal begins with (:func:`pdf`).
     """
     weights = noise_weights(field_sd, geometry.mask, model_error)
-    local = remove_background(field, geometry, arm, weights)
+    local = remove_background(field, geometry, arm, weights, start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, model_error)
     return local, invert(local.local_field, known, arm, weights)

@@ -270,6 +270,7 @@ def _arm_edges(method, arm: Arm):
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, pdf, [('outer_chi', 'start')] * (arm.continued and arm.background == 'pdf')),
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),

@@ -43,8 +43,9 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         'total field.',
         'From the flattened field the background was removed by '
-        f'{BACKGROUNDS[arm.background].format(arm.iterations)}; the residual was inverted '
-        f'{INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the estimate was added back.',
+        f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
+        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; '
+        'and the estimate was added back.',
         *(_comparison(other, arm) for other in conventional),
         {
             'none': 'Maps are not referenced.',
@@ -90,11 +91,17 @@ def _weight(arm: Arm) -> str:
     return f'a regularisation weight of {arm.reg_weight:g} mm'
 
 
+def _start(arm: Arm) -> str:
+    if arm.background != 'pdf' or not arm.continued:
+        return ''
+    return ', which went on from the sources outside that the fit of the prior had found'
+
+
 def _comparison(conventional: Arm, arm: Arm) -> str:
     """The conventional arm, and how it differs from the other besides the flattening."""
     differs = ''
-    if arm.background == 'pdf' and conventional.iterations != arm.iterations:
-        differs += f', with {conventional.iterations} iterations'
+    if _start(arm):
+        differs += ', from no sources on'
     if _weight(conventional) != _weight(arm):
         differs += f', with {_weight(conventional)}'
     return (

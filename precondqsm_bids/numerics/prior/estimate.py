@@ -84,6 +84,9 @@ class PriorEstimate(NamedTuple):
     """Expected size of the fitted susceptibility, ppm; None without a fit."""
     record: dict[str, Any]
     """Measured and chosen values."""
+    outer_chi: npt.NDArray[np.float32] | None = None
+    """Sources outside the region that the fit has found, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; None without a fit."""
 
 
 def estimate_prior(
@@ -177,6 +180,7 @@ def estimate_prior(
         (finest.labels + 1).astype(np.int32),
         fitted.inner_size,
         record,
+        fitted.outer_chi,
     )
 
 

@@ -53,6 +53,9 @@ class PriorFit(NamedTuple):
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
     """Model error in the weights, ppm."""
+    outer_chi: F32
+    """Sources outside, which make the field of the background, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; zero inside."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -315,6 +318,7 @@ class _Fit:
             tuple(float(np.std(part)) for part in parts[: len(self.bases)]),
             float(np.mean(self.robust < 0.5)),
             model_error,
+            np.where(self.inside, np.float32(0), self.sources),
         )
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
