@@ -62,7 +62,8 @@ class Preconditioned(NamedTuple):
         size = self.prior.expected_size if arm.clip_outliers else None
         field_sd = self.found.images.field_sd
         weights = noise_weights(field_sd, geometry.mask, MODEL_ERROR if size is None else size)
-        return remove_background(self.flattened_field, geometry, arm, weights)
+        start = self.prior.outer_chi if arm.continued else None
+        return remove_background(self.flattened_field, geometry, arm, weights, start)
 
     def around(self, inner: Inversion, takes: str = 'total') -> Recombination:
         """Susceptibility by an inversion of somebody else's.

@@ -308,6 +308,7 @@ def _arm_edges(method, arm: Arm):
         ('flattening', pdf, [('flattened_field', 'field')]),
         (pdf, 'outputnode', _same('background_field')),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, pdf, [('outer_chi', 'start')] * (arm.continued and arm.background == 'pdf')),
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),

@@ -87,6 +87,9 @@ class PriorEstimate(NamedTuple):
     tissue_shift: npt.NDArray[np.float32] | None = None
     """Frequency of the tissue that is no field of a dipole, ppm, (X, Y, Z); None without
     cells of the whole region."""
+    outer_chi: npt.NDArray[np.float32] | None = None
+    """Sources outside the region that the fit has found, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; None without a fit."""
 
 
 def estimate_prior(
@@ -185,6 +188,7 @@ def estimate_prior(
         fitted.inner_size,
         record,
         shift,
+        fitted.outer_chi,
     )
 
 

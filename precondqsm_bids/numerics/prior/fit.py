@@ -57,6 +57,9 @@ class PriorFit(NamedTuple):
     tissue_shift: F32 | None
     """Part of the field that is a constant of the cells and no dipole's, ppm, (X, Y, Z); None if
     it was not asked for, or there are no cells of the whole region."""
+    outer_chi: F32
+    """Sources outside, which make the field of the background, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; zero inside."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -334,6 +337,7 @@ class _Fit:
             float(np.mean(self.robust < 0.5)),
             model_error,
             shift,
+            np.where(self.inside, np.float32(0), self.sources),
         )
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
