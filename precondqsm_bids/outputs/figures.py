@@ -83,6 +83,15 @@ FIGURES = (
         'A negative residual in an object says that the prior was too high there.',
     ),
     FigureText(
+        'trust', 'Chimap', 'png',
+        'What to believe of the map',
+        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
+        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
+        'and the part of the value that the field decided rather than the contrast. Where support '
+        'is below one half the value is that of the prior: what looks like structure there is '
+        'structure of R2* and magnitude.',
+    ),
+    FigureText(
         'fields', 'fieldmap', 'png',
         'Fields',
         'The total field as measured, the flattened field (minus the field calculated from the '

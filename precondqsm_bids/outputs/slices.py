@@ -22,7 +22,7 @@ from precondqsm_bids.numerics.roi_values import surrounding_label
 
 DRAWN = (
     'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
-    'magnitude', 'shape_mask', 'roi_mask',
+    'magnitude', 'shape_mask', 'roi_mask', 'chi_sd', 'support',
 )  # fmt: skip
 """Maps that `draw_maps` needs."""
 
@@ -112,6 +112,12 @@ def draw_maps(
     yield 'comparison', view.draw(panels)
     prior = panel('prior', 'prior_chi', precond.limits)
     yield 'prior', view.draw([prior, panel('residual', 'residual_chi', _symmetric)])
+    trusted = [
+        precond,
+        panel('standard deviation', 'chi_sd', _from_zero),
+        panel('support by the field', 'support', (0.0, 1.0), 'fraction'),
+    ]
+    yield 'trust', view.draw(trusted)
     fields = [
         panel('total field', 'total_field', _percentiles),
         panel('flattened field', 'flattened_field', _percentiles),

@@ -583,6 +583,18 @@ def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
     )
 
 
+def test_regions_of_the_prior_are_named():
+    numbers = {'median_support': 0.66, 'supported_fraction': 0.9, 'of_prior': {}}
+    text = '66% of the value in the median voxel, half or more in 90% of the region'
+    assert wording.support(numbers, {}) == text
+    numbers['of_prior'] = {'thalamus': 'pattern', 'red nucleus': 'value and pattern'}
+    assert wording.support(numbers, {}) == (
+        f"{text}; the prior's rather than the field's: thalamus (pattern), "
+        'red nucleus (value and pattern)'
+    )
+    assert wording.support({}, {}) is None
+
+
 def test_maps_of_the_quality_of_the_field():
     sd = np.full(SHAPE, 0.01, np.float32)
     sd[:2] = 3
@@ -595,4 +607,4 @@ def test_maps_of_the_quality_of_the_field():
     assert limits[0] == pytest.approx((0, 0.05))  # five times the median
     assert limits[1:] == [(0, 3), (0, 4)]
     names = [name for name, _ in slices.draw_maps(dict.fromkeys(slices.DRAWN, ones), np.ones(3))]
-    assert names == ['comparison', 'prior', 'fields', 'masks', 'echofit']
+    assert names == ['comparison', 'prior', 'trust', 'fields', 'masks', 'echofit']
