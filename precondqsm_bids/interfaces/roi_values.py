@@ -11,7 +11,7 @@ from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
 
-class _RoiValuesInputSpec(map_inputs(known=(*WITH_VALUES, 'consensus_mask'))):
+class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
     labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
     label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
     mask = File(
