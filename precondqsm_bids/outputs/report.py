@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
+from precondqsm_bids.outputs.citations import Methods, write_out
 from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
 from precondqsm_bids.outputs.maps import WRITTEN
-from precondqsm_bids.outputs.page import methods, render
+from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
+from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
 from precondqsm_bids.outputs.wording import fixed, number, signed
@@ -32,7 +34,7 @@ class Account(NamedTuple):
     command: str | None = None
     """Command line."""
     boilerplate: str | None = None
-    """Methods text, whose paragraphs blank lines separate."""
+    """Methods text as planned, whose paragraphs blank lines separate."""
     crash_files: Mapping[str, str] | None = None
     """Crash file of each failure, and its message."""
     notes: Sequence[str] | None = None
@@ -101,19 +103,32 @@ def write_report(
         for path in figures.glob(f'*_{SUMMARY}')
     }
     names = sorted({*found, *about['runs']}, key=natural)
-    paragraphs, references = methods(about['boilerplate'])
     page = render(
         'report.html',
         subject=subject,
         about=about,
-        paragraphs=paragraphs,
-        references=references,
+        methods=_methods(found, about['boilerplate']),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
         lights=LIGHTS,
         levels=LEVELS,
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
+
+
+def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[str, Any]]:
+    """Runs of a participant that left their numbers since a time, and these numbers."""
+    figures = output_dir / f'sub-{subject}' / 'figures'
+    return {
+        path.name.removesuffix(f'_{SUMMARY}'): _read_json(path)
+        for path in sorted(figures.glob(f'*_{SUMMARY}'))
+        if path.stat().st_mtime >= since
+    }
+
+
+def _methods(summaries: Mapping[str, Mapping[str, Any]], planned: str) -> Methods:
+    """Methods text of the runs with maps; the planned one where their numbers do not tell it."""
+    return write_out(text_of_runs(summaries) or (planned if any(summaries.values()) else ''))
 
 
 def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:

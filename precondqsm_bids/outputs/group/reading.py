@@ -60,6 +60,8 @@ class RunValues(NamedTuple):
     columns: Sequence[str] = ()
     """Header of the table of values per region."""
     regions: Sequence[Sequence[str]] = ()
+    folder: Path | None = None
+    """Of its maps."""
 
     @property
     def usable(self) -> bool:
@@ -193,6 +195,7 @@ def _read_run(
         coefficients=coefficients,
         columns=columns,
         regions=regions,
+        folder=folder,
     )
 
 
