@@ -16,6 +16,7 @@ from precondqsm_bids.outputs.lights import lights as lights_of
 from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
+from precondqsm_bids.outputs.reporting import reporting_rows
 from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
@@ -158,6 +159,7 @@ def _run_section(
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
         'maps': _maps(output_dir, subject, name),
+        'reporting': _reporting(output_dir, subject, name),
         'figures': figures if summary or any(f['path'] for f in figures) else [],
         'table': rows,
         'has_medium': bool(rows) and 'precond_chi_minus_medium' in rows[0],
@@ -174,6 +176,14 @@ def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
         for path in (output_dir / f'sub-{subject}').glob(pattern):
             found.append((path.relative_to(output_dir).as_posix(), output.words))
     return found
+
+
+def _reporting(output_dir: Path, subject: str, name: str) -> list[tuple[str, str, str, bool]]:
+    """Items of the consensus from the sidecar of a run's map; none where there is none."""
+    pattern = f'**/anat/{name}_desc-precond_Chimap.json'
+    path = next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
+    sidecar = _read_json(path) if path else {}
+    return reporting_rows(sidecar) if sidecar else []
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
