@@ -69,6 +69,7 @@ class Settings:
     stop_on_first_crash: bool = False
     boilerplate_only: bool = False
     reports_only: bool = False
+    report_self_contained: bool = False
     dry_run: bool = False
     verbose: int = 0
     write_prior_labels: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from precondqsm_bids import __version__
-from precondqsm_bids.outputs.wording import number, ppm
+from precondqsm_bids.outputs.wording import duration, number, ppm
 
 
 def render(template: str, **content: Any) -> str:
@@ -24,5 +24,5 @@ def render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {'number': number, 'ppm': ppm}
+    environment.filters |= {'number': number, 'ppm': ppm, 'duration': duration}
     return environment.get_template(template).render(version=__version__, **content)

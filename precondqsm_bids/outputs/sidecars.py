@@ -38,7 +38,8 @@ Record = Mapping[str, Mapping[str, Any]]
 ACQUISITION_KEYS = (
     'Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName',
     'SoftwareVersions', 'GradientSetType', 'MagneticFieldStrength', 'PulseSequenceType',
-    'PulseSequenceDetails', 'ScanningSequence', 'SequenceVariant', 'SequenceName', 'MRAcquisitionType', 'RepetitionTime',
+    'PulseSequenceDetails', 'ScanningSequence', 'SequenceVariant', 'SequenceName',
+    'MRAcquisitionType', 'RepetitionTime',
     'RepetitionTimeExcitation', 'FlipAngle', 'PixelBandwidth', 'ReceiveCoilName',
     'ReceiveCoilActiveElements', 'NonCartesianTrajectory', 'FlowCompensation',
     'CoilCombinationMethod', 'ParallelReductionFactorInPlane',

@@ -58,6 +58,21 @@ def fixed(value: float, digits: int) -> str:
     return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
 
 
+def duration(seconds: float | None) -> str:
+    """A time in two units at most.
+
+    >>> duration(42.4), duration(200), duration(7500), duration(None)
+    ('42 s', '3 min 20 s', '2 h 5 min', 'n/a')
+    """
+    if seconds is None:
+        return 'n/a'
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min {rest} s' if minutes else f'{rest} s'
+
+
 def signed(value: int) -> str:
     """A number of turns.
 

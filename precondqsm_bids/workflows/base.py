@@ -77,24 +77,41 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     if run.as_needed:
         for port, value in files.items():
             setattr(precondqsm_wf.inputs.inputnode, port, value)
+        if not run.field:
+            outputs_wf.inputs.inputnode.echo_magnitude = list(run.magnitude)
+            outputs_wf.inputs.inputnode.echo_phase = list(run.phase)
         if synthstrip:
             synthstrip.inputs.magnitude = run.magnitude[0]
     else:
-        standard_echoes = _standard_echoes(run, files)
-        echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
-        ports = [*echoes, *(name for name in files if name not in ('magnitude', 'phase'))]
-        taken = [(port, f'inputnode.{port}') for port in ports]
-        workflow.connect([(standard_echoes, precondqsm_wf, taken)])
-        if synthstrip:
-            port = [(('magnitude', first), 'magnitude')]
-            workflow.connect([(standard_echoes, synthstrip, port)])
-        if run.labels:
-            # The table of values compares the grids, and --b0-dir may have given them an affine.
-            workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
+        node = _standard_echoes(run, files)
+        _connect_echoes(workflow, node, run, [*files], (precondqsm_wf, outputs_wf, synthstrip))
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])
     return workflow
+
+
+def _connect_echoes(
+    workflow: LiterateWorkflow, node: pe.Node, run: Run, known: list[str], targets: tuple
+) -> None:
+    """Connect what `StandardEchoes` stores with those that read it.
+
+    ``known`` are the inputs of the run; the targets the reconstruction, the outputs and, where it
+    finds the brain, SynthStrip.
+    """
+    precondqsm_wf, outputs_wf, synthstrip = targets
+    echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
+    ports = [*echoes, *(name for name in known if name not in ('magnitude', 'phase'))]
+    taken = [(port, f'inputnode.{port}') for port in ports]
+    workflow.connect([(node, precondqsm_wf, taken)])
+    if not run.field:
+        drawn = [(port, f'inputnode.echo_{port}') for port in echoes]
+        workflow.connect([(node, outputs_wf, drawn)])
+    if synthstrip:
+        workflow.connect([(node, synthstrip, [(('magnitude', first), 'magnitude')])])
+    if run.labels:
+        # The table of values compares the grids, and --b0-dir may have given them an affine.
+        workflow.connect(node, 'labels', outputs_wf, 'inputnode.labels')
 
 
 def _set_known(inputs: Any, run: Run) -> None:
