@@ -83,6 +83,19 @@ def truncate(raw):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def group_of_five(raw):
+    """The third has much noise, the fourth is the second once more, the fifth is cut off."""
+    rng = np.random.default_rng(0)
+    for path in sorted((raw / 'sub-03').rglob('*part-*.nii.gz')):
+        noise = 0.8 if 'part-phase' in path.name else 0.0  # rad
+        change(path, lambda data, noise=noise: data + noise * rng.normal(size=data.shape))
+    for path in sorted((raw / 'sub-02').rglob('*part-*')):
+        name = path.name.replace('sub-02', 'sub-04')
+        shutil.copyfile(path, raw / 'sub-04' / 'anat' / name)
+    path = sorted((raw / 'sub-05').rglob('*echo-3_part-phase*.nii.gz'))[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def crop(raw):
     """The middle of the field of view alone: tissue at every side."""
     for path in images(raw):
@@ -120,7 +133,7 @@ class Prepared(NamedTuple):
     phantom: tuple[str, ...]
     """Arguments of precondqsm_phantom."""
     lights: Mapping[str, str] | None = {}
-    """Levels of the lights that are not good; None for a run that must fail."""
+    """Levels of the lights that are not good; None where a participant must fail."""
     options: tuple[str, ...] = ()
     """Of precondqsm_bids; ``{raw}`` is the folder of the dataset."""
     edit: Callable[[Path], None] | None = None
@@ -207,6 +220,14 @@ RUNS = {
     'failed': Prepared('An image that is cut off', TUBES, None, edit=truncate),
 }
 """Name -> run."""
+
+GROUP = Prepared(
+    'Five heads: two good, one of much noise, one of them again, one cut off',
+    (*HEAD, '--participants', '5'),
+    None,
+    edit=group_of_five,
+)
+"""For the page of the group."""
 
 
 def prepare(name, folder, run=None):
