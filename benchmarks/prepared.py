@@ -174,7 +174,11 @@ RUNS = {
         {'region': 'doubtful'},
         ('--mask', 'object'),
     ),
-    'noise': Prepared('SNR of 3', (*TUBES, '--snr', '3'), {'echoes': 'doubtful'}),
+    'noise': Prepared(
+        'Three short echoes of SNR 15',
+        (*TUBES, '--snr', '15', '--echo-times', '0.0014', '0.0021', '0.0028'),
+        {'echoes': 'doubtful'},
+    ),
     'two-echoes': Prepared(
         'The first two echoes alone', TUBES, {'echoes': 'doubtful'}, edit=keep(1, 2)
     ),

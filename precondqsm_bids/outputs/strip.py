@@ -123,10 +123,11 @@ def current_strip(output_dir: Path, subject: str, name: str, folder: Path) -> Pa
             return path
     try:
         images = [nb.as_closest_canonical(nb.load(f)) for f in (chi, folder / f'{name}_{MASK}')]
-        maps = [np.asarray(image.dataobj) for image in images]
-        if maps[0].ndim != 3 or maps[0].shape != maps[1].shape:
+        values, mask = (np.asarray(image.dataobj) for image in images)
+        if values.ndim != 3 or values.shape != mask.shape:
             return None
-        write_strip(path, draw_strip(*maps, images[0].header.get_zooms()[:3]))
+        size = np.asarray(images[0].header.get_zooms()[:3])
+        write_strip(path, draw_strip(values, mask, size))
     except (OSError, ValueError, EOFError, nb.filebasedimages.ImageFileError):
         return path if os.path.exists(path) and read_limit(path) else None
     return path
