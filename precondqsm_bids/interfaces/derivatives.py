@@ -181,8 +181,10 @@ class Derivatives(SimpleInterface):
                         found[f'{which}_{part}'] = view(file)
         for name in ('first_phase', 'last_phase'):
             if name in found:
-                turns = np.asarray(found[name], np.float32) / np.float32(turn)
-                found[name] = 2 * np.pi * (turns - np.rint(turns))
+                turns = np.divide(found[name], turn, dtype=np.float32)
+                turns -= np.rint(turns)
+                turns *= np.float32(2 * np.pi)
+                found[name] = turns
         return found
 
     def _charts(self, maps: dict[str, np.ndarray], facts: Facts) -> Iterator[tuple[str, Figure]]:

@@ -273,10 +273,13 @@ def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     """What the lights say together, the worst first."""
     if not found:
         return ''
-    headings = {row.name: row.heading for row in LIGHTS}
     said = []
     for level, meaning in reversed(list(LEVELS.items())):
-        names = [headings[name] for name, light in found.items() if light['level'] == level]
+        names = [
+            row.heading
+            for row in LIGHTS
+            if row.name in found and found[row.name]['level'] == level
+        ]
         if names and level != 'good':
             said.append(f'{level.capitalize()}: {", ".join(names)} ({meaning}).')
     good = sum(light['level'] == 'good' for light in found.values())

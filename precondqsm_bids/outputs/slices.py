@@ -259,11 +259,12 @@ def draw_maps(
     around = {everywhere: _View(region, voxel_size, slices)
               for everywhere, region in ((False, mask), (True, shape | mask))}  # fmt: skip
     gather = _Gather(maps, mask, hz_per_ppm)
+    axial = np.flatnonzero(mask.any(axis=(0, 1)))
     for desc, panels in PANELS.items():
         shown = [one for panel in panels if panel.name in maps for one in gather.shown(panel)]
-        if shown:
-            yield desc, around[panels[0].everywhere].columns(shown)
-    axial = np.flatnonzero(mask.any(axis=(0, 1)))
+        view = around[panels[0].everywhere]
+        if shown:  # a single map has room for its planes side by side
+            yield desc, view.columns(shown) if shown[1:] else view.mosaic(shown[0], axial[:0])
     for desc, panel in MOSAICS.items():
         if panel.name in maps:
             one = gather.shown(panel)[0]
@@ -398,13 +399,14 @@ class _View:
         widths, heights = zip(*(self.pixels(axis, scale) for axis in AXES), strict=True)
         space = (WIDTH - sum(widths)) // 4
         corners = [((i + 1) * space + sum(widths[:i]), 28) for i in range(3)]
-        # Of slices between the ends: the outermost touch the border of the region alone.
-        count = min(ACROSS * DOWN, len(axial))
-        chosen = axial[np.rint(np.linspace(len(axial) - 1, 0, count + 2)[1:-1]).astype(int)]
+        chosen = axial[::-1]
+        if len(chosen) > ACROSS * DOWN:  # without the ends, which touch the border alone
+            places = np.linspace(0, len(chosen) - 1, ACROSS * DOWN + 2)[1:-1]
+            chosen = chosen[np.rint(places).astype(int)]
         step, below = (WIDTH - GAP) // ACROSS, 28 + max(heights) + GAP
         small = min((step - GAP) / x, 0.24 * MOST_HEIGHT / y)
         columns, rows = self.pixels(2, small)
-        height = below + -(-count // ACROSS) * (rows + GAP) + 34
+        height = below + -(-len(chosen) // ACROSS) * (rows + GAP) + 34
         sheet = Sheet(WIDTH, height, coloured=bool(one.outlines))
         self.three(sheet, one, corners, scale)
         for i, index in enumerate(chosen):

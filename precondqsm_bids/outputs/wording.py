@@ -41,12 +41,12 @@ def number(value: Any) -> str:
 
 
 def ppm(value: float | None) -> str:
-    """Three decimals with a true minus sign.
+    """Three decimals with a true minus sign, which zero does not have.
 
-    >>> ppm(-0.25), ppm(None)
-    ('−0.250', 'n/a')
+    >>> ppm(-0.25), ppm(-1e-9), ppm(None)
+    ('−0.250', '0.000', 'n/a')
     """
-    return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
+    return 'n/a' if value is None else fixed(value, 3)
 
 
 def fixed(value: float, digits: int) -> str:

@@ -22,7 +22,7 @@ INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels', *E
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
 the segmentation and the echoes on the grid of the maps."""
 
-BYTES_PER_VOXEL = 50
+BYTES_PER_VOXEL = 70
 """Memory of the node that writes, with the pages of the images that it maps: as measured."""
 
 

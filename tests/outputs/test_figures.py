@@ -153,7 +153,7 @@ def test_every_figure_of_slices_is_drawn_and_has_its_text():
 
 
 def test_mosaic_has_the_slices_of_the_region_from_the_top():
-    chi = np.broadcast_to(np.linspace(-1, 1, SHAPE[2]), SHAPE).astype(np.float32)
+    chi = np.broadcast_to(np.linspace(-0.5, 1, SHAPE[2]), SHAPE).astype(np.float32)
     mask = ONES.copy()
     mask[:, :, 22:] = 0
     maps = dict.fromkeys(slices.DRAWN, chi) | {'roi_mask': mask, 'shape_mask': mask}
@@ -161,7 +161,7 @@ def test_mosaic_has_the_slices_of_the_region_from_the_top():
     tiles = boxes(image > 0, 61)[3:]
     assert len(tiles) == 22  # one for each slice that the region has
     middle = [np.median(image[tile]) for tile in tiles]
-    assert middle == sorted(middle, reverse=True)
+    assert middle == sorted({*middle}, reverse=True)
     assert middle[0] < 255  # the region ends below the top of the grid
 
 

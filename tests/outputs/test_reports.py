@@ -188,6 +188,7 @@ def test_crash_files_are_shown_escaped(output_dir, tmp_path):
     crashes = {str(crash): 'echo_fit: <truncated>'}
     text = write_report(output_dir, '01', Account(crash_files=crashes)).read_text()
     assert '1 step\n  failed' in text
+    assert text.index('<li>echo_fit: &lt;truncated&gt;</li>') < text.index('<h2>')
     errors = text[text.index('<section id="errors">') :]
     heading, _, folded = errors.partition('<details>')
     assert '<h3>echo_fit: &lt;truncated&gt;</h3>' in heading
