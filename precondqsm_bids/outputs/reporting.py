@@ -17,6 +17,9 @@ LEAST_ALTERNATING = 0.7
 """Share of the gradients of phase, beyond a line in TE, that changes sign from echo to echo, from
 which the readouts alternate. Eddy currents that know nothing of the polarity have 1 / (E - 2)."""
 
+POLARITIES = {'bipolar': 'bipolar', 'monopolar': 'monopolar', 'unipolar': 'monopolar'}
+"""Word of a sidecar -> polarity of the readouts."""
+
 LEAST_ECHOES = 6
 """With fewer, gradients of any kind may look alternating."""
 
@@ -76,6 +79,30 @@ ITEMS = (
 )  # fmt: skip
 """Rows of the report and of the page."""
 
+SHOWN = {
+    'MagneticFieldStrength': '{} T',
+    'NumberOfEchoes': '{} echoes',
+    'RepetitionTime': '{} s',
+    'RepetitionTimeExcitation': '{} s between excitations',
+    'FlipAngle': '{}°',
+    'PixelBandwidth': '{} Hz per pixel',
+    'FieldOfView': '{} mm',
+    'MatrixSize': 'matrix {}',
+    'VoxelSize': '{} mm',
+    'B0Direction': '({}) along the stored axes',
+    'CenterFrequency.Value': '{} MHz',
+    'CenterFrequency.Source': 'by {}',
+    'ReadoutPolarity.Source': 'by {}',
+    'ParallelReductionFactorInPlane': '{} in plane',
+    'ParallelReductionFactorOutOfPlane': '{} out of plane',
+    'RegionOfInterest.Volume': '{} mL',
+    'Reference.Subtracted': '{} ppm subtracted',
+    'Reference.StandardDeviation': 'standard deviation {} ppm',
+    'Reference.WholeRegion': 'against the mean of the {}',
+    'Reference.WholeRegionReferencedMean': 'mean {} ppm',
+}
+"""Key -> how the report says its value."""
+
 LONG = ('Settings', 'Parameters', 'EstimationReference')
 """Keys that the report leaves to the sidecar."""
 
@@ -85,14 +112,16 @@ def reporting_rows(sidecar: Mapping[str, Any]) -> list[tuple[str, str, str, bool
 
     >>> rows = {name: text for _, name, text, _ in reporting_rows({'FlipAngle': 20})}
     >>> rows['Flip angle'], rows['TR']
-    ('20', 'not known')
+    ('20°', 'not known')
     """
     rows = []
     for item in ITEMS:
-        found = [_words(_find(sidecar, key)) for key in item.keys if key not in LONG]
+        found = [_said(sidecar, key) for key in item.keys if key not in LONG]
         text = ', '.join(word for word in found if word)
         if item.keys[-1] == 'ConsensusDeviations' and sidecar.get('ConsensusDeviations') == []:
             text = 'nothing that is known'
+        if item.name == 'Reference' and sidecar.get('Reference') == 'none':
+            text = 'none'
         rows.append((item.group, item.name, text or 'not known', item.essential))
     return rows
 
@@ -105,15 +134,23 @@ def _find(sidecar: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def _said(sidecar: Mapping[str, Any], key: str) -> str:
+    """A value in words; nothing where there is none, or the same was said before."""
+    if key.endswith('.Units'):  # in the words of the value
+        return ''
+    text = _words(_find(sidecar, key))
+    if key == 'RepetitionTimeExcitation' and sidecar.get('RepetitionTime') == sidecar.get(key):
+        return ''
+    return text and SHOWN.get(key, '{}').format(text)
+
+
 def _words(value: Any) -> str:
+    """A value as text: sizes with a cross between them, other lists with a semicolon."""
     if value is None:
         return ''
     if isinstance(value, list | tuple):
-        return (
-            '; '.join(map(_words, value))
-            if any(isinstance(v, str) for v in value)
-            else (' × '.join(map(number, value)))
-        )
+        of_sizes = all(isinstance(item, int | float) and item > 0 for item in value)
+        return (' × ' if of_sizes else '; ').join(map(_words, value))
     return number(value)
 
 
@@ -135,14 +172,14 @@ def readout_polarity(metadata: Mapping[str, Any], fit: Mapping[str, Any]) -> dic
         str(metadata.get(key, ''))
         for key in ('PulseSequenceDetails', 'SequenceName', 'PulseSequenceType', 'ScanOptions')
     ).lower()
-    for word in ('bipolar', 'monopolar'):
+    for word, polarity in POLARITIES.items():
         if word in said:
-            return {'Polarity': word, 'Source': 'sidecar of the images'}
+            return {'Polarity': polarity, 'Source': 'sidecar of the images'}
     if one_echo(fit):
         return {'Polarity': 'one readout', 'Source': 'one echo'}
     if alternates((fit.get('echo_phase') or {}).get('gradient') or ()):
         return {'Polarity': 'bipolar', 'Source': 'gradient of the phase that alternates'}
-    return {'Polarity': 'not known', 'Source': 'no word in the sidecar, no alternating phase'}
+    return {'Polarity': 'not known', 'Source': 'neither word nor alternating phase'}
 
 
 def alternates(gradients: Sequence[Sequence[float]]) -> bool:

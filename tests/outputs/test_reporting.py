@@ -52,10 +52,10 @@ def test_values_of_the_items():
     assert reference['WholeRegionReferencedMean'] == pytest.approx(0.15)
     assert found['ConsensusDeviations'] == []
     rows = {name: text for _, name, text, _ in reporting_rows(found)}
-    assert rows['Orientation: direction of B0'] == '0 × 0 × 1'
+    assert rows['Orientation: direction of B0'] == '(0; 0; 1) along the stored axes'
     assert rows['Deviates from the consensus in'] == 'nothing that is known'
-    assert rows['Region of interest'] == 'brain, 1234, mL'
-    assert rows['Reference'] == 'CSF, 0.25, 0.05'
+    assert rows['Region of interest'] == 'brain, 1234 mL'
+    assert rows['Reference'] == 'CSF, 0.25 ppm subtracted, standard deviation 0.05 ppm'
 
 
 def test_every_key_of_the_items_is_in_a_sidecar():
@@ -78,6 +78,7 @@ def test_page_has_the_items_and_no_others():
 
 
 def test_missing_items_are_said_to_be():
+    assert dict(row[1:3] for row in reporting_rows({'Reference': 'none'}))['Reference'] == 'none'
     rows = reporting_rows({})
     assert {text for *_, text, _ in rows} == {'not known'}
     assert len(rows) == len(ITEMS)
@@ -107,6 +108,8 @@ def test_words_of_the_sidecar_come_first():
     assert readout_polarity({}, fit)['Polarity'] == 'bipolar'
     said = {'PulseSequenceDetails': 'ASPIRE, Monopolar readout'}
     assert readout_polarity(said, fit)['Polarity'] == 'monopolar'
+    said = {'PulseSequenceDetails': 'unipolar readouts'}
+    assert readout_polarity(said, {})['Polarity'] == 'monopolar'
     assert readout_polarity({}, {})['Polarity'] == 'not known'
     assert readout_polarity({}, {'echo_times': [0.02]})['Polarity'] == 'one readout'
 
