@@ -199,7 +199,7 @@ RUNS = {
     'no-air': Prepared(
         'The middle of the head alone, no air',
         HEAD,
-        {'sign': 'doubtful', 'region': 'doubtful'},
+        {'region': 'doubtful', 'consistency': 'doubtful'},
         edit=crop,
     ),
     'two-bodies': Prepared(

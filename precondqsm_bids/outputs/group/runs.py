@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import os
-from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from precondqsm_bids.outputs.citations import write_out
 from precondqsm_bids.outputs.files import natural
 from precondqsm_bids.outputs.group.tables import GroupResult, Shown
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
+from precondqsm_bids.outputs.sentences import methods_text
 from precondqsm_bids.outputs.strip import current_strip, read_limit
 
 SHOWN_RUNS = 300
@@ -45,19 +46,13 @@ def table_of_runs(
     equal = sorted(
         {tuple(names) for names in summary.equal.values()}, key=lambda names: natural(names[0])
     )
-    counts = Counter(
-        (row.name, level)
-        for run in summary.shown
-        for row, level in zip(LIGHTS, run.levels, strict=True)
-        if level
-    )
     return {
         'run_rows': rows,
         'equal': equal,
         'window': common,
         'lights': LIGHTS,
         'levels': LEVELS,
-        'light_counts': counts,
+        'methods': write_out(methods_text(summary.methods, summary.versions)),
     }
 
 

@@ -177,6 +177,10 @@ class GroupResult(NamedTuple):
     """Every run."""
     equal: Mapping[str, Sequence[str]] = {}
     """Run -> the runs that have the same numbers, itself among them."""
+    methods: Mapping[str, str] = {}
+    """Run -> its methods text."""
+    versions: Collection[str] = ()
+    """Of the program that wrote the maps."""
 
     @property
     def mixed(self) -> list[str]:
@@ -237,6 +241,9 @@ def write_rows(
     listed: list[Listed] = []
     signs: dict[str, Counter[int]] = {}
     shown: list[Shown] = []
+    methods: dict[str, str] = {}
+    kept: dict[str, str] = {}  # each text once
+    versions: set[str] = set()
     alike: dict[tuple[str, ...], list[str]] = {}
     usable = to_list = 0
     previous, participants = '', 0
@@ -260,6 +267,9 @@ def write_rows(
             if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
                 signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
             shown.append(_shown(run))
+            if run.methods:
+                methods[run.name] = kept.setdefault(run.methods, run.methods)
+                versions.add(run.version)
             if same := _fingerprint(run):
                 alike.setdefault(same, []).append(run.name)
             if run.note:
@@ -276,8 +286,9 @@ def write_rows(
                         values[name].setdefault(key, array('d')).append(value)
     equal = {name: names for names in alike.values() if len(names) > 1 for name in names}
     summary = GroupResult(
-        participants, statuses, usable, listed, to_list, 0, (), signs, shown, equal
-    )
+        participants, statuses, usable, listed, to_list, 0, (), signs, shown, equal, methods,
+        versions,
+    )  # fmt: skip
     return summary, values
 
 

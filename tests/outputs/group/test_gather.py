@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 import precondqsm_bids
+from precondqsm_bids.method import Method
 from precondqsm_bids.outputs.group import gather, write_group
 from precondqsm_bids.outputs.group.tables import COEFFICIENT, QUALITY
 
@@ -459,6 +461,22 @@ def test_equal_runs_are_flagged(derivatives):
         'sub-1': 'sub-3', 'sub-2': 'n/a', 'sub-3': 'sub-1', 'sub-4': 'n/a', 'sub-5': 'n/a',
     }  # fmt: skip
     assert 'The same scan under 2 names: sub-1, sub-3.' in page(derivatives)
+
+
+def test_methods_of_all_runs_that_have_maps(derivatives):
+    for name, trust in (('sub-1', 1.0), ('sub-2', 1.0), ('sub-3', 0.0), ('sub-4', 0.0)):
+        derivatives.add(name, prior_fit={'trust': trust})
+        path = derivatives.folder(derivatives.out, name) / f'{name}_desc-precond_Chimap.json'
+        more = {'Settings': asdict(Method()), 'Toolbox': 'precondqsm_bids 7.8'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    (derivatives.folder(derivatives.out, 'sub-4') / 'sub-4_desc-precond_Chimap.nii.gz').unlink()
+    group(derivatives)
+    text = section(page(derivatives), 'methods')
+    assert 'precondqsm_bids 7.8 (' in text
+    assert 'Runs sub-1, sub-2: ' in text
+    assert 'Run sub-3: ' in text
+    assert 'sub-4' not in text
+    assert '@article{liu2011,' in text
 
 
 @pytest.mark.parametrize('n, drawn', [(2, 0), (3, 1)])
