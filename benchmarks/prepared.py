@@ -169,10 +169,7 @@ RUNS = {
         edit=move,
     ),
     'fat': Prepared(
-        'Fat under the skin, in the region',
-        (*HEAD, '--scanner', 'fat'),
-        {'region': 'doubtful'},
-        ('--mask', 'object'),
+        'Fat under the skin, which the region leaves out', (*HEAD, '--scanner', 'fat')
     ),
     'noise': Prepared(
         'Three short echoes of SNR 15',

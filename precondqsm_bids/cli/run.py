@@ -48,6 +48,7 @@ def run_app(call: Call) -> int:
 
     Raises InputError if the request cannot be met.
     """
+    from precondqsm_bids.cli.resume import resume
     from precondqsm_bids.cli.submit import submit
     from precondqsm_bids.inputs.index import check_description
     from precondqsm_bids.inputs.run import InputError
@@ -66,6 +67,8 @@ def run_app(call: Call) -> int:
     plugin = read_plugin(settings.use_plugin)
     if settings.reports_only:
         return reports_only(call)
+    if settings.resume_with:
+        return resume(call)
 
     found = find(settings, here=plugin.is_local and not settings.submit)
     if settings.dry_run and not settings.submit:
@@ -222,7 +225,7 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failu
     for subject in found.subjects:
         if subject not in failed:
             finish(subject)
-    if found.runs:
+    if found.runs and not settings.stop_after:
         cite_what_was_done(call, found)
     return [failure for own in failed.values() for failure in own]
 

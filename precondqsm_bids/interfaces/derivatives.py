@@ -56,7 +56,7 @@ GZIP = 31
 """Window of 2^15 bytes, with the header and checksum of gzip."""
 
 
-class _DerivativesInputSpec(map_inputs(DRAWN, [name for name in MAPS if name not in DRAWN])):
+class _DerivativesInputSpec(map_inputs(MAPS)):
     record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
     l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
     conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
@@ -85,7 +85,7 @@ class Derivatives(SimpleInterface):
     """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
     The maps are compressed in threads while the figures are drawn from the same files, which are
-    mapped into memory.
+    mapped into memory. Where nothing was inverted there are none to draw.
     """
 
     input_spec = _DerivativesInputSpec
@@ -95,16 +95,18 @@ class Derivatives(SimpleInterface):
     def _run_interface(self, runtime):
         inputs = self.inputs
         maps = defined_maps(inputs)
-        facts = facts_on_grid(inputs.facts, nb.load(inputs.precond_chi))
+        self._grid = maps['prior_chi']
+        facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
             written = {
                 name: pool.submit(self._write_map, name, file, facts)
                 for name, file in maps.items()
                 if name in WRITTEN
             }
-            drawn = {name: view(maps[name]) for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps}
-            self._draw(drawn, facts)
-            self._write_numbers(facts, signal_to_noise(maps, drawn['roi_mask'], inputs.record))
+            if isdefined(inputs.precond_chi):
+                known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps)
+                self._draw({name: view(maps[name]) for name in known}, facts)
+            self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
         self._write_strip(maps)  # not older than its map
         return runtime
@@ -134,13 +136,13 @@ class Derivatives(SimpleInterface):
             labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
             _write_json(target, {**inputs.columns, 'Sources': [*facts.sources, *labels]})
             write_atomic(target, Path(inputs.table).read_text(encoding='utf-8'))
-        along = np.abs(b0_along(inputs.precond_chi)).max()
+        along = np.abs(b0_along(self._grid)).max()
         summary = summarise(
             facts,
             inputs.record,
             {name: curve for name in CURVES if isdefined(curve := getattr(inputs, name))},
             run=inputs.stems['anat'],
-            orientation=''.join(nb.aff2axcodes(nb.load(inputs.precond_chi).affine)),
+            orientation=''.join(nb.aff2axcodes(nb.load(self._grid).affine)),
             b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
             snr=snr,
         )
@@ -198,7 +200,9 @@ class Derivatives(SimpleInterface):
         })  # fmt: skip
         mask = maps['roi_mask'] > 0
         yield 'histogram', draw_histograms({
-            arm: maps[f'{arm}_chi'][mask] for arm in COLOURS if f'{arm}_chi' in maps
+            arm: maps[f'{arm}_chi'][mask & (maps.get(f'{arm}_mask', mask) > 0)]
+            for arm in COLOURS
+            if f'{arm}_chi' in maps
         })  # fmt: skip
         if found := record.get('echo_fit', {}).get('echo_phase'):
             yield 'echophase', draw_echo_phase(found, facts.echo_times)
@@ -208,14 +212,12 @@ class Derivatives(SimpleInterface):
             yield 'rois', draw_roi_values(read_table(inputs.table), words)
 
 
-def signal_to_noise(
-    maps: dict[str, str], mask: np.ndarray, record: Mapping[str, Any]
-) -> float | None:
+def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float | None:
     """Median over the region of S0, or of the magnitude of all echoes, over a channel's noise."""
-    noise = record.get('echo_fit', {}).get('noise_sd')
+    noise, mask = record.get('echo_fit', {}).get('noise_sd'), view(maps['roi_mask']) > 0
     if not noise or not mask.any():
         return None
-    return float(np.median(view(maps.get('s0', maps['magnitude']))[mask > 0]) / noise)
+    return float(np.median(view(maps.get('s0', maps['magnitude']))[mask]) / noise)
 
 
 def write_compressed(source: str | os.PathLike[str], target: Path, factor: float = 1.0) -> None:

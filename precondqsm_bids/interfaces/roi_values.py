@@ -11,7 +11,7 @@ from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
 
-class _RoiValuesInputSpec(map_inputs(known=WITH_VALUES)):
+class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
     labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
     label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
     mask = File(
@@ -27,7 +27,8 @@ class _RoiValuesOutputSpec(TraitedSpec):
 class RoiValues(SimpleInterface):
     """Mean, sd, median and voxel count of each map in each label, and cylinder references.
 
-    The result is `numerics.roi_values` over the voxels of each label that lie in the mask.
+    The result is `numerics.roi_values` over the voxels of each label that lie in the mask; of the
+    map by the consensus those in which it is known.
     """
 
     input_spec = _RoiValuesInputSpec
@@ -39,6 +40,8 @@ class RoiValues(SimpleInterface):
         mask = _load_on_grid(self.inputs.mask, image) > 0
         files = defined_maps(self.inputs)
         maps = {name: _load_on_grid(file, image) for name, file in files.items()}
+        if (known := maps.pop('consensus_mask', None)) is not None:
+            maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
         rows = roi_rows(labels, names, mask, maps, image.affine)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)

@@ -23,16 +23,21 @@ STYLE: dict[Any, Any] = {
 }
 COLOURS = {
     'conventional': '#c44e52',
+    'conventional_risk': '#e3a5a7',
+    'consensus': '#5a9a5a',
     'prior': '#8c8c8c',
     'precond': '#1f6fb4',
-    'residual': '#3a8f5c',
+    'residual': '#b8860b',
     'reference': '#111111',
 }
-ARMS = ('conventional', 'prior', 'precond')
-"""Maps whose values are shown side by side."""
-
-NAMES = {'precond': 'preconditioned'}
-"""Arms that are called otherwise in words."""
+ARMS = {
+    'conventional': 'conventional',
+    'conventional_risk': 'conventional, least expected error',
+    'consensus': 'consensus',
+    'prior': 'prior',
+    'precond': 'preconditioned',
+}
+"""Maps whose values per label are shown: first part of their columns, and what they are called."""
 
 BINS = 160
 """Of a histogram."""
@@ -49,7 +54,7 @@ def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
         1, 2, gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.13, 'top': 0.86}
     )
     for name, curve in curves.items():
-        _draw_l_curve(left, right, curve, NAMES.get(name, name), COLOURS[name])
+        _draw_l_curve(left, right, curve, ARMS.get(name, name), COLOURS[name])
     left.set(
         xlabel='data term  ‖D χ − f‖  (ppm √voxels)',
         ylabel='regularisation term  ‖∇χ‖  (ppm/mm √voxels)',
@@ -128,7 +133,7 @@ def draw_roi_values(rows: Sequence[Mapping[str, Any]], reference: str = '') -> F
             xerr=_column(rows, f'{arm}_chi_sd'),
             color=COLOURS[arm],
             error_kw={'elinewidth': 0.8, 'ecolor': '#555555'},
-            label=NAMES.get(arm, arm),
+            label=ARMS.get(arm, arm),
         )
     if relative:
         _mark_reference(axes, _column(rows, 'cylinder_reference'))
@@ -191,7 +196,7 @@ def draw_histograms(inside: Mapping[str, np.ndarray]) -> Figure:
         share = np.histogram(values, edges)[0] / max(values.size, 1)
         axes.stairs(
             np.where(share > 0, share, np.nan), edges, color=COLOURS.get(arm, '#7a5aa8'),
-            label=NAMES.get(arm, arm), linewidth=1.1,
+            label=ARMS.get(arm, arm), linewidth=1.1,
         )  # fmt: skip
     axes.set(xlabel='susceptibility (ppm)', ylabel='share of the region', yscale='log')
     axes.axvline(0, color='#888888', linewidth=0.6)
@@ -221,7 +226,7 @@ def draw_echo_phase(found: Mapping[str, Any], echo_times: Sequence[float]) -> Fi
     return figure
 
 
-def _plain(axes: Axes, columns: int = 4) -> None:
+def _plain(axes: Axes, columns: int = 3) -> None:
     """No frame above and at the right; above, a legend where something has a name."""
     axes.spines[['top', 'right']].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

@@ -62,16 +62,18 @@ FIGURES = (
         'map', 'comparison', 'Chimap', 'png',
         'Conventional and preconditioned susceptibility',
         'Three planes of the conventional map, the preconditioned map and their difference',
-        'The same grey scale for both; the difference has its own. Look for diagonal streaks from '
-        'strong objects, ringing at the border of the region, horizontal bands, and strong '
-        'objects that are paler in the conventional map: the preconditioned map should have less '
-        'of each. '
-        + _SLICES,
+        'The same grey scale for all, also for the map by the choice of the QSM consensus, if it '
+        'was computed (black where it is not known); the difference has its own. Look for '
+        'diagonal streaks from strong objects, ringing at the border of the region, horizontal '
+        'bands, and strong objects that are paler in the conventional map: the preconditioned map '
+        'should have less of each. ' + _SLICES,
     ),
     _mosaic('conventional', 'conventional'),
     _mosaic('precond', 'preconditioned'),
     _mosaic('prior', 'prior'),
     _mosaic('residual', 'residual'),
+    _mosaic('consensus', 'consensus'),
+    _mosaic('conventionalrisk', 'conventional, least expected error'),
     FigureText(
         'map', 'rois', 'values', 'svg',
         'Values in the labelled regions',

@@ -5,6 +5,7 @@ A new map is one row here and one connection in ``workflows/qsm.py``.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 
@@ -37,8 +38,8 @@ class Map(NamedTuple):
     """Not known from a single echo."""
     of_echoes: bool = False
     """Not known of a given field."""
-    conventional: bool = False
-    """Only with the conventional arm."""
+    arm: str = ''
+    """Only with this arm (name of an :class:`~precondqsm_bids.method.Arm`)."""
     on_request: bool = False
     """Only where the settings ask for it."""
 
@@ -87,6 +88,11 @@ PRECONDITIONED = Algorithm(
     f'projection onto dipole fields; {L2}; prior added again',
     _INVERSION_REFERENCE,
 )
+CONSENSUS = Algorithm(
+    f'Border voxels of uncertain field left out; projection onto dipole fields; {L2}',
+    f'QSM Consensus Organization Committee, Magn Reson Med 2024, 10.1002/mrm.30006; '
+    f'{_INVERSION_REFERENCE}',
+)
 
 _PRIOR = ('echo_fit', 'r2prime_prior', 'prior_fit')
 _CHAIN = (*_PRIOR, 'shape_mask', 'flattening', 'background_removal')
@@ -94,6 +100,14 @@ _CONVENTIONAL = (
     'echo_fit', 'shape_mask', 'conventional_background_removal', 'conventional_dipole_inversion',
     'conventional_recombination',
 )  # fmt: skip
+_CONVENTIONAL_RISK = (
+    'echo_fit', 'shape_mask', 'conventional_background_removal',
+    'conventional_risk_dipole_inversion', 'conventional_risk_recombination',
+)  # fmt: skip
+_CONSENSUS_MASK = (
+    'echo_fit', 'shape_mask', 'consensus_quality_mask', 'consensus_background_removal',
+)  # fmt: skip
+_CONSENSUS = (*_CONSENSUS_MASK, 'consensus_dipole_inversion', 'consensus_recombination')
 
 _ROWS = (
     Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
@@ -101,7 +115,16 @@ _ROWS = (
         PRECONDITIONED, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison')),
     Map('conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional', 'anat',
         'Magnetic susceptibility by conventional QSM, without a prior, for comparison',
-        INVERSION, _CONVENTIONAL, conventional=True),
+        INVERSION, _CONVENTIONAL, arm='conventional'),
+    Map('conventional_risk_chi', 'ppm', 'conventional susceptibility, least expected error',
+        'Chimap', 'conventionalrisk', 'anat',
+        'The same as desc-conventional, with the lambda of least expected error instead of that '
+        'at the corner of the L-curve',
+        INVERSION, _CONVENTIONAL_RISK, arm='conventional_risk'),
+    Map('consensus_chi', 'ppm', 'susceptibility by the consensus', 'Chimap', 'consensus', 'anat',
+        'Magnetic susceptibility by the choice of the QSM consensus, for comparison; known within '
+        'desc-consensus_mask',
+        CONSENSUS, _CONSENSUS, arm='consensus'),
     Map('prior_chi', 'ppm', 'prior susceptibility', 'Chimap', 'prior', 'anat',
         'First estimate of the susceptibility, not referenced',
         STATIC_DEPHASING, (*_PRIOR, 'shape_mask')),
@@ -127,6 +150,10 @@ _ROWS = (
     Map('roi_mask', None, 'region of interest', 'mask', 'roi', 'anat',
         'Region of interest: voxels that were reconstructed and that references are taken over',
         None, ('shape_mask', 'echo_fit')),
+    Map('consensus_mask', None, 'region of the map by the consensus', 'mask', 'consensus', 'anat',
+        'Where desc-consensus_Chimap is known: the region of interest without border voxels of '
+        'uncertain field and without the rim that the background removal does not know',
+        None, _CONSENSUS_MASK, arm='consensus'),
     Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
         'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
     Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
@@ -137,7 +164,8 @@ _ROWS = (
         PDF, _CHAIN),
     Map('magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
         'Root of the sum of squares over the echoes'),
-    Map('conventional_local_field', 'ppm', 'local field, conventional', conventional=True),
+    Map('conventional_local_field', 'ppm', 'local field, conventional',
+        arm='conventional'),
     Map('field_sd', 'ppm', 'standard deviation of the field'),
     Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True,
         of_echoes=True),
@@ -150,6 +178,9 @@ MAPS = {row.name: row for row in _ROWS}
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
 
+LATER = ('precond_chi', 'residual_chi', 'local_field')
+"""Those of the preconditioned arm that come after the flattening."""
+
 WITH_VALUES = tuple(
     name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
 )
@@ -160,14 +191,15 @@ def names_of(
     *,
     one_echo: bool = False,
     field_given: bool = False,
-    conventional: bool = True,
+    arms: Collection[str] = ('conventional',),
     requested: tuple[str, ...] = (),
 ) -> list[str]:
     """Names of the maps that a run has, written or not; ``requested`` are made on request only.
 
-    Of a given field without R2* the maps are those of ``one_echo``.
+    ``arms`` are the names of those beside the preconditioned one. Of a given field without R2* the
+    maps are those of ``one_echo``.
 
-    >>> names_of(one_echo=True, conventional=False)[:4]
+    >>> names_of(one_echo=True, arms=())[:4]
     ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
     """
     return [
@@ -175,6 +207,15 @@ def names_of(
         for name, row in MAPS.items()
         if not (row.many_echoes and one_echo)
         and not (row.of_echoes and field_given)
-        and (conventional or not row.conventional)
+        and (not row.arm or row.arm in arms)
         and (name in requested or not row.on_request)
     ]
+
+
+def up_to_flattening(names: Iterable[str]) -> list[str]:
+    """Those of some maps that are known before anything is inverted.
+
+    >>> up_to_flattening(['precond_chi', 'prior_chi', 'local_field', 'flattened_field'])
+    ['prior_chi', 'flattened_field']
+    """
+    return [name for name in names if not (name in LATER or MAPS[name].arm)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
-from precondqsm_bids.outputs.charts import ARMS, NAMES
+from precondqsm_bids.outputs.charts import ARMS
 from precondqsm_bids.outputs.citations import Methods, write_out
 from precondqsm_bids.outputs.figures import FIGURES, SECTIONS, FigureText
 from precondqsm_bids.outputs.files import natural, write_atomic
@@ -225,8 +225,8 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
             for key in ('cylinder_reference', 'cylinder_reference_note')
         ),
         'arms': [
-            (arm, NAMES.get(arm, arm))
-            for arm in ARMS
+            (arm, words)
+            for arm, words in ARMS.items()
             if any(row.get(f'{arm}_chi_mean') is not None for row in rows)
         ],
     }
@@ -373,7 +373,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     }
     seen: dict[str, str] = {}
     for stage, text in warnings_of(sources):
-        arm = 'conventional ' if stage.startswith('conventional') else ''
+        arm = next((f'{a} ' for a in ('conventional', 'consensus') if stage.startswith(a)), '')
         seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {text}')
     return list(seen.values())
 

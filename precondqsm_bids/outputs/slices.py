@@ -103,6 +103,8 @@ class Panel(NamedTuple):
     """Whether it is shown again in a window of its own where it is small in that of the others."""
     everywhere: bool = False
     """Whether it is shown outside the region too."""
+    within: str = ''
+    """Mask outside of which it is not known, if that is less than the region."""
 
 
 EXTRA = {
@@ -120,6 +122,7 @@ _ECHOES = ('first_magnitude', 'last_magnitude')
 PANELS = {
     'comparison': (
         Panel('conventional_chi', symmetric, _CHI),
+        Panel('consensus_chi', symmetric, _CHI, within='consensus_mask'),
         Panel('precond_chi', symmetric),
         Panel('difference', symmetric),
     ),
@@ -152,6 +155,8 @@ MOSAICS = {
     'precondmosaic': Panel('precond_chi', symmetric),
     'priormosaic': Panel('prior_chi', symmetric, _CHI),
     'residualmosaic': Panel('residual_chi', symmetric, _CHI),
+    'consensusmosaic': Panel('consensus_chi', symmetric, _CHI, within='consensus_mask'),
+    'conventionalriskmosaic': Panel('conventional_risk_chi', symmetric, _CHI),
     'masks': Panel('magnitude', from_zero, everywhere=True),
 }
 """``desc`` of a mosaic of slices -> its map; those of susceptibility are shown in one place."""
@@ -162,10 +167,11 @@ DRAWN = (
 )  # fmt: skip
 """Maps that `draw_maps` needs."""
 
+_ROWS = (*PANELS.values(), tuple(MOSAICS.values()))
 DRAWN_IF_KNOWN = tuple(
     name
     for name in dict.fromkeys(
-        panel.name for row in (*PANELS.values(), tuple(MOSAICS.values())) for panel in row
+        name for row in _ROWS for panel in row for name in (panel.name, panel.within)
     )
     if name in MAPS and name not in DRAWN
 )
@@ -304,6 +310,8 @@ class _Gather:
                 wide.append(own)
         titles = (title, f'{title}, own window')
         region = None if panel.everywhere else self.mask
+        if panel.within:
+            region = self.mask & (self.maps[panel.within] > 0)
         return [
             Shown(self.maps[panel.name], name, window, unit or '', region, factor=factor)
             for name, window in zip(titles, wide, strict=False)

@@ -175,6 +175,18 @@ def region(shape: Numbers, record: Numbers) -> str | None:
     return text
 
 
+def consensus_region(local: Numbers, record: Numbers) -> str | None:
+    """What the arm of the consensus leaves of the region, and why."""
+    if 'known_voxels' not in local:
+        return None
+    quality = record.get('consensus_quality_mask', {})
+    return (
+        f'{local["known_voxels"]} voxels (desc-consensus_mask): without '
+        f'{quality.get("left_out_voxels", 0)} at the border whose field is uncertain, and without '
+        f'the rim that the background removal ({local["method"]}) does not know'
+    )
+
+
 def weight(inversion: Numbers, record: Numbers) -> str | None:
     """Lambda of one arm and how it was chosen."""
     if 'reg_weight' not in inversion:

@@ -18,6 +18,7 @@ from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.outputs.sentences import opening, region_sentence
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
+from precondqsm_bids.workflows.preconditioning import init_preconditioning_wf
 from precondqsm_bids.workflows.qsm import first, init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
@@ -51,7 +52,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
         method.mask_erosion,
     )
-    precondqsm_wf = init_precondqsm_wf(
+    init = init_preconditioning_wf if settings.stop_after else init_precondqsm_wf
+    precondqsm_wf = init(
         method,
         one_echo=run.without_r2star,
         phase_difference=run.phase_difference,
@@ -69,7 +71,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'phase': list(run.phase),
         'labels': run.labels,
         'mask': None if run.mask_resampled else run.mask,
-        'field': run.field,
+        'total_field': run.field,
         'field_sd': run.field_sd,
         'r2star': run.r2star_map,
     }
@@ -84,7 +86,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
             synthstrip.inputs.magnitude = run.magnitude[0]
     else:
         node = _standard_echoes(run, files)
-        _connect_echoes(workflow, node, run, [*files], (precondqsm_wf, outputs_wf, synthstrip))
+        known = [port for port in files if port != 'labels' or not settings.stop_after]
+        _connect_echoes(workflow, node, run, known, (precondqsm_wf, outputs_wf, synthstrip))
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])
@@ -109,7 +112,7 @@ def _connect_echoes(
         workflow.connect([(node, outputs_wf, drawn)])
     if synthstrip:
         workflow.connect([(node, synthstrip, [(('magnitude', first), 'magnitude')])])
-    if run.labels:
+    if 'labels' in known:
         # The table of values compares the grids, and --b0-dir may have given them an affine.
         workflow.connect(node, 'labels', outputs_wf, 'inputnode.labels')
 

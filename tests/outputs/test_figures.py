@@ -57,7 +57,8 @@ def zeros(tmp_path, affine):
 def shown(desc, maps, mask=ONES > 0, hz=1.0):
     """The maps of a figure with their windows."""
     gather = slices._Gather(maps, mask, hz)
-    return [one for panel in slices.PANELS[desc] for one in gather.shown(panel)]
+    panels = [panel for panel in slices.PANELS[desc] if panel.name in maps]
+    return [one for panel in panels for one in gather.shown(panel)]
 
 
 def boxes(there, size):
@@ -148,7 +149,8 @@ def test_every_figure_of_slices_is_drawn_and_has_its_text():
     assert {desc for desc, _ in draw_maps(maps, np.ones(3))} == known
     assert {figure.section for figure in FIGURES} == set(SECTIONS)
     needed = [desc for desc, _ in draw_maps(dict.fromkeys(slices.DRAWN, ONES), np.ones(3))]
-    optional = {'quality', 'conventionalmosaic', 'echoes'}
+    optional = {'quality', 'conventionalmosaic', 'echoes', 'consensusmosaic'}
+    optional.add('conventionalriskmosaic')
     assert set(needed) == known - optional
 
 
@@ -188,6 +190,32 @@ def test_window_is_that_of_the_map_for_all_susceptibilities_and_set_inside_the_r
     assert 'own window' in own.title
     maps['residual_chi'] = maps['prior_chi']
     assert len(shown('prior', maps, mask)) == 2
+
+
+def test_map_of_the_consensus_stands_between_the_others_and_only_where_it_is_known():
+    rng = np.random.default_rng(0)
+    names = ('precond_chi', 'conventional_chi', 'consensus_chi', 'difference')
+    maps = {name: rng.normal(size=SHAPE).astype(np.float32) for name in names}
+    maps['consensus_mask'] = np.zeros(SHAPE, np.uint8)
+    maps['consensus_mask'][4:12] = 1
+    conventional, consensus, precond, _ = shown('comparison', maps)
+    assert [one.title for one in (conventional, consensus, precond)] == [
+        'conventional susceptibility',
+        'susceptibility by the consensus',
+        'preconditioned susceptibility',
+    ]
+    assert consensus.limits == precond.limits
+    assert np.array_equal(consensus.region, maps['consensus_mask'] > 0)
+    assert precond.region.all()
+    maps = dict.fromkeys(slices.DRAWN, ONES) | {
+        'consensus_chi': ONES, 'consensus_mask': maps['consensus_mask'],
+    }  # fmt: skip
+    sheet = np.asarray(dict(draw_maps(maps, np.ones(3)))['consensusmosaic'])
+    # 8 of 20 voxels to the right are known, in a grid of 24 to the front and 28 to the top
+    planes = boxes(sheet > 0, 31)[:3]
+    for (rows, columns), (deep, wide) in zip(planes, [(24, 8), (28, 8)], strict=False):
+        ratio = (columns.stop - columns.start) / (rows.stop - rows.start)
+        assert ratio == pytest.approx(wide / deep, abs=0.03)
 
 
 def test_fields_are_in_hertz_on_one_scale():
@@ -251,14 +279,14 @@ def test_phase_of_the_first_and_last_echo_is_in_radians(tmp_path):
 
 
 def test_signal_over_noise_is_that_of_s0_in_the_median_voxel_of_the_region(tmp_path):
-    mask = np.array([1, 1, 1, 0]).reshape(4, 1, 1)
+    mask = save(tmp_path, 'mask', np.array([[[1]], [[1]], [[1]], [[0]]], np.uint8), np.eye(4))
     s0 = save(tmp_path, 's0', np.array([[[8.0]], [[10.0]], [[30.0]], [[1000.0]]]), np.eye(4))
     magnitude = save(tmp_path, 'm', np.full((4, 1, 1), 2.0), np.eye(4))
-    record = {'echo_fit': {'noise_sd': 0.5}}
-    found = derivatives.signal_to_noise({'s0': s0, 'magnitude': magnitude}, mask, record)
+    record, maps = {'echo_fit': {'noise_sd': 0.5}}, {'magnitude': magnitude, 'roi_mask': mask}
+    found = derivatives.signal_to_noise({'s0': s0, **maps}, record)
     assert found == 20
-    assert derivatives.signal_to_noise({'magnitude': magnitude}, mask, record) == 4
-    assert derivatives.signal_to_noise({'magnitude': magnitude}, mask, {}) is None
+    assert derivatives.signal_to_noise(maps, record) == 4
+    assert derivatives.signal_to_noise(maps, {}) is None
 
 
 # -- charts -------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ def test_nothing_is_missing_too_wide_or_over_another(page, width):
 
 def test_every_map_is_shown_in_the_one_place_and_two_in_turn(page):
     (stack,) = inspect(page, 1200)['stacks']
-    words = ['conventional', 'preconditioned', 'prior', 'residual']
+    words = ['conventional', 'preconditioned', 'prior', 'residual', 'consensus']
+    words.append('conventional, least expected error')
     assert [*stack] == [*words, 'conventional and preconditioned in turn']
     for word in words:
         (alt,) = stack[word]
