@@ -10,6 +10,7 @@ from precondqsm_bids.interfaces.dipole_inversion import DipoleInversion
 from precondqsm_bids.interfaces.echo_fit import EchoFit
 from precondqsm_bids.interfaces.flattening import FlattenField
 from precondqsm_bids.interfaces.prior_fit import PriorFit
+from precondqsm_bids.interfaces.quality_mask import QualityMask
 from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
 from precondqsm_bids.interfaces.recombination import Recombination
 from precondqsm_bids.interfaces.shape_mask import ShapeMask
@@ -23,6 +24,7 @@ __all__ = [
     'EchoFit',
     'FlattenField',
     'PriorFit',
+    'QualityMask',
     'R2PrimePrior',
     'Recombination',
     'ShapeMask',

@@ -11,7 +11,7 @@ from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
 
-class _RoiValuesInputSpec(map_inputs(known=WITH_VALUES)):
+class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
     labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
     label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
     mask = File(
@@ -28,7 +28,8 @@ class _RoiValuesOutputSpec(TraitedSpec):
 class RoiValues(SimpleInterface):
     """Mean, sd, median and voxel count of each map in each label, and cylinder references.
 
-    The result is `numerics.roi_values` over the voxels of each label that lie in the mask.
+    The result is `numerics.roi_values` over the voxels of each label that lie in the mask; of the
+    map by the consensus those in which it is known.
     """
 
     input_spec = _RoiValuesInputSpec
@@ -40,6 +41,8 @@ class RoiValues(SimpleInterface):
         mask = _load_on_grid(self.inputs.mask, image) > 0
         files = defined_maps(self.inputs)
         maps = {name: _load_on_grid(file, image) for name, file in files.items()}
+        if (known := maps.pop('consensus_mask', None)) is not None:
+            maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
         record = self.inputs.record if isdefined(self.inputs.record) else {}
         regions = record.get('uncertainty', {}).get('regions')

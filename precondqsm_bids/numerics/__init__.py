@@ -39,6 +39,7 @@ from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, phase_scale, phase_to_radians
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
+from precondqsm_bids.numerics.precondition import Preconditioned, precondition
 from precondqsm_bids.numerics.prior.basis import (
     Basis,
     Overlap,
@@ -66,6 +67,7 @@ from precondqsm_bids.numerics.prior.tissue import (
     tissue_class,
     tissue_parcels,
 )
+from precondqsm_bids.numerics.quality_mask import QualityMask, quality_mask
 from precondqsm_bids.numerics.recombination import (
     BodyReference,
     Recombination,

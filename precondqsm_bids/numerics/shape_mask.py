@@ -11,6 +11,7 @@ from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, gaussian
 from precondqsm_bids.numerics.object_search import (
     LEAST_REGION,
     MOST_AROUND,
@@ -112,14 +113,13 @@ def filled_fraction(
     array([1.  , 1.  , 0.25, 0.  ], dtype=float32)
     """
     fraction = mask.astype(np.float32)
-    deep = ndimage.binary_erosion(mask, iterations=2, border_value=1)
+    deep = eroded(mask, 2)
     if not deep.any():
         return fraction
     # A Gaussian has no edges, so that voxels at equal distance count equally however the axes
     # are stored; far from anything deep it finds nothing, and the border voxel counts as whole.
-    weight = ndimage.gaussian_filter(deep.astype(np.float32), 2.0, truncate=4.0)
-    mean = ndimage.gaussian_filter(np.where(deep, magnitude, 0).astype(np.float32), 2.0)
-    border = (ndimage.binary_dilation(mask) & ~mask) | _surface(mask)
+    weight, mean = gaussian(deep, 2.0), gaussian(np.where(deep, magnitude, 0), 2.0)
+    border = (dilated(mask) & ~mask) | _surface(mask)
     border &= weight > 1e-4
     filled = magnitude[border] * weight[border]
     fraction[border] = np.clip(filled / np.maximum(mean[border], np.finfo(np.float32).tiny), 0, 1)
@@ -134,7 +134,7 @@ def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool
     >>> _surface(np.array([[[True, True, True, False]]])).tolist()
     [[[False, False, True, False]]]
     """
-    return mask & ~ndimage.binary_erosion(mask, iterations=depth, border_value=1)
+    return mask & ~eroded(mask, depth)
 
 
 def shape_mask(
@@ -348,6 +348,8 @@ def region_of_interest(
     record['warnings'] += _thin(roi, voxel_size)
     if mask is None and not whole_view:
         record['warnings'] += _doubts(magnitude, roi, found, volume)
+    if kind == 'given':
+        record['warnings'] += _holes(roi, found.shape_mask, volume)
     factor = np.float32(used)
     shape_chi, shape_sd = factor * found.shape_chi, factor * found.shape_sd
     return Region(found.shape_mask, roi, shape_chi, shape_sd, not used, record)
@@ -397,6 +399,21 @@ def _thin(roi: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike) -> list[str]:
                 'a tenth to a half of their susceptibility; acquire a thicker slab'
             )
     return said
+
+
+def _holes(roi: npt.NDArray[np.bool_], shape: npt.NDArray[np.bool_], volume: float) -> list[str]:
+    """A sentence if a region inside a given mask encloses much of the object and lacks it.
+
+    ``volume`` is that of a voxel, ml.
+    """
+    enclosed = int(np.count_nonzero(ndimage.binary_fill_holes(roi) & ~roi & shape))
+    if enclosed <= MOST_LEFT_OUT * np.count_nonzero(roi):
+        return []
+    return [
+        f'the mask has holes with signal, of {enclosed * volume:.3g} ml: the sources in them are '
+        'taken for background, and the map around them is wrong if they are strong; give a mask '
+        'without holes unless they are meant'
+    ]
 
 
 def _doubts(
@@ -467,6 +484,4 @@ def erode(
     >>> int(erode(mask, (1, 1, 2), 2).sum())
     5
     """
-    if mask.all():
-        return mask
-    return ndimage.distance_transform_edt(mask, sampling=voxel_size) > depth
+    return deeper(mask, depth, voxel_size)

@@ -19,7 +19,7 @@ from scipy import ndimage
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
 from precondqsm_bids.method import Arm
-from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.background_removal import pdf, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
@@ -35,6 +35,7 @@ from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_ma
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
 from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict
+from precondqsm_bids.numerics.quality_mask import quality_mask
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
@@ -715,6 +716,30 @@ def test_background_removal(data, tmp_path, weighted):
     for name in ('local_field', 'background_field'):
         np.testing.assert_allclose(result[name], getattr(expected, name), atol=1e-4, err_msg=name)
     assert result['record']['iterations'] == 7
+
+
+def test_spheres_where_they_know_half_of_the_region(data, tmp_path):
+    result = run(
+        interfaces.BackgroundRemoval, tmp_path, field=data.file('field'), mask=data.file('mask'),
+        background='vsharp-or-pdf',
+    )  # fmt: skip
+    arm = Arm(background='vsharp-or-pdf')
+    expected = remove_background(data.field, Geometry(data.mask, VOXEL_SIZE, B0_DIR), arm)
+    np.testing.assert_allclose(result['local_field'], expected.local_field, atol=1e-4)
+    np.testing.assert_array_equal(result['roi_mask'], expected.known)
+    assert result['record']['method'] in ('pdf', 'vsharp')
+    assert result['record']['known_voxels'] == expected.known.sum()
+
+
+def test_quality_mask(data, tmp_path):
+    data.sd *= np.where(np.random.default_rng(0).random(SHAPE) < 0.2, 20, 1).astype(np.float32)
+    result = run(
+        interfaces.QualityMask, tmp_path, field_sd=data.file('sd'), mask=data.file('mask')
+    )
+    expected = quality_mask(data.sd, data.mask)
+    assert 0 < expected.left_out < data.mask.sum()
+    np.testing.assert_array_equal(result['roi_mask'], expected.mask)
+    assert result['record'] == expected.record()
 
 
 def test_thirty_iterations_of_background_removal_by_default():
