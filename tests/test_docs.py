@@ -3,7 +3,6 @@
 import ast
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -418,9 +417,9 @@ def test_relative_links_resolve(page):
 
 
 def test_index_leads_to_every_page():
-    (tree,) = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
-    pages = {page.stem for page in DOCS.glob('*.md')} - {'index'}
-    assert set(tree.split()) == pages
+    trees = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
+    pages = sorted({page.stem for page in DOCS.glob('*.md')} - {'index'})
+    assert sorted(' '.join(trees).split()) == pages
 
 
 @pytest.fixture(scope='module')
@@ -458,8 +457,8 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
     source.write_text(python_blocks(page)[number], encoding='utf-8')
     example = ModuleType('example')
     vars(example).update(tiny_run)
-    added = mock.patch.dict(TERMS), mock.patch.dict(BASES)  # what an example adds
-    with added[0], added[1], mock.patch.dict(sys.modules, example=example):
+    monkeypatch.setitem(sys.modules, 'example', example)
+    with mock.patch.dict(TERMS), mock.patch.dict(BASES):  # what an example adds
         exec(compile(source.read_text(encoding='utf-8'), source, 'exec'), vars(example))
     if hasattr(example, 'workflow'):
         maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii')]
@@ -468,15 +467,3 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
 
 def test_version_of_the_pages_is_that_of_the_code():
     assert f'## {precondqsm_bids.__version__}\n' in read('CHANGES.md')
-
-
-@pytest.mark.slow
-def test_pages_build_without_a_warning(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', DOCS, tmp_path],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert 'Warning' not in done.stderr  # numpydoc warns past Sphinx
-    assert 'forward_field' in (tmp_path / 'api.html').read_text(encoding='utf-8')

@@ -105,6 +105,16 @@ FIGURES = (
         'that the prior explains too little or too much everywhere.',
     ),
     FigureText(
+        'estimate', 'trust', 'Chimap', 'png',
+        'What to believe of the map',
+        'Three planes of the preconditioned map, of its standard deviation and of its support',
+        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
+        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
+        'and the part of the value that the field decided rather than the contrast. Where support '
+        'is below one half the value is that of the prior: what looks like structure there is '
+        'structure of R2* and magnitude.',
+    ),
+    FigureText(
         'estimate', 'lcurve', 'Chimap', 'svg',
         'Choice of the regularisation weight',
         'L-curves of both maps with the weight in use, and their curvature',

@@ -130,6 +130,11 @@ PANELS = {
         Panel('prior_chi', symmetric, _CHI),
         Panel('residual_chi', symmetric, _CHI, second=True),
     ),
+    'trust': (
+        Panel('precond_chi', symmetric),
+        Panel('chi_sd', from_zero),
+        Panel('support', (0.0, 1.0)),
+    ),
     'fields': (
         Panel('total_field', both_ends, _FIELDS),
         Panel('flattened_field', both_ends, _FIELDS),
@@ -163,7 +168,7 @@ MOSAICS = {
 
 DRAWN = (
     'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
-    'magnitude', 'shape_mask', 'roi_mask',
+    'magnitude', 'shape_mask', 'roi_mask', 'chi_sd', 'support',
 )  # fmt: skip
 """Maps that `draw_maps` needs."""
 

@@ -133,6 +133,18 @@ def scales(comparison: Numbers, record: Numbers) -> str | None:
     return f'preconditioned (conventional at the same λ): {", ".join(parts)}'
 
 
+def support(numbers: Numbers, record: Numbers) -> str | None:
+    """How far the field decided the map, and the regions that are the prior's."""
+    if numbers.get('median_support') is None:
+        return None
+    text = (
+        f'{numbers["median_support"]:.0%} of the value in the median voxel, half or more in '
+        f'{numbers["supported_fraction"]:.0%} of the region'
+    )
+    of_prior = [f'{name} ({what})' for name, what in numbers.get('of_prior', {}).items()]
+    return text + f"; the prior's rather than the field's: {', '.join(of_prior)}" * bool(of_prior)
+
+
 def coefficient(fit: Numbers, record: Numbers) -> str | None:
     """The one coefficient of a prior, its standard error and what it says of R2'."""
     if len(fit.get('implied_relaxivity', ())) != 1:

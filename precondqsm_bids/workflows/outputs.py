@@ -55,7 +55,8 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         roi_values = pe.Node(RoiValues(label_names=run.label_names or {}), name='roi_values')
         with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
-            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', *with_values)]),
+            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', 'record')]),
+            (inputnode, roi_values, _same(*with_values)),
             (inputnode, derivatives, _same('labels')),
             (roi_values, derivatives, [('out_file', 'table'), ('columns', 'columns')]),
         ])  # fmt: skip
@@ -69,7 +70,10 @@ def ports_of(run: Run, settings: Settings) -> list[str]:
         one_echo=run.without_r2star,
         field_given=run.field is not None,
         arms=arms,
-        requested=('prior_labels',) if settings.write_prior_labels else (),
+        requested=(
+            *(['prior_labels'] if settings.write_prior_labels else []),
+            *(['tissue_shift'] if settings.method.describes_interior else []),
+        ),
     )
     if settings.stop_after:
         return [*up_to_flattening(names), 'record']

@@ -512,3 +512,15 @@ def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
         wording.coefficient(fit, {'echo_fit': {'field_strength': 3.0}})
         == "0.000 ± unknown; implies no R2'"
     )
+
+
+def test_regions_of_the_prior_are_named():
+    numbers = {'median_support': 0.66, 'supported_fraction': 0.9, 'of_prior': {}}
+    text = '66% of the value in the median voxel, half or more in 90% of the region'
+    assert wording.support(numbers, {}) == text
+    numbers['of_prior'] = {'thalamus': 'pattern', 'red nucleus': 'value and pattern'}
+    assert wording.support(numbers, {}) == (
+        f"{text}; the prior's rather than the field's: thalamus (pattern), "
+        'red nucleus (value and pattern)'
+    )
+    assert wording.support({}, {}) is None

@@ -30,6 +30,8 @@ MAPS = [
     'anat/desc-conventional_Chimap',
     'anat/desc-prior_Chimap',
     'anat/desc-residual_Chimap',
+    'anat/desc-precondstd_Chimap',
+    'anat/desc-support_Chimap',
     'anat/R2starmap',
     'anat/T2starmap',
     'anat/S0map',
