@@ -83,6 +83,7 @@ def reports_only(call: Call) -> int:
     """Assemble the reports of the participants that have outputs; the exit status."""
     from precondqsm_bids.inputs.index import participants
     from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.outputs.strip import refresh_strips
 
     wanted, folder = call.settings.participant_label, call.settings.output_dir
     known = [name for name in participants(folder) if (folder / f'sub-{name}/figures').is_dir()]
@@ -93,6 +94,8 @@ def reports_only(call: Call) -> int:
         )
     if not known:
         return nothing_to_do(f'no outputs in {folder}')
+    for subject in wanted or known:
+        refresh_strips(folder, subject)
     return conclude([f for subject in wanted or known for f in _write_report(call, subject)])
 
 

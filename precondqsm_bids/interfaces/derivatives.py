@@ -40,6 +40,7 @@ from precondqsm_bids.outputs.maps import MAPS, WRITTEN
 from precondqsm_bids.outputs.report import SUMMARY, summarise
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
 from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
+from precondqsm_bids.outputs.strip import STRIP, draw_strip, write_strip
 from precondqsm_bids.outputs.tables import read_table
 
 CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
@@ -107,6 +108,7 @@ class Derivatives(SimpleInterface):
                 self._draw({name: view(maps[name]) for name in known}, facts)
             self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
+        self._write_strip(maps)  # not older than its map
         return runtime
 
     def _path(self, datatype: str, ending: str) -> Path:
@@ -146,6 +148,12 @@ class Derivatives(SimpleInterface):
         )
         text = json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n'
         write_atomic(self._path('figures', SUMMARY), text)
+
+    def _write_strip(self, maps: dict[str, str]) -> None:
+        """Draw the slices that the page of the group shows."""
+        size = nb.as_closest_canonical(nb.load(maps['precond_chi'])).header.get_zooms()[:3]
+        strip = draw_strip(view(maps['precond_chi']), view(maps['roi_mask']), np.array(size))
+        write_strip(self._path('figures', STRIP), strip)
 
     def _draw(self, maps: dict[str, np.ndarray], facts: Facts) -> None:
         """Draw slices of the maps and echoes, and the charts."""

@@ -75,6 +75,16 @@ FIGURES = (
     _mosaic('consensus', 'consensus'),
     _mosaic('conventionalrisk', 'conventional, least expected error'),
     FigureText(
+        'map', 'trust', 'Chimap', 'png',
+        'What to believe of the map',
+        'Three planes of the preconditioned map, of its standard deviation and of its support',
+        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
+        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
+        'and the part of the value that the field decided rather than the contrast. Where support '
+        'is below one half the value is that of the prior: what looks like structure there is '
+        'structure of R2* and magnitude.',
+    ),
+    FigureText(
         'map', 'rois', 'values', 'svg',
         'Values in the labelled regions',
         'Bars: mean susceptibility of each label in each map',
@@ -103,16 +113,6 @@ FIGURES = (
         'one is its own), with structure only where the prior is wrong. A negative residual in an '
         'object says that the prior was too high there; the shape of the whole prior in it says '
         'that the prior explains too little or too much everywhere.',
-    ),
-    FigureText(
-        'estimate', 'trust', 'Chimap', 'png',
-        'What to believe of the map',
-        'Three planes of the preconditioned map, of its standard deviation and of its support',
-        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
-        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
-        'and the part of the value that the field decided rather than the contrast. Where support '
-        'is below one half the value is that of the prior: what looks like structure there is '
-        'structure of R2* and magnitude.',
     ),
     FigureText(
         'estimate', 'lcurve', 'Chimap', 'svg',

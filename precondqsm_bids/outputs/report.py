@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.charts import ARMS
+from precondqsm_bids.outputs.citations import Methods, write_out
 from precondqsm_bids.outputs.figures import FIGURES, SECTIONS, FigureText
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
 from precondqsm_bids.outputs.maps import WRITTEN
-from precondqsm_bids.outputs.page import methods, render
+from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
+from precondqsm_bids.outputs.reporting import reporting_rows
+from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
 from precondqsm_bids.outputs.wording import fixed, number, signed
@@ -37,7 +40,7 @@ class Account(NamedTuple):
     command: str | None = None
     """Command line."""
     boilerplate: str | None = None
-    """Methods text, whose paragraphs blank lines separate."""
+    """Methods text as planned, whose paragraphs blank lines separate."""
     crash_files: Mapping[str, str] | None = None
     """Crash file of each failure, and its message."""
     notes: Sequence[str] | None = None
@@ -116,13 +119,11 @@ def write_report(
         for path in figures.glob(f'*_{SUMMARY}')
     }
     names = sorted({*found, *about['runs']}, key=natural)
-    paragraphs, references = methods(about['boilerplate'])
     page = render(
         'report.html',
         subject=subject,
         about=about,
-        paragraphs=paragraphs,
-        references=references,
+        methods=_methods(found, about['boilerplate']),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[
             _run_section(output_dir, subject, name, found.get(name), self_contained)
@@ -134,6 +135,21 @@ def write_report(
         self_contained=self_contained,
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
+
+
+def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[str, Any]]:
+    """Runs of a participant that left their numbers since a time, and these numbers."""
+    figures = output_dir / f'sub-{subject}' / 'figures'
+    return {
+        path.name.removesuffix(f'_{SUMMARY}'): _read_json(path)
+        for path in sorted(figures.glob(f'*_{SUMMARY}'))
+        if path.stat().st_mtime >= since
+    }
+
+
+def _methods(summaries: Mapping[str, Mapping[str, Any]], planned: str) -> Methods:
+    """Methods text of the runs with maps; the planned one where their numbers do not tell it."""
+    return write_out(text_of_runs(summaries) or (planned if any(summaries.values()) else ''))
 
 
 def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
@@ -164,6 +180,7 @@ def _run_section(
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
         'maps': _maps(output_dir, subject, name),
+        'reporting': _reporting(output_dir, subject, name),
         'figures': figures if known else [],
         'stack': [figure for figure in figures if figure['stacked']],
         'table_path': table.relative_to(output_dir).as_posix() if table else '',
@@ -224,6 +241,14 @@ def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
         for path in (output_dir / f'sub-{subject}').glob(pattern):
             found.append((path.relative_to(output_dir).as_posix(), output.words))
     return found
+
+
+def _reporting(output_dir: Path, subject: str, name: str) -> list[tuple[str, str, str, bool]]:
+    """Items of the consensus from the sidecar of a run's map; none where there is none."""
+    pattern = f'**/anat/{name}_desc-precond_Chimap.json'
+    path = next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
+    sidecar = _read_json(path) if path else {}
+    return reporting_rows(sidecar) if sidecar else []
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
+from precondqsm_bids.outputs.sentences import opening, region_sentence
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
 from precondqsm_bids.workflows.preconditioning import init_preconditioning_wf
 from precondqsm_bids.workflows.qsm import first, init_precondqsm_wf
@@ -29,10 +30,7 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
     Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
     """
     workflow = LiterateWorkflow(name=NAME, base_dir=settings.work_dir)
-    workflow.__desc__ = (
-        f'Maps of magnetic susceptibility were computed with *precondqsm_bids* {__version__}, '
-        'which is based on *Nipype* [@nipype].\n\n'
-    )
+    workflow.__desc__ = opening(__version__) + '\n'
     participants: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         participants[run.subject].append(run)
@@ -50,7 +48,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
     method = settings.method
-    workflow.__desc__ = _region_sentence(
+    workflow.__desc__ = region_sentence(
         'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
         method.mask_erosion,
     )
@@ -179,25 +177,6 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     if run.b0_dir:
         node.inputs.b0_dir = list(run.b0_dir)
     return node
-
-
-def _region_sentence(inside: str, erosion: float) -> str:
-    """Methods sentence on a region of interest that is not the object itself.
-
-    >>> print(_region_sentence('given', 2.0), end='')
-    Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
-    """
-    if inside == 'object' and not erosion:
-        return ''
-    part = {
-        'given': 'the part of the object inside a given mask',
-        'brain': 'the brain, found in the magnitude',
-        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
-        'auto': 'the object (of a head the brain, found in the magnitude)',
-        'object': 'the object',
-    }[inside]
-    border = f', less a border of {erosion:g} mm,' if erosion else ''
-    return f'Only {part}{border} was reconstructed.\n'
 
 
 def node_name(label: str) -> str:

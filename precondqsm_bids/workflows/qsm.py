@@ -21,7 +21,7 @@ from precondqsm_bids.interfaces import (
 )
 from precondqsm_bids.method import PORT, Arm, Method
 from precondqsm_bids.outputs.maps import MAPS
-from precondqsm_bids.workflows.sentences import sentences
+from precondqsm_bids.outputs.sentences import sentences
 
 ECHOES = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',

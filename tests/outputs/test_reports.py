@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib import resources
 
@@ -12,6 +13,7 @@ import pytest
 import scipy.linalg
 
 from precondqsm_bids.interfaces import derivatives
+from precondqsm_bids.method import Method
 from precondqsm_bids.outputs import report, slices, wording
 from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.lights import LEVELS, lights
@@ -252,7 +254,7 @@ def test_participant_has_the_lights_of_all_runs_at_the_top(page_of_lights):
 
 
 def test_markup_in_the_words_of_a_light_is_inert(page_of_lights):
-    assert 'script' not in WellFormed(page_of_lights).tags
+    assert 'script' not in WellFormed(page_of_lights).tags  # nothing to copy either
     assert '&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34;' in page_of_lights
 
 
@@ -269,6 +271,30 @@ def test_report_can_be_rebuilt_from_disk(output_dir):
     (output_dir / 'sub-01.html').unlink()
     assert write_report(output_dir, '01').read_text() == first
     assert 'precondqsm_bids a b participant' in first
+
+
+def test_methods_are_those_of_the_runs_with_maps_and_can_be_copied(output_dir):
+    settings = asdict(Method(prior='r2prime', r2=12.5))
+    region = {'mask': 'object', 'erosion': 0.0, 'roi_voxels': 90}
+    record = SUMMARY['record'] | {'shape_mask': region, 'r2prime_prior': {}}
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    path.write_text(json.dumps(SUMMARY | {'record': record, 'settings': settings}))
+    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    methods = text[text.index('id="methods"') :]
+    assert 'R2 being 12.5/s' in methods
+    assert 'Planned.' not in methods
+    assert '@article{yablonskiy1994,' in methods
+    for name in ('methods-text', 'methods-bibtex'):
+        assert f'data-copies="{name}"' in methods
+        assert f'id="{name}"' in methods
+
+
+def test_a_participant_without_a_map_has_no_methods(output_dir):
+    for path in (output_dir / 'sub-01/figures').glob('*_desc-summary_report.json'):
+        path.unlink()
+    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    assert 'Planned.' not in text
+    assert 'there is nothing to describe' in text
 
 
 def test_page_says_when_how_long_and_with_what_the_run_was_made(output_dir):

@@ -263,6 +263,7 @@ def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
     assert sidecar['VoxelSize'] == [1.5, 1.0, 2.0]
     assert sidecar['Reference'] | {'Note': ''} == {
         'Region': 'roi-mean',
+        'WholeRegion': 'object',
         'Subtracted': 0.01,
         'StandardDeviation': 0.2,
         'WholeRegionReferencedMean': 0.01,
