@@ -194,9 +194,9 @@ RUNS = {
     ),
     'slab': Prepared('A slab of 18 mm', (*TUBES, '--slices', '6'), {'region': 'doubtful'}),
     'no-air': Prepared(
-        'The middle of the head alone, no air',
+        'The middle of the head alone, no air: the sign is found wrong',
         HEAD,
-        {'region': 'doubtful', 'consistency': 'doubtful'},
+        {'sign': 'bad', 'region': 'doubtful', 'consistency': 'doubtful'},
         edit=crop,
     ),
     'two-bodies': Prepared(
