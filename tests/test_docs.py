@@ -3,7 +3,6 @@
 import ast
 import inspect
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -266,7 +265,11 @@ def test_outputs_page_has_every_sidecar_key():
     chosen |= {'fit': 'global', 'b0_dir': [0, 0, 1]}
     measured = dict.fromkeys(('reference_value', 'reference_sd', 'roi_mean', 'roi_sd'), 0.0)
     record = {stage: chosen | measured for output in WRITTEN.values() for stage in output.stages}
-    facts = Facts(['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'))
+    facts = Facts(
+        ['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'),
+        matrix=[9, 9, 9], voxel_size=[1.0, 1.0, 1.0],
+    )  # fmt: skip
+    record['shape_mask'] = record.get('shape_mask', {}) | {'volumes': [1.0]}
     keys = set()
     for output in WRITTEN.values():
         sidecar = compose_sidecar(output, record, facts)
@@ -418,9 +421,9 @@ def test_relative_links_resolve(page):
 
 
 def test_index_leads_to_every_page():
-    (tree,) = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
-    pages = {page.stem for page in DOCS.glob('*.md')} - {'index'}
-    assert set(tree.split()) == pages
+    trees = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
+    pages = sorted({page.stem for page in DOCS.glob('*.md')} - {'index'})
+    assert sorted(' '.join(trees).split()) == pages
 
 
 @pytest.fixture(scope='module')
@@ -468,15 +471,3 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
 
 def test_version_of_the_pages_is_that_of_the_code():
     assert f'## {precondqsm_bids.__version__}\n' in read('CHANGES.md')
-
-
-@pytest.mark.slow
-def test_pages_build_without_a_warning(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', DOCS, tmp_path],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert 'Warning' not in done.stderr  # numpydoc warns past Sphinx
-    assert 'forward_field' in (tmp_path / 'api.html').read_text(encoding='utf-8')

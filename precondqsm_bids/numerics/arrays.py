@@ -1,4 +1,8 @@
-"""Checks that arrays are what they are taken for."""
+"""Checks that arrays are what they are taken for, and work on several at a time."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +52,17 @@ def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> N
         raise ValueError(f'{name} {data.shape} and mask {mask.shape} differ in shape')
     if unknown := int(np.count_nonzero(~np.isfinite(data[mask]))):
         raise ValueError(f'{name} is not finite in {unknown} voxels of the region')
+
+
+def side_by_side(workers: int, *tasks: Callable[[], Any]) -> list[Any]:
+    """Results of functions that are called at the same time, on up to ``workers`` threads.
+
+    Of several that raise, the error is that of the first in order.
+
+    >>> side_by_side(2, lambda: 1, lambda: 2)
+    [1, 2]
+    """
+    if workers < 2:
+        return [task() for task in tasks]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda task: task(), tasks))

@@ -65,7 +65,8 @@ class Preconditioned(NamedTuple):
         size = self.prior.expected_size if arm.clip_outliers else None
         field_sd = self.found.images.field_sd
         weights = noise_weights(field_sd, geometry.mask, MODEL_ERROR if size is None else size)
-        return remove_background(self.flattened_field, geometry, arm, weights)
+        start = self.prior.outer_chi if arm.continued else None
+        return remove_background(self.flattened_field, geometry, arm, weights, start)
 
     def around(self, inner: Inversion, takes: str = 'total') -> Recombination:
         """Susceptibility by an inversion of somebody else's.
@@ -125,7 +126,7 @@ def precondition(
 ) -> Preconditioned:
     """Field of a scan without that of a first estimate: :func:`reconstruct` up to the flattening.
 
-        f' = f - D chi_prior
+        f' = f - D chi_prior - tissue shift
 
     Any inversion of the flattened field ``f'``, with ``chi_prior`` added to it, is a map of the
     measured field ``f``: :meth:`Preconditioned.around`.
@@ -172,8 +173,9 @@ def precondition(
     found = measure(scan, method, companions, workers)
     prior = first_estimate(found.images, found.geometry, method)
     flat = flatten_field(
-        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers
-    )
+        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers,
+        prior.tissue_shift,
+    )  # fmt: skip
     return Preconditioned(flat.flattened_field, flat.prior_field, prior, found, method)
 
 

@@ -25,6 +25,7 @@ from precondqsm_bids.numerics.recombination import Recombination, recombine, ref
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, Uncertainty, map_uncertainty
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -73,6 +74,8 @@ class FieldReconstruction(NamedTuple):
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
     """Arm of the flattened field."""
+    uncertainty: Uncertainty
+    """Of the preconditioned map."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
     conventional_risk: ArmResult | None = None
@@ -160,7 +163,9 @@ def reconstruct(
     """
     method = method or Method()
     found = measure(scan, method, companions, workers)
-    maps = reconstruct_field(found.images, found.geometry, method, found.reference)
+    maps = reconstruct_field(
+        found.images, found.geometry, method, found.reference, companions.labels
+    )
     return Reconstruction(found.region, found.measured, found.theory, maps)
 
 
@@ -205,7 +210,11 @@ def measure(
 
 
 def reconstruct_field(
-    images: PriorInputs, geometry: Geometry, method: Method, reference: Bools | None = None
+    images: PriorInputs,
+    geometry: Geometry,
+    method: Method,
+    reference: Bools | None = None,
+    labels: npt.NDArray | None = None,
 ) -> FieldReconstruction:
     """Susceptibility of a measured field, with and without a prior: the method after the fit.
 
@@ -219,6 +228,8 @@ def reconstruct_field(
         Everything that changes the maps.
     reference : (X, Y, Z) ndarray of bool, optional
         Where the maps have mean 0.
+    labels : (X, Y, Z) ndarray of int, optional
+        Regions whose means have an error.
 
     Examples
     --------
@@ -236,8 +247,9 @@ def reconstruct_field(
     """
     prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers
-    ).flattened_field
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
+        prior.tissue_shift,
+    ).flattened_field  # fmt: skip
 
     found: dict[str, ArmResult] = {}
     for arm in method.arms:
@@ -245,13 +257,27 @@ def reconstruct_field(
         size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
         shared = None if arm.local_of is None else found[arm.local_of].local
-        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error, shared)
+        start = prior.outer_chi if arm.continued else None
+        local, inversion = invert_field(
+            field, images.field_sd, geometry, arm, model_error, shared, start
+        )
         prior_chi = None if arm.conventional else prior.prior_chi
         of_arm = local.known if arm.certain_field else reference
         chi = recombine(inversion.chi, prior_chi, local.known, of_arm)
         found[arm.prefix] = ArmResult(local, inversion, chi)
     results = {arm.name: found[arm.prefix] for arm in method.arms}
-    return FieldReconstruction(prior, flattened_field, **results)
+    (local, inversion, _), arm = results['preconditioned'], method.preconditioned
+    made_of = MapInputs(
+        local.local_field,
+        images.field_sd,
+        prior.prior_chi,
+        inversion.chi,
+        inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
+        arm.clip_outliers,
+    )
+    known = geometry._replace(mask=local.known)
+    uncertainty = map_uncertainty(made_of, known, labels, reference)
+    return FieldReconstruction(prior, flattened_field, uncertainty=uncertainty, **results)
 
 
 def invert_field(
@@ -261,17 +287,19 @@ def invert_field(
     arm: Arm,
     model_error: float = MODEL_ERROR,
     local: BackgroundRemoval | None = None,
+    start: npt.NDArray | None = None,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
     ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm. With ``local``
-    the background is that which was removed already.
+    the background is that which was removed already; ``start`` are the sources outside that the
+    background removal begins with (:func:`pdf`).
     """
     if arm.certain_field:
         geometry = geometry._replace(mask=quality_mask(field_sd, geometry.mask).mask)
     if local is None:
         weights = noise_weights(field_sd, geometry.mask, model_error)
-        local = remove_background(field, geometry, arm, weights)
+        local = remove_background(field, geometry, arm, weights, start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, model_error)
     return local, invert(local.local_field, known, arm, weights)

@@ -13,6 +13,7 @@ from typing import Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.files import write_bidsignore, write_shared
+from precondqsm_bids.revision import full_version
 
 NAME = 'precondqsm_bids'
 BIDS_VERSION = '1.10.0'
@@ -92,7 +93,7 @@ def write_dataset_description(
         'Name': f'{NAME}: preconditioned quantitative susceptibility mapping',
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
-        'GeneratedBy': [{'Name': NAME, 'Version': __version__} | _code_url() | _container()],
+        'GeneratedBy': [{'Name': NAME, 'Version': full_version()} | _code_url() | _container()],
         'SourceDatasets': [
             {'DOI': raw['DatasetDOI']} if raw.get('DatasetDOI') else {'URL': links['raw']}
         ],

@@ -42,6 +42,8 @@ class Map(NamedTuple):
     """Only with this arm (name of an :class:`~precondqsm_bids.method.Arm`)."""
     on_request: bool = False
     """Only where the settings ask for it."""
+    of_trust: bool = False
+    """Says how far another map is to be believed, and is no susceptibility."""
 
     @property
     def file_unit(self) -> str | None:
@@ -75,6 +77,10 @@ STATIC_DEPHASING = Algorithm(
     'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749',
 )
 DIFFERENCE = Algorithm('Difference of R2* and the stated R2', STATIC_DEPHASING.reference)
+TISSUE_SHIFT = Algorithm(
+    'A constant frequency for each cell of the prior, fitted with the susceptibility',
+    'Schweser F, Zivadinov R, NMR Biomed 2018;31:e3999',
+)
 CONVOLUTION = Algorithm(
     'Convolution with the voxel-integrated dipole kernel',
     'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
@@ -109,6 +115,12 @@ _CONSENSUS_MASK = (
 )  # fmt: skip
 _CONSENSUS = (*_CONSENSUS_MASK, 'consensus_dipole_inversion', 'consensus_recombination')
 
+UNCERTAINTY = Algorithm(
+    "Variances of the prior's error and of the noise by the power of the local field, at each "
+    'wavelength and place, through the closed form of the inversion',
+    'Bilgic B et al., J Magn Reson Imaging 2014;40:181 (the closed form)',
+)
+
 _ROWS = (
     Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
         'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
@@ -135,6 +147,15 @@ _ROWS = (
     Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
         'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
         INVERSION, (*_CHAIN, 'dipole_inversion')),
+    Map('chi_sd', 'ppm', 'standard deviation of the preconditioned susceptibility', 'Chimap',
+        'precondstd', 'anat',
+        'Standard deviation of the preconditioned susceptibility: noise and misfit of the field, '
+        'and what the prior lacks and the field does not reach', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
+    Map('support', '1', 'support by the field', 'Chimap', 'support', 'anat',
+        'Part of the preconditioned susceptibility that the field decided rather than the '
+        'contrast, from 0 to 1', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
     Map('r2star', '1/s', 'R2*', 'R2starmap', None, 'anat',
         'Effective transverse relaxation rate R2*', FIT, ('echo_fit',), many_echoes=True),
     Map('t2star', 's', 'T2*', 'T2starmap', None, 'anat',
@@ -157,8 +178,13 @@ _ROWS = (
     Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
         'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
     Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
-        "Total field minus the calculated field of the prior and of the object's shape",
+        "Total field minus the calculated field of the prior and of the object's shape, and minus "
+        'the tissue shift',
         CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
+    Map('tissue_shift', 'ppm', 'tissue shift', 'fieldmap', 'tissueshift', 'fmap',
+        'Frequency of the tissue that is no field of a dipole, as the prior fit found it; the '
+        'flattened field is without it',
+        TISSUE_SHIFT, _PRIOR, on_request=True),
     Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
         'Flattened field without the field of sources outside the region of interest',
         PDF, _CHAIN),
@@ -197,7 +223,7 @@ def names_of(
     maps are those of ``one_echo``.
 
     >>> names_of(one_echo=True, arms=())[:4]
-    ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
+    ['precond_chi', 'prior_chi', 'residual_chi', 'chi_sd']
     """
     return [
         name

@@ -11,7 +11,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
-from precondqsm_bids.method import LONGER, RANGES, Method
+from precondqsm_bids.method import RANGES, Method
 from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
 from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
@@ -296,7 +296,7 @@ def test_nodes_take_every_number_that_the_method_allows(end):
     settings = {name: getattr(allowed, end) for name, allowed in RANGES.items()}
     workflow = init_precondqsm_wf(Method(**settings))
     iterations = workflow.get_node('background_removal').inputs.iterations
-    assert iterations == LONGER * settings['pdf_iterations']
+    assert iterations == settings['pdf_iterations']
 
 
 def test_conventional_arm_sees_no_prior():
@@ -546,6 +546,13 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
     np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
     np.testing.assert_array_equal(volume('flattening', 'flattened_field'), maps.flattened_field)
+    for port in ('chi_sd', 'support'):
+        expected = getattr(maps.uncertainty, port)
+        np.testing.assert_array_equal(volume('uncertainty', port), expected)
+        assert expected[maps.preconditioned.local.known].mean() > 0
+    assert nodes['uncertainty'].result.outputs.record['regions'].keys() == {
+        str(i) for i in maps.uncertainty.regions
+    }
     for of_method in method.arms:
         arm, prefix = getattr(maps, of_method.name), of_method.prefix
         np.testing.assert_array_equal(volume(f'{prefix}recombination', 'chi'), arm.map.chi)
