@@ -33,9 +33,6 @@ BACKGROUNDS = {
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
 FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
-LONGER = 3
-"""Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so
-weak that late iterations take the rest of the background, not sources inside."""
 
 
 class Range(NamedTuple):
@@ -123,6 +120,10 @@ class Arm(NamedTuple):
         flattened.
     iterations : int
         Of projection onto dipole fields.
+    continued : bool
+        Whether these start with the sources outside that the fit of the prior has found. What a
+        prior that describes the interior leaves is so weak that late iterations take the rest of
+        the background, not sources inside.
     rule : str
         How lambda is chosen where it is not given: ``l-curve`` or ``risk``.
     reg_weight : float or None
@@ -144,6 +145,7 @@ class Arm(NamedTuple):
 
     prefix: str = ''
     iterations: int = 30
+    continued: bool = False
     rule: str = 'l-curve'
     reg_weight: float | None = None
     clip_outliers: bool = False
@@ -216,8 +218,8 @@ class Method:
     background : str
         Word of :data:`BACKGROUNDS`, for both arms.
     pdf_iterations : int
-        Iterations of the background removal ``pdf``, times :data:`LONGER` after a prior that
-        describes the interior.
+        Iterations of the background removal ``pdf``; after a prior that describes the interior
+        they go on from the sources outside that its fit has found.
     reg_weight : float or None
         Lambda of the inversion in both arms, mm; None leaves it to ``reg_rule``.
     reg_rule : str
@@ -237,8 +239,8 @@ class Method:
     Examples
     --------
     >>> Method().preconditioned
-    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, \
-inversion='l2', background='pdf', local_of=None, certain_field=False)
+    Arm(prefix='', iterations=30, continued=True, rule='risk', reg_weight=None, \
+clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_field=False)
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -424,7 +426,8 @@ inversion='l2', background='pdf', local_of=None, certain_field=False)
         """The arm whose field is flattened by the prior."""
         return Arm(
             prefix='',
-            iterations=self.pdf_iterations * (LONGER if self.describes_interior else 1),
+            iterations=self.pdf_iterations,
+            continued=self.describes_interior,
             rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
             clip_outliers=self.describes_interior,

@@ -457,8 +457,8 @@ def test_python_examples_run(page, number, tiny_run, tmp_path, monkeypatch):
     source.write_text(python_blocks(page)[number], encoding='utf-8')
     example = ModuleType('example')
     vars(example).update(tiny_run)
-    added = mock.patch.dict(TERMS), mock.patch.dict(BASES)  # what an example adds
-    with added[0], added[1], mock.patch.dict(sys.modules, example=example):
+    monkeypatch.setitem(sys.modules, 'example', example)
+    with mock.patch.dict(TERMS), mock.patch.dict(BASES):  # what an example adds
         exec(compile(source.read_text(encoding='utf-8'), source, 'exec'), vars(example))
     if hasattr(example, 'workflow'):
         maps = [nib.load(path) for path in tmp_path.glob('work/mine/**/recombination/chi.nii')]

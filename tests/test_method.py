@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import INVERSIONS, LONGER, RANGES, TERMS, Method
+from precondqsm_bids.method import INVERSIONS, RANGES, TERMS, Method
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_message_opens_with_the_name_of_the_field(values, message):
 def test_arms():
     plain, published = Method().arms
     assert (plain.prefix, published.prefix) == ('', 'conventional_')
-    assert plain.iterations == LONGER * published.iterations == LONGER * 30
+    assert plain.iterations == published.iterations == 30
+    assert (plain.continued, published.continued) == (True, False)
+    assert not Method(prior='r2prime').preconditioned.continued
     assert (plain.clip_outliers, published.clip_outliers) == (True, False)
     assert len(Method(conventional=False).arms) == 1
     assert {arm.rule for arm in Method(reg_rule='risk').arms} == {'risk'}

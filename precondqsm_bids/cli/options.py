@@ -28,7 +28,6 @@ from precondqsm_bids.method import (
     BACKGROUNDS,
     FIELD_WORDS,
     INVERSIONS,
-    LONGER,
     MASK_WORDS,
     PRIOR_FITS,
     R2_WORDS,
@@ -160,7 +159,7 @@ OPTIONS = {
              + f' (default: {Method.background})'),
         _row('--pdf-iterations', type=count, metavar='N',
              help=f'iterations of the background removal (default: {Method.pdf_iterations}) by '
-             f'pdf, times {LONGER} after a prior of '
+             'pdf; they go on from the sources that the fit has found after a prior of '
              + ' or '.join(word for word, term in TERMS.items() if term.describes_interior)),
         _row('--inversion', choices=tuple(INVERSIONS),
              help='inversion of the local field in both arms: '

@@ -6,7 +6,7 @@ from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import is_image
 from precondqsm_bids.numerics.given_field import UNITS, from_ppm
-from precondqsm_bids.numerics.precondition import check_map
+from precondqsm_bids.numerics.precondition import check_residual
 
 
 class FieldInUnitsInputSpec(InputSpec):
@@ -46,7 +46,7 @@ class TakeMapOutputSpec(TraitedSpec):
 
 
 class TakeMap(Stage):
-    """Check a map by another program: :func:`precondqsm_bids.numerics.precondition.check_map`."""
+    """Check a map: :func:`precondqsm_bids.numerics.precondition.check_residual`."""
 
     input_spec = TakeMapInputSpec
     output_spec = TakeMapOutputSpec
@@ -57,5 +57,5 @@ class TakeMap(Stage):
         if not is_image(path):
             raise ValueError(f'{path} is no NIfTI file (.nii or .nii.gz): convert it')
         chi = self._load('residual_chi')
-        record = check_map(chi, self._load('field'), self._geometry())
+        record = check_residual(chi, self._load('field'), self._geometry())
         return {'residual_chi': chi, 'record': record}

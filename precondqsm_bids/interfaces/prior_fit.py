@@ -74,7 +74,11 @@ class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
+    outer_chi = File(
+        desc='sources outside that the fit has found, ppm, on the grid of the solver (NumPy)'
+    )
     expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
+    tissue_shift = File(desc='frequency of the tissue that is no field of a dipole, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -84,6 +88,7 @@ class PriorFit(Stage):
     input_spec = PriorFitInputSpec
     output_spec = PriorFitOutputSpec
     like = 'total_field'
+    off_grid = ('outer_chi',)
 
     def _compute(self):
         inputs = self.inputs

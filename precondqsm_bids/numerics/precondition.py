@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.method import Method
+from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.flattening import flatten_field
@@ -61,7 +62,8 @@ class Preconditioned(NamedTuple):
         size = self.prior.expected_size if arm.clip_outliers else None
         field_sd = self.found.images.field_sd
         weights = noise_weights(field_sd, geometry.mask, MODEL_ERROR if size is None else size)
-        return remove_background(self.flattened_field, geometry, arm, weights)
+        start = self.prior.outer_chi if arm.continued else None
+        return remove_background(self.flattened_field, geometry, arm, weights, start)
 
     def around(self, inner: Inversion, takes: str = 'total') -> Recombination:
         """Susceptibility by an inversion of somebody else's.
@@ -80,7 +82,7 @@ class Preconditioned(NamedTuple):
         Raises
         ------
         ValueError
-            What the inversion gave is no map of this field (:func:`check_map`).
+            What the inversion gave is no map of this field (:func:`check_residual`).
         """
         if takes not in TAKES:
             raise ValueError(f'takes = {takes!r} is not one of {" and ".join(TAKES)}')
@@ -102,12 +104,12 @@ class Preconditioned(NamedTuple):
         """Susceptibility from a map (ppm) that was made of ``field``, the flattened one if None.
 
         ``mask`` is where the map is known, the region of interest if None. Raises ValueError as
-        :func:`check_map` does.
+        :func:`check_residual` does.
         """
         mask = self.mask if mask is None else mask
         field = self.flattened_field if field is None else field
         residual_chi = np.asarray(residual_chi)
-        check_map(residual_chi, field, self.found.geometry._replace(mask=mask))
+        check_residual(residual_chi, field, self.found.geometry._replace(mask=mask))
         return recombine(residual_chi, self.prior.prior_chi, mask, self.found.reference)
 
 
@@ -119,7 +121,7 @@ def precondition(
 ) -> Preconditioned:
     """Field of a scan without that of a first estimate: :func:`reconstruct` up to the flattening.
 
-        f' = f - D chi_prior
+        f' = f - D chi_prior - tissue shift
 
     Any inversion of the flattened field ``f'``, with ``chi_prior`` added to it, is a map of the
     measured field ``f``: :meth:`Preconditioned.around`.
@@ -166,12 +168,13 @@ def precondition(
     found = measure(scan, method, companions, workers)
     prior = first_estimate(found.images, found.geometry, method)
     flat = flatten_field(
-        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers
-    )
+        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers,
+        prior.tissue_shift,
+    )  # fmt: skip
     return Preconditioned(flat.flattened_field, flat.prior_field, prior, found, method)
 
 
-def check_map(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[str, Any]:
+def check_residual(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[str, Any]:
     """Compare a susceptibility from another program with the field that it was made of.
 
     A map in ppm has about the field that it explains, ``D chi = f``: the slope of one on the
@@ -204,22 +207,14 @@ def check_map(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> dict[
     >>> mask = np.ones((8, 8, 8), bool); chi = np.zeros(mask.shape); chi[4, 4, 4] = 1
     >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
     >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))
-    >>> check_map(1000 * chi, field, geometry)
+    >>> check_residual(1000 * chi, field, geometry)
     Traceback (most recent call last):
     ...
     ValueError: residual_chi has 1e+03 times the field that it was made of: it is in another ...
     """
     mask, voxel_size, b0_dir, workers = geometry
-    if chi.shape != mask.shape:
-        raise ValueError(
-            f'residual_chi {chi.shape} and the flattened field {mask.shape} differ in shape: the '
-            'inversion should leave the grid as it is'
-        )
+    check_inside(chi, 'residual_chi', mask)
     inside = np.where(mask, chi, 0)
-    if unknown := int(np.count_nonzero(~np.isfinite(inside))):
-        raise ValueError(
-            f'residual_chi is not finite in {unknown} voxels of the region: mask the inversion'
-        )
     own = forward_field(inside.astype(np.float32), voxel_size, b0_dir, mask, workers)
     where = _whole_cubes(mask, voxel_size)
     f, g = (_detail(v, mask, voxel_size)[where] for v in (field, own))

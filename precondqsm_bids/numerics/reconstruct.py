@@ -236,8 +236,9 @@ def reconstruct_field(
     """
     prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers
-    ).flattened_field
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
+        prior.tissue_shift,
+    ).flattened_field  # fmt: skip
 
     found: dict[str, ArmResult] = {}
     for arm in method.arms:
@@ -245,7 +246,10 @@ def reconstruct_field(
         size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
         shared = None if arm.local_of is None else found[arm.local_of].local
-        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error, shared)
+        start = prior.outer_chi if arm.continued else None
+        local, inversion = invert_field(
+            field, images.field_sd, geometry, arm, model_error, shared, start
+        )
         prior_chi = None if arm.conventional else prior.prior_chi
         of_arm = local.known if arm.certain_field else reference
         chi = recombine(inversion.chi, prior_chi, local.known, of_arm)
@@ -261,17 +265,19 @@ def invert_field(
     arm: Arm,
     model_error: float = MODEL_ERROR,
     local: BackgroundRemoval | None = None,
+    start: npt.NDArray | None = None,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
     ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm. With ``local``
-    the background is that which was removed already.
+    the background is that which was removed already; ``start`` are the sources outside that the
+    background removal begins with (:func:`pdf`).
     """
     if arm.certain_field:
         geometry = geometry._replace(mask=quality_mask(field_sd, geometry.mask).mask)
     if local is None:
         weights = noise_weights(field_sd, geometry.mask, model_error)
-        local = remove_background(field, geometry, arm, weights)
+        local = remove_background(field, geometry, arm, weights, start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, model_error)
     return local, invert(local.local_field, known, arm, weights)

@@ -75,6 +75,10 @@ STATIC_DEPHASING = Algorithm(
     'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749',
 )
 DIFFERENCE = Algorithm('Difference of R2* and the stated R2', STATIC_DEPHASING.reference)
+TISSUE_SHIFT = Algorithm(
+    'A constant frequency for each cell of the prior, fitted with the susceptibility',
+    'Schweser F, Zivadinov R, NMR Biomed 2018;31:e3999',
+)
 CONVOLUTION = Algorithm(
     'Convolution with the voxel-integrated dipole kernel',
     'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
@@ -157,8 +161,13 @@ _ROWS = (
     Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
         'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
     Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
-        "Total field minus the calculated field of the prior and of the object's shape",
+        "Total field minus the calculated field of the prior and of the object's shape, and minus "
+        'the tissue shift',
         CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
+    Map('tissue_shift', 'ppm', 'tissue shift', 'fieldmap', 'tissueshift', 'fmap',
+        'Frequency of the tissue that is no field of a dipole, as the prior fit found it; the '
+        'flattened field is without it',
+        TISSUE_SHIFT, _PRIOR, on_request=True),
     Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
         'Flattened field without the field of sources outside the region of interest',
         PDF, _CHAIN),
@@ -177,9 +186,6 @@ MAPS = {row.name: row for row in _ROWS}
 
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
-
-LATER = ('precond_chi', 'residual_chi', 'local_field')
-"""Those of the preconditioned arm that come after the flattening."""
 
 WITH_VALUES = tuple(
     name for name, row in WRITTEN.items() if row.unit and row.suffix != 'magnitude'
@@ -218,4 +224,8 @@ def up_to_flattening(names: Iterable[str]) -> list[str]:
     >>> up_to_flattening(['precond_chi', 'prior_chi', 'local_field', 'flattened_field'])
     ['prior_chi', 'flattened_field']
     """
-    return [name for name in names if not (name in LATER or MAPS[name].arm)]
+    return [
+        name
+        for name in names
+        if not MAPS[name].arm and 'background_removal' not in MAPS[name].stages
+    ]

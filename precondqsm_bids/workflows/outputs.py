@@ -67,7 +67,10 @@ def ports_of(run: Run, settings: Settings) -> list[str]:
         one_echo=run.without_r2star,
         field_given=run.field is not None,
         arms=arms,
-        requested=('prior_labels',) if settings.write_prior_labels else (),
+        requested=(
+            *(['prior_labels'] if settings.write_prior_labels else []),
+            *(['tissue_shift'] if settings.method.describes_interior else []),
+        ),
     )
     if settings.stop_after:
         return [*up_to_flattening(names), 'record']

@@ -71,7 +71,7 @@ def init_preconditioning_wf(
     Parameters
     ----------
     method : Method, optional
-        As for :func:`init_precondqsm_wf`; its inversion and conventional arm are not used, and
+        As for :func:`init_precondqsm_wf`; its inversion and other arms are not used, and
         its ``background`` only if the inversion takes a local field.
     inner : Inner, node or workflow, optional
         From the flattened field to its susceptibility. None ends the workflow with the flattened
@@ -93,7 +93,7 @@ def init_preconditioning_wf(
     ValueError
         The prior is made of R2* and there is one echo; or ``inner`` has no such port.
     """
-    method = replace(method or Method(), conventional=False)
+    method = replace(method or Method(), conventional=False, consensus=False)
     if inner is not None and not isinstance(inner, Inner):
         inner = Inner(inner)
     local = inner is not None and inner.takes == 'local'

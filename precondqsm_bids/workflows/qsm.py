@@ -240,6 +240,7 @@ def _edges(method, one_echo):
         ('echo_fit', 'flattening', _same('total_field')),
         ('shape_mask', 'flattening', [('roi_mask', 'mask')]),
         (estimate, 'flattening', _same('prior_chi')),
+        ('prior_fit', 'flattening', _same('tissue_shift') * interior),
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
         # the comparison
@@ -262,6 +263,7 @@ def _edges(method, one_echo):
             _same('s0', 'misfit') * (not one_echo and not method.field_given)),
         ('r2prime_prior', 'outputnode', _same('r2prime')),
         ('prior_fit', 'outputnode', _same('prior_labels') * bool(method.fit)),
+        ('prior_fit', 'outputnode', _same('tissue_shift') * interior),
         (estimate, 'outputnode', _same('prior_chi')),
         ('flattening', 'outputnode', _same('flattened_field', 'prior_field')),
         ('shape_mask' if method.by_theory else estimate, 'outputnode',
@@ -306,6 +308,7 @@ def _arm_edges(method, arm: Arm):
         ('flattening', pdf, [('flattened_field', 'field')]),
         (pdf, 'outputnode', _same('background_field')),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, pdf, [('outer_chi', 'start')] * (arm.continued and arm.background == 'pdf')),
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),

@@ -30,6 +30,11 @@ R2 = {
     'literature': 'that of the literature for each tissue class [@gelman1999]',
 }
 
+SHIFT = (
+    ', and with it the frequency of each cell that the fit found to be no field of a dipole '
+    '[@schweser2018]'
+)
+
 
 def sentences(method: Method, one_echo: bool = False, phase_difference: bool = False) -> str:
     """Methods text of a reconstruction, citations in Pandoc's form.
@@ -41,8 +46,9 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
     text = [
         *before(method, one_echo, phase_difference),
         'From the flattened field the background was removed by '
-        f'{BACKGROUNDS[arm.background].format(arm.iterations)}; the residual was inverted '
-        f'{INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the estimate was added back.',
+        f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
+        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; '
+        'and the estimate was added back.',
         *(_comparison(other, arm) for other in conventional),
         _reference(method.reference),
     ]
@@ -76,7 +82,7 @@ def before(method: Method, one_echo: bool, phase_difference: bool) -> list[str]:
         _estimate(method, one_echo),
         f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
-        'total field.',
+        f'total field{SHIFT if method.describes_interior else ""}.',
     ]
 
 
@@ -120,6 +126,12 @@ def _weight(arm: Arm) -> str:
     return f'a regularisation weight of {arm.reg_weight:g} mm'
 
 
+def _start(arm: Arm) -> str:
+    if arm.background != 'pdf' or not arm.continued:
+        return ''
+    return ', which went on from the sources outside that the fit of the prior had found'
+
+
 def _comparison(conventional: Arm, arm: Arm) -> str:
     """An arm beside the preconditioned one, and how it differs from that."""
     if conventional.certain_field:
@@ -127,8 +139,8 @@ def _comparison(conventional: Arm, arm: Arm) -> str:
     if conventional.local_of is not None:
         return f'It was made once more with {_weight(conventional)}.'
     differs = ''
-    if arm.background == 'pdf' and conventional.iterations != arm.iterations:
-        differs += f', with {conventional.iterations} iterations'
+    if _start(arm):
+        differs += ', from no sources on'
     if _weight(conventional) != _weight(arm):
         differs += f', with {_weight(conventional)}'
     return (

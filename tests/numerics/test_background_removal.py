@@ -78,6 +78,28 @@ def test_local_and_background_fields_are_told_apart():
     assert np.linalg.norm(kept - alone) < 0.05 * np.linalg.norm(background[SPHERE])
 
 
+def test_right_sources_to_start_with_leave_nothing():
+    """The field is that of sources on the grid by a plain cyclic convolution."""
+    grid = solver_grid(SPHERE)
+    kernel = cyclic_prism_kernel(grid.shape, VOXEL_SIZE, TILTED)
+    sources = np.zeros(grid.shape, np.float32)
+    sources[3, 4, 5], sources[-2, 20, 20] = 100, -300
+    whole = fft.irfftn(fft.rfftn(sources) * kernel, s=grid.shape)
+    field = grid.extract(whole, SPHERE.shape)
+    inside = grid.embed(SPHERE)
+    plain = pdf(field, SPHERE, VOXEL_SIZE, TILTED, iterations=1)
+    found = pdf(field, SPHERE, VOXEL_SIZE, TILTED, iterations=1, start=sources + 7 * inside)
+    assert (plain.start, found.start) == ('zero', 'prior_fit')
+    size = np.abs(field[SPHERE]).max()
+    assert np.abs(found.local_field).max() < 1e-5 * size
+    assert np.abs(plain.local_field).max() > 0.1 * size
+
+
+def test_start_of_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r'start \(9, 9, 9\) is not on the grid of this mask'):
+        pdf(SPHERE * 1.0, SPHERE, VOXEL_SIZE, (0, 0, 1), start=np.zeros((9, 9, 9)))
+
+
 def test_thirty_iterations_by_default():
     assert inspect.signature(pdf).parameters['iterations'].default == 30
     field = outside_field(TILTED, seed=1)

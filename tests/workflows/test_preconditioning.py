@@ -6,6 +6,7 @@ truth is that of the simulation.
 
 import logging
 import sys
+from dataclasses import replace
 
 import nibabel as nb
 import numpy as np
@@ -236,7 +237,7 @@ def test_foreign_workflow(tmp_path, phantom, division):
 
 
 def test_without_an_inversion_it_ends_with_the_flattened_field(tmp_path, phantom):
-    workflow = init_preconditioning_wf(METHOD, one_echo=True)
+    workflow = init_preconditioning_wf(replace(METHOD, consensus=True), one_echo=True)
     assert 'inverted' not in workflow.__desc__
     found = run(workflow, tmp_path, phantom)
     roi = load(found['shape_mask', 'roi_mask'], bool)

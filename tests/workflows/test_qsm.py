@@ -11,7 +11,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
-from precondqsm_bids.method import LONGER, RANGES, Method
+from precondqsm_bids.method import RANGES, Method
 from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
 from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
@@ -296,7 +296,7 @@ def test_nodes_take_every_number_that_the_method_allows(end):
     settings = {name: getattr(allowed, end) for name, allowed in RANGES.items()}
     workflow = init_precondqsm_wf(Method(**settings))
     iterations = workflow.get_node('background_removal').inputs.iterations
-    assert iterations == LONGER * settings['pdf_iterations']
+    assert iterations == settings['pdf_iterations']
 
 
 def test_conventional_arm_sees_no_prior():
