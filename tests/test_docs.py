@@ -422,6 +422,14 @@ def test_index_leads_to_every_page():
     assert sorted(' '.join(trees).split()) == pages
 
 
+def test_each_of_fifteen_questions_has_an_answer_that_leads_further():
+    parts = re.split(r'^## (.*)$', read('docs/faq.md'), flags=re.MULTILINE)[1:]
+    answers = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert len(answers) == 15
+    for question, answer in answers.items():
+        assert re.search(r'\]\([\w.#-]+\)', answer), question
+
+
 @pytest.fixture(scope='module')
 def tiny_run(tmp_path_factory):
     """Names that the examples use: files of a phantom of 3 mm voxels, and its echo times."""
