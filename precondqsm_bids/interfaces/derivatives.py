@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 from isal import isal_zlib
@@ -121,6 +120,8 @@ class Derivatives(SimpleInterface):
 
     def _draw(self, maps: dict[str, str]) -> None:
         """Draw cross-sections of the maps, L-curves, and values per label."""
+        from matplotlib import rc_context
+
         inputs = self.inputs
         names = {figure.desc: figure.name for figure in FIGURES}
         drawn = {name: view(maps[name]) for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps}
@@ -132,7 +133,7 @@ class Derivatives(SimpleInterface):
             for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
         }
-        with mpl.rc_context(STYLE):
+        with rc_context(STYLE):
             for desc, figure in draw_maps(drawn, np.array(grid.get_zooms()[:3], float), labels):
                 save(figure, self._path('figures', names[desc]))
             save(draw_l_curves(known), self._path('figures', names['lcurve']))

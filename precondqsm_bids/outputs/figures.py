@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from precondqsm_bids.outputs.files import whole
+
+if TYPE_CHECKING:  # matplotlib is imported where something is drawn
+    from matplotlib.figure import Figure
 
 STYLE: dict[Any, Any] = {
     'font.size': 9,
@@ -133,6 +134,9 @@ def save(figure: Figure, path: Path) -> None:
 
 def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Draw L-curves by the name of their arm (``precond``, ``conventional``)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     # Of fixed margins: to fit them, matplotlib lays out every tick of the logarithmic axes.
     figure = Figure(figsize=(9, 3.8))
     left, right = figure.subplots(
@@ -181,6 +185,8 @@ def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def draw_roi_values(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Bars per label and map, black marks where a cylinder has a reference value."""
+    from matplotlib.figure import Figure
+
     relative = bool(rows) and 'precond_chi_minus_medium' in rows[0]
     key = 'minus_medium' if relative else 'mean'
     if relative:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 from precondqsm_bids.numerics.roi_values import surrounding_label
+
+if TYPE_CHECKING:  # matplotlib is imported where something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DRAWN = (
     'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
@@ -155,6 +154,11 @@ class _View:
         panels: Sequence[Panel],
         contours: tuple[list[np.ndarray], list[np.ndarray]] | None = None,
     ) -> Figure:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        grey = mpl.colormaps['gray'].with_extremes(bad='black')
         width = 3.1
         heights = width * self.size[[2, 1]] / self.size[0]
         # Very tall or flat objects would make a page of their own.
@@ -176,7 +180,7 @@ class _View:
                 axes = grid[row, column]
                 extent = (0, self.size[0], 0, self.size[2 - row])
                 shown = axes.imshow(
-                    plane, cmap=_GREY, vmin=panel.limits[0], vmax=panel.limits[1],
+                    plane, cmap=grey, vmin=panel.limits[0], vmax=panel.limits[1],
                     extent=extent, origin='lower', interpolation='nearest', aspect='equal',
                 )  # fmt: skip
                 axes.axhline(cross[1 - row], color='white', linestyle=':', linewidth=0.7)
@@ -197,9 +201,6 @@ class _View:
         return figure
 
 
-_GREY = mpl.colormaps['gray'].with_extremes(bad='black')
-
-
 def _outline(axes: Axes, planes: Sequence[np.ndarray], extent: tuple[float, ...]) -> None:
     for plane, colour, style in zip(planes, ('#ff9a2e', '#3fd0ff'), ('-', '--'), strict=True):
         if plane.any() and not plane.all():
@@ -210,6 +211,8 @@ def _outline(axes: Axes, planes: Sequence[np.ndarray], extent: tuple[float, ...]
 
 
 def _letters(axes: Axes, vertical: tuple[str, str]) -> None:
+    from matplotlib.patheffects import withStroke
+
     style: dict[str, Any] = {
         'color': '#ffd75e',
         'fontsize': 8,
