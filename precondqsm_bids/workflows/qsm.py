@@ -169,9 +169,13 @@ def _stage(name):
 
 
 def _node(name, interface, threads, mem_gb):
-    """A stage as a node, with its memory and threads."""
+    """A stage as a node, with its memory and threads.
+
+    The conventional arm has one thread, so that it is computed beside the fit of the prior, which
+    takes longer.
+    """
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
-    if threads > 1 and _stage(name) in ('echo_fit', *STAGE_MEMORY):
+    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY):
         node.inputs.num_threads = node.n_procs = threads
     return node
 
