@@ -421,7 +421,9 @@ def test_relative_links_resolve(page):
 
 
 def test_index_leads_to_every_page():
-    trees = re.findall(r'```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
+    trees = re.findall(
+        r'```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL
+    )
     pages = sorted({page.stem for page in DOCS.glob('*.md')} - {'index'})
     assert sorted(' '.join(trees).split()) == pages
 
