@@ -87,7 +87,7 @@ def group_of_five(raw):
     """The third has much noise, the fourth is the second once more, the fifth is cut off."""
     rng = np.random.default_rng(0)
     for path in sorted((raw / 'sub-03').rglob('*part-*.nii.gz')):
-        noise = 0.8 if 'part-phase' in path.name else 0.0  # rad
+        noise = 0.3 if 'part-phase' in path.name else 0.0  # rad
         change(path, lambda data, noise=noise: data + noise * rng.normal(size=data.shape))
     for path in sorted((raw / 'sub-02').rglob('*part-*')):
         name = path.name.replace('sub-02', 'sub-04')
