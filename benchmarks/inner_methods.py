@@ -141,9 +141,7 @@ def main(argv=None):
     """Simulate, invert, write the table into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--program', action='append', default=[], metavar='NAME:TAKES=COMMAND')
-    parser.add_argument(
-        '--scale', type=float, default=1.0, help='of the matrix (default: 1, 3 mm)'
-    )
+    parser.add_argument('--scale', type=float, default=1.0, help='of the matrix (1: 3 mm)')
     parser.add_argument('--out', type=Path, default=PAGE, help='page with the marks of the table')
     options = parser.parse_args(argv)
     results = {}
