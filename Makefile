@@ -2,12 +2,14 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check bench picture docs dist constraints image test-image test-apptainer test-slurm clean
+.PHONY: help venv demo test check bench picture screenshots lights docs dist constraints image test-image test-apptainer test-slurm clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SHOTS_ARGS ?=
+LIGHTS_ARGS ?=
 export VENV
 
 bin := $(VENV)/bin
@@ -71,6 +73,12 @@ bench: $(ready)  ## docs/performance.md, measured here: nothing else should run 
 
 picture: $(ready)  ## docs/figures/head_and_tubes.png, the picture of README
 	@$(bin)/python scripts/picture.py
+
+screenshots: $(ready)  ## pictures of the pages, in docs/figures (needs Chromium; SHOTS_ARGS=... adds options)
+	@$(bin)/python benchmarks/screenshots.py $(SHOTS_ARGS)
+
+lights: $(ready)  ## the table of prepared runs in docs/reading.md (LIGHTS_ARGS=... adds options)
+	@$(bin)/python benchmarks/lights.py $(LIGHTS_ARGS)
 
 docs: $(ready)  ## the pages as HTML, in docs/_build; a warning is an error
 	@$(bin)/python -m sphinx -W --keep-going -q docs docs/_build

@@ -74,6 +74,7 @@ class Settings:
     stop_on_first_crash: bool = False
     boilerplate_only: bool = False
     reports_only: bool = False
+    report_self_contained: bool = False
     dry_run: bool = False
     stop_after: str | None = None
     resume_with: Path | None = None

@@ -11,7 +11,7 @@ from precondqsm_bids.method import Method
 
 STAGE_MEMORY = {
     'prior_fit': 5, 'flattening': 3, 'background_removal': 3, 'dipole_inversion': 5,
-    'comparison': 3,
+    'comparison': 3, 'uncertainty': 5,
 }  # fmt: skip
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""
 FIT_MEMORY = (0.05, 1.4, 32.5)

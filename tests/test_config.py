@@ -37,6 +37,7 @@ ODD = Settings(
     stop_on_first_crash=True,
     boilerplate_only=True,
     reports_only=True,
+    report_self_contained=True,
     dry_run=True,
     stop_after='flattening',
     resume_with=Path('/their/maps'),

@@ -265,7 +265,11 @@ def test_outputs_page_has_every_sidecar_key():
     chosen |= {'fit': 'global', 'b0_dir': [0, 0, 1]}
     measured = dict.fromkeys(('reference_value', 'reference_sd', 'roi_mean', 'roi_sd'), 0.0)
     record = {stage: chosen | measured for output in WRITTEN.values() for stage in output.stages}
-    facts = Facts(['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'))
+    facts = Facts(
+        ['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'),
+        matrix=[9, 9, 9], voxel_size=[1.0, 1.0, 1.0],
+    )  # fmt: skip
+    record['shape_mask'] = record.get('shape_mask', {}) | {'volumes': [1.0]}
     keys = set()
     for output in WRITTEN.values():
         sidecar = compose_sidecar(output, record, facts)

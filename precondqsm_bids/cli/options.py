@@ -224,6 +224,9 @@ OPTIONS = {
         _switch('--boilerplate-only', 'write the methods text (CITATION.md) and compute nothing'),
         _switch('--reports-only',
                 'assemble the reports from what is in the output folder and compute nothing'),
+        _switch('--report-self-contained',
+                'put the figures into the pages of the participants, each of which then is one '
+                'file that needs no other'),
         _switch('--dry-run',
                 'print what would be run on which files, and what is wrong with them'),
         _row('-v', '--verbose', action='count',

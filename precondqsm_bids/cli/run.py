@@ -225,7 +225,33 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failu
     for subject in found.subjects:
         if subject not in failed:
             finish(subject)
+    if found.runs and not settings.stop_after:
+        cite_what_was_done(call, found)
     return [failure for own in failed.values() for failure in own]
+
+
+def cite_what_was_done(call: Call, found: Found) -> None:
+    """Put the methods text of the runs that were completed in the place of the planned one."""
+    from precondqsm_bids.outputs.report import completed
+    from precondqsm_bids.outputs.sentences import text_of_runs
+
+    started = (call.log_dir / 'config.toml').stat().st_mtime
+    done: dict[str, Any] = {}
+    for subject in found.subjects:
+        done |= completed(call.settings.output_dir, subject, started)
+    write_citation(call, text_of_runs(done))
+
+
+def write_citation(call: Call, text: str) -> None:
+    """Write the methods text and the BibTeX of what it cites beside the log; nothing for none."""
+    from precondqsm_bids.outputs.citations import bibliography
+
+    for name, content in (('CITATION.md', text), ('CITATION.bib', bibliography(text))):
+        path = call.log_dir / name
+        if content:
+            path.write_text(content, encoding='utf-8')
+        else:
+            path.unlink(missing_ok=True)
 
 
 def build(call: Call, found: Found) -> tuple[str, Any]:
@@ -241,7 +267,7 @@ def build(call: Call, found: Found) -> tuple[str, Any]:
 
     workflow = init_base_wf(settings, found.runs, call.log_name)
     citation = workflow.visit_desc()
-    (call.log_dir / 'CITATION.md').write_text(citation, encoding='utf-8')
+    write_citation(call, citation)
     if settings.write_graph:
         write_graph(workflow, call.log_dir)
     return citation, workflow

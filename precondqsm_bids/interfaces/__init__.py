@@ -15,6 +15,7 @@ from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
 from precondqsm_bids.interfaces.recombination import Recombination
 from precondqsm_bids.interfaces.shape_mask import ShapeMask
 from precondqsm_bids.interfaces.take_field import TakeField
+from precondqsm_bids.interfaces.uncertainty import Uncertainty
 
 __all__ = [
     'BackgroundRemoval',
@@ -28,4 +29,5 @@ __all__ = [
     'Recombination',
     'ShapeMask',
     'TakeField',
+    'Uncertainty',
 ]

@@ -17,6 +17,7 @@ class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
     mask = File(
         exists=True, mandatory=True, desc='region of interest: voxels outside it do not count'
     )
+    record = traits.Dict(desc='stage -> its numbers; of the uncertainty those of each label')
 
 
 class _RoiValuesOutputSpec(TraitedSpec):
@@ -43,7 +44,9 @@ class RoiValues(SimpleInterface):
         if (known := maps.pop('consensus_mask', None)) is not None:
             maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
-        rows = roi_rows(labels, names, mask, maps, image.affine)
+        record = self.inputs.record if isdefined(self.inputs.record) else {}
+        regions = record.get('uncertainty', {}).get('regions')
+        rows = roi_rows(labels, names, mask, maps, image.affine, regions)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'
         write_table(out_file, columns, rows)

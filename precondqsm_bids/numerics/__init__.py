@@ -91,6 +91,12 @@ from precondqsm_bids.numerics.shape_mask import (
 )
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.total_variation import TotalVariation, tv_inversion
+from precondqsm_bids.numerics.uncertainty import (
+    MapInputs,
+    RegionUncertainty,
+    Uncertainty,
+    map_uncertainty,
+)
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 from precondqsm_bids.numerics.vsharp import Vsharp, vsharp
 

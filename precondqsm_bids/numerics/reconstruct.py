@@ -25,6 +25,7 @@ from precondqsm_bids.numerics.recombination import Recombination, recombine, ref
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, Uncertainty, map_uncertainty
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -73,6 +74,8 @@ class FieldReconstruction(NamedTuple):
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
     """Arm of the flattened field."""
+    uncertainty: Uncertainty
+    """Of the preconditioned map."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
     conventional_risk: ArmResult | None = None
@@ -160,7 +163,9 @@ def reconstruct(
     """
     method = method or Method()
     found = measure(scan, method, companions, workers)
-    maps = reconstruct_field(found.images, found.geometry, method, found.reference)
+    maps = reconstruct_field(
+        found.images, found.geometry, method, found.reference, companions.labels
+    )
     return Reconstruction(found.region, found.measured, found.theory, maps)
 
 
@@ -205,7 +210,11 @@ def measure(
 
 
 def reconstruct_field(
-    images: PriorInputs, geometry: Geometry, method: Method, reference: Bools | None = None
+    images: PriorInputs,
+    geometry: Geometry,
+    method: Method,
+    reference: Bools | None = None,
+    labels: npt.NDArray | None = None,
 ) -> FieldReconstruction:
     """Susceptibility of a measured field, with and without a prior: the method after the fit.
 
@@ -219,6 +228,8 @@ def reconstruct_field(
         Everything that changes the maps.
     reference : (X, Y, Z) ndarray of bool, optional
         Where the maps have mean 0.
+    labels : (X, Y, Z) ndarray of int, optional
+        Regions whose means have an error.
 
     Examples
     --------
@@ -255,7 +266,18 @@ def reconstruct_field(
         chi = recombine(inversion.chi, prior_chi, local.known, of_arm)
         found[arm.prefix] = ArmResult(local, inversion, chi)
     results = {arm.name: found[arm.prefix] for arm in method.arms}
-    return FieldReconstruction(prior, flattened_field, **results)
+    (local, inversion, _), arm = results['preconditioned'], method.preconditioned
+    made_of = MapInputs(
+        local.local_field,
+        images.field_sd,
+        prior.prior_chi,
+        inversion.chi,
+        inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
+        arm.clip_outliers,
+    )
+    known = geometry._replace(mask=local.known)
+    uncertainty = map_uncertainty(made_of, known, labels, reference)
+    return FieldReconstruction(prior, flattened_field, uncertainty=uncertainty, **results)
 
 
 def invert_field(

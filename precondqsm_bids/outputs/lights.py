@@ -29,6 +29,7 @@ from precondqsm_bids.numerics.shape_mask import (
     MOST_FADING,
     MOST_LEFT_OUT,
 )
+from precondqsm_bids.outputs.reporting import consensus_deviations
 from precondqsm_bids.outputs.wording import Numbers, field_given, one_echo
 
 LEVELS = {
@@ -312,14 +313,7 @@ def _consistency(record: Numbers, metadata: Mapping[str, Any]) -> Light:
 
 def _consensus(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     """What the QSM consensus (10.1002/mrm.30006) advises and this run has not."""
-    found = []
-    fit = record.get('echo_fit', {})
-    if one_echo(fit):
-        found.append('one echo, not several')
-    if str(metadata.get('MRAcquisitionType', '')).upper() == '2D':
-        found.append('2D acquisition, not 3D')
-    if record.get('recombination', {}).get('reference') == 'none':
-        found.append('no reference: values cannot be compared with those of others')
+    found = consensus_deviations(record, metadata)
     if not record:
         return Light('unknown', NOT_RECORDED)
     sentence = f'deviates in: {"; ".join(found)}; state it with the results' if found else 'none'

@@ -42,6 +42,8 @@ class Map(NamedTuple):
     """Only with this arm (name of an :class:`~precondqsm_bids.method.Arm`)."""
     on_request: bool = False
     """Only where the settings ask for it."""
+    of_trust: bool = False
+    """Says how far another map is to be believed, and is no susceptibility."""
 
     @property
     def file_unit(self) -> str | None:
@@ -113,6 +115,12 @@ _CONSENSUS_MASK = (
 )  # fmt: skip
 _CONSENSUS = (*_CONSENSUS_MASK, 'consensus_dipole_inversion', 'consensus_recombination')
 
+UNCERTAINTY = Algorithm(
+    "Variances of the prior's error and of the noise by the power of the local field, at each "
+    'wavelength and place, through the closed form of the inversion',
+    'Bilgic B et al., J Magn Reson Imaging 2014;40:181 (the closed form)',
+)
+
 _ROWS = (
     Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
         'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
@@ -139,6 +147,15 @@ _ROWS = (
     Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
         'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
         INVERSION, (*_CHAIN, 'dipole_inversion')),
+    Map('chi_sd', 'ppm', 'standard deviation of the preconditioned susceptibility', 'Chimap',
+        'precondstd', 'anat',
+        'Standard deviation of the preconditioned susceptibility: noise and misfit of the field, '
+        'and what the prior lacks and the field does not reach', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
+    Map('support', '1', 'support by the field', 'Chimap', 'support', 'anat',
+        'Part of the preconditioned susceptibility that the field decided rather than the '
+        'contrast, from 0 to 1', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
     Map('r2star', '1/s', 'R2*', 'R2starmap', None, 'anat',
         'Effective transverse relaxation rate R2*', FIT, ('echo_fit',), many_echoes=True),
     Map('t2star', 's', 'T2*', 'T2starmap', None, 'anat',
@@ -206,7 +223,7 @@ def names_of(
     maps are those of ``one_echo``.
 
     >>> names_of(one_echo=True, arms=())[:4]
-    ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
+    ['precond_chi', 'prior_chi', 'residual_chi', 'chi_sd']
     """
     return [
         name

@@ -17,19 +17,21 @@ from precondqsm_bids.interfaces.roi_values import RoiValues
 from precondqsm_bids.outputs.dataset import bids_uri, fieldmap_stem
 from precondqsm_bids.outputs.maps import MAPS, WITH_VALUES, names_of, up_to_flattening
 
-INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels')
+ECHOES = ('echo_magnitude', 'echo_phase')
+INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels', *ECHOES)
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
-the segmentation on the grid of the maps."""
+the segmentation and the echoes on the grid of the maps."""
 
-BYTES_PER_VOXEL = 50
+BYTES_PER_VOXEL = 70
 """Memory of the node that writes, with the pages of the images that it maps: as measured."""
 
 
 def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -> Workflow:
     """Write the derivatives of one run; with labels, the table of values too.
 
-    ``inputnode`` has those outputs of `init_precondqsm_wf` that :func:`ports_of` names, and
-    ``labels`` where the run has some.
+    ``inputnode`` has those outputs of `init_precondqsm_wf` that :func:`ports_of` names,
+    ``labels`` where the run has some, and ``echo_magnitude`` and ``echo_phase``, one file an
+    echo, of which the report shows two.
     """
     workflow = Workflow(name=name)
     ports = ports_of(run, settings)
@@ -46,14 +48,15 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         mem_gb=BYTES_PER_VOXEL * math.prod(run.matrix) / 1024**3,
         n_procs=settings.omp_nthreads,
     )
-    workflow.connect([(inputnode, derivatives, _same(*ports))])
+    workflow.connect([(inputnode, derivatives, _same(*ports, *(() if run.field else ECHOES)))])
     if run.labels and not settings.stop_after:
         derivatives.inputs.labels_source = _uri(run.labels, settings)
         inputnode.inputs.labels = run.labels
         roi_values = pe.Node(RoiValues(label_names=run.label_names or {}), name='roi_values')
         with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
-            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', *with_values)]),
+            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', 'record')]),
+            (inputnode, roi_values, _same(*with_values)),
             (inputnode, derivatives, _same('labels')),
             (roi_values, derivatives, [('out_file', 'table'), ('columns', 'columns')]),
         ])  # fmt: skip

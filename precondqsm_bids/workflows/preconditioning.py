@@ -13,6 +13,7 @@ from precondqsm_bids.method import Method
 from precondqsm_bids.numerics.given_field import UNITS
 from precondqsm_bids.numerics.precondition import TAKES
 from precondqsm_bids.outputs.maps import MAPS, up_to_flattening
+from precondqsm_bids.outputs.sentences import sentences_around
 from precondqsm_bids.workflows.qsm import (
     FIELDS_AND_SHAPE,
     connect,
@@ -20,7 +21,6 @@ from precondqsm_bids.workflows.qsm import (
     stage_node,
     stages_of,
 )
-from precondqsm_bids.workflows.sentences import sentences_around
 
 BEFORE = ('shape_mask', 'echo_fit', 'r2prime_prior', 'prior_fit', 'flattening')
 """Stages up to the flattened field."""

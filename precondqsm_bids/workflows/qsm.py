@@ -17,10 +17,11 @@ from precondqsm_bids.interfaces import (
     Recombination,
     ShapeMask,
     TakeField,
+    Uncertainty,
 )
 from precondqsm_bids.method import PORT, Arm, Method
 from precondqsm_bids.outputs.maps import MAPS
-from precondqsm_bids.workflows.sentences import sentences
+from precondqsm_bids.outputs.sentences import sentences
 
 ECHOES = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',
@@ -181,6 +182,9 @@ def stages_of(method, one_echo, phase_difference):
                 reference='roi-mean' if arm.certain_field else method.reference
             ),
         }
+    stages['uncertainty'] = Uncertainty(
+        clip_outliers=method.preconditioned.clip_outliers, reference=method.reference
+    )
     if method.conventional:
         stages['comparison'] = Comparison()
     return stages
@@ -253,7 +257,16 @@ def _edges(method, one_echo):
         ('echo_fit', 'comparison', [('field_sd', 'field_sd'), ('record', 'echo_fit')]),
         ('echo_fit', 'comparison', _same('r2star') * (not one_echo)),
         (known, 'comparison', [('roi_mask', 'mask')]),
+        # the uncertainty
+        ('background_removal', 'uncertainty', _same('local_field')),
+        ('echo_fit', 'uncertainty', _same('field_sd')),
+        (estimate, 'uncertainty', _same('prior_chi')),
+        ('dipole_inversion', 'uncertainty', [
+            ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
+        (known, 'uncertainty', [('roi_mask', 'mask')]),
+        ('inputnode', 'uncertainty', _same('labels', 'label_names')),
         # the outputs
+        ('uncertainty', 'outputnode', _same('chi_sd', 'support')),
         ('shape_mask', 'outputnode', _same('shape_mask')),
         (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(

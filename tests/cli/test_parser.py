@@ -84,6 +84,7 @@ def test_defaults(parse, tmp_path):
         ('--stop-on-first-crash', 'stop_on_first_crash', True),
         ('--boilerplate-only', 'boilerplate_only', True),
         ('--reports-only', 'reports_only', True),
+        ('--report-self-contained', 'report_self_contained', True),
         ('--dry-run', 'dry_run', True),
         ('-vv', 'verbose', 2),
         ('-v -v -v', 'verbose', 3),

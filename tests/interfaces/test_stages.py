@@ -40,6 +40,7 @@ from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, map_uncertainty
 from precondqsm_bids.outputs.sidecars import reference_of
 
 
@@ -810,6 +811,34 @@ def test_recombination(data, tmp_path, reference):
     assert result['record']['reference_value'] == pytest.approx(expected.reference_value)
 
 
+@pytest.mark.parametrize('reference', ['none', 'roi-mean', 'agar'])
+def test_uncertainty(data, tmp_path, reference):
+    labels = np.where(data.chi > 0, 1, 2).astype(np.int16)
+    result = run(
+        interfaces.Uncertainty,
+        tmp_path,
+        local_field=data.file('field'),
+        field_sd=data.file('sd'),
+        prior_chi=data.file('chi'),
+        residual_chi=data.file('residual', 0.1 * data.chi),
+        reg_weight=0.2,
+        mask=data.file('mask'),
+        reference=reference,
+        labels=data.file('labels', labels),
+        label_names={1: 'tube', 2: 'agar'},
+    )
+    region = {'none': None, 'roi-mean': data.mask, 'agar': labels == 2}[reference]
+    given = MapInputs(data.field, data.sd, data.chi, 0.1 * data.chi, 0.2)
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    expected = map_uncertainty(given, geometry, labels, region)
+    for port in ('chi_sd', 'support'):  # the voxel size of a header is rounded
+        np.testing.assert_allclose(result[port], getattr(expected, port), rtol=1e-4, atol=1e-6)
+    record = result['record']
+    assert record['regions']['1']['name'] == 'tube'
+    assert record['regions']['2']['error'] == pytest.approx(expected.regions[2].error, rel=1e-3)
+    assert json.loads(json.dumps(record)) == record
+
+
 def test_record_of_one_body_has_no_list_of_bodies(data, tmp_path):
     inputs = {'residual_chi': data.file('field'), 'mask': data.file('mask')}
     record = run(interfaces.Recombination, tmp_path, **inputs)['record']
@@ -1002,6 +1031,10 @@ MOVED = {
     'background_removal': (interfaces.BackgroundRemoval, ('field', 'field_sd', 'mask')),
     'dipole_inversion': (interfaces.DipoleInversion, ('local_field', 'mask')),
     'recombination': (interfaces.Recombination, ('residual_chi', 'prior_chi', 'mask')),
+    'uncertainty': (
+        interfaces.Uncertainty,
+        ('residual_chi', 'prior_chi', 'local_field', 'field_sd', 'mask'),
+    ),
     'comparison': (
         interfaces.Comparison,
         (

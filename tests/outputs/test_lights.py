@@ -183,7 +183,7 @@ def test_lights_stand_in_the_sidecar_of_the_map_and_in_the_table_of_the_group():
 
 def test_page_has_every_case_and_level():
     text = Path(__file__).parents[2].joinpath('docs/reading.md').read_text(encoding='utf-8')
-    table = text[text.index('## Prepared runs') :]
+    table = text[text.index('## Prepared records') :]
     headings = {row.name: row.heading for row in LIGHTS}
     rows = re.findall(r'^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$', table, re.MULTILINE)[1:]
     assert rows == [(what, headings[name], level) for what, _, name, level in CASES]

@@ -30,6 +30,8 @@ MAPS = [
     'anat/desc-conventional_Chimap',
     'anat/desc-prior_Chimap',
     'anat/desc-residual_Chimap',
+    'anat/desc-precondstd_Chimap',
+    'anat/desc-support_Chimap',
     'anat/R2starmap',
     'anat/T2starmap',
     'anat/S0map',
@@ -261,6 +263,7 @@ def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
     assert sidecar['VoxelSize'] == [1.5, 1.0, 2.0]
     assert sidecar['Reference'] | {'Note': ''} == {
         'Region': 'roi-mean',
+        'WholeRegion': 'object',
         'Subtracted': 0.01,
         'StandardDeviation': 0.2,
         'WholeRegionReferencedMean': 0.01,

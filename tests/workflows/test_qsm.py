@@ -546,6 +546,13 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
     np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
     np.testing.assert_array_equal(volume('flattening', 'flattened_field'), maps.flattened_field)
+    for port in ('chi_sd', 'support'):
+        expected = getattr(maps.uncertainty, port)
+        np.testing.assert_array_equal(volume('uncertainty', port), expected)
+        assert expected[maps.preconditioned.local.known].mean() > 0
+    assert nodes['uncertainty'].result.outputs.record['regions'].keys() == {
+        str(i) for i in maps.uncertainty.regions
+    }
     for of_method in method.arms:
         arm, prefix = getattr(maps, of_method.name), of_method.prefix
         np.testing.assert_array_equal(volume(f'{prefix}recombination', 'chi'), arm.map.chi)

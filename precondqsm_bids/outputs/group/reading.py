@@ -19,6 +19,7 @@ from precondqsm_bids.outputs.group.measures import (
 )
 from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.record import COLUMNS, warnings_of
+from precondqsm_bids.outputs.sentences import done
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
@@ -60,6 +61,12 @@ class RunValues(NamedTuple):
     columns: Sequence[str] = ()
     """Header of the table of values per region."""
     regions: Sequence[Sequence[str]] = ()
+    folder: Path | None = None
+    """Of its maps."""
+    methods: str = ''
+    """Its methods text; empty where the sidecar does not tell it."""
+    version: str = ''
+    """Of the program that wrote it."""
 
     @property
     def usable(self) -> bool:
@@ -184,7 +191,19 @@ def _read_run(
         coefficients=coefficients,
         columns=columns,
         regions=regions,
+        folder=folder,
+        methods=_methods(sidecar, parameters) if has_map else '',
+        version=str(sidecar.get('Toolbox', '')).rpartition(' ')[2],
     )
+
+
+def _methods(sidecar: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Methods text of a run by the sidecar of its map; empty for one that tells something else."""
+    try:
+        text = done({'record': parameters, 'settings': sidecar.get('Settings')})
+    except (AttributeError, KeyError, TypeError, ValueError):  # values of another kind
+        text = None
+    return text or ''
 
 
 def _of_further_arms(folder: Path, name: str, settings: Any) -> tuple[dict[str, Any], list[str]]:

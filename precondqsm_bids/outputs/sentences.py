@@ -1,6 +1,15 @@
-"""Methods text of the reconstruction, from the same value that the workflow is built from."""
+"""Methods text: of a reconstruction that is planned, and of runs that are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
 
 from precondqsm_bids.method import MAP, Arm, Method, term
+
+NAMED = 20
+"""Runs that a text names."""
 
 RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
@@ -36,15 +45,23 @@ SHIFT = (
 )
 
 
-def sentences(method: Method, one_echo: bool = False, phase_difference: bool = False) -> str:
+def sentences(
+    method: Method,
+    one_echo: bool = False,
+    phase_difference: bool = False,
+    record: Mapping[str, Any] | None = None,
+) -> str:
     """Methods text of a reconstruction, citations in Pandoc's form.
+
+    ``record`` is what the stages used and chose, where it is done: the text then says what was
+    done, and not what may be.
 
     >>> sentences(Method(reference='none')).splitlines()[-1]
     'Maps are not referenced.'
     """
     arm, *conventional = method.arms
     text = [
-        *before(method, one_echo, phase_difference),
+        *before(method, one_echo, phase_difference, record),
         'From the flattened field the background was removed by '
         f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
         f'the residual was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; '
@@ -74,13 +91,22 @@ def sentences_around(
     return '\n'.join(text) + '\n'
 
 
-def before(method: Method, one_echo: bool, phase_difference: bool) -> list[str]:
+def before(
+    method: Method,
+    one_echo: bool,
+    phase_difference: bool,
+    record: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Sentences up to the flattening."""
+    record = record or {}
     shape = ' and (where the region reaches its surface) of the shape of the object in air'
+    used = record.get('flattening', {}).get('shape', method.shape)
+    if used and 'flattening' in record:
+        shape = ' and of the shape of the object in air'
     return [
         _given_field(one_echo) if method.field_given else _field(one_echo, phase_difference),
-        _estimate(method, one_echo),
-        f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
+        _estimate(method, one_echo, record.get('prior_fit', {}).get('trust')),
+        f'The field of this estimate{shape if used else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         f'total field{SHIFT if method.describes_interior else ""}.',
     ]
@@ -91,6 +117,105 @@ def _reference(reference: str) -> str:
         'none': 'Maps are not referenced.',
         'roi-mean': 'Maps are relative to the mean of the region of interest.',
     }.get(reference, f'Maps are relative to the mean of the region "{reference}".')
+
+
+def region_sentence(inside: str, erosion: float) -> str:
+    """Methods sentence on a region of interest that is not the object itself.
+
+    ``inside`` is what was asked for or found (``auto``, ``brain``, ``object``), ``given``,
+    ``synthstrip`` or ``field``; the erosion is in mm.
+
+    >>> print(region_sentence('given', 2.0), end='')
+    Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
+    """
+    if inside == 'object' and not erosion:
+        return ''
+    part = {
+        'given': 'the part of the object inside a given mask',
+        'brain': 'the brain, found in the magnitude',
+        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
+        'auto': 'the object (of a head the brain, found in the magnitude)',
+        'field': 'the part of the object whose field is given',
+        'object': 'the object',
+    }[inside]
+    border = f', less a border of {erosion:g} mm,' if erosion else ''
+    return f'Only {part}{border} was reconstructed.\n'
+
+
+def opening(version: str) -> str:
+    """First sentence of a methods text."""
+    return (
+        f'Maps of magnetic susceptibility were computed with *precondqsm_bids* {version} '
+        '[@precondqsm_bids], which is based on *Nipype* [@nipype], with a preconditioned input '
+        'field [@preconditioning].\n'
+    )
+
+
+def done(summary: Mapping[str, Any]) -> str | None:
+    """Methods text of a run from the numbers that it left; None if they do not tell."""
+    record, settings = summary.get('record', {}), summary.get('settings') or {}
+    names = {field.name for field in fields(Method)}
+    known = {key: value for key, value in settings.items() if key in names}
+    if known.get('b0_dir'):
+        known['b0_dir'] = tuple(known['b0_dir'])
+    if not known or not record:
+        return None
+    try:
+        method = Method(**known)
+    except (TypeError, ValueError):  # of a version with other words
+        return None
+    fit, region = record.get('echo_fit', {}), record.get('shape_mask', {})
+    without_r2star = 'r2prime_prior' not in record
+    difference = str(fit.get('offset_model')).startswith('none')
+    text = sentences(method, without_r2star, difference, record)
+    return region_sentence(_region(region.get('mask', 'object')), region.get('erosion', 0)) + text
+
+
+def _region(mask: str) -> str:
+    """The word of `region_sentence` for what the record calls the mask."""
+    if mask in ('object', 'brain'):
+        return mask
+    if mask.startswith('synthstrip_'):
+        return 'synthstrip'
+    return 'field' if '_fieldmap.' in mask else 'given'
+
+
+def methods_text(texts: Mapping[str, str], versions: Iterable[str]) -> str:
+    """The whole methods text of several runs: what is the same is said once.
+
+    Parameters
+    ----------
+    texts : mapping
+        Name of each run -> its text.
+    versions : iterable of str
+        Of the program.
+
+    Examples
+    --------
+    >>> print(methods_text({'sub-1': 'A.', 'sub-2': 'B.'}, ['1.0']).partition('\\n\\n')[2])
+    Run sub-1: A.
+    <BLANKLINE>
+    Run sub-2: B.
+    <BLANKLINE>
+    """
+    if not texts:
+        return ''
+    alike: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        alike.setdefault(text.strip(), []).append(name)
+    parts = [opening(' and '.join(sorted(set(versions))))]
+    for text, names in alike.items():
+        if len(alike) > 1:
+            more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
+            text = f'Run{"s" * (len(names) > 1)} {", ".join(names[:NAMED])}{more}: {text}'
+        parts.append(text + '\n')
+    return '\n'.join(parts)
+
+
+def text_of_runs(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """Methods text of the runs that left numbers; empty if there are none or they do not tell."""
+    texts = {name: text for name, summary in summaries.items() if (text := done(summary))}
+    return methods_text(texts, [str(summaries[name].get('version')) for name in texts])
 
 
 def _given_field(one_echo: bool) -> str:
@@ -160,14 +285,17 @@ def _consensus(arm: Arm) -> str:
     )
 
 
-def _estimate(method: Method, one_echo: bool) -> str:
+def _estimate(method: Method, one_echo: bool, trust: float | None) -> str:
     terms = [_term(word, method, one_echo) for word in method.prior]
     if method.fit is None:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
+    found = ''
+    if trust is not None:
+        found = ': in full' if trust >= 1 else ': in part' if trust else ': not at all'
     return (
         'A first estimate of the susceptibility was fitted to the field, together with the '
         f'sources outside the region: {"; ".join(terms)}. It counts as far as it explains more of '
-        'the field than the same estimate mirrored, turned or shifted.'
+        f'the field than the same estimate mirrored, turned or shifted{found}.'
     )
 
 
