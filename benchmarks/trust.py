@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from page import STYLE, percent, reflow, save_figure, save_text, table, yes
 from scipy import ndimage
 
-from precondqsm_bids.numerics import Companions, Scan, b0_direction, reconstruct
+from precondqsm_bids.numerics import Companions, Scan, b0_direction, bodies, reconstruct
 from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import SWITCHES, scanner
@@ -82,7 +82,9 @@ def run(name):
     seconds = time.process_time() - began
     roi, uncertainty = found.region.roi_mask, found.maps.uncertainty
     error = np.where(roi, found.chi - phantom.chi, 0)
-    error[roi] -= error[roi].mean()
+    of_body = bodies(roi)
+    for number in range(1, of_body.max() + 1):
+        error[of_body == number] -= error[of_body == number].mean()
     depth = ndimage.distance_transform_edt(np.pad(roi, 1))[1:-1, 1:-1, 1:-1]
     held = np.abs(error) < 2 * uncertainty.chi_sd
     regions = [

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
+from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
@@ -33,6 +34,9 @@ LEAST_RESOLUTION = 0.1
 """Resolution of a region below which it is no longer divided by."""
 MOST_NOISE = 100.0
 """Largest variance of the noise in a voxel, over that of the mean voxel."""
+WALL = 3.0
+"""Standard deviation over the median one from which voxels are walls of strong sources, whose
+errors have one sign."""
 HALF = 0.5
 """Support below which a value, or a pattern, is the prior's rather than the field's."""
 
@@ -151,7 +155,8 @@ def map_uncertainty(
     counts how errors go together over voxels; and two parts that are one error in the whole
     region: ``(1 - R) / R`` times the larger of the residual's mean there and what its spectrum
     lets expect of a region of this shape, ``R = <x, W D x> / <x, x>`` being the part that
-    regularisation shows; and the border, whose errors have one sign.
+    regularisation shows; and the border, and in the reference the walls of strong sources (voxels
+    of three times the median standard deviation), whose errors have one sign.
 
     Memory: 60 bytes per voxel of the solver's grid; one transform for each label.
 
@@ -210,13 +215,16 @@ def map_uncertainty(
         out[box] = np.where(model.mask, of_box, 0)
         return out
 
-    regions = {}
+    regions: dict[int, RegionUncertainty] = {}
     if labels is not None:
-        mean = None if reference is None else reference[box]
-        numbers = np.unique(labels[mask])
-        regions = {
-            int(i): model.region(labels[box] == i, mean) for i in numbers[numbers > 0].tolist()
-        }
+        numbers, of_body = np.unique(labels[mask]), bodies(model.mask)
+        for i in numbers[numbers > 0].tolist():
+            region, held = labels[box] == i, None
+            if reference is not None:
+                # Each body has a reference of its own, see `recombine`.
+                body = of_body == np.bincount(of_body[region & model.mask]).argmax()
+                held = body & reference[box] if np.any(body & reference[box]) else body
+            regions[int(i)] = model.region(region, held)
     return Uncertainty(
         in_volume(np.sqrt(model.variance)), in_volume(model.support()), model.resolution, regions
     )
@@ -362,7 +370,8 @@ class _Model:
         x = region.astype(np.float32) / np.float32(np.count_nonzero(region))
         if reference is not None:
             held = reference & mask
-            x -= held / np.float32(held.sum() or 1)
+            share = held / np.float32(held.sum() or 1)
+            x -= share
         power = form.power(form.spectrum(x))
         energy = max(float(np.sum(power, dtype=float)), 1e-30)
 
@@ -376,7 +385,11 @@ class _Model:
         missed = (1 - resolution) / max(resolution, LEAST_RESOLUTION)
         shown = float(np.sum(x * given.residual_chi, where=mask, dtype=float))
         variance += missed**2 * max(float(shown**2), through(usual))
-        edge = float(np.sum(x * np.sqrt(self.variance), where=self.border, dtype=float))
+        sd = np.sqrt(self.variance)
+        edge = float(np.sum(x * sd, where=self.border, dtype=float))
+        if reference is not None:
+            walls = mask & ~self.border & (sd > WALL * np.median(sd[mask]))
+            edge -= float(np.sum(share * sd, where=walls, dtype=float))
         return RegionUncertainty(
             float(np.sqrt(variance + edge**2)), resolution, *self._of_region(region, x)
         )

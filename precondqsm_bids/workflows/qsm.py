@@ -197,9 +197,13 @@ def _stage(name):
 
 
 def stage_node(name, interface, threads, mem_gb):
-    """A stage as a node, with its memory and threads."""
+    """A stage as a node, with its memory and threads.
+
+    The arms beside the preconditioned one have one thread, so that they are computed beside the
+    fit of the prior, which takes longer.
+    """
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
-    if threads > 1 and _stage(name) in ('echo_fit', *STAGE_MEMORY):
+    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY):
         node.inputs.num_threads = node.n_procs = threads
     return node
 
