@@ -29,8 +29,8 @@ logs/         settings and log of every run of the program
 desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior,
 desc-consensus (with --preset consensus) the choice of the QSM consensus, and
 desc-prior plus desc-residual, minus the reference, is desc-precond; desc-precondstd is its
-standard deviation, and desc-support the part of it that the field decided. The JSON beside each map says
-how it was made, with every number.
+standard deviation, and desc-support the part of it that the field decided. The JSON beside each
+map says how it was made, with every number.
 """
 
 
