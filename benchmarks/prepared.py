@@ -192,11 +192,15 @@ RUNS = {
         ('--mask', '{raw}/hole.nii.gz'),
         mask_with_hole,
     ),
-    'slab': Prepared('A slab of 18 mm', (*TUBES, '--slices', '6'), {'region': 'doubtful'}),
+    'slab': Prepared(
+        'A slab of 18 mm, which does not tell the sign',
+        (*TUBES, '--slices', '6'),
+        {'sign': 'doubtful', 'region': 'doubtful'},
+    ),
     'no-air': Prepared(
-        'The middle of the head alone, no air',
+        'The middle of the head alone, no air: the sign is found wrong',
         HEAD,
-        {'region': 'doubtful', 'consistency': 'doubtful'},
+        {'sign': 'bad', 'region': 'doubtful', 'consistency': 'bad'},
         edit=crop,
     ),
     'two-bodies': Prepared(
@@ -224,7 +228,7 @@ RUNS = {
 
 GROUP = Prepared(
     'Five heads: two good, one of much noise, one of them again, one cut off',
-    (*HEAD, '--participants', '5'),
+    ('--kind', 'head', '--voxel-size', '4', '4', '4', '--participants', '5'),
     None,
     edit=group_of_five,
 )

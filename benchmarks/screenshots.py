@@ -32,7 +32,7 @@ PAGES = {
 LOOKS = {'light': 1180, 'dark': 1180, 'narrow': 600, 'print': 688}
 """Look -> width of the window, pixels."""
 
-LONGEST = {'light': 2600, 'dark': 1400, 'narrow': 1400, 'print': 1400}
+LONGEST = {'light': 1900, 'dark': 1300, 'narrow': 1300, 'print': 1300}
 """Height that is shown, pixels."""
 
 WIDTH = 760
@@ -103,7 +103,7 @@ def main():
                 height = round(image.height * WIDTH / image.width)
                 image = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
             target = FIGURES / f'page_{name}_{look}.jpg'
-            image.save(target, quality=60, optimize=True)
+            image.save(target, quality=45, optimize=True)
             print(f'{target.name}: {target.stat().st_size / 1000:.0f} kB', flush=True)
     if options.folder is None:
         shutil.rmtree(folder)

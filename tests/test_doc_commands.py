@@ -223,21 +223,6 @@ def test_three_commands_lead_to_a_map_of_the_head(tmp_path):
     assert [name for name in listed if not (tmp_path / name).exists()] == []
 
 
-@pytest.mark.slow
-def test_embedding_on_the_command_line(tmp_path):
-    """Flatten, invert by a program of another laboratory, recombine: the block as it stands."""
-    shutil.copy(ROOT / 'docs' / 'embedding' / 'division.py', tmp_path)
-    small = '--matrix 26 26 24 --voxel-size 3 3 3 --object-scale 0.6'
-    run(f'precondqsm_phantom raw {small} --echo-times 0.0014 0.0042 0.007', tmp_path)
-    run(section_block('embedding.md', '## On the command line'), tmp_path)
-    anat = tmp_path / 'out/sub-01/anat'
-    chi = nib.load(anat / 'sub-01_desc-precond_Chimap.nii.gz').get_fdata()
-    labels = tmp_path / 'raw/derivatives/truth/sub-01/anat/sub-01_desc-tubes_dseg.nii.gz'
-    labels = nib.load(labels).get_fdata()
-    strongest = chi[labels == 5].mean() - chi[labels == 6].mean()  # 1.5 ppm in agar
-    assert abs(strongest - 1.5) < 0.2
-
-
 @pytest.fixture
 def converted(tmp_path):
     """What dcm2niix leaves of a multi-echo scan: names and sidecars as its own are."""

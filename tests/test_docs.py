@@ -421,9 +421,19 @@ def test_relative_links_resolve(page):
 
 
 def test_index_leads_to_every_page():
-    trees = re.findall(r'```\{toctree\}\n(?::.*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL)
+    trees = re.findall(
+        r'```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)```', read('docs/index.md'), re.DOTALL
+    )
     pages = sorted({page.stem for page in DOCS.glob('*.md')} - {'index'})
     assert sorted(' '.join(trees).split()) == pages
+
+
+def test_each_of_fifteen_questions_has_an_answer_that_leads_further():
+    parts = re.split(r'^## (.*)$', read('docs/faq.md'), flags=re.MULTILINE)[1:]
+    answers = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert len(answers) == 15
+    for question, answer in answers.items():
+        assert re.search(r'\]\([\w.#-]+\)', answer), question
 
 
 @pytest.fixture(scope='module')

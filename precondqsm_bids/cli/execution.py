@@ -86,7 +86,8 @@ def execute(
     subjects = {node_name(f'participant-{name}'): name for name in found.subjects}
     progress = Progress(stages)
     plugin_args = {
-        'n_procs': settings.nprocs,
+        # Threads of a stage are idle at times: one stage of one thread has room beside it.
+        'n_procs': settings.nprocs + (settings.omp_nthreads > 1),
         'memory_gb': settings.mem_gb,
         'raise_insufficient': False,
         'node_timeout': 60 * settings.node_timeout if settings.node_timeout else None,

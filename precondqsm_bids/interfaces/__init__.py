@@ -1,7 +1,7 @@
 """One thin Nipype interface per stage, to embed in any workflow.
 
-Importing this package needs nipype and the numerics, nothing else. The node that writes and draws,
-which needs matplotlib, is imported by its own name (``precondqsm_bids.interfaces.derivatives``).
+Importing this package needs nipype and the numerics, nothing else. The node that writes and draws
+is imported by its own name (``precondqsm_bids.interfaces.derivatives``).
 """
 
 from precondqsm_bids.interfaces.background_removal import BackgroundRemoval

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
-from scipy.interpolate import BSpline
 
 from precondqsm_bids.numerics.echoes import TWO_PI, in_place, sample
 from precondqsm_bids.numerics.unwrapping import unwrap
@@ -167,6 +166,8 @@ def _bases(mask: Bools, size: F64) -> tuple[list[F64], list[F64], list[npt.NDArr
 
     Bins are symmetric about the middle of the mask, and have the mean of their voxels' splines.
     """
+    from scipy.interpolate import BSpline  # here: importing the nodes must stay quick
+
     others = [(1, 2), (0, 2), (0, 1)]
     extents = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
     lengths = [(e[-1] - e[0] + 1) * d for e, d in zip(extents, size, strict=True)]

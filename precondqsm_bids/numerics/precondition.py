@@ -1,5 +1,6 @@
 """The method around an inversion of somebody else's: what comes before it, and what after."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ OTHER_UNIT = 30.0
 """Factor between the field of a map and that which it was made of from which on the map is in
 another unit. The units that occur differ by 64 (Hz at 1.5 T) and more; what regularisation takes
 off a map is less."""
+MOST_LEFT_OUT = 0.01
+"""Fraction of the region without a map that is warned of."""
 SURE, OPPOSITE, UNLIKE = 0.5, -0.3, 0.1
 """Correlations of the two fields: from which on their ratio is one of units, below which the sign
 is the other one, and below which they have nothing in common."""
@@ -103,13 +106,15 @@ class Preconditioned(NamedTuple):
     ) -> Recombination:
         """Susceptibility from a map (ppm) that was made of ``field``, the flattened one if None.
 
-        ``mask`` is where the map is known, the region of interest if None. Raises ValueError as
-        :func:`check_residual` does.
+        ``mask`` is where the map is known, the region of interest if None. Raises ValueError, and
+        warns (UserWarning), of what :func:`check_residual` finds.
         """
         mask = self.mask if mask is None else mask
         field = self.flattened_field if field is None else field
         residual_chi = np.asarray(residual_chi)
-        check_residual(residual_chi, field, self.found.geometry._replace(mask=mask))
+        record = check_residual(residual_chi, field, self.found.geometry._replace(mask=mask))
+        for text in record['warnings']:
+            warnings.warn(text, stacklevel=2)
         return recombine(residual_chi, self.prior.prior_chi, mask, self.found.reference)
 
 
@@ -194,7 +199,8 @@ def check_residual(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> 
     Returns
     -------
     record : dict
-        ``field_slope``, ``field_correlation`` and ``warnings``.
+        ``field_slope``, ``field_correlation``, ``left_out_fraction`` (of the mask, where the map
+        is 0) and ``warnings``.
 
     Raises
     ------
@@ -219,15 +225,23 @@ def check_residual(chi: npt.NDArray, field: npt.NDArray, geometry: Geometry) -> 
     where = _whole_cubes(mask, voxel_size)
     f, g = (_detail(v, mask, voxel_size)[where] for v in (field, own))
     spread, explained = float(np.sqrt(f @ f)), float(np.sqrt(g @ g))
-    if not explained or not spread:
-        words = ['the inversion left a map that is constant'] * bool(spread)
-        return {'field_slope': None, 'field_correlation': None, 'warnings': words}
-    correlation = float(f @ g) / spread / explained
+    left_out = 1 - float(np.count_nonzero(chi[mask]) / np.count_nonzero(mask))
     record: dict[str, Any] = {
-        'field_slope': correlation * spread / explained,
-        'field_correlation': correlation,
+        'field_slope': None,
+        'field_correlation': None,
+        'left_out_fraction': left_out,
         'warnings': [],
     }
+    if not explained or not spread:
+        record['warnings'] = ['the inversion left a map that is constant'] * bool(spread)
+        return record
+    if left_out > MOST_LEFT_OUT:
+        record['warnings'].append(
+            f'the inversion left {left_out:.0%} of the region at 0, such as its rim: there the '
+            'map is the first estimate alone'
+        )
+    correlation = float(f @ g) / spread / explained
+    record |= {'field_slope': correlation * spread / explained, 'field_correlation': correlation}
     times = explained / spread
     if times > OTHER_UNIT or (correlation > SURE and times < 1 / OTHER_UNIT):
         raise ValueError(

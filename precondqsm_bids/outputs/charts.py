@@ -182,7 +182,7 @@ def draw_histograms(inside: Mapping[str, np.ndarray]) -> Figure:
     Prior and residual, which have no reference, are drawn about their mean.
     """
     figure = Figure(figsize=(9, 3.4))
-    axes = figure.subplots(gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.15, 'top': 0.89})
+    axes = figure.subplots(gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.15, 'top': 0.84})
     shown = {
         arm: values - (values.mean() if arm in ('prior', 'residual') and values.size else 0)
         for arm, values in inside.items()

@@ -21,7 +21,7 @@ from precondqsm_bids.numerics.field_quality import (
     REFUSED_UNUSABLE,
 )
 from precondqsm_bids.numerics.measure_field import MOST_AMBIGUOUS
-from precondqsm_bids.numerics.phase.sign import LEAST_CORRELATION
+from precondqsm_bids.numerics.phase.sign import CONTRADICTION, LEAST_CORRELATION
 from precondqsm_bids.numerics.prior.verdict import COUNTED
 from precondqsm_bids.numerics.shape_mask import (
     LEAST_COVERAGE,
@@ -162,6 +162,13 @@ def _sign(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     elif source == 'given' and unconfirmed:
         sentence = 'the sign is as stated; the field of the shape is too weak to confirm it'
         level = 'doubtful' if reversed_ else 'good'
+    weakly = number is not None and number < CONTRADICTION
+    if source == 'field of the shape' and reversed_ and weakly:
+        level = 'bad'
+        sentence = (
+            'the field of the shape tells the sign weakly, and R2* speaks against it: compare '
+            'with a map of this scanner (veins and iron are bright), and state --phase-sign'
+        )
     if reversed_ and source != 'field of the shape' and level in ('bad', 'doubtful'):
         sentence += '; the susceptibility falls where R2* rises, right for calcium, not for iron'
     if fit.get('b0_contradicted'):

@@ -54,6 +54,8 @@ CASES = (  # what it is, stage -> changes, the one light that is not good
      {'echo_fit': {'phase_sign_source': 'given', 'phase_sign_correlation': -0.5}}, 'sign', 'bad'),
     ('stated sign, and susceptibility falls where R2\\* rises',
      {'echo_fit': STATED, **AGAINST}, 'sign', 'doubtful'),
+    ('sign by a weak field of the shape, and susceptibility falls where R2\\* rises',
+     {'echo_fit': {'phase_sign_correlation': 0.43}, **AGAINST}, 'sign', 'bad'),
     ('B0 along another axis', {'echo_fit': {'b0_contradicted': True}}, 'sign', 'doubtful'),
     ('turns lost in unwrapping', {'echo_fit': {'ambiguous_fraction': 0.004}}, 'echoes', 'bad'),
     ('field of 0.08 ppm noise', {'echo_fit': {'median_field_sd': 0.08}}, 'echoes', 'doubtful'),

@@ -251,8 +251,17 @@ def test_settings_reach_their_nodes():
         assert get(f'{arm}background_removal').inputs.iterations == 11
         assert get(f'{arm}dipole_inversion').inputs.reg_weight == 0.3
         assert get(f'{arm}recombination').inputs.reference == 'agar'
-        assert get(f'{arm}dipole_inversion').inputs.num_threads == 3
-        assert get(f'{arm}dipole_inversion').n_procs == 3
+    for stage in ('echo_fit', 'background_removal', 'dipole_inversion'):
+        assert get(stage).inputs.num_threads == get(stage).n_procs == 3
+
+
+def test_conventional_arm_has_room_beside_the_fit():
+    """Of the processes that the app allows, one more than the threads of a node."""
+    get = init_precondqsm_wf(Method(), omp_nthreads=2).get_node
+    for stage in ('background_removal', 'dipole_inversion'):
+        node = get(f'conventional_{stage}')
+        assert node.inputs.num_threads == node.n_procs == 1
+        assert get('prior_fit').n_procs + node.n_procs == 2 + 1
 
 
 def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, sparse, stats
+from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
@@ -247,7 +247,9 @@ def _least_alike(
     prior: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> list[tuple[str, float, npt.NDArray[np.intp]]]:
     """Turns that make the prior least like itself: name, rank correlation, source voxels."""
-    ranks = stats.rankdata(prior)
+    from scipy.stats import rankdata  # here: importing the nodes must stay quick
+
+    ranks = rankdata(prior)
     ranks -= ranks.mean()
     energy = max(float(ranks @ ranks), 1.0)
     turns = []
