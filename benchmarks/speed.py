@@ -50,7 +50,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     add = parser.add_argument
     add('--only', nargs='+', choices=list(OBJECTS), default=['small', 'tubes', 'head'])
-    add('--repeat', type=int, default=5, metavar='N', help='runs, of which the median counts')
+    add('--repeat', type=int, default=3, metavar='N', help='runs, of which the median counts')
     add('--folder', type=Path, help='where to work, and keep the objects (default: temporary)')
     add('--out', type=Path, default=PAGE, metavar='FILE', help='the page')
     add('--run', nargs=3, type=Path, help=argparse.SUPPRESS)  # of itself: RAW FOLDER NODES
