@@ -1,6 +1,7 @@
 """One call of the app: what travels from the command line to the last message."""
 
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,15 @@ class Call:
         The environment before it was repaired for this process; that of jobs.
     log_name : str
         Name of the folders of the log and of the crash files.
+    started : float
+        Time of its start, seconds since the epoch.
     """
 
     settings: Settings
     command: str
     environment: Mapping[str, str]
     log_name: str = field(default_factory=new_log_name)
+    started: float = field(default_factory=time.time)
 
     @property
     def argv(self) -> list[str]:

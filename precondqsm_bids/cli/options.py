@@ -22,6 +22,7 @@ from precondqsm_bids.cli.option_types import (
     suffix,
     time_limit,
 )
+from precondqsm_bids.cli.presets import PRESETS
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
     BACKGROUNDS,
@@ -98,6 +99,10 @@ OPTIONS = {
                 '(which is run where it is installed; its errors go to the log)'),
     ],
     'Method': [
+        _row('--preset', nargs='+', choices=tuple(PRESETS),
+             help='settings by a word, over which other options take precedence: '
+             + '; '.join(f'{word}, {preset.help}' for word, preset in PRESETS.items())
+             + ' (default: none)'),
         _row('--field-strength', type=number(RANGES['field_strength']), metavar='TESLA',
              help='field strength (T) of images whose metadata lack MagneticFieldStrength or have '
              'one that cannot be'),
@@ -209,9 +214,19 @@ OPTIONS = {
         _switch('--stop-on-first-crash',
                 'stop everything at the first failure instead of finishing the other '
                 'participants'),
+        _row('--stop-after', choices=('flattening',),
+             help='write the flattened field, the prior and what comes before them, for an '
+             'inversion by another program'),
+        _row('--resume-with', type=path, metavar='PATH',
+             help='a susceptibility map (ppm) that another program made of the flattened field '
+             'in the output folder, or the folder of such maps, named <run>_..._Chimap: add the '
+             'prior again and write desc-precond_Chimap'),
         _switch('--boilerplate-only', 'write the methods text (CITATION.md) and compute nothing'),
         _switch('--reports-only',
                 'assemble the reports from what is in the output folder and compute nothing'),
+        _switch('--report-self-contained',
+                'put the figures into the pages of the participants, each of which then is one '
+                'file that needs no other'),
         _switch('--dry-run',
                 'print what would be run on which files, and what is wrong with them'),
         _row('-v', '--verbose', action='count',

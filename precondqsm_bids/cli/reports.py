@@ -1,7 +1,9 @@
 """The reports of the participants and of the group."""
 
 import errno
+import platform
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ def write_reports(
     from precondqsm_bids.outputs.report import Account
 
     failed = []
+    finished = time.time()
     for subject in found.subjects:
         labels = [run.label for run in found.runs if run.subject == subject]
         account = Account(
@@ -37,10 +40,21 @@ def write_reports(
                 for problem in found.problems
                 if problem.subject == subject and not problem.fatal
             ],
+            finished=time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(finished)),
+            seconds=round(finished - call.started, 1),
+            versions=versions(),
         )
         # What is there of a participant that failed may be of an earlier call.
         failed += _write_report(call, subject, account, () if account.crash_files else labels)
     return failed
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the maps depend on."""
+    from importlib.metadata import version
+
+    packages = ('nipype', 'nibabel', 'numpy', 'scipy', 'scikit-image')
+    return {'Python': platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _write_report(
@@ -49,9 +63,13 @@ def _write_report(
     """Assemble one report and repeat the warnings of these runs; the failure, if it fails."""
     from precondqsm_bids.outputs.report import Account, run_warnings, write_report
 
-    folder = call.settings.output_dir
+    settings = call.settings
+    folder = settings.output_dir
     try:
-        say(f'sub-{subject} | report {write_report(folder, subject, account or Account())}')
+        if not settings.stop_after:  # there is no map to report on
+            account = account or Account()
+            path = write_report(folder, subject, account, settings.report_self_contained)
+            say(f'sub-{subject} | report {path}')
         for label in warn_of:
             for text in run_warnings(folder, subject, label):
                 say(f'{label} | warning: {text}')
@@ -65,6 +83,7 @@ def reports_only(call: Call) -> int:
     """Assemble the reports of the participants that have outputs; the exit status."""
     from precondqsm_bids.inputs.index import participants
     from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.outputs.strip import refresh_strips
 
     wanted, folder = call.settings.participant_label, call.settings.output_dir
     known = [name for name in participants(folder) if (folder / f'sub-{name}/figures').is_dir()]
@@ -75,6 +94,8 @@ def reports_only(call: Call) -> int:
         )
     if not known:
         return nothing_to_do(f'no outputs in {folder}')
+    for subject in wanted or known:
+        refresh_strips(folder, subject)
     return conclude([f for subject in wanted or known for f in _write_report(call, subject)])
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from precondqsm_bids import __version__
 from precondqsm_bids.cli import environment, failures, work_folder
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
@@ -23,6 +22,7 @@ from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.reports import group, reports_only, write_reports
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
+from precondqsm_bids.revision import full_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,7 @@ def run_app(call: Call) -> int:
 
     Raises InputError if the request cannot be met.
     """
+    from precondqsm_bids.cli.resume import resume
     from precondqsm_bids.cli.submit import submit
     from precondqsm_bids.inputs.index import check_description
     from precondqsm_bids.inputs.run import InputError
@@ -66,6 +67,8 @@ def run_app(call: Call) -> int:
     plugin = read_plugin(settings.use_plugin)
     if settings.reports_only:
         return reports_only(call)
+    if settings.resume_with:
+        return resume(call)
 
     found = find(settings, here=plugin.is_local and not settings.submit)
     if settings.dry_run and not settings.submit:
@@ -173,7 +176,7 @@ def introduce(call: Call, found: Found) -> None:
     """Say what is about to happen, with which resources, and what is left out."""
     settings = call.settings
     cpus, memory = cpu_limit(), memory_limit()
-    say(f'precondqsm_bids {__version__}: {settings.bids_dir} -> {settings.output_dir}')
+    say(f'precondqsm_bids {full_version()}: {settings.bids_dir} -> {settings.output_dir}')
     say(
         f'{settings.nprocs} processes (of {cpus.value:g} CPUs: {cpus.source}), '
         f'{settings.omp_nthreads} threads each node, {settings.mem_gb:g} GB '
@@ -222,7 +225,33 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failu
     for subject in found.subjects:
         if subject not in failed:
             finish(subject)
+    if found.runs and not settings.stop_after:
+        cite_what_was_done(call, found)
     return [failure for own in failed.values() for failure in own]
+
+
+def cite_what_was_done(call: Call, found: Found) -> None:
+    """Put the methods text of the runs that were completed in the place of the planned one."""
+    from precondqsm_bids.outputs.report import completed
+    from precondqsm_bids.outputs.sentences import text_of_runs
+
+    started = (call.log_dir / 'config.toml').stat().st_mtime
+    done: dict[str, Any] = {}
+    for subject in found.subjects:
+        done |= completed(call.settings.output_dir, subject, started)
+    write_citation(call, text_of_runs(done))
+
+
+def write_citation(call: Call, text: str) -> None:
+    """Write the methods text and the BibTeX of what it cites beside the log; nothing for none."""
+    from precondqsm_bids.outputs.citations import bibliography
+
+    for name, content in (('CITATION.md', text), ('CITATION.bib', bibliography(text))):
+        path = call.log_dir / name
+        if content:
+            path.write_text(content, encoding='utf-8')
+        else:
+            path.unlink(missing_ok=True)
 
 
 def build(call: Call, found: Found) -> tuple[str, Any]:
@@ -238,7 +267,7 @@ def build(call: Call, found: Found) -> tuple[str, Any]:
 
     workflow = init_base_wf(settings, found.runs, call.log_name)
     citation = workflow.visit_desc()
-    (call.log_dir / 'CITATION.md').write_text(citation, encoding='utf-8')
+    write_citation(call, citation)
     if settings.write_graph:
         write_graph(workflow, call.log_dir)
     return citation, workflow

@@ -45,6 +45,6 @@ class BackgroundRemoval(Stage):
         return {
             'local_field': result.local_field,
             'background_field': result.background_field,
-            'roi_mask': None if result.known is geometry.mask else result.known,
+            'roi_mask': None if arm.background == 'pdf' else result.known,
             'record': result.record(arm, model_error),
         }

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 from isal import isal_zlib
-from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
+from matplotlib.figure import Figure
+from nipype.interfaces.base import (
+    File,
+    InputMultiPath,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
 from precondqsm_bids.interfaces.volumes import b0_along, load, view
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values, save
+from precondqsm_bids.outputs.charts import (
+    COLOURS,
+    STYLE,
+    draw_echo_phase,
+    draw_histograms,
+    draw_l_curves,
+    draw_roi_values,
+)
+from precondqsm_bids.outputs.figures import FIGURES, save
 from precondqsm_bids.outputs.files import json_ready, whole, write_atomic
 from precondqsm_bids.outputs.maps import MAPS, WRITTEN
 from precondqsm_bids.outputs.report import SUMMARY, summarise
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
 from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
+from precondqsm_bids.outputs.strip import STRIP, draw_strip, write_strip
 from precondqsm_bids.outputs.tables import read_table
 
 CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
 """Input with an L-curve -> name of its arm."""
+
+REFERENCE_NAMES = {'roi-mean': 'mean of the region', 'none': ''}
+"""What the maps are relative to, in words, where it is no label."""
 
 LEVEL = 1
 """Of the compression: the next takes three times as long for half a per cent."""
@@ -34,11 +56,15 @@ GZIP = 31
 """Window of 2^15 bytes, with the header and checksum of gzip."""
 
 
-class _DerivativesInputSpec(map_inputs(DRAWN, [name for name in MAPS if name not in DRAWN])):
+class _DerivativesInputSpec(map_inputs(MAPS)):
     record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
     l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
     conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
     facts = traits.Dict(mandatory=True, desc='fields of `Facts` but the grid')
+    echo_magnitude = InputMultiPath(
+        File(exists=True), nohash=True, desc='magnitude of each echo, of which two are drawn'
+    )
+    echo_phase = InputMultiPath(File(exists=True), nohash=True, desc='phase of each echo')
     labels = File(exists=True, desc='segmentation on the same grid')
     labels_source = traits.Str(desc='URI of the segmentation that the values were taken with')
     table = File(exists=True, desc='values per label')
@@ -59,7 +85,7 @@ class Derivatives(SimpleInterface):
     """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
     The maps are compressed in threads while the figures are drawn from the same files, which are
-    mapped into memory.
+    mapped into memory. Where nothing was inverted there are none to draw.
     """
 
     input_spec = _DerivativesInputSpec
@@ -69,16 +95,20 @@ class Derivatives(SimpleInterface):
     def _run_interface(self, runtime):
         inputs = self.inputs
         maps = defined_maps(inputs)
-        facts = facts_on_grid(inputs.facts, nb.load(inputs.precond_chi))
+        self._grid = maps['prior_chi']
+        facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
             written = {
                 name: pool.submit(self._write_map, name, file, facts)
                 for name, file in maps.items()
                 if name in WRITTEN
             }
-            self._draw(maps)
-            self._write_numbers(facts)
+            if isdefined(inputs.precond_chi):
+                known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps)
+                self._draw({name: view(maps[name]) for name in known}, facts)
+            self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
+        self._write_strip(maps)  # not older than its map
         return runtime
 
     def _path(self, datatype: str, ending: str) -> Path:
@@ -98,7 +128,7 @@ class Derivatives(SimpleInterface):
         write_compressed(file, target, factor)
         return target
 
-    def _write_numbers(self, facts: Facts) -> None:
+    def _write_numbers(self, facts: Facts, snr: float | None) -> None:
         """Write the table of values with its data dictionary, and the numbers of the report."""
         inputs = self.inputs
         if isdefined(inputs.table):
@@ -106,40 +136,88 @@ class Derivatives(SimpleInterface):
             labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
             _write_json(target, {**inputs.columns, 'Sources': [*facts.sources, *labels]})
             write_atomic(target, Path(inputs.table).read_text(encoding='utf-8'))
-        along = np.abs(b0_along(inputs.precond_chi)).max()
+        along = np.abs(b0_along(self._grid)).max()
         summary = summarise(
             facts,
             inputs.record,
             {name: curve for name in CURVES if isdefined(curve := getattr(inputs, name))},
             run=inputs.stems['anat'],
-            orientation=''.join(nb.aff2axcodes(nb.load(inputs.precond_chi).affine)),
+            orientation=''.join(nb.aff2axcodes(nb.load(self._grid).affine)),
             b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
+            snr=snr,
         )
         text = json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n'
         write_atomic(self._path('figures', SUMMARY), text)
 
-    def _draw(self, maps: dict[str, str]) -> None:
-        """Draw cross-sections of the maps, L-curves, and values per label."""
-        from matplotlib import rc_context
+    def _write_strip(self, maps: dict[str, str]) -> None:
+        """Draw the slices that the page of the group shows."""
+        size = nb.as_closest_canonical(nb.load(maps['precond_chi'])).header.get_zooms()[:3]
+        strip = draw_strip(view(maps['precond_chi']), view(maps['roi_mask']), np.array(size))
+        write_strip(self._path('figures', STRIP), strip)
 
-        inputs = self.inputs
-        names = {figure.desc: figure.name for figure in FIGURES}
-        drawn = {name: view(maps[name]) for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps}
+    def _draw(self, maps: dict[str, np.ndarray], facts: Facts) -> None:
+        """Draw slices of the maps and echoes, and the charts."""
+        inputs, names = self.inputs, {figure.desc: figure.name for figure in FIGURES}
         labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
         grid = nb.as_closest_canonical(nb.load(inputs.precond_chi)).header
+        slices = draw_maps(
+            maps | self._echoes(),
+            np.array(grid.get_zooms()[:3], float),
+            labels,
+            hz_per_ppm(facts.field_strength),
+        )
+        with mpl.rc_context(STYLE):
+            for desc, figure in (*slices, *self._charts(maps, facts)):
+                save(figure, self._path('figures', names[desc]))
+
+    def _echoes(self) -> dict[str, np.ndarray]:
+        """First and last echo as they are stored, the phase in rad."""
+        inputs = self.inputs
+        turn = inputs.record.get('echo_fit', {}).get('phase_turn') or 2 * np.pi
+        found = {}
+        for part in ('magnitude', 'phase'):
+            files = getattr(inputs, f'echo_{part}')
+            if isdefined(files):
+                for which, file in {'first': files[0], 'last': files[-1]}.items():
+                    if which == 'first' or len(files) > 1:
+                        found[f'{which}_{part}'] = view(file)
+        for name in ('first_phase', 'last_phase'):
+            if name in found:
+                turns = np.divide(found[name], turn, dtype=np.float32)
+                turns -= np.rint(turns)
+                turns *= np.float32(2 * np.pi)
+                found[name] = turns
+        return found
+
+    def _charts(self, maps: dict[str, np.ndarray], facts: Facts) -> Iterator[tuple[str, Figure]]:
+        """The figures that are no slices."""
+        inputs, record = self.inputs, self.inputs.record
         curves = {arm: getattr(inputs, name) for name, arm in CURVES.items()}
-        known = {
+        yield 'lcurve', draw_l_curves({
             arm: curve
             for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
-        }
-        with rc_context(STYLE):
-            for desc, figure in draw_maps(drawn, np.array(grid.get_zooms()[:3], float), labels):
-                save(figure, self._path('figures', names[desc]))
-            save(draw_l_curves(known), self._path('figures', names['lcurve']))
-            if isdefined(inputs.table):
-                figure = draw_roi_values(read_table(inputs.table))
-                save(figure, self._path('figures', names['rois']))
+        })  # fmt: skip
+        mask = maps['roi_mask'] > 0
+        yield 'histogram', draw_histograms({
+            arm: maps[f'{arm}_chi'][mask & (maps.get(f'{arm}_mask', mask) > 0)]
+            for arm in COLOURS
+            if f'{arm}_chi' in maps
+        })  # fmt: skip
+        if found := record.get('echo_fit', {}).get('echo_phase'):
+            yield 'echophase', draw_echo_phase(found, facts.echo_times)
+        if isdefined(inputs.table):
+            reference = record.get('recombination', {}).get('reference', '')
+            words = REFERENCE_NAMES.get(reference, reference)
+            yield 'rois', draw_roi_values(read_table(inputs.table), words)
+
+
+def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float | None:
+    """Median over the region of S0, or of the magnitude of all echoes, over a channel's noise."""
+    noise, mask = record.get('echo_fit', {}).get('noise_sd'), view(maps['roi_mask']) > 0
+    if not noise or not mask.any():
+        return None
+    return float(np.median(view(maps.get('s0', maps['magnitude']))[mask]) / noise)
 
 
 def write_compressed(source: str | os.PathLike[str], target: Path, factor: float = 1.0) -> None:

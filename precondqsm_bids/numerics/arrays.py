@@ -40,6 +40,20 @@ def check_map(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None
     check_finite(data, name)
 
 
+def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Raise ValueError unless an array has the shape of a mask and finite values inside it.
+
+    >>> check_inside(np.array([1.0, np.nan]), 'residual_chi', np.array([True, True]))
+    Traceback (most recent call last):
+    ...
+    ValueError: residual_chi is not finite in 1 voxels of the region
+    """
+    if data.shape != mask.shape:
+        raise ValueError(f'{name} {data.shape} and mask {mask.shape} differ in shape')
+    if unknown := int(np.count_nonzero(~np.isfinite(data[mask]))):
+        raise ValueError(f'{name} is not finite in {unknown} voxels of the region')
+
+
 def side_by_side(workers: int, *tasks: Callable[[], Any]) -> list[Any]:
     """Results of functions that are called at the same time, on up to ``workers`` threads.
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
@@ -347,6 +348,8 @@ def region_of_interest(
     record['warnings'] += _thin(roi, voxel_size)
     if mask is None and not whole_view:
         record['warnings'] += _doubts(magnitude, roi, found, volume)
+    if kind == 'given':
+        record['warnings'] += _holes(roi, found.shape_mask, volume)
     factor = np.float32(used)
     shape_chi, shape_sd = factor * found.shape_chi, factor * found.shape_sd
     return Region(found.shape_mask, roi, shape_chi, shape_sd, not used, record)
@@ -396,6 +399,21 @@ def _thin(roi: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike) -> list[str]:
                 'a tenth to a half of their susceptibility; acquire a thicker slab'
             )
     return said
+
+
+def _holes(roi: npt.NDArray[np.bool_], shape: npt.NDArray[np.bool_], volume: float) -> list[str]:
+    """A sentence if a region inside a given mask encloses much of the object and lacks it.
+
+    ``volume`` is that of a voxel, ml.
+    """
+    enclosed = int(np.count_nonzero(ndimage.binary_fill_holes(roi) & ~roi & shape))
+    if enclosed <= MOST_LEFT_OUT * np.count_nonzero(roi):
+        return []
+    return [
+        f'the mask has holes with signal, of {enclosed * volume:.3g} ml: the sources in them are '
+        'taken for background, and the map around them is wrong if they are strong; give a mask '
+        'without holes unless they are meant'
+    ]
 
 
 def _doubts(

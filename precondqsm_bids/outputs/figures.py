@@ -1,44 +1,35 @@
-"""The figures of the report: what there is, and those that are not cross-sections."""
+"""The figures of the report: what there is, in which order, and what is said of each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
 from precondqsm_bids.outputs.files import whole
 
-if TYPE_CHECKING:  # matplotlib is imported where something is drawn
-    from matplotlib.figure import Figure
-
-STYLE: dict[Any, Any] = {
-    'font.size': 9,
-    'axes.titlesize': 10,
-    'svg.hashsalt': 'precondqsm_bids',  # same bytes on every run
-}
-COLOURS = {
-    'conventional': '#c44e52',
-    'prior': '#8c8c8c',
-    'precond': '#1f6fb4',
-    'reference': '#111111',
-}
+SECTIONS = {'map': 'The map', 'estimate': 'Prior and inversion', 'data': 'The data'}
+"""Parts of a run's section in the report, in their order."""
 
 
 class FigureText(NamedTuple):
     """A figure of the report: its file, its heading and what to look for in it."""
 
+    section: str
+    """One of ``SECTIONS``."""
     desc: str
     suffix: str
     extension: str
     title: str
+    alt: str
+    """What it shows, for who cannot see it."""
     caption: str
-
-    @property
-    def of_maps(self) -> bool:
-        """Whether it has cross-sections of the maps (`slices.draw_maps`)."""
-        return self.extension == 'png'
+    optional: bool = False
+    """Whether there are runs that do not have it."""
+    stacked: bool = False
+    """Whether it is shown in one place with the other figures that are: one at a time."""
 
     @property
     def name(self) -> str:
@@ -47,66 +38,128 @@ class FigureText(NamedTuple):
 
 
 _SLICES = (
-    'Slices: through the centre of the label that differs most from its surroundings, or, without '
-    'labels, the coronal and axial slices with the largest sum of absolute susceptibility '
-    '(relative to the median) in the middle half of the region. The dotted lines mark where the '
-    'two planes intersect. The left of the image is the left of the object.'
+    'Planes: axial, coronal and sagittal, through the centre of the label that differs most from '
+    'its surroundings, or, without labels, those with the largest sum of absolute susceptibility '
+    '(relative to the median) in the middle half of the region. Short lines at the border mark '
+    'where the other planes cut. The left of the image is the left of the object.'
 )
+_STACK = (
+    'One place and one window for all maps: what moves or changes its grey when another is chosen '
+    'is what the maps differ in. Look for diagonal streaks and bands that one map has and the '
+    'other has not. Numbers: slices from the foot, the lowest 0.'
+)
+
+
+def _mosaic(desc: str, title: str) -> FigureText:
+    alt = f'Three planes and a mosaic of axial slices, {title} susceptibility'
+    return FigureText(
+        'map', f'{desc}mosaic', 'Chimap', 'png', title, alt, _STACK, optional=True, stacked=True
+    )
+
 
 FIGURES = (
     FigureText(
-        'comparison', 'Chimap', 'png',
+        'map', 'comparison', 'Chimap', 'png',
         'Conventional and preconditioned susceptibility',
-        'The same grey scale for both; the difference (preconditioned minus conventional) has its '
-        'own. Look for diagonal streaks from strong objects, ringing at the border of the region, '
-        'horizontal bands, and strong objects that are paler in the conventional map: the '
-        'preconditioned map should have less of each. ' + _SLICES,
+        'Three planes of the conventional map, the preconditioned map and their difference',
+        'The same grey scale for all, also for the map by the choice of the QSM consensus, if it '
+        'was computed (black where it is not known); the difference has its own. Look for '
+        'diagonal streaks from strong objects, ringing at the border of the region, horizontal '
+        'bands, and strong objects that are paler in the conventional map: the preconditioned map '
+        'should have less of each. ' + _SLICES,
+    ),
+    _mosaic('conventional', 'conventional'),
+    _mosaic('precond', 'preconditioned'),
+    _mosaic('prior', 'prior'),
+    _mosaic('residual', 'residual'),
+    _mosaic('consensus', 'consensus'),
+    _mosaic('conventionalrisk', 'conventional, least expected error'),
+    FigureText(
+        'map', 'trust', 'Chimap', 'png',
+        'What to believe of the map',
+        'Three planes of the preconditioned map, of its standard deviation and of its support',
+        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
+        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
+        'and the part of the value that the field decided rather than the contrast. Where support '
+        'is below one half the value is that of the prior: what looks like structure there is '
+        'structure of R2* and magnitude.',
     ),
     FigureText(
-        'prior', 'Chimap', 'png',
-        'Prior and residual',
-        "The prior is the first estimate: R2' by theory or, fitted, what the field makes of the "
-        'contrasts; the summary above says which. The residual is what the inversion of the '
-        'flattened field adds: it should be small, with structure only where the prior is wrong. '
-        'A negative residual in an object says that the prior was too high there.',
-    ),
-    FigureText(
-        'fields', 'fieldmap', 'png',
-        'Fields',
-        'The total field as measured, the flattened field (minus the field calculated from the '
-        'prior and from the shape), and the local field that is inverted, each on its own scale. '
-        'Abrupt steps in the total field are unwrapping errors. Flattening should remove the '
-        'dipole patterns around objects; what it leaves must be smooth, a shim for example, and '
-        'should be gone in the local field.',
-    ),
-    FigureText(
-        'lcurve', 'Chimap', 'svg',
-        'Choice of the regularisation weight',
-        'Left: size of the regularisation term against the data term for every weight; the marker '
-        'is the weight that was used. Right: curvature of that curve against the logarithm of the '
-        'weight; the corner is where the curve bends downwards most, because signal is lost '
-        'from there on. A flat curvature, or a bend at the end of the range, means that the '
-        'corner is not to be trusted. With a good prior the '
-        'preconditioned corner lies at a lower weight.',
-    ),
-    FigureText(
-        'rois', 'values', 'svg',
+        'map', 'rois', 'values', 'svg',
         'Values in the labelled regions',
-        'Mean susceptibility per label relative to the label that surrounds the others (where '
-        'there is one), with the standard deviation inside the label. The black marks are the '
-        'reference values from the bulk field of long cylinders, independent of every inversion.',
+        'Bars: mean susceptibility of each label in each map',
+        'Mean susceptibility per label, relative to the label that surrounds the others where '
+        'there is one and to the reference of the map otherwise, with the standard deviation '
+        'inside the label. The black marks are the reference values from the bulk field of long '
+        'cylinders, independent of every inversion. Labels of which less than half is in the '
+        'region of interest, such as air, are left out.',
+        optional=True,
     ),
     FigureText(
-        'echofit', 'R2starmap', 'png',
-        'Magnitude and R2*',
-        'Root of the sum of squares over the echoes, and R2*, which a single echo does not tell. '
-        'Where R2* is high and the magnitude '
-        'has faded before the second echo, neither field nor prior is reliable. The dephasing by '
-        'the field gradient across the voxel is taken out of R2*; beside air some may be left.',
+        'map', 'histogram', 'Chimap', 'svg',
+        'Distribution of the values',
+        'Histograms of the susceptibility in the region of interest, one line for each map',
+        'Share of the region at each susceptibility, on a scale of logarithms. Tissue and agar '
+        'make narrow peaks; broad tails on both sides of a peak are streaks and noise. A prior or '
+        'residual is drawn about its own mean.',
     ),
     FigureText(
-        'quality', 'fieldmap', 'png',
+        'estimate', 'prior', 'Chimap', 'png',
+        'Prior and residual',
+        'Three planes of the prior and of the residual',
+        "The prior is the first estimate: R2' by theory or, fitted, what the field makes of the "
+        'contrasts; the numbers below say which. The residual is what the inversion of the '
+        'flattened field adds: it should be small (the window is that of the maps, and a second '
+        'one is its own), with structure only where the prior is wrong. A negative residual in an '
+        'object says that the prior was too high there; the shape of the whole prior in it says '
+        'that the prior explains too little or too much everywhere.',
+    ),
+    FigureText(
+        'estimate', 'lcurve', 'Chimap', 'svg',
+        'Choice of the regularisation weight',
+        'L-curves of both maps with the weight in use, and their curvature',
+        'Left: size of the regularisation term against the data term for every weight λ; the ring '
+        'is the weight that was used, the cross the corner. Right: curvature of that curve '
+        'against the logarithm of the weight; the corner is where the curve bends downwards most, '
+        'because signal is lost from there on. A flat curvature, or a bend at the end of the '
+        'range, means that the corner is not to be trusted. With a good prior the preconditioned '
+        'corner lies at a lower weight.',
+    ),
+    FigureText(
+        'data', 'masks', 'mask', 'png',
+        'Masks',
+        'Three planes and a mosaic of the magnitude with the outlines of both masks',
+        'Outline of the shape (object against air, orange) and of the region of interest (blue) '
+        'on the magnitude. Both must follow the object: look for air inside the outline, for '
+        'holes, and for tissue that is left out. A leak into air or a missing part spoils the '
+        'calculated background field.',
+    ),
+    FigureText(
+        'data', 'echoes', 'MEGRE', 'png',
+        'First and last echo',
+        'Three planes of the magnitude and phase of the first and of the last echo, as stored',
+        'As they are stored; the magnitudes in one window, the phase in rad, −π to π. Look for '
+        'ghosts and motion in the magnitude, for black holes that grow with the echo time (fast '
+        'decay beside air and metal), and in the phase for open ends of fringes inside the object '
+        '(errors of the coil combination) and seams between slices or coils.',
+        optional=True,
+    ),
+    FigureText(
+        'data', 'fields', 'fieldmap', 'png',
+        'Fields',
+        'Three planes of the total, flattened and local field',
+        'The total field as measured, the flattened field (minus the field calculated from the '
+        'prior and from the shape), and the local field that is inverted, in Hz and on one '
+        'scale; where the local field is small on it, on its own too. Abrupt steps in the total '
+        'field are unwrapping errors. Flattening should remove the dipole patterns around '
+        'objects; what it leaves must be smooth, a shim for example, and should be gone in the '
+        'local field.',
+    ),
+    FigureText(
+        'data', 'quality', 'fieldmap', 'png',
         'Quality of the field',
+        'Three planes of the standard deviation of the field, of the misfit and of the number of '
+        'usable echoes',
         'Standard deviation of the field (the scale ends at five times its median, or at 0.01 '
         'ppm); the misfit, which is 1 where one field and one R2* describe the echoes and the '
         'noise is that of the median voxel, and above 1.7 where they do not (up to 3); and '
@@ -115,121 +168,35 @@ FIGURES = (
         'field. The misfit of a single echo is not known.',
     ),
     FigureText(
-        'masks', 'mask', 'png',
-        'Masks',
-        'Outline of the shape (object against air, orange) and of the region of interest (cyan, '
-        'dashed) on the magnitude. Both must follow the object; a leak into air or a missing part '
-        'spoils the calculated background field.',
+        'data', 'echofit', 'R2starmap', 'png',
+        'Magnitude and R2*',
+        'Three planes of the magnitude of all echoes and of R2*',
+        'Root of the sum of squares over the echoes, and R2*, which a single echo does not tell; '
+        'windows by the region. Where R2* is high and the magnitude '
+        'has faded before the second echo, neither field nor prior is reliable. The dephasing by '
+        'the field gradient across the voxel is taken out of R2*; beside air some may be left.',
+    ),
+    FigureText(
+        'data', 'echophase', 'MEGRE', 'svg',
+        'Phase of each echo',
+        'Size of the phase that was taken off each echo',
+        'What was found in each echo that is not linear in the echo time, and taken off: a '
+        'constant and a gradient over the region, by eddy currents and alternating readouts. '
+        'Bars: its root mean square over the region; above the dashed line it is a warning. '
+        'Points: the constant. Bars that change from echo to echo belong to a bipolar readout, a '
+        'single high one to the first echo or to motion. None at all: every echo agrees with the '
+        'others.',
+        optional=True,
     ),
 )  # fmt: skip
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure | Image.Image, path: Path) -> None:
     """Write a figure whole or not at all, with the same bytes on every run."""
     kind = path.suffix[1:]
-    metadata = {'Date': None} if kind == 'svg' else {}
     with whole(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
-
-
-def draw_l_curves(curves: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw L-curves by the name of their arm (``precond``, ``conventional``)."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    # Of fixed margins: to fit them, matplotlib lays out every tick of the logarithmic axes.
-    figure = Figure(figsize=(9, 3.8))
-    left, right = figure.subplots(
-        1, 2, gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.13, 'top': 0.9}
-    )
-    for name, curve in curves.items():
-        weights = np.asarray(curve.get('reg_weights', ()), dtype=float)
-        label = {'precond': 'preconditioned'}.get(name, name)
-        chosen = float(curve['reg_weight'])
-        label = f'{label}, λ = {chosen:.3g}'
-        if weights.size < 2:
-            right.axvline(chosen, color=COLOURS[name], linestyle='--', label=f'{label} (given)')
-            continue
-        x, y = np.asarray(curve['consistency'], float), np.asarray(curve['regularization'], float)
-        order = np.argsort(weights)
-        corner = [
-            np.exp(np.interp(np.log(chosen), np.log(weights[order]), np.log(v[order])))
-            for v in (x, y)
-        ]
-        left.loglog(x, y, '.-', color=COLOURS[name], label=label, markersize=3, linewidth=1)
-        left.plot(*corner, 'o', color=COLOURS[name], markersize=9, fillstyle='none')
-        curvature = np.asarray(curve['curvature'], float)
-        n = min(len(curvature), len(weights))
-        trimmed = (len(weights) - n) // 2
-        right.semilogx(
-            weights[trimmed : trimmed + n], curvature[:n], color=COLOURS[name], linewidth=1
-        )
-        right.axvline(chosen, color=COLOURS[name], linestyle='--', linewidth=1)
-    left.set(xlabel='data term  ‖D χ − f‖', ylabel='regularisation term  ‖∇χ‖', title='L-curve')
-    right.set(xlabel='regularisation weight λ', ylabel='curvature', title='Curvature')
-    right.set_xscale('log')
-    low, high = left.get_xlim()
-    if curves and high < 300 * low:  # two decades or less: powers of ten alone would label nothing
-        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        left.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
-    left.xaxis.set_minor_formatter(NullFormatter())
-    for axes in (left, right):
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    if not curves:
-        figure.suptitle('No L-curve was computed')
-    return figure
-
-
-def draw_roi_values(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Bars per label and map, black marks where a cylinder has a reference value."""
-    from matplotlib.figure import Figure
-
-    relative = bool(rows) and 'precond_chi_minus_medium' in rows[0]
-    key = 'minus_medium' if relative else 'mean'
-    if relative:
-        # The medium itself is zero by construction.
-        rows = [row for row in rows if row['precond_chi_minus_medium'] != 0]
-    arms = [
-        arm
-        for arm in ('conventional', 'prior', 'precond')
-        if any(row.get(f'{arm}_chi_{key}') is not None for row in rows)
-    ]
-    figure = Figure(figsize=(max(6.0, 1.6 + 1.1 * len(rows)), 4), layout='constrained')
-    axes = figure.subplots()
-    positions = np.arange(len(rows))
-    width = 0.8 / max(1, len(arms))
-    for i, arm in enumerate(arms):
-        axes.bar(
-            positions + (i - (len(arms) - 1) / 2) * width,
-            _column(rows, f'{arm}_chi_{key}'),
-            0.92 * width,
-            yerr=_column(rows, f'{arm}_chi_sd'),
-            color=COLOURS[arm],
-            error_kw={'elinewidth': 0.8, 'ecolor': '#555555'},
-            label={'precond': 'preconditioned'}.get(arm, arm),
-        )
-    reference = _column(rows, 'cylinder_reference')
-    if relative and np.isfinite(reference).any():
-        axes.hlines(
-            reference,
-            positions - 0.45,
-            positions + 0.45,
-            color=COLOURS['reference'],
-            linewidth=1.8,
-            label='reference (bulk field)',
-        )
-    axes.axhline(0, color='#888888', linewidth=0.6)
-    names = [str(row['name']) for row in rows]
-    axes.set_xticks(positions, names, rotation=0 if len(rows) <= 8 else 60)
-    axes.set_ylabel('susceptibility − surroundings (ppm)' if relative else 'susceptibility (ppm)')
-    axes.spines[['top', 'right']].set_visible(False)
-    if arms:
-        axes.legend(frameon=False, ncols=2)
-    return figure
-
-
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    return np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+        if isinstance(figure, Figure):
+            metadata: dict[str, Any] = {'Date': None} if kind == 'svg' else {}
+            figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+        else:
+            figure.save(temporary, format=kind)

@@ -21,7 +21,7 @@ from precondqsm_bids.numerics.field_quality import (
     REFUSED_UNUSABLE,
 )
 from precondqsm_bids.numerics.measure_field import MOST_AMBIGUOUS
-from precondqsm_bids.numerics.phase.sign import LEAST_CORRELATION
+from precondqsm_bids.numerics.phase.sign import CONTRADICTION, LEAST_CORRELATION
 from precondqsm_bids.numerics.prior.verdict import COUNTED
 from precondqsm_bids.numerics.shape_mask import (
     LEAST_COVERAGE,
@@ -29,6 +29,7 @@ from precondqsm_bids.numerics.shape_mask import (
     MOST_FADING,
     MOST_LEFT_OUT,
 )
+from precondqsm_bids.outputs.reporting import consensus_deviations
 from precondqsm_bids.outputs.wording import Numbers, field_given, one_echo
 
 LEVELS = {
@@ -161,6 +162,13 @@ def _sign(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     elif source == 'given' and unconfirmed:
         sentence = 'the sign is as stated; the field of the shape is too weak to confirm it'
         level = 'doubtful' if reversed_ else 'good'
+    weakly = number is not None and number < CONTRADICTION
+    if source == 'field of the shape' and reversed_ and weakly:
+        level = 'bad'
+        sentence = (
+            'the field of the shape tells the sign weakly, and R2* speaks against it: compare '
+            'with a map of this scanner (veins and iron are bright), and state --phase-sign'
+        )
     if reversed_ and source != 'field of the shape' and level in ('bad', 'doubtful'):
         sentence += '; the susceptibility falls where R2* rises, right for calcium, not for iron'
     if fit.get('b0_contradicted'):
@@ -312,14 +320,7 @@ def _consistency(record: Numbers, metadata: Mapping[str, Any]) -> Light:
 
 def _consensus(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     """What the QSM consensus (10.1002/mrm.30006) advises and this run has not."""
-    found = []
-    fit = record.get('echo_fit', {})
-    if one_echo(fit):
-        found.append('one echo, not several')
-    if str(metadata.get('MRAcquisitionType', '')).upper() == '2D':
-        found.append('2D acquisition, not 3D')
-    if record.get('recombination', {}).get('reference') == 'none':
-        found.append('no reference: values cannot be compared with those of others')
+    found = consensus_deviations(record, metadata)
     if not record:
         return Light('unknown', NOT_RECORDED)
     sentence = f'deviates in: {"; ".join(found)}; state it with the results' if found else 'none'

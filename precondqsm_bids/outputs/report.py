@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
-from precondqsm_bids.outputs.figures import FIGURES
+from precondqsm_bids.outputs.charts import ARMS
+from precondqsm_bids.outputs.citations import Methods, write_out
+from precondqsm_bids.outputs.figures import FIGURES, SECTIONS, FigureText
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
 from precondqsm_bids.outputs.maps import WRITTEN
-from precondqsm_bids.outputs.page import methods, render
+from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
+from precondqsm_bids.outputs.reporting import reporting_rows
+from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
 from precondqsm_bids.outputs.wording import fixed, number, signed
 
 SUMMARY = 'desc-summary_report.json'
 """End of the name of the file with the numbers of a run, beside its figures."""
+
+MEDIA = {'png': 'image/png', 'svg': 'image/svg+xml'}
 
 
 class Account(NamedTuple):
@@ -32,13 +40,19 @@ class Account(NamedTuple):
     command: str | None = None
     """Command line."""
     boilerplate: str | None = None
-    """Methods text, whose paragraphs blank lines separate."""
+    """Methods text as planned, whose paragraphs blank lines separate."""
     crash_files: Mapping[str, str] | None = None
     """Crash file of each failure, and its message."""
     notes: Sequence[str] | None = None
     """What was found wrong with the input or left out of it, and stopped nothing."""
     log: str | None = None
     """Log of the call, from the output folder; the time is part of its name."""
+    finished: str | None = None
+    """Date and time at which the outputs of this participant were complete."""
+    seconds: float | None = None
+    """Time from the start of the call until then."""
+    versions: Mapping[str, str] | None = None
+    """Versions of the programs and packages that computed them."""
 
 
 def summarise(
@@ -47,8 +61,8 @@ def summarise(
     """The numbers that the report shows of a run, so that it can be made again from disk.
 
     ``curves`` has ``l_curve`` and ``conventional_l_curve``, as far as there are; ``stored`` is
-    ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``) and ``b0_tilt``
-    (angle of B0 to the nearest of them, degrees).
+    ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``), ``b0_tilt``
+    (angle of B0 to the nearest of them, degrees) and ``snr`` (signal over the noise of a channel).
     """
     known = facts._asdict()
     metadata = known.pop('metadata')
@@ -70,6 +84,7 @@ def write_report(
     output_dir: str | Path,
     subject: str,
     account: Account = Account(),  # noqa: B008 (never changed)
+    self_contained: bool = False,
 ) -> Path:
     """Assemble ``sub-XX.html`` from the figures and numbers on disk; its path.
 
@@ -82,6 +97,8 @@ def write_report(
         The derivatives, and the participant, with or without ``sub-``.
     account : Account
         What cannot be read from the outputs of the nodes.
+    self_contained : bool
+        Whether the figures are inside the page, which then links to no other file.
     """
     output_dir = Path(output_dir)
     subject = subject.removeprefix('sub-')
@@ -89,6 +106,7 @@ def write_report(
     about_file = figures / f'sub-{subject}_desc-about_report.json'
     about: dict[str, Any] = {
         'runs': [], 'command': '', 'log': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
+        'finished': '', 'seconds': None, 'versions': {},
     }  # fmt: skip
     about |= _read_json(about_file)
     if isinstance(about['crash_files'], list):  # of an earlier version, without messages
@@ -101,19 +119,37 @@ def write_report(
         for path in figures.glob(f'*_{SUMMARY}')
     }
     names = sorted({*found, *about['runs']}, key=natural)
-    paragraphs, references = methods(about['boilerplate'])
     page = render(
         'report.html',
         subject=subject,
         about=about,
-        paragraphs=paragraphs,
-        references=references,
+        methods=_methods(found, about['boilerplate']),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
-        runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
+        runs=[
+            _run_section(output_dir, subject, name, found.get(name), self_contained)
+            for name in names
+        ],
         lights=LIGHTS,
         levels=LEVELS,
+        sections=SECTIONS,
+        self_contained=self_contained,
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
+
+
+def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[str, Any]]:
+    """Runs of a participant that left their numbers since a time, and these numbers."""
+    figures = output_dir / f'sub-{subject}' / 'figures'
+    return {
+        path.name.removesuffix(f'_{SUMMARY}'): _read_json(path)
+        for path in sorted(figures.glob(f'*_{SUMMARY}'))
+        if path.stat().st_mtime >= since
+    }
+
+
+def _methods(summaries: Mapping[str, Mapping[str, Any]], planned: str) -> Methods:
+    """Methods text of the runs with maps; the planned one where their numbers do not tell it."""
+    return write_out(text_of_runs(summaries) or (planned if any(summaries.values()) else ''))
 
 
 def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
@@ -123,31 +159,77 @@ def run_warnings(output_dir: str | Path, subject: str, name: str) -> list[str]:
 
 
 def _run_section(
-    output_dir: Path, subject: str, name: str, summary: Mapping[str, Any] | None
+    output_dir: Path,
+    subject: str,
+    name: str,
+    summary: Mapping[str, Any] | None,
+    self_contained: bool,
 ) -> dict[str, Any]:
     """What the template shows of one run."""
-    figures = []
     table = next(
         iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_desc-rois_values.tsv')), None
     )
+    figures = []
     for figure in FIGURES:
         path = Path(f'sub-{subject}') / 'figures' / f'{name}_{figure.name}'
-        exists = (output_dir / path).is_file()
-        if figure.name == 'desc-rois_values.svg' and table is None and not exists:
-            continue
-        figures.append(
-            {**figure._asdict(), 'name': figure.name, 'path': path.as_posix() if exists else None}
-        )
-    rows = read_table(table) if table else []
+        expected = not figure.optional or (figure.desc == 'rois' and table is not None)
+        if expected or (output_dir / path).is_file():
+            figures.append(_figure(figure, output_dir, path, self_contained))
+    known = summary or any(figure['path'] for figure in figures)
     return {
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
         'maps': _maps(output_dir, subject, name),
-        'figures': figures if summary or any(f['path'] for f in figures) else [],
-        'table': rows,
-        'has_medium': bool(rows) and 'precond_chi_minus_medium' in rows[0],
+        'reporting': _reporting(output_dir, subject, name),
+        'figures': figures if known else [],
+        'stack': [figure for figure in figures if figure['stacked']],
         'table_path': table.relative_to(output_dir).as_posix() if table else '',
-    } | _numbers(summary or {})
+    } | _numbers(summary or {}) | _table(read_table(table) if table else [])  # fmt: skip
+
+
+def _figure(
+    figure: FigureText, output_dir: Path, path: Path, self_contained: bool
+) -> dict[str, Any]:
+    """Text and image of a figure; no path and no source where there is no file."""
+    file = output_dir / path
+    if not file.is_file():
+        return {**figure._asdict(), 'name': figure.name, 'path': None, 'source': None}
+    source, size = f'./{path.as_posix()}', None
+    with file.open('rb') as stream:
+        start = stream.read(24)
+    if start.startswith(b'\x89PNG') and len(start) == 24:
+        size = struct.unpack('>II', start[16:])
+    if self_contained:
+        data = base64.b64encode(file.read_bytes()).decode('ascii')
+        source = f'data:{MEDIA[figure.extension]};base64,{data}'
+    return {
+        **figure._asdict(),
+        'name': figure.name,
+        'path': path.as_posix(),
+        'source': source,
+        'size': size,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows and columns of the table of values that have some, and the labels without."""
+    empty = [str(row['name']) for row in rows if row.get('precond_chi_mean') is None]
+    rows = [row for row in rows if row.get('precond_chi_mean') is not None]
+    return {
+        'table': rows,
+        'outside': empty,
+        'has_medium': any(row.get('precond_chi_minus_medium') is not None for row in rows),
+        'has_reference': any(
+            row.get(key) is not None
+            for row in rows
+            for key in ('cylinder_reference', 'cylinder_reference_note')
+        ),
+        'arms': [
+            (arm, words)
+            for arm, words in ARMS.items()
+            if any(row.get(f'{arm}_chi_mean') is not None for row in rows)
+        ],
+    }
 
 
 def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
@@ -161,12 +243,22 @@ def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
     return found
 
 
+def _reporting(output_dir: Path, subject: str, name: str) -> list[tuple[str, str, str, bool]]:
+    """Items of the consensus from the sidecar of a run's map; none where there is none."""
+    pattern = f'**/anat/{name}_desc-precond_Chimap.json'
+    path = next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
+    sidecar = _read_json(path) if path else {}
+    return reporting_rows(sidecar) if sidecar else []
+
+
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of the numbers of one run, empty where there are none."""
     record = summary.get('record', {})
     judged = 'median_field_sd' in record.get('echo_fit', {})
     return {
         'lights': summary.get('lights', {}),
+        'verdict': _verdict(summary.get('lights', {})),
+        'facts': _facts(summary) if summary else '',
         'summary': _summary_rows(summary) if summary else [],
         'quality': report_rows(record, of_field=True) if judged else [],
         'echo_phase': _echo_phase_rows(summary),
@@ -177,15 +269,59 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the lights say together, the worst first."""
+    if not found:
+        return ''
+    said = []
+    for level, meaning in reversed(list(LEVELS.items())):
+        names = [
+            row.heading
+            for row in LIGHTS
+            if row.name in found and found[row.name]['level'] == level
+        ]
+        if names and level != 'good':
+            said.append(f'{level.capitalize()}: {", ".join(names)} ({meaning}).')
+    good = sum(light['level'] == 'good' for light in found.values())
+    if good == len(found):
+        return f'All {good} lights are good: no test of this program speaks against the map.'
+    return ' '.join([*said, f'Good: {good} of {len(found)}.'])
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    """The acquisition and the region in one line."""
+    echoes = len(summary['echo_times'])
+    voxel = ' × '.join(number(v) for v in summary['voxel_size'])
+    parts = [
+        f'{number(summary["field_strength"])} T',
+        f'{echoes} echo{"es" * (echoes != 1)}, {summary["echo_spacing"]}'
+        if echoes
+        else 'field given',
+        f'voxels of {voxel} mm',
+    ]
+    if volumes := summary.get('record', {}).get('shape_mask', {}).get('volumes'):
+        parts.append(f'region of {number(sum(volumes))} ml')
+    if summary.get('snr') is not None:
+        parts.append(f'signal over noise {summary["snr"]:.3g}')
+    return '; '.join(parts)
+
+
 def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     scanner = ' '.join(summary.get('scanner', {}).values())
     matrix = ' × '.join(str(n) for n in summary['matrix'])
     voxel = ' × '.join(number(v) for v in summary['voxel_size'])
+    snr = summary.get('snr')
+    of_s0 = len(summary['echo_times']) > 1
+    signal = 'S0, the signal at echo time zero,' if of_s0 else 'magnitude'
+    words = (
+        f'{number(snr)} in the median voxel of the region: {signal} over the noise of a channel'
+    )
     return [
         ('Field strength', f'{number(summary["field_strength"])} T {scanner}'.strip()),
         ('Echoes', f'{len(summary["echo_times"])} ({summary["echo_spacing"]})'),
         ('Matrix', f'{matrix}, voxels of {voxel} mm, stored {summary["orientation"]}'),
         ('B0 to the slice axis', f'{number(summary["b0_tilt"])}°'),
+        *([('Signal over noise', words)] if snr is not None else []),
         *report_rows(summary.get('record', {}), of_field=False),
     ]
 
@@ -237,7 +373,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     }
     seen: dict[str, str] = {}
     for stage, text in warnings_of(sources):
-        arm = 'conventional ' if stage.startswith('conventional') else ''
+        arm = next((f'{a} ' for a in ('conventional', 'consensus') if stage.startswith(a)), '')
         seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {text}')
     return list(seen.values())
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from precondqsm_bids import __version__
+from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.outputs.dataset import NAME
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.lights import lights
 from precondqsm_bids.outputs.maps import (
+    CONSENSUS,
     CONVOLUTION,
     DIFFERENCE,
     FIT,
@@ -28,6 +30,7 @@ from precondqsm_bids.outputs.maps import (
     Algorithm,
     Map,
 )
+from precondqsm_bids.outputs.reporting import consensus_deviations, readout_polarity
 from precondqsm_bids.outputs.wording import describe_prior, field_given, one_echo
 
 Record = Mapping[str, Mapping[str, Any]]
@@ -35,11 +38,14 @@ Record = Mapping[str, Mapping[str, Any]]
 
 ACQUISITION_KEYS = (
     'Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName',
-    'MagneticFieldStrength', 'PulseSequenceType', 'PulseSequenceDetails', 'ScanningSequence',
-    'SequenceVariant', 'SequenceName', 'MRAcquisitionType', 'RepetitionTime',
+    'SoftwareVersions', 'GradientSetType', 'MagneticFieldStrength', 'PulseSequenceType',
+    'PulseSequenceDetails', 'ScanningSequence', 'SequenceVariant', 'SequenceName',
+    'MRAcquisitionType', 'RepetitionTime',
     'RepetitionTimeExcitation', 'FlipAngle', 'PixelBandwidth', 'ReceiveCoilName',
+    'ReceiveCoilActiveElements', 'NonCartesianTrajectory', 'FlowCompensation',
     'CoilCombinationMethod', 'ParallelReductionFactorInPlane',
     'ParallelReductionFactorOutOfPlane', 'ParallelAcquisitionTechnique', 'PartialFourier',
+    'PartialFourierDirection',
 )  # fmt: skip
 """What the QSM consensus (10.1002/mrm.30006) asks for, under the names of BIDS."""
 
@@ -102,7 +108,7 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
         found = lights(record, facts.metadata)
         sidecar['Lights'] = {name: light._asdict() for name, light in found.items()}
     if output.suffix == 'Chimap':
-        more = _of_susceptibility(stages, facts)
+        more = _of_susceptibility(stages, facts) | _of_acquisition(record, facts)
         sidecar |= {key: value for key, value in more.items() if key not in sidecar}
     return json_ready(sidecar)
 
@@ -135,8 +141,49 @@ def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
         'Toolbox': f'{NAME} {__version__}',
         'Settings': dict(facts.settings),
         'Reference': reference_of(stages),
-        'ExclusionCriteria': EXCLUSION,
+        'ExclusionCriteria': _excluded(stages),
     }
+
+
+def _of_acquisition(record: Record, facts: Facts) -> dict[str, Any]:
+    """Items of the consensus that the images and the stages tell together."""
+    fit, shape = record.get('echo_fit', {}), record.get('shape_mask', {})
+    items: dict[str, Any] = {
+        'CenterFrequency': {
+            'Value': round(hz_per_ppm(facts.field_strength), 4),
+            'Units': 'MHz',
+            'Source': str(fit.get('field_strength_source', 'MagneticFieldStrength')),
+        },
+        'ReadoutPolarity': readout_polarity(facts.metadata, fit),
+        'ConsensusDeviations': consensus_deviations(record, facts.metadata),
+    }
+    if facts.matrix and facts.voxel_size:
+        sides = zip(facts.matrix, facts.voxel_size, strict=True)
+        items['FieldOfView'] = [round(n * length, 4) for n, length in sides]
+    if shape.get('volumes'):
+        items['RegionOfInterest'] = {
+            'Region': shape.get('mask', 'object'),
+            'Volume': float(f'{sum(shape["volumes"]):.4g}'),
+            'Units': 'mL',
+        }
+    return items
+
+
+def _excluded(stages: Record) -> str:
+    """What a map leaves out of the region of interest."""
+    if 'consensus_quality_mask' not in stages:
+        return EXCLUSION
+    quality, local = (
+        stages.get(f'consensus_{stage}', {}) for stage in ('quality_mask', 'background_removal')
+    )
+    rim = stages.get('shape_mask', {}).get('roi_voxels', 0) - quality.get('left_out_voxels', 0)
+    rim -= local.get('known_voxels', rim)
+    return (
+        f'Of the region of interest, {quality.get("left_out_voxels")} voxels at its border whose '
+        f'field has a standard deviation of more than {quality.get("most_field_sd", 0):.3g} ppm, '
+        f'and the rim of {rim} voxels that the background removal does not know, were left out of '
+        'the map and of its reference; voxels outside desc-consensus_mask are zero.'
+    )
 
 
 def _inside(shape: Mapping[str, Any]) -> bool:
@@ -206,7 +253,7 @@ def _publications(algorithm: Algorithm, stages: Record) -> str:
     fit = stages.get('prior_fit')
     if algorithm is not STATIC_DEPHASING or not fit:
         variation = any('tv_weight' in numbers for numbers in stages.values())
-        of_chi = algorithm in (INVERSION, PRECONDITIONED)
+        of_chi = algorithm in (INVERSION, PRECONDITIONED, CONSENSUS)
         return _as_run(algorithm.reference, stages) + f'; {TV_REFERENCE}' * (variation and of_chi)
     if list(fit['priors']) == ['shape']:
         return CONVOLUTION.reference
@@ -225,6 +272,7 @@ def reference_of(stages: Record) -> dict[str, Any] | str:
                 return _reference_of_bodies(numbers)
             return {
                 'Region': numbers['reference'],
+                'WholeRegion': stages.get('shape_mask', {}).get('mask', 'object'),
                 'Subtracted': numbers['reference_value'],
                 'StandardDeviation': numbers['reference_sd'],
                 'WholeRegionReferencedMean': numbers['reference_value'] - numbers['roi_mean'],

@@ -1,228 +1,78 @@
-"""Cross-sections of the maps of one run, as figures.
+"""Slices of the maps of one run: which maps a figure has, in which window, and the figure itself.
 
-All figures are drawn straight with matplotlib, without pyplot, so that no display and no global
-state is involved.
+A map comes into a figure by a row here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from precondqsm_bids.numerics.roi_values import surrounding_label
-
-if TYPE_CHECKING:  # matplotlib is imported where something is drawn
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-DRAWN = (
-    'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
-    'magnitude', 'shape_mask', 'roi_mask',
-)  # fmt: skip
-"""Maps that `draw_maps` needs."""
-
-DRAWN_IF_KNOWN = ('conventional_chi', 'r2star', 'field_sd', 'misfit', 'usable_echoes')
-"""Maps that it draws where they are there."""
+from precondqsm_bids.outputs.canvas import Sheet, enlarge, grey, outline
+from precondqsm_bids.outputs.maps import MAPS
 
 Maps = Mapping[str, np.ndarray]
 Limits = tuple[float, float]
+Window = Callable[[Sequence[np.ndarray]], Limits]
+
+WIDTH, GAP, MOST_HEIGHT, WIDEST = 1080, 6, 840, 380
+"""Of a sheet, between its slices, and of a column, pixels."""
+
+ACROSS, DOWN = 8, 3
+"""Axial slices of a mosaic."""
+
+SMALL = 1 / 3
+"""Part of the window of its neighbours below which a map is shown in a window of its own too."""
+
+OUTLINES = {'shape_mask': (255, 154, 46), 'roi_mask': (63, 208, 255)}
+"""Mask and the colour of its outline."""
+
+AXES = (2, 1, 0)
+"""Axes that axial, coronal and sagittal planes are across."""
+
+LETTERS = {2: 'LRAP', 1: 'LRSI', 0: 'PASI'}
+"""Directions at the left, right, upper and lower border of a plane across an axis."""
 
 
-class Slices(NamedTuple):
-    """Voxel indices of the two planes in a volume that is stored towards right, front, top."""
-
-    coronal: int
-    axial: int
+# -- windows: limits of the grey scale by values inside the region, of one map or several --------
 
 
-def choose_slices(chi: np.ndarray, mask: np.ndarray, labels: np.ndarray | None = None) -> Slices:
-    """The planes to show; see ``_SLICES`` for the rule in words.
+def symmetric(values: Sequence[np.ndarray]) -> Limits:
+    """Around zero, with 99.9 % of the values: deep nuclei are less than 1 % of a brain.
 
-    All are (X, Y, Z) with axes towards right, anterior, superior: susceptibility (ppm), region of
-    interest, segmentation.
+    >>> symmetric([np.array([-0.5, 0.0, 0.1])])
+    (-0.5, 0.5)
     """
-    if not mask.any():
-        return Slices(chi.shape[1] // 2, chi.shape[2] // 2)
-    strength = np.abs(chi - np.median(chi[mask])) * mask
-    if labels is not None and (labels > 0).any():
-        medium = surrounding_label(labels)
-        indices = [i for i in np.unique(labels) if i > 0 and i != medium]
-        means = ndimage.mean(strength, labels, indices)
-        centre = ndimage.center_of_mass(labels == indices[int(np.argmax(means))])
-        return Slices(round(centre[1]), round(centre[2]))
-    return Slices(*(_strongest(strength, mask, axis) for axis in (1, 2)))
+    limit = max(_round_up(float(np.percentile(np.abs(_finite(v)), 99.9))) for v in values)
+    return -limit, limit
 
 
-def _strongest(strength: np.ndarray, mask: np.ndarray, axis: int) -> int:
-    others = tuple(i for i in range(3) if i != axis)
-    # Five slices together, so that one noisy slice does not decide.
-    profile = ndimage.uniform_filter1d(strength.sum(axis=others), 5)
-    inside = np.flatnonzero(mask.any(axis=others))
-    quarter = len(inside) // 4
-    middle = inside[quarter : len(inside) - quarter]
-    return int(middle[np.argmax(profile[middle])])
+def from_zero(values: Sequence[np.ndarray]) -> Limits:
+    """From zero, with 99.5 % of the values."""
+    return 0.0, max(_round_up(float(np.percentile(_finite(v), 99.5))) for v in values)
 
 
-class Panel(NamedTuple):
-    """The two planes of a map in a figure, and its grey scale."""
-
-    title: str
-    planes: list[np.ndarray]
-    limits: Limits
-    unit: str
+def both_ends(values: Sequence[np.ndarray]) -> Limits:
+    """With the middle 98 % of each map."""
+    ends = np.array([np.percentile(_finite(v), [1, 99]) for v in values])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    return low, max(high, low + 1e-6)
 
 
-def draw_maps(
-    maps: Maps, voxel_size: np.ndarray, labels: np.ndarray | None = None
-) -> Iterator[tuple[str, Figure]]:
-    """Coronal and axial planes of the maps of a run: name of each figure, and the figure.
-
-    The maps, (X, Y, Z), are those of ``DRAWN`` and, where they are known, of ``DRAWN_IF_KNOWN``;
-    fields in ppm, axes towards right, anterior, superior. Voxels are in mm, labels a segmentation.
-    """
-    mask, shape = maps['roi_mask'] > 0, maps['shape_mask'] > 0
-    view = _View(shape | mask, voxel_size, choose_slices(maps['precond_chi'], mask, labels))
-    regions = view.planes(mask)
-
-    def panel(title: str, name: str, limits: Limits | Callable, unit: str = 'ppm') -> Panel:
-        planes = _masked(view.planes(maps[name]), regions)
-        return Panel(title, planes, limits(maps[name][mask]) if callable(limits) else limits, unit)
-
-    precond = panel('preconditioned', 'precond_chi', _symmetric)
-    panels = [precond]
-    if 'conventional_chi' in maps:
-        conventional = panel('conventional', 'conventional_chi', precond.limits)
-        limits = _symmetric(maps['precond_chi'][mask] - maps['conventional_chi'][mask])
-        pairs = zip(precond.planes, conventional.planes, strict=True)
-        difference = Panel('difference', [a - b for a, b in pairs], limits, 'ppm')
-        panels = [conventional, precond, difference]
-    yield 'comparison', view.draw(panels)
-    prior = panel('prior', 'prior_chi', precond.limits)
-    yield 'prior', view.draw([prior, panel('residual', 'residual_chi', _symmetric)])
-    fields = [
-        panel('total field', 'total_field', _percentiles),
-        panel('flattened field', 'flattened_field', _percentiles),
-        panel('local field', 'local_field', partial(_symmetric, percentile=99)),
-    ]
-    yield 'fields', view.draw(fields)
-    bright = maps['magnitude']
-    limits = _from_zero(bright[shape])
-    panels = [Panel('magnitude', view.planes(bright), limits, 'arbitrary unit')]
-    yield 'masks', view.draw(panels, contours=(view.planes(shape), regions))
-    if 'r2star' in maps:
-        panels.append(panel('R2*', 'r2star', _from_zero, '1/s'))
-    yield 'echofit', view.draw(panels)
-    quality = [
-        panel(title, name, limits, unit)
-        for name, (title, limits, unit) in QUALITY.items()
-        if name in maps
-    ]
-    if quality:
-        yield 'quality', view.draw(quality)
+def usual(values: Sequence[np.ndarray]) -> Limits:
+    """From zero to five times the median, or to 0.01."""
+    return 0.0, max(_round_up(max(5 * float(np.median(_finite(v))), 0.01)) for v in values)
 
 
-def _masked(planes: Sequence[np.ndarray], regions: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [np.where(own, plane, np.nan) for plane, own in zip(planes, regions, strict=True)]
-
-
-class _View:
-    """Two planes of a volume in a frame around the object, in millimetres."""
-
-    def __init__(self, region: np.ndarray, zooms: np.ndarray, slices: Slices):
-        self.zooms, self.slices = zooms, slices
-        extents = [np.flatnonzero(region.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-        if extents[0].size:
-            low, high = (np.array([e[end] for e in extents]) for end in (0, -1))
-            high = high + 1
-        else:
-            low, high = np.zeros(3, int), np.array(region.shape)
-        margin = np.ceil(0.07 * (high - low)).astype(int)  # room for the letters
-        low, high = np.maximum(low - margin, 0), np.minimum(high + margin, region.shape)
-        self.low, self.window = low, tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        self.size = (high - low) * zooms
-
-    def planes(self, volume: np.ndarray) -> list[np.ndarray]:
-        x, y, z = self.window
-        return [volume[x, self.slices.coronal, z].T, volume[x, y, self.slices.axial].T]
-
-    def draw(
-        self,
-        panels: Sequence[Panel],
-        contours: tuple[list[np.ndarray], list[np.ndarray]] | None = None,
-    ) -> Figure:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        grey = mpl.colormaps['gray'].with_extremes(bad='black')
-        width = 3.1
-        heights = width * self.size[[2, 1]] / self.size[0]
-        # Very tall or flat objects would make a page of their own.
-        heights = heights * min(1.0, 9 / heights.sum())
-        figure = Figure(figsize=(width * len(panels) + 0.4, heights.sum() + 1.3))
-        grid = figure.subplots(
-            2, len(panels), squeeze=False,
-            gridspec_kw={
-                'height_ratios': heights, 'hspace': 0.03, 'wspace': 0.05, 'left': 0.01,
-                'right': 0.99, 'top': 1 - 0.45 / figure.get_figheight(),
-                'bottom': 0.85 / figure.get_figheight(),
-            },
-        )  # fmt: skip
-        cross = (np.array([self.slices.coronal, self.slices.axial]) - self.low[1:] + 0.5) * (
-            self.zooms[1:]
-        )
-        for column, panel in enumerate(panels):
-            for row, plane in enumerate(panel.planes):
-                axes = grid[row, column]
-                extent = (0, self.size[0], 0, self.size[2 - row])
-                shown = axes.imshow(
-                    plane, cmap=grey, vmin=panel.limits[0], vmax=panel.limits[1],
-                    extent=extent, origin='lower', interpolation='nearest', aspect='equal',
-                )  # fmt: skip
-                axes.axhline(cross[1 - row], color='white', linestyle=':', linewidth=0.7)
-                axes.set(xticks=[], yticks=[], facecolor='black')
-                if contours:
-                    _outline(axes, [planes[row] for planes in contours], extent)
-                if column == 0:
-                    _letters(axes, ('S', 'I') if row == 0 else ('A', 'P'))
-            grid[0, column].set_title(panel.title)
-            box = grid[1, column].get_position()
-            bar = figure.add_axes(
-                (box.x0 + 0.12 * box.width, box.y0 - 0.2 / figure.get_figheight(),
-                 0.76 * box.width, 0.12 / figure.get_figheight())
-            )  # fmt: skip
-            figure.colorbar(
-                shown, cax=bar, orientation='horizontal', label=panel.unit, ticks=MaxNLocator(4)
-            )
-        return figure
-
-
-def _outline(axes: Axes, planes: Sequence[np.ndarray], extent: tuple[float, ...]) -> None:
-    for plane, colour, style in zip(planes, ('#ff9a2e', '#3fd0ff'), ('-', '--'), strict=True):
-        if plane.any() and not plane.all():
-            axes.contour(
-                plane.astype(float), levels=[0.5], colors=colour, linestyles=style,
-                linewidths=1, extent=extent, origin='lower',
-            )  # fmt: skip
-
-
-def _letters(axes: Axes, vertical: tuple[str, str]) -> None:
-    from matplotlib.patheffects import withStroke
-
-    style: dict[str, Any] = {
-        'color': '#ffd75e',
-        'fontsize': 8,
-        'transform': axes.transAxes,
-        'path_effects': [withStroke(linewidth=2, foreground='black')],
-    }
-    axes.text(0.02, 0.5, 'L', va='center', ha='left', **style)
-    axes.text(0.98, 0.5, 'R', va='center', ha='right', **style)
-    axes.text(0.5, 0.985, vertical[0], va='top', ha='center', **style)
-    axes.text(0.5, 0.015, vertical[1], va='bottom', ha='center', **style)
+def up_to_the_most(values: Sequence[np.ndarray]) -> Limits:
+    """From zero to the largest value, and to 1 at least."""
+    return 0.0, max(max(float(_finite(v).max()), 1.0) for v in values)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -235,35 +85,348 @@ def _round_up(value: float) -> float:
     if value <= 0:
         return 1e-6
     unit = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(np.ceil(value / unit) * unit)
+    return float(f'{np.ceil(value / unit) * unit:.2g}')
 
 
-def _symmetric(values: np.ndarray, percentile: float = 99.5) -> Limits:
-    limit = _round_up(float(np.percentile(np.abs(_finite(values)), percentile)))
-    return -limit, limit
+# -- what is shown ------------------------------------------------------------------------------
 
 
-def _from_zero(values: np.ndarray) -> Limits:
-    return 0.0, _round_up(float(np.percentile(_finite(values), 99.5)))
+class Panel(NamedTuple):
+    """One map in a figure."""
+
+    name: str
+    """Of a map in the table of maps, or one of ``EXTRA``."""
+    window: Window | Limits
+    of: tuple[str, ...] = ()
+    """Maps whose values inside the region set the window; the map itself if none is named."""
+    second: bool = False
+    """Whether it is shown again in a window of its own where it is small in that of the others."""
+    everywhere: bool = False
+    """Whether it is shown outside the region too."""
+    within: str = ''
+    """Mask outside of which it is not known, if that is less than the region."""
 
 
-def _percentiles(values: np.ndarray) -> Limits:
-    low, high = np.percentile(_finite(values), [1, 99])
-    return float(low), float(max(high, low + 1e-6))
-
-
-def _usual(values: np.ndarray) -> Limits:
-    """From zero to five times the median, or to 0.01."""
-    return 0.0, _round_up(max(5 * float(np.median(_finite(values))), 0.01))
-
-
-def _up_to_the_most(values: np.ndarray) -> Limits:
-    return 0.0, max(float(_finite(values).max()), 1.0)
-
-
-QUALITY: dict[str, tuple[str, Limits | Callable, str]] = {
-    'field_sd': ('standard deviation of the field', _usual, 'ppm'),
-    'misfit': ('misfit', (0.0, 3.0), 'residual over noise'),
-    'usable_echoes': ('usable echoes', _up_to_the_most, 'echoes'),
+EXTRA = {
+    'difference': ('preconditioned − conventional', 'ppm'),
+    'first_magnitude': ('magnitude, first echo', 'arbitrary'),
+    'last_magnitude': ('magnitude, last echo', 'arbitrary'),
+    'first_phase': ('phase, first echo', 'rad'),
+    'last_phase': ('phase, last echo', 'rad'),
 }
-"""Maps that say how good the field is: title, grey scale, unit."""
+"""What a figure shows beside maps of the table: title and unit."""
+
+_CHI, _FIELDS = ('precond_chi',), ('total_field', 'flattened_field', 'local_field')
+_ECHOES = ('first_magnitude', 'last_magnitude')
+
+PANELS = {
+    'comparison': (
+        Panel('conventional_chi', symmetric, _CHI),
+        Panel('consensus_chi', symmetric, _CHI, within='consensus_mask'),
+        Panel('precond_chi', symmetric),
+        Panel('difference', symmetric),
+    ),
+    'prior': (
+        Panel('prior_chi', symmetric, _CHI),
+        Panel('residual_chi', symmetric, _CHI, second=True),
+    ),
+    'trust': (
+        Panel('precond_chi', symmetric),
+        Panel('chi_sd', from_zero),
+        Panel('support', (0.0, 1.0)),
+    ),
+    'fields': (
+        Panel('total_field', both_ends, _FIELDS),
+        Panel('flattened_field', both_ends, _FIELDS),
+        Panel('local_field', both_ends, _FIELDS, second=True),
+    ),
+    'echoes': (
+        Panel('first_magnitude', from_zero, _ECHOES, everywhere=True),
+        Panel('last_magnitude', from_zero, _ECHOES, everywhere=True),
+        Panel('first_phase', (-np.pi, np.pi), everywhere=True),
+        Panel('last_phase', (-np.pi, np.pi), everywhere=True),
+    ),
+    'quality': (
+        Panel('field_sd', usual),
+        Panel('misfit', (0.0, 3.0)),
+        Panel('usable_echoes', up_to_the_most),
+    ),
+    'echofit': (Panel('magnitude', from_zero), Panel('r2star', from_zero)),
+}
+"""``desc`` of a figure of three planes -> its maps, those that a run has."""
+
+MOSAICS = {
+    'conventionalmosaic': Panel('conventional_chi', symmetric, _CHI),
+    'precondmosaic': Panel('precond_chi', symmetric),
+    'priormosaic': Panel('prior_chi', symmetric, _CHI),
+    'residualmosaic': Panel('residual_chi', symmetric, _CHI),
+    'consensusmosaic': Panel('consensus_chi', symmetric, _CHI, within='consensus_mask'),
+    'conventionalriskmosaic': Panel('conventional_risk_chi', symmetric, _CHI),
+    'masks': Panel('magnitude', from_zero, everywhere=True),
+}
+"""``desc`` of a mosaic of slices -> its map; those of susceptibility are shown in one place."""
+
+DRAWN = (
+    'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
+    'magnitude', 'shape_mask', 'roi_mask', 'chi_sd', 'support',
+)  # fmt: skip
+"""Maps that `draw_maps` needs."""
+
+_ROWS = (*PANELS.values(), tuple(MOSAICS.values()))
+DRAWN_IF_KNOWN = tuple(
+    name
+    for name in dict.fromkeys(
+        name for row in _ROWS for panel in row for name in (panel.name, panel.within)
+    )
+    if name in MAPS and name not in DRAWN
+)
+"""Maps that it draws where they are there."""
+
+
+class Slices(NamedTuple):
+    """Voxel indices of the planes in a volume that is stored towards right, front, top."""
+
+    sagittal: int
+    coronal: int
+    axial: int
+
+
+def choose_slices(chi: np.ndarray, mask: np.ndarray, labels: np.ndarray | None = None) -> Slices:
+    """The planes to show: through the label that differs most, or with the strongest sources.
+
+    All are (X, Y, Z) with axes towards right, anterior, superior: susceptibility (ppm), region of
+    interest, segmentation.
+    """
+    if not mask.any():
+        return Slices(*(n // 2 for n in chi.shape))
+    strength = np.abs(chi - np.median(chi[mask])) * mask
+    if labels is not None and (labels > 0).any():
+        medium = surrounding_label(labels)
+        indices = [i for i in np.unique(labels) if i > 0 and i != medium]
+        means = ndimage.mean(strength, labels, indices)
+        # Of a label on both sides, the middle of one of them.
+        parts, count = ndimage.label(labels == indices[int(np.argmax(means))])
+        sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
+        centre = ndimage.center_of_mass(parts == 1 + np.argmax(sizes))
+        return Slices(*(round(c) for c in centre))
+    return Slices(*(_strongest(strength, mask, axis) for axis in range(3)))
+
+
+def _strongest(strength: np.ndarray, mask: np.ndarray, axis: int) -> int:
+    others = tuple(i for i in range(3) if i != axis)
+    # Five slices together, so that one noisy slice does not decide.
+    profile = ndimage.uniform_filter1d(strength.sum(axis=others), 5)
+    inside = np.flatnonzero(mask.any(axis=others))
+    quarter = len(inside) // 4
+    middle = inside[quarter : len(inside) - quarter]
+    return int(middle[np.argmax(profile[middle])])
+
+
+class Shown(NamedTuple):
+    """A map as it is shown: its voxels, title, grey scale and unit."""
+
+    volume: np.ndarray
+    title: str
+    limits: Limits
+    unit: str
+    region: np.ndarray | None
+    """Where it is shown; None for everywhere."""
+    outlines: Maps = MappingProxyType({})
+    """Masks, by names of ``OUTLINES``, whose outlines are drawn on it."""
+    factor: float = 1.0
+    """From the unit of voxels and limits to that which is shown."""
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """What stands at the ends of the grey scale."""
+        low, high = (_short(self.factor * end) for end in self.limits)
+        return low, high if self.unit in ('1', 'arbitrary') else f'{high} {self.unit}'
+
+
+def _short(value: float) -> str:
+    """Three digits without an exponent where there are few, with a true minus sign.
+
+    >>> _short(-0.00123), _short(28412.0)
+    ('−0.00123', '28412')
+    """
+    text = f'{value:.0f}' if 1e3 <= abs(value) < 1e7 else f'{value:.3g}'
+    return text.replace('-', '−')
+
+
+def draw_maps(
+    maps: Maps, voxel_size: np.ndarray, labels: np.ndarray | None = None, hz_per_ppm: float = 1.0
+) -> Iterator[tuple[str, Image.Image]]:
+    """Figures of the slices of a run: ``desc`` of each, and the figure.
+
+    The maps, (X, Y, Z), are those of ``DRAWN`` and, where they are known, of ``DRAWN_IF_KNOWN``
+    and ``EXTRA``; fields in ppm, shown in Hz as they are written, axes towards right, anterior,
+    superior. Voxels are in mm, labels a segmentation.
+    """
+    maps = dict(maps)
+    if 'conventional_chi' in maps:
+        maps['difference'] = maps['precond_chi'] - maps['conventional_chi']
+    mask, shape = maps['roi_mask'] > 0, maps['shape_mask'] > 0
+    slices = choose_slices(maps['precond_chi'], mask, labels)
+    around = {everywhere: _View(region, voxel_size, slices)
+              for everywhere, region in ((False, mask), (True, shape | mask))}  # fmt: skip
+    gather = _Gather(maps, mask, hz_per_ppm)
+    axial = np.flatnonzero(mask.any(axis=(0, 1)))
+    for desc, panels in PANELS.items():
+        shown = [one for panel in panels if panel.name in maps for one in gather.shown(panel)]
+        view = around[panels[0].everywhere]
+        if shown:  # a single map has room for its planes side by side
+            yield desc, view.columns(shown) if shown[1:] else view.mosaic(shown[0], axial[:0])
+    for desc, panel in MOSAICS.items():
+        if panel.name in maps:
+            one = gather.shown(panel)[0]
+            if desc == 'masks':
+                title = f'{one.title}; orange: object, blue: region of interest'
+                one = one._replace(
+                    title=title, outlines={name: maps[name] > 0 for name in OUTLINES}
+                )
+            yield desc, around[panel.everywhere].mosaic(one, axial)
+
+
+class _Gather:
+    """The maps of a run, and their values inside the region."""
+
+    def __init__(self, maps: Maps, mask: np.ndarray, hz_per_ppm: float):
+        self.maps, self.mask, self.hz_per_ppm = maps, mask, hz_per_ppm
+        self._inside: dict[str, np.ndarray] = {}
+
+    def inside(self, name: str) -> np.ndarray:
+        if name not in self._inside:
+            self._inside[name] = np.asarray(self.maps[name][self.mask], np.float32)
+        return self._inside[name]
+
+    def shown(self, panel: Panel) -> list[Shown]:
+        """A map in its window and, where it is small in it and should be, in its own."""
+        row = MAPS.get(panel.name)
+        title, unit = (row.words, row.file_unit) if row else EXTRA[panel.name]
+        factor = self.hz_per_ppm if row and row.file_unit != row.unit else 1.0
+        limits = panel.window
+        if callable(limits):
+            known = [name for name in panel.of or (panel.name,) if name in self.maps]
+            limits = limits([self.inside(name) for name in known])
+        wide = [limits]
+        if panel.second and callable(panel.window):
+            own = panel.window([self.inside(panel.name)])
+            if own[1] - own[0] < SMALL * (limits[1] - limits[0]):
+                wide.append(own)
+        titles = (title, f'{title}, own window')
+        region = None if panel.everywhere else self.mask
+        if panel.within:
+            region = self.mask & (self.maps[panel.within] > 0)
+        return [
+            Shown(self.maps[panel.name], name, window, unit or '', region, factor=factor)
+            for name, window in zip(titles, wide, strict=False)
+        ]
+
+
+class _View:
+    """Planes of a volume in a frame around the object, in millimetres."""
+
+    def __init__(self, region: np.ndarray, zooms: np.ndarray, slices: Slices):
+        self.slices = slices
+        extents = [np.flatnonzero(region.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+        if extents[0].size:
+            low, high = (np.array([e[end] for e in extents]) for end in (0, -1))
+            high = high + 1
+        else:
+            low, high = np.zeros(3, int), np.array(region.shape)
+        margin = np.ceil(0.06 * (high - low)).astype(int)  # room for the letters
+        self.low = np.maximum(low - margin, 0)
+        self.high = np.minimum(high + margin, region.shape)
+        self.size = (self.high - self.low) * zooms
+
+    def plane(self, volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+        """A plane as it is looked at: the first row is up, the first column left."""
+        window: list[slice | int] = [slice(a, b) for a, b in zip(self.low, self.high, strict=True)]
+        window[axis] = index
+        return volume[tuple(window)].T[::-1]
+
+    def pixels(self, axis: int, scale: float) -> tuple[int, int]:
+        """Columns and rows of a plane across an axis, at a number of pixels to the millimetre."""
+        columns, rows = (self.size[i] for i in range(3) if i != axis)
+        return max(1, round(columns * scale)), max(1, round(rows * scale))
+
+    def put(
+        self,
+        sheet: Sheet,
+        one: Shown,
+        corner: tuple[int, int],
+        axis: int,
+        index: int,
+        scale: float,
+    ) -> tuple[int, int, int, int]:
+        """Put a plane on a sheet; its box."""
+        size = self.pixels(axis, scale)
+        levels = grey(self.plane(one.volume, axis, index), one.limits)
+        if one.region is not None:
+            levels = levels * self.plane(one.region, axis, index)
+        picture = enlarge(levels, size)
+        if one.outlines:
+            picture = np.repeat(picture[..., None], 3, axis=2)
+            for name, mask in one.outlines.items():
+                picture[outline(self.plane(mask, axis, index), size)] = OUTLINES[name]
+        sheet.paste(picture, *corner)
+        return (*corner, *size)
+
+    def three(
+        self, sheet: Sheet, one: Shown, corners: Sequence[tuple[int, int]], scale: float
+    ) -> None:
+        """Axial, coronal and sagittal plane, with directions and where they cut each other."""
+        at = (np.array(self.slices) + 0.5 - self.low) / (self.high - self.low)
+        for axis, corner in zip(AXES, corners, strict=True):
+            box = self.put(sheet, one, corner, axis, self.slices[axis], scale)
+            column, row = (at[i] for i in range(3) if i != axis)
+            sheet.ticks(box, column, 1 - row)
+            sheet.letters(box, LETTERS[axis], column, 1 - row)
+
+    def columns(self, shown: Sequence[Shown]) -> Image.Image:
+        """Three planes of each map, one map a column."""
+        x, y, z = self.size
+        width = min(WIDEST, (WIDTH - GAP) // len(shown) - GAP)
+        scale = min(width / max(x, y), MOST_HEIGHT / (y + 2 * z))
+        heights = [self.pixels(axis, scale)[1] for axis in AXES]
+        tops = [28 + sum(heights[:i]) + i * GAP for i in range(3)]
+        sheet = Sheet(len(shown) * (width + GAP) + GAP, tops[2] + heights[2] + 34)
+        for i, one in enumerate(shown):
+            left = GAP + i * (width + GAP)
+            corners = [
+                (left + (width - self.pixels(axis, scale)[0]) // 2, top)
+                for axis, top in zip(AXES, tops, strict=True)
+            ]
+            self.three(sheet, one, corners, scale)
+            sheet.title(left + width / 2, 14, one.title, width)
+            sheet.scale(left + width / 2, sheet.image.height - 17, one.ends, width // 3)
+        return sheet.image
+
+    def mosaic(self, one: Shown, axial: np.ndarray) -> Image.Image:
+        """Three planes of a map, and below them slices from the top to the foot.
+
+        ``axial`` are the indices of those that hold a part of the region.
+        """
+        x, y, z = self.size
+        scale = min((WIDTH - 4 * GAP) / (2 * x + y), 0.48 * MOST_HEIGHT / max(y, z))
+        widths, heights = zip(*(self.pixels(axis, scale) for axis in AXES), strict=True)
+        space = (WIDTH - sum(widths)) // 4
+        corners = [((i + 1) * space + sum(widths[:i]), 28) for i in range(3)]
+        chosen = axial[::-1]
+        if len(chosen) > ACROSS * DOWN:  # without the ends, which touch the border alone
+            places = np.linspace(0, len(chosen) - 1, ACROSS * DOWN + 2)[1:-1]
+            chosen = chosen[np.rint(places).astype(int)]
+        step, below = (WIDTH - GAP) // ACROSS, 28 + max(heights) + GAP
+        small = min((step - GAP) / x, 0.24 * MOST_HEIGHT / y)
+        columns, rows = self.pixels(2, small)
+        height = below + -(-len(chosen) // ACROSS) * (rows + GAP) + 34
+        sheet = Sheet(WIDTH, height, coloured=bool(one.outlines))
+        self.three(sheet, one, corners, scale)
+        for i, index in enumerate(chosen):
+            left = GAP + i % ACROSS * step + (step - GAP - columns) // 2
+            corner = left, below + i // ACROSS * (rows + GAP)
+            self.put(sheet, one, corner, 2, int(index), small)
+            sheet.text(corner[0] + 4, corner[1] + 4, str(index), 'lt')
+        sheet.title(WIDTH / 2, 14, one.title, WIDTH)
+        sheet.scale(WIDTH / 2, height - 17, one.ends, 240)
+        return sheet.image

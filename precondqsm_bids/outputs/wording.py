@@ -41,12 +41,12 @@ def number(value: Any) -> str:
 
 
 def ppm(value: float | None) -> str:
-    """Three decimals with a true minus sign.
+    """Three decimals with a true minus sign, which zero does not have.
 
-    >>> ppm(-0.25), ppm(None)
-    ('−0.250', 'n/a')
+    >>> ppm(-0.25), ppm(-1e-9), ppm(None)
+    ('−0.250', '0.000', 'n/a')
     """
-    return 'n/a' if value is None else f'{value:.3f}'.replace('-', '−')
+    return 'n/a' if value is None else fixed(value, 3)
 
 
 def fixed(value: float, digits: int) -> str:
@@ -56,6 +56,21 @@ def fixed(value: float, digits: int) -> str:
     ('−0.250', '0.0000')
     """
     return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '−')
+
+
+def duration(seconds: float | None) -> str:
+    """A time in two units at most.
+
+    >>> duration(42.4), duration(200), duration(7500), duration(None)
+    ('42 s', '3 min 20 s', '2 h 5 min', 'n/a')
+    """
+    if seconds is None:
+        return 'n/a'
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min {rest} s' if minutes else f'{rest} s'
 
 
 def signed(value: int) -> str:
@@ -118,6 +133,18 @@ def scales(comparison: Numbers, record: Numbers) -> str | None:
     return f'preconditioned (conventional at the same λ): {", ".join(parts)}'
 
 
+def support(numbers: Numbers, record: Numbers) -> str | None:
+    """How far the field decided the map, and the regions that are the prior's."""
+    if numbers.get('median_support') is None:
+        return None
+    text = (
+        f'{numbers["median_support"]:.0%} of the value in the median voxel, half or more in '
+        f'{numbers["supported_fraction"]:.0%} of the region'
+    )
+    of_prior = [f'{name} ({what})' for name, what in numbers.get('of_prior', {}).items()]
+    return text + f"; the prior's rather than the field's: {', '.join(of_prior)}" * bool(of_prior)
+
+
 def coefficient(fit: Numbers, record: Numbers) -> str | None:
     """The one coefficient of a prior, its standard error and what it says of R2'."""
     if len(fit.get('implied_relaxivity', ())) != 1:
@@ -158,6 +185,18 @@ def region(shape: Numbers, record: Numbers) -> str | None:
         text += '; the shape of the object is not part of the first estimate: '
         text += 'it is not known' if shape['mask'] == 'auto' else 'the region lies inside it'
     return text
+
+
+def consensus_region(local: Numbers, record: Numbers) -> str | None:
+    """What the arm of the consensus leaves of the region, and why."""
+    if 'known_voxels' not in local:
+        return None
+    quality = record.get('consensus_quality_mask', {})
+    return (
+        f'{local["known_voxels"]} voxels (desc-consensus_mask): without '
+        f'{quality.get("left_out_voxels", 0)} at the border whose field is uncertain, and without '
+        f'the rim that the background removal ({local["method"]}) does not know'
+    )
 
 
 def weight(inversion: Numbers, record: Numbers) -> str | None:

@@ -16,7 +16,9 @@ from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
 from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
+from precondqsm_bids.outputs.sentences import opening, region_sentence
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
+from precondqsm_bids.workflows.preconditioning import init_preconditioning_wf
 from precondqsm_bids.workflows.qsm import first, init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
@@ -28,10 +30,7 @@ def init_base_wf(settings: Settings, runs: Sequence[Run], log_name: str) -> Lite
     Crash files go to ``OUTPUT_DIR/sub-<label>/log/<log_name>``.
     """
     workflow = LiterateWorkflow(name=NAME, base_dir=settings.work_dir)
-    workflow.__desc__ = (
-        f'Maps of magnetic susceptibility were computed with *precondqsm_bids* {__version__}, '
-        'which is based on *Nipype* [@nipype].\n\n'
-    )
+    workflow.__desc__ = opening(__version__) + '\n'
     participants: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         participants[run.subject].append(run)
@@ -49,11 +48,12 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     """Reconstruct one run and write its derivatives."""
     workflow = LiterateWorkflow(name=node_name(run.label))
     method = settings.method
-    workflow.__desc__ = _region_sentence(
+    workflow.__desc__ = region_sentence(
         'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
         method.mask_erosion,
     )
-    precondqsm_wf = init_precondqsm_wf(
+    init = init_preconditioning_wf if settings.stop_after else init_precondqsm_wf
+    precondqsm_wf = init(
         method,
         one_echo=run.without_r2star,
         phase_difference=run.phase_difference,
@@ -71,7 +71,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'phase': list(run.phase),
         'labels': run.labels,
         'mask': None if run.mask_resampled else run.mask,
-        'field': run.field,
+        'total_field': run.field,
         'field_sd': run.field_sd,
         'r2star': run.r2star_map,
     }
@@ -79,24 +79,42 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
     if run.as_needed:
         for port, value in files.items():
             setattr(precondqsm_wf.inputs.inputnode, port, value)
+        if not run.field:
+            outputs_wf.inputs.inputnode.echo_magnitude = list(run.magnitude)
+            outputs_wf.inputs.inputnode.echo_phase = list(run.phase)
         if synthstrip:
             synthstrip.inputs.magnitude = run.magnitude[0]
     else:
-        standard_echoes = _standard_echoes(run, files)
-        echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
-        ports = [*echoes, *(name for name in files if name not in ('magnitude', 'phase'))]
-        taken = [(port, f'inputnode.{port}') for port in ports]
-        workflow.connect([(standard_echoes, precondqsm_wf, taken)])
-        if synthstrip:
-            port = [(('magnitude', first), 'magnitude')]
-            workflow.connect([(standard_echoes, synthstrip, port)])
-        if run.labels:
-            # The table of values compares the grids, and --b0-dir may have given them an affine.
-            workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
+        node = _standard_echoes(run, files)
+        known = [port for port in files if port != 'labels' or not settings.stop_after]
+        _connect_echoes(workflow, node, run, known, (precondqsm_wf, outputs_wf, synthstrip))
     ports = ports_of(run, settings)
     joined = [(f'outputnode.{port}', f'inputnode.{port}') for port in ports]
     workflow.connect([(precondqsm_wf, outputs_wf, joined)])
     return workflow
+
+
+def _connect_echoes(
+    workflow: LiterateWorkflow, node: pe.Node, run: Run, known: list[str], targets: tuple
+) -> None:
+    """Connect what `StandardEchoes` stores with those that read it.
+
+    ``known`` are the inputs of the run; the targets the reconstruction, the outputs and, where it
+    finds the brain, SynthStrip.
+    """
+    precondqsm_wf, outputs_wf, synthstrip = targets
+    echoes = ['magnitude'] if run.field else ['magnitude', 'phase']
+    ports = [*echoes, *(name for name in known if name not in ('magnitude', 'phase'))]
+    taken = [(port, f'inputnode.{port}') for port in ports]
+    workflow.connect([(node, precondqsm_wf, taken)])
+    if not run.field:
+        drawn = [(port, f'inputnode.echo_{port}') for port in echoes]
+        workflow.connect([(node, outputs_wf, drawn)])
+    if synthstrip:
+        workflow.connect([(node, synthstrip, [(('magnitude', first), 'magnitude')])])
+    if 'labels' in known:
+        # The table of values compares the grids, and --b0-dir may have given them an affine.
+        workflow.connect(node, 'labels', outputs_wf, 'inputnode.labels')
 
 
 def _set_known(inputs: Any, run: Run) -> None:
@@ -159,25 +177,6 @@ def _standard_echoes(run: Run, files: dict[str, Any]) -> pe.Node:
     if run.b0_dir:
         node.inputs.b0_dir = list(run.b0_dir)
     return node
-
-
-def _region_sentence(inside: str, erosion: float) -> str:
-    """Methods sentence on a region of interest that is not the object itself.
-
-    >>> print(_region_sentence('given', 2.0), end='')
-    Only the part of the object inside a given mask, less a border of 2 mm, was reconstructed.
-    """
-    if inside == 'object' and not erosion:
-        return ''
-    part = {
-        'given': 'the part of the object inside a given mask',
-        'brain': 'the brain, found in the magnitude',
-        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
-        'auto': 'the object (of a head the brain, found in the magnitude)',
-        'object': 'the object',
-    }[inside]
-    border = f', less a border of {erosion:g} mm,' if erosion else ''
-    return f'Only {part}{border} was reconstructed.\n'
 
 
 def node_name(label: str) -> str:

@@ -482,7 +482,7 @@ def test_group_level_of_what_was_reconstructed(finished, phantom):
     empty = {column for column, cell in first.items() if cell == 'n/a'}
     assert empty <= {
         *('session_id', 'phase_sign_correlation', 'echo_phase_size', 'warnings', 'note'),
-        *('outliers', 'scanner', 'sign_differs'),
+        *('outliers', 'scanner', 'sign_differs', 'equal_to'),
     }
     assert [row['status'] for row in failed] == ['failed', 'failed']
     for row in failed:
@@ -513,7 +513,7 @@ def test_what_is_beside_the_log(finished):
     *_, folder = finished
     (log,) = (folder / 'out' / 'logs').iterdir()
     names = {path.name for path in log.iterdir()}
-    assert {'CITATION.md', 'config.toml', 'precondqsm_bids.log'} <= names
+    assert {'CITATION.md', 'CITATION.bib', 'config.toml', 'precondqsm_bids.log'} <= names
     assert Settings.from_toml((log / 'config.toml').read_text()).work_dir == folder / 'work'
     text = (log / 'precondqsm_bids.log').read_text()
     assert 'nipype.workflow' in text

@@ -264,6 +264,7 @@ def test_every_option_is_passed_on_once(dataset, submit, folder, slurm, tmp_path
         *('--pdf-iterations', '9', '--reg-weight', 'risk', '--reference', 'none', '-v', '-v'),
         *('--omp-nthreads', '2', '--mem', '4G', '--resource-monitor', '--node-timeout', '30'),
         *('--config-file', 'settings.toml', '--write-graph', '--stop-on-first-crash'),
+        '--report-self-contained',
         *('--submit-limit', '3', '--submit-time', '90'),
     ]  # fmt: skip
     forms = {o: action for action in build_parser()._actions for o in action.option_strings}

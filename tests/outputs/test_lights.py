@@ -54,6 +54,8 @@ CASES = (  # what it is, stage -> changes, the one light that is not good
      {'echo_fit': {'phase_sign_source': 'given', 'phase_sign_correlation': -0.5}}, 'sign', 'bad'),
     ('stated sign, and susceptibility falls where R2\\* rises',
      {'echo_fit': STATED, **AGAINST}, 'sign', 'doubtful'),
+    ('sign by a weak field of the shape, and susceptibility falls where R2\\* rises',
+     {'echo_fit': {'phase_sign_correlation': 0.43}, **AGAINST}, 'sign', 'bad'),
     ('B0 along another axis', {'echo_fit': {'b0_contradicted': True}}, 'sign', 'doubtful'),
     ('turns lost in unwrapping', {'echo_fit': {'ambiguous_fraction': 0.004}}, 'echoes', 'bad'),
     ('field of 0.08 ppm noise', {'echo_fit': {'median_field_sd': 0.08}}, 'echoes', 'doubtful'),
@@ -172,7 +174,7 @@ def test_lights_stand_in_the_sidecar_of_the_map_and_in_the_table_of_the_group():
     sidecars = {
         name: compose_sidecar(output, record | {'recombination': {'reference': 'none'}}, facts)
         for name, output in WRITTEN.items()
-        if output.suffix == 'Chimap' and not output.conventional
+        if output.suffix == 'Chimap' and not output.arm
     }
     assert [name for name, sidecar in sidecars.items() if 'Lights' in sidecar] == ['precond_chi']
     found = light_levels(sidecars['precond_chi'])
@@ -183,7 +185,7 @@ def test_lights_stand_in_the_sidecar_of_the_map_and_in_the_table_of_the_group():
 
 def test_page_has_every_case_and_level():
     text = Path(__file__).parents[2].joinpath('docs/reading.md').read_text(encoding='utf-8')
-    table = text[text.index('## Prepared runs') :]
+    table = text[text.index('## Prepared records') :]
     headings = {row.name: row.heading for row in LIGHTS}
     rows = re.findall(r'^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$', table, re.MULTILINE)[1:]
     assert rows == [(what, headings[name], level) for what, _, name, level in CASES]

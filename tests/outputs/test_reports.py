@@ -1,25 +1,24 @@
-"""The figures show the right thing the right way round; the page says what is and what is not."""
+"""The page says what is and what is not."""
 
+import base64
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib import resources
 
-import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 import pytest
 import scipy.linalg
-from matplotlib.figure import Figure
 
 from precondqsm_bids.interfaces import derivatives
-from precondqsm_bids.outputs import figures, report, slices, wording
-from precondqsm_bids.outputs.figures import FIGURES, STYLE, draw_l_curves, draw_roi_values
+from precondqsm_bids.method import Method
+from precondqsm_bids.outputs import report, slices, wording
+from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.lights import LEVELS, lights
 from precondqsm_bids.outputs.record import report_rows
 from precondqsm_bids.outputs.report import Account, write_report
-from precondqsm_bids.outputs.slices import choose_slices
-from precondqsm_bids.outputs.tables import read_table
 
 SHAPE = (20, 24, 28)
 RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')
@@ -133,121 +132,11 @@ def write(maps, tmp_path, **inputs):
     return tmp_path / 'sub-01' / 'figures'
 
 
-def figures_of(maps, tmp_path, monkeypatch):
-    """Figures by their desc."""
-    drawn = {}
-
-    def keep(figure, path):
-        drawn[path.name.split('desc-')[1].split('_')[0]] = figure
-
-    monkeypatch.setattr(derivatives, 'save', keep)
-    write(maps, tmp_path)
-    return drawn
-
-
 def zeros(tmp_path, affine):
     """Files of the maps that a run has, in a grid: nothing inside, all of it object."""
     nothing = save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine)
     mask = save(tmp_path, 'mask', np.ones(SHAPE, np.uint8), affine)
     return dict.fromkeys(slices.DRAWN, nothing) | {'shape_mask': mask, 'roi_mask': mask}
-
-
-def test_slices_go_through_the_label_that_differs_most():
-    labels = np.ones(SHAPE, int)
-    labels[5:8, 10:13, 4:9] = 2
-    labels[12:15, 3:6, 18:23] = 3
-    chi = np.select([labels == 2, labels == 3], [0.3, -0.9], 0.0)
-    assert choose_slices(chi, np.ones(SHAPE, bool), labels) == (4, 20)
-
-
-def test_slices_without_labels_are_the_strongest_of_the_middle():
-    chi = np.zeros(SHAPE)
-    chi[8:12, 9:12, 16:19] = 1
-    chi[:, 0] = 5  # an edge artefact, outside the middle half
-    coronal, axial = choose_slices(chi, np.ones(SHAPE, bool))
-    assert 9 <= coronal <= 11
-    assert 16 <= axial <= 18
-
-
-@pytest.mark.parametrize('flips', [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, 1, -1)])
-def test_object_on_the_right_is_drawn_on_the_right_however_it_is_stored(
-    flips, tmp_path, monkeypatch
-):
-    """In scanner space the bright block is right, front and top."""
-    affine = np.diag([*(2.0 * np.array(flips)), 1.0])
-    chi = np.zeros(SHAPE, np.float32)
-    block = np.ix_(
-        *(
-            range(3, 6) if flip < 0 else range(n - 6, n - 3)
-            for flip, n in zip(flips, SHAPE, strict=True)
-        )
-    )
-    chi[block] = 1
-    maps = zeros(tmp_path, affine)
-    maps['precond_chi'] = maps['magnitude'] = save(tmp_path, 'chi', chi, affine)
-    maps['labels'] = save(tmp_path, 'labels', (1 + (chi > 0)).astype(np.uint8), affine)
-    drawn = figures_of(maps, tmp_path, monkeypatch)
-    coronal, axial = (axes.images[0] for axes in drawn['comparison'].axes[:2])
-    for image, height in ((coronal, SHAPE[2]), (axial, SHAPE[1])):
-        assert image.origin == 'lower'
-        assert tuple(image.get_extent()) == (0, 40, 0, 2 * height)
-        row, column = (values.mean() for values in np.nonzero(image.get_array() == 1))
-        assert column == SHAPE[0] - 5
-        assert row == height - 5
-    texts = [t.get_text() for t in drawn['comparison'].axes[0].texts]
-    left = drawn['comparison'].axes[0].texts[texts.index('L')]
-    assert left.get_position()[0] < 0.1
-
-
-def test_grey_scale_is_shared_and_symmetric(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    affine = np.eye(4)
-    names = ('precond_chi', 'conventional_chi')
-    maps = zeros(tmp_path, affine)
-    maps |= {n: save(tmp_path, n, rng.normal(size=SHAPE).astype('f4'), affine) for n in names}
-    drawn = figures_of(maps, tmp_path, monkeypatch)
-    axes = drawn['comparison'].axes
-    titles = [a.get_title() for a in axes[:3]]
-    assert titles == ['conventional', 'preconditioned', 'difference']
-    conventional, precond, difference = (a.images[0].get_clim() for a in axes[:3])
-    assert conventional == precond
-    assert difference[0] == -difference[1]
-    assert difference != precond
-
-
-def test_l_curve_marks_the_weight_that_was_used_on_the_curve():
-    weights = np.logspace(-2, 1, 61)
-    curve = {
-        'reg_weights': weights,
-        'consistency': weights**0.5,
-        'regularization': weights**-2,
-        'curvature': -(np.log(weights) ** 2),
-        'reg_weight': 0.5,
-    }
-    figure = draw_l_curves({'precond': curve})
-    marker = next(line for line in figure.axes[0].lines if line.get_marker() == 'o')
-    assert marker.get_xdata()[0] == pytest.approx(0.5**0.5)
-    assert marker.get_ydata()[0] == pytest.approx(0.5**-2)
-    assert 'λ = 0.5' in figure.axes[0].get_legend().texts[0].get_text()
-
-
-def test_no_l_curve_is_said_in_words(tmp_path):
-    assert 'No L-curve' in draw_l_curves({}).get_suptitle()
-    curve = {'reg_weight': 0.2, 'reg_weights': []}
-    folder = write(zeros(tmp_path, np.eye(4)), tmp_path, l_curve=curve)
-    assert '<svg' in (folder / 'sub-01_desc-lcurve_Chimap.svg').read_text()
-
-
-def test_roi_figure_shows_each_map_against_the_reference(tmp_path):
-    path = tmp_path / 'table.tsv'
-    path.write_text(TABLE)
-    figure = draw_roi_values(read_table(path))
-    axes = figure.axes[0]
-    assert [t.get_text() for t in axes.get_xticklabels()] == ['tube', 'tilted']
-    bars = [round(bar.get_height(), 4) for bar in axes.patches]
-    assert bars == [0.7501, 0.25]
-    reference = next(c for c in axes.collections if 'reference' in c.get_label())
-    assert reference.get_segments()[0][0][1] == 0.7494
 
 
 def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
@@ -261,6 +150,7 @@ def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):
     for figure in FIGURES:
         assert f'./sub-01/figures/{RUNS[0]}_{figure.name}' in targets
         assert figure.caption[:40].replace("'", '&#39;') in text
+        assert f'alt="{figure.alt}; {RUNS[0]}"'.replace("'", '&#39;') in text
     for target in targets:
         assert target.startswith('#') or (output_dir / target).is_file()
 
@@ -298,6 +188,7 @@ def test_crash_files_are_shown_escaped(output_dir, tmp_path):
     crashes = {str(crash): 'echo_fit: <truncated>'}
     text = write_report(output_dir, '01', Account(crash_files=crashes)).read_text()
     assert '1 step\n  failed' in text
+    assert text.index('<li>echo_fit: &lt;truncated&gt;</li>') < text.index('<h2>')
     errors = text[text.index('<section id="errors">') :]
     heading, _, folded = errors.partition('<details>')
     assert '<h3>echo_fit: &lt;truncated&gt;</h3>' in heading
@@ -357,13 +248,13 @@ def test_lights_of_a_run_stand_before_its_numbers_and_lead_to_what_explains_them
 
 def test_participant_has_the_lights_of_all_runs_at_the_top(page_of_lights):
     top = page_of_lights[: page_of_lights.index(f'<section id="{RUNS[0]}">')]
-    rows = top[top.index('<table>') : top.index('</table>')].split('<tr>')[2:]
+    rows = top[top.index('<table ') : top.index('</table>')].split('<tr>')[2:]
     assert [re.findall(r'href="#([^"]*)"', row) for row in rows] == [[name] for name in RUNS]
     assert [len(re.findall('class="light ', row)) for row in rows] == [6, 0]
 
 
 def test_markup_in_the_words_of_a_light_is_inert(page_of_lights):
-    assert 'script' not in WellFormed(page_of_lights).tags
+    assert 'script' not in WellFormed(page_of_lights).tags  # nothing to copy either
     assert '&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34;' in page_of_lights
 
 
@@ -382,22 +273,113 @@ def test_report_can_be_rebuilt_from_disk(output_dir):
     assert 'precondqsm_bids a b participant' in first
 
 
+def test_methods_are_those_of_the_runs_with_maps_and_can_be_copied(output_dir):
+    settings = asdict(Method(prior='r2prime', r2=12.5))
+    region = {'mask': 'object', 'erosion': 0.0, 'roi_voxels': 90}
+    record = SUMMARY['record'] | {'shape_mask': region, 'r2prime_prior': {}}
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    path.write_text(json.dumps(SUMMARY | {'record': record, 'settings': settings}))
+    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    methods = text[text.index('id="methods"') :]
+    assert 'R2 being 12.5/s' in methods
+    assert 'Planned.' not in methods
+    assert '@article{yablonskiy1994,' in methods
+    for name in ('methods-text', 'methods-bibtex'):
+        assert f'data-copies="{name}"' in methods
+        assert f'id="{name}"' in methods
+
+
+def test_a_participant_without_a_map_has_no_methods(output_dir):
+    for path in (output_dir / 'sub-01/figures').glob('*_desc-summary_report.json'):
+        path.unlink()
+    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    assert 'Planned.' not in text
+    assert 'there is nothing to describe' in text
+
+
+def test_page_says_when_how_long_and_with_what_the_run_was_made(output_dir):
+    account = Account(
+        finished='2026-01-31 12:00:00 +0100',
+        seconds=3725.4,
+        versions={'numpy': '2.1', 'Python': '3'},
+    )
+    write_report(output_dir, '01', account)
+    text = write_report(output_dir, '01').read_text()
+    assert text.count('2026-01-31 12:00:00 +0100') == 2
+    assert '1 h 2 min' in text
+    assert 'numpy 2.1, Python 3' in text
+
+
+def test_page_has_the_acquisition_the_volume_and_the_signal_over_noise(output_dir):
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    record = SUMMARY['record'] | {'shape_mask': {'volumes': [80.0, 7.25]}}
+    path.write_text(json.dumps(SUMMARY | {'record': record, 'snr': 81.234}))
+    text = write_report(output_dir, '01').read_text()
+    assert '3 T; 3 echoes, 2:3:8 ms; voxels of 2 × 2 × 2 mm; region of 87.25 ml' in text
+    assert 'signal over noise 81.2' in text
+    assert '81.23 in the median voxel of the region: S0' in text
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({}, 'All 6 lights are good'),
+        ({'sign': 'bad', 'prior': 'unknown', 'region': 'bad'},
+         'Bad: Sign, Region (the map is not to be used without mending it). '
+         'Unknown: Support of the prior (nothing tested it). Good: 3 of 6.'),
+    ],
+)  # fmt: skip
+def test_verdict_says_the_worst_first(changes, words):
+    good = dict.fromkeys(('sign', 'echoes', 'region', 'prior', 'consistency', 'consensus'), 'good')
+    found = {name: {'level': level} for name, level in (good | changes).items()}
+    assert report._verdict(found).startswith(words)
+
+
+def test_labels_outside_and_columns_without_values_are_left_out(output_dir):
+    table = next(output_dir.rglob('*_values.tsv'))
+    table.write_text(
+        'index\tname\tn_voxels\tprecond_chi_mean\tprecond_chi_sd\tconventional_chi_mean\t'
+        'precond_chi_minus_medium\tcylinder_reference\n'
+        '1\ttube\t120\t0.7123\t0.01\tn/a\tn/a\tn/a\n'
+        '2\t<air>\t120\tn/a\tn/a\tn/a\tn/a\tn/a\n'
+    )
+    text = write_report(output_dir, '01').read_text()
+    shown = text[text.index('<table class="values">') :]
+    shown = shown[: shown.index('</table>')]
+    assert re.findall(r'<th[^>]*>([^<]*)', shown) == ['label', 'name', 'voxels', 'preconditioned']
+    assert '0.712 ± 0.010' in shown
+    assert 'air' not in shown
+    assert 'Outside the region of interest: &lt;air&gt;.' in text
+    assert 'in\n  brackets' not in text
+
+
+def test_one_file_has_the_figures_in_it_and_no_link_to_another(page_of_lights, output_dir):
+    text = write_report(output_dir, '01', self_contained=True).read_text()
+    targets = Loads(text).targets
+    data = [target for target in targets if target.startswith('data:')]
+    assert len(data) == len(FIGURES)
+    assert {base64.b64decode(target.partition(',')[2]) for target in data} == {b'x'}
+    assert all(target.startswith(('#', 'data:')) for target in targets)
+    assert 'logs/now_&lt;1&gt;/precondqsm_bids.log' in text
+    ids = WellFormed(text).ids
+    assert len(ids) == len(set(ids))
+    assert write_report(output_dir, '01').read_text() == page_of_lights
+
+
+def test_optional_figures_that_a_run_does_not_have_are_not_missed(output_dir):
+    for figure in FIGURES:
+        if figure.optional and figure.desc != 'rois':
+            (output_dir / 'sub-01/figures' / f'{RUNS[0]}_{figure.name}').unlink()
+    text = write_report(output_dir, '01').read_text()
+    assert 'is missing' not in text
+    assert 'fieldset' not in text
+    (output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-rois_values.svg').unlink()
+    assert 'desc-rois_values.svg</code>) is missing' in write_report(output_dir, '01').read_text()
+
+
 def test_nothing_at_all_is_said_in_words(tmp_path):
     text = write_report(tmp_path, '07').read_text()
     assert 'Nothing of this participant was found' in text
-
-
-def test_figures_have_the_same_bytes_each_time(tmp_path):
-    for suffix in ('svg', 'png'):
-        files = []
-        for i in range(2):
-            figure = Figure()
-            with mpl.rc_context(STYLE):
-                figure.subplots().plot([0, 1], [1, 0])
-                figures.save(figure, tmp_path / f'{i}.{suffix}')
-                files.append(tmp_path / f'{i}.{suffix}')
-        first, second = (f.read_bytes() for f in files)
-        assert first == second
 
 
 @pytest.mark.parametrize(
@@ -515,8 +497,8 @@ def test_page_has_the_quality_of_the_field_the_bodies_and_the_phase_of_each_echo
 
 def test_page_without_such_numbers_has_no_such_tables(output_dir):
     text = write_report(output_dir, '01').read_text()
-    for heading in ('The field', 'Bodies', 'Phase of each echo'):
-        assert f'<h3>{heading}</h3>' not in text
+    for heading in ('The field', 'Bodies', 'Phase that was taken off each echo'):
+        assert f'<h4>{heading}</h4>' not in text
     rows = dict(
         report_rows(
             {
@@ -558,16 +540,13 @@ def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
     )
 
 
-def test_maps_of_the_quality_of_the_field():
-    sd = np.full(SHAPE, 0.01, np.float32)
-    sd[:2] = 3
-    maps = {'field_sd': sd, 'misfit': sd * 100, 'usable_echoes': np.full(SHAPE, 4, np.uint8)}
-    ones = np.ones(SHAPE, np.float32)
-    maps |= dict.fromkeys(slices.DRAWN, ones)
-    figure = dict(slices.draw_maps(maps, np.ones(3)))['quality']
-    assert [axes.get_title() for axes in figure.axes[1:3]] == ['misfit', 'usable echoes']
-    limits = [axes.images[0].get_clim() for axes in figure.axes[:3]]
-    assert limits[0] == pytest.approx((0, 0.05))  # five times the median
-    assert limits[1:] == [(0, 3), (0, 4)]
-    names = [name for name, _ in slices.draw_maps(dict.fromkeys(slices.DRAWN, ones), np.ones(3))]
-    assert names == ['comparison', 'prior', 'fields', 'masks', 'echofit']
+def test_regions_of_the_prior_are_named():
+    numbers = {'median_support': 0.66, 'supported_fraction': 0.9, 'of_prior': {}}
+    text = '66% of the value in the median voxel, half or more in 90% of the region'
+    assert wording.support(numbers, {}) == text
+    numbers['of_prior'] = {'thalamus': 'pattern', 'red nucleus': 'value and pattern'}
+    assert wording.support(numbers, {}) == (
+        f"{text}; the prior's rather than the field's: thalamus (pattern), "
+        'red nucleus (value and pattern)'
+    )
+    assert wording.support({}, {}) is None

@@ -112,7 +112,8 @@ def test_odd_storage_goes_through_standard_echoes(dataset, tmp_path):
         for port, into in data['connect']
     }
     ports = ('magnitude', 'phase', 'labels', 'mask')
-    assert fed == {(port, 'inputnode', port) for port in ports}
+    drawn = {(port, 'inputnode', f'echo_{port}') for port in ports[:2]}
+    assert fed == {(port, 'inputnode', port) for port in ports} | drawn
     written = {
         target.name
         for source, target, data in graph.edges(data=True)
@@ -152,6 +153,7 @@ def test_method_settings_change_the_graph(build):
         'shape': False,
         'mask_erosion': 2.0,
         'conventional': False,
+        'consensus': True,
         'pdf_iterations': 3,
         'reg_weight': 0.1,
         'reg_rule': 'risk',

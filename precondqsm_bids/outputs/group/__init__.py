@@ -1,6 +1,7 @@
 """The group level: from the derivatives of the participants to tables and a page.
 
-It reads the sidecars and tables that the participant level wrote, no image, one run at a time.
+It reads the sidecars and tables that the participant level wrote, one run at a time, and a map
+only where its strip of slices has to be drawn again.
 """
 
 from precondqsm_bids.outputs.group.gather import write_group

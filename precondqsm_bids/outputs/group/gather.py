@@ -77,7 +77,7 @@ def write_group(
         if not summary.usable:
             return summary
         gathered = {
-            name: name_outliers(name, first[name], second[name], values[name], summary.signs)
+            name: name_outliers(name, first[name], second[name], values[name], summary)
             for name in files
         }
         page = compose_report(

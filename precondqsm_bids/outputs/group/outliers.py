@@ -12,8 +12,12 @@ LIMIT = 3.5
 """Robust z from which a value is an outlier (Iglewicz B, Hoaglin DC, How to detect and handle
 outliers, 1993)."""
 
-LEAST_VALUES = 8
-"""With fewer, the median absolute deviation says too little to call anyone an outlier."""
+LIMITS = {3: 111.0, 4: 15.9, 5: 18.6, 6: 10.0, 7: 10.7}
+"""The same of few values, whose median absolute deviation varies much: values of one normal
+distribution have one beyond it in 1 % of such groups (simulated, 4 million groups each)."""
+
+LEAST_VALUES = min(LIMITS)
+"""With fewer, nothing can be told."""
 
 NORMAL_MAD, NORMAL_MEAN = 1.4826, 1.2533
 """Standard deviation of a normal distribution over its median and its mean absolute deviation."""
@@ -36,6 +40,8 @@ class Distribution(NamedTuple):
     centre: float
     spread: float
     """0 where nothing can be told: too few values, or all of them the same."""
+    limit: float = LIMIT
+    """Robust z from which one of these values is an outlier."""
 
     def z(self, value: float) -> float:
         """How many robust standard deviations a value of the measure is from the median."""
@@ -62,17 +68,17 @@ def distribution(values: array[float], log: bool = False) -> Distribution:
     quantiles = np.quantile(data, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist()
     compared = np.log(data) if log else data
     centre = float(np.median(compared))
-    spread = 0.0
+    spread, limit = 0.0, LIMITS.get(len(data), LIMIT)
     if len(data) >= LEAST_VALUES:
         deviations = np.abs(compared - centre)
         spread = NORMAL_MAD * float(np.median(deviations))
         # Values that differ in their last digit only are the same value.
         least = 1e-5 * (1 if log else abs(centre))
         if spread <= least:
-            spread = NORMAL_MEAN * float(deviations.mean())
+            spread, limit = NORMAL_MEAN * float(deviations.mean()), LIMIT
         if float(deviations.max()) <= least:
             spread = 0.0
     least_value, low, lower, median, upper, high, most = quantiles
     return Distribution(
-        len(data), least_value, low, lower, median, upper, high, most, log, centre, spread
+        len(data), least_value, low, lower, median, upper, high, most, log, centre, spread, limit
     )

@@ -19,6 +19,7 @@ from precondqsm_bids.outputs.group.measures import (
 )
 from precondqsm_bids.outputs.maps import WRITTEN
 from precondqsm_bids.outputs.record import COLUMNS, warnings_of
+from precondqsm_bids.outputs.sentences import done
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
@@ -60,6 +61,12 @@ class RunValues(NamedTuple):
     columns: Sequence[str] = ()
     """Header of the table of values per region."""
     regions: Sequence[Sequence[str]] = ()
+    folder: Path | None = None
+    """Of its maps."""
+    methods: str = ''
+    """Its methods text; empty where the sidecar does not tell it."""
+    version: str = ''
+    """Of the program that wrote it."""
 
     @property
     def usable(self) -> bool:
@@ -154,18 +161,9 @@ def _read_run(
     has_map = (folder / f'{name}_desc-precond_Chimap.nii.gz').is_file()
     if parameters and not has_map:
         notes.append(f'no {name}_desc-precond_Chimap.nii.gz')
-    settings = sidecar.get('Settings')
-    conventional_file = folder / f'{name}_desc-conventional_Chimap.json'
-    if parameters and (
-        conventional_file.exists()
-        or (isinstance(settings, Mapping) and settings.get('conventional') is True)
-    ):
-        conventional, missing = _read_json(conventional_file)
-        more = conventional.get('Parameters')
-        if missing:
-            notes.append(missing)
-        elif isinstance(more, Mapping):
-            parameters = {**more, **parameters}
+    if parameters:
+        more, wrong_files = _of_further_arms(folder, name, sidecar.get('Settings'))
+        parameters, notes = {**more, **parameters}, [*notes, *wrong_files]
     quality = {}
     for measure in COLUMNS if parameters else ():
         quality[measure.name], wrong = take(parameters, measure)
@@ -193,7 +191,37 @@ def _read_run(
         coefficients=coefficients,
         columns=columns,
         regions=regions,
+        folder=folder,
+        methods=_methods(sidecar, parameters) if has_map else '',
+        version=str(sidecar.get('Toolbox', '')).rpartition(' ')[2],
     )
+
+
+def _methods(sidecar: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Methods text of a run by the sidecar of its map; empty for one that tells something else."""
+    try:
+        text = done({'record': parameters, 'settings': sidecar.get('Settings')})
+    except (AttributeError, KeyError, TypeError, ValueError):  # values of another kind
+        text = None
+    return text or ''
+
+
+def _of_further_arms(folder: Path, name: str, settings: Any) -> tuple[dict[str, Any], list[str]]:
+    """Parameters of the arms beside the preconditioned one, and what is wrong with their files."""
+    asked = settings if isinstance(settings, Mapping) else {}
+    parameters: dict[str, Any] = {}
+    notes = []
+    for desc in ('conventional', 'conventionalrisk', 'consensus'):
+        file = folder / f'{name}_desc-{desc}_Chimap.json'
+        if not file.exists() and asked.get(desc) is not True:
+            continue
+        arm, missing = _read_json(file)
+        found = arm.get('Parameters')
+        if missing:
+            notes.append(missing)
+        elif isinstance(found, Mapping):
+            parameters |= found
+    return parameters, notes
 
 
 def _read_regions(folder: Path, name: str) -> tuple[list[str], list[list[str]], str]:

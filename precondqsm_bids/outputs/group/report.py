@@ -1,4 +1,4 @@
-"""The page of the group: who is missing, who lies outside, and how every measure is distributed.
+"""The page of the group: every run with its lights, who is missing or lies outside, distributions.
 
 It is one file: style and figures are inside it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,15 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution
 from precondqsm_bids.outputs.group.reading import STATUS
-from precondqsm_bids.outputs.group.tables import COMPARED, Gathered, GroupResult, Key, Outlier
+from precondqsm_bids.outputs.group.runs import table_of_runs
+from precondqsm_bids.outputs.group.tables import (
+    COMPARED,
+    LIMIT_WORDS,
+    Gathered,
+    GroupResult,
+    Key,
+    Outlier,
+)
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
@@ -70,7 +79,10 @@ def compose_report(
     units = {measure.name: measure.unit for measure in COLUMNS}
     # A measure that is the same in every run needs no picture.
     varying = [
-        strip for strip in quality if strip.distribution.maximum > strip.distribution.minimum
+        strip
+        for strip in quality
+        if strip.distribution.maximum > strip.distribution.minimum
+        and strip.distribution.n >= LEAST_VALUES
     ]
     maps = [column for column in COMPARED if column in columns]
     regions = {
@@ -78,12 +90,17 @@ def compose_report(
         for column in maps
     }
     coefficients = sorted(_strips(gathered['coefficients']), key=lambda strip: int(strip.name))
+    drawn = {column: _enough(strips) for column, strips in regions.items()}
+    numbered = _enough(coefficients)
     with mpl.rc_context(STYLE):
         figures = {
             'quality': _draw_measures(varying, units) if varying else '',
-            'rois': _draw_regions(regions) if any(regions.values()) else '',
-            'coefficients': _draw_coefficients(coefficients) if coefficients else '',
+            'rois': _draw_regions(drawn) if any(drawn.values()) else '',
+            'coefficients': _draw_coefficients(numbered) if numbered else '',
         }
+    outliers: Counter[str] = Counter()
+    for part in gathered.values():
+        outliers += part.by_run
     return render(
         'group.html',
         command=command,
@@ -102,6 +119,8 @@ def compose_report(
         found=sum(sum(part.counts.values()) for part in gathered.values()),
         named=sum(len(part.outliers) for part in gathered.values()),
         limit=LIMIT,
+        limit_words=LIMIT_WORDS,
+        **table_of_runs(output_dir, summary, outliers),
         least=LEAST_VALUES,
         figures=figures,
         quality=[(strip, units.get(strip.name, '')) for strip in quality],
@@ -127,6 +146,11 @@ def _strips(gathered: Gathered) -> list[Strip]:
         )
         for key, known in gathered.distributions.items()
     ]
+
+
+def _enough(strips: Sequence[Strip]) -> list[Strip]:
+    """Those of runs enough to be drawn."""
+    return [strip for strip in strips if strip.distribution.n >= LEAST_VALUES]
 
 
 def _by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:

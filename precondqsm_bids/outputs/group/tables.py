@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from precondqsm_bids.outputs.group.measures import is_number
-from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution, distribution
+from precondqsm_bids.outputs.group.outliers import (
+    LEAST_VALUES,
+    LIMIT,
+    LIMITS,
+    Distribution,
+    distribution,
+)
 from precondqsm_bids.outputs.group.reading import (
     IDENTITY,
     STATUS,
@@ -32,12 +38,13 @@ from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
 from precondqsm_bids.outputs.tables import cell
 
+LIMIT_WORDS = ', '.join(f'{limit:g} of {n} values' for n, limit in LIMITS.items())
 _OUTLIERS = {
     'Description': (
         'Columns whose robust z over all rows (of the same name or index, where the row has '
-        f'one) is beyond {LIMIT}, the farthest first. Robust z: distance from the median over '
-        '1.4826 times the median absolute deviation, of the logarithm for some measures; '
-        f'not tested with fewer than {LEAST_VALUES} values'
+        f'one) is beyond {LIMIT} ({LIMIT_WORDS}), the farthest first. Robust z: distance from '
+        'the median over 1.4826 times the median absolute deviation, of the logarithm for some '
+        f'measures; not tested with fewer than {LEAST_VALUES} values'
     )
 }
 
@@ -62,6 +69,10 @@ QUALITY = {
         'yes: runs of this scanner have phase of either sign, of which one must be wrong unless '
         'the phase was exported in two ways; n/a otherwise'
     ),
+    'equal_to': _described(
+        'Other runs whose region, noise and map have the same numbers to six digits: one scan '
+        'under two names'
+    ),
     'n_warnings': _described('Number of warnings that the stages left'),
     'warnings': _described('Those warnings, each after the name of its stage'),
     'note': _described('What is missing of the run or cannot be read'),
@@ -77,8 +88,11 @@ COEFFICIENT = {
 }
 """Columns of ``group_coefficients.tsv`` and what they are."""
 
-COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
+COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'consensus_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
+
+ALIKE = ('roi_voxels', 'median_field_sd', 'roi_mean', 'roi_sd')
+"""Columns that say together whether two runs are one."""
 
 Key = tuple[str, ...]
 """What is compared: a column, for a region or coefficient after its name."""
@@ -110,6 +124,25 @@ class Listed(NamedTuple):
     note: str
 
 
+class Shown(NamedTuple):
+    """A run in the table of the page."""
+
+    subject: str
+    run: str
+    status: str
+    levels: Sequence[str | None]
+    """Of its lights, in their order."""
+    n_warnings: int
+    folder: Path | None
+    """Of its maps."""
+
+    @property
+    def attention(self) -> tuple[int, ...]:
+        """How much it should be looked at: its lights from the worst on."""
+        ranks = [list(LEVELS).index(level) if level else -1 for level in self.levels]
+        return (self.status != 'complete', *sorted(ranks, reverse=True))
+
+
 class Gathered(NamedTuple):
     """What a table's values look like over the runs."""
 
@@ -119,6 +152,8 @@ class Gathered(NamedTuple):
     """The largest first, at most ``LISTED``."""
     counts: Counter[Key]
     """Outliers per measure, all of them."""
+    by_run: Counter[str]
+    """Outliers per run, all of them."""
 
 
 class GroupResult(NamedTuple):
@@ -138,6 +173,14 @@ class GroupResult(NamedTuple):
     """What was written: nothing if no run is usable."""
     signs: Mapping[str, Counter[int]] = {}
     """Scanner -> runs by the sign of their stored phase."""
+    shown: Sequence[Shown] = ()
+    """Every run."""
+    equal: Mapping[str, Sequence[str]] = {}
+    """Run -> the runs that have the same numbers, itself among them."""
+    methods: Mapping[str, str] = {}
+    """Run -> its methods text."""
+    versions: Collection[str] = ()
+    """Of the program that wrote the maps."""
 
     @property
     def mixed(self) -> list[str]:
@@ -197,6 +240,11 @@ def write_rows(
     statuses: Counter[str] = Counter()
     listed: list[Listed] = []
     signs: dict[str, Counter[int]] = {}
+    shown: list[Shown] = []
+    methods: dict[str, str] = {}
+    kept: dict[str, str] = {}  # each text once
+    versions: set[str] = set()
+    alike: dict[tuple[str, ...], list[str]] = {}
     usable = to_list = 0
     previous, participants = '', 0
     with ExitStack() as stack:
@@ -218,6 +266,12 @@ def write_rows(
             statuses[run.status] += 1
             if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
                 signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
+            shown.append(_shown(run))
+            if run.methods:
+                methods[run.name] = kept.setdefault(run.methods, run.methods)
+                versions.add(run.version)
+            if same := _fingerprint(run):
+                alike.setdefault(same, []).append(run.name)
             if run.note:
                 to_list += 1
                 if len(listed) < LISTED:
@@ -230,8 +284,26 @@ def write_rows(
                         name, dict(zip(headers[name], cells, strict=True))
                     ):
                         values[name].setdefault(key, array('d')).append(value)
-    summary = GroupResult(participants, statuses, usable, listed, to_list, 0, (), signs)
+    equal = {name: names for names in alike.values() if len(names) > 1 for name in names}
+    summary = GroupResult(
+        participants, statuses, usable, listed, to_list, 0, (), signs, shown, equal, methods,
+        versions,
+    )  # fmt: skip
     return summary, values
+
+
+def _shown(run: RunValues) -> Shown:
+    """What the table of the page has of a run."""
+    levels = [run.quality.get(f'light_{row.name}') for row in LIGHTS]
+    return Shown(run.subject, run.name, run.status, levels, len(run.warnings), run.folder)
+
+
+def _fingerprint(run: RunValues) -> tuple[str, ...] | None:
+    """Numbers that two scans do not have in common, as they stand in the table."""
+    if not run.quality.get('roi_sd'):
+        return None
+    same = tuple(cell(run.quality.get(name)) for name in ALIKE)
+    return None if cell(None) in same else same
 
 
 def _rows(run: RunValues) -> dict[str, Iterator[dict[str, Any]]]:
@@ -257,16 +329,18 @@ def name_outliers(
     source: Path,
     target: Path,
     values: dict[Key, array[float]],
-    signs: Mapping[str, Counter[int]] | None = None,
+    summary: GroupResult | None = None,
 ) -> Gathered:
     """Second pass: the same rows, with the columns whose value lies outside in the last one.
 
-    ``values`` are all values of each measure of the table, and ``signs`` has the
-    runs of each scanner by the sign of their phase.
+    ``values`` are all values of each measure of the table; ``summary`` has the runs of each
+    scanner by the sign of their phase, and those that are equal.
     """
     scales = {measure.name: measure.kind == 'log' for measure in COLUMNS}
     known = {key: distribution(v, scales.get(key[-1], False)) for key, v in values.items()}
     counts: Counter[Key] = Counter()
+    by_run: Counter[str] = Counter()
+    signs, equal = (summary.signs, summary.equal) if summary else ({}, {})
     largest: list[Outlier] = []
     order = 0
     with source.open(newline='', encoding='utf-8') as stream, _table(target) as out:
@@ -279,10 +353,11 @@ def name_outliers(
             found = []
             for key, value in _compared(name, row):
                 z = known[key].z(value)
-                if abs(z) <= LIMIT:
+                if abs(z) <= known[key].limit:
                     continue
                 order += 1
                 counts[key] += 1
+                by_run[row['run']] += 1
                 outlier = Outlier(
                     abs(z), -order, row['participant_id'].removeprefix('sub-'), row['run'],
                     key, value, z,
@@ -291,10 +366,13 @@ def name_outliers(
                 push = heapq.heappush if len(largest) < LISTED else heapq.heappushpop
                 push(largest, outlier)
             found.sort(reverse=True)
-            if 'sign_differs' in row and len((signs or {}).get(row['scanner'], ())) > 1:
+            if 'sign_differs' in row and len(signs.get(row['scanner'], ())) > 1:
                 row['sign_differs'] = 'yes'
+            if 'equal_to' in row and row['run'] in equal:
+                others = [other for other in equal[row['run']] if other != row['run']]
+                row['equal_to'] = cell(' '.join(others))
             writer.writerow(row | {'outliers': ', '.join(o.key[-1] for o in found) or 'n/a'})
-    return Gathered(known, values, sorted(largest, reverse=True), counts)
+    return Gathered(known, values, sorted(largest, reverse=True), counts, by_run)
 
 
 def _table(path: Path) -> IO[str]:

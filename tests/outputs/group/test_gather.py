@@ -1,18 +1,24 @@
 """The group level on trees whose tables are known beforehand."""
 
 import base64
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nibabel as nb
+import numpy as np
 import pytest
+from PIL import Image
 
 import precondqsm_bids
+from precondqsm_bids.method import Method
 from precondqsm_bids.outputs.group import gather, write_group
 from precondqsm_bids.outputs.group.tables import COEFFICIENT, QUALITY
 
@@ -356,6 +362,131 @@ def test_nothing_usable_writes_nothing(derivatives):
     assert sorted(derivatives.out.rglob('*')) == before
 
 
+# -- the table of runs --------------------------------------------------------------------------
+
+
+def add_map(derivatives, name, height, shape=(20, 16, 12)):
+    """A map with a ball of some susceptibility in a region of 0 ppm, stored from right to left."""
+    x = np.indices(shape) - np.reshape([6, 8, 6], (3, 1, 1, 1))
+    chi = np.where(np.linalg.norm(x, axis=0) < 4, height, 0).astype(np.float32)
+    region = np.pad(np.ones([n - 4 for n in shape], np.uint8), 2)
+    for file, data in (('desc-precond_Chimap', chi), ('desc-roi_mask', region)):
+        path = derivatives.folder(derivatives.out, name) / f'{name}_{file}.nii.gz'
+        nb.save(nb.Nifti1Image(data, np.diag([-2.0, 2, 2, 1])), path)
+
+
+def strips(text):
+    """Alternative text -> pixels (0 to 1) and contrast of the strips of a page."""
+    found = {}
+    for data, name, contrast in re.findall(
+        r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]*)" style="filter: '
+        r'contrast\(([\d.]+)\)">',
+        text,
+    ):
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+            found[name] = np.asarray(image) / 255, float(contrast)
+    return found
+
+
+def test_each_run_has_its_slices_on_one_grey_scale(derivatives):
+    """Contrast turns the grey scale of each strip into that of the middle run."""
+    heights = {'sub-1': 0.1, 'sub-2': 0.2, 'sub-3': -0.4}
+    for name, height in heights.items():
+        derivatives.add(name)
+        add_map(derivatives, name, height)
+    group(derivatives)
+    found = strips(page(derivatives))
+    assert list(found) == [
+        'Slices of sub-1, own grey scale ±0.1 ppm', 'Slices of sub-2, own grey scale ±0.2 ppm',
+        'Slices of sub-3, own grey scale ±0.4 ppm',
+    ]  # fmt: skip
+    for (pixels, contrast), height in zip(found.values(), heights.values(), strict=True):
+        shown = np.clip(0.5 + contrast * (pixels - 0.5), 0, 1)
+        extreme = shown.max() if height > 0 else shown.min()
+        assert extreme == pytest.approx(np.clip(0.5 + height / 0.4, 0, 1), abs=0.02)
+    pixels = found['Slices of sub-1, own grey scale ±0.1 ppm'][0]
+    third = pixels[:, 2 * (128 + 4) :][:, :128]  # 16 x 12 voxels, 96 pixels high
+    # stored from right to left, the ball stands right of the middle
+    assert third[:, 64:].mean() > third[:, :64].mean() + 0.05
+
+
+def test_strip_is_drawn_again_after_its_map_and_left_alone_otherwise(derivatives):
+    derivatives.add('sub-1')
+    add_map(derivatives, 'sub-1', 0.1)
+    group(derivatives)
+    path = derivatives.out / 'sub-1/figures/sub-1_desc-strip_Chimap.jpg'
+    first = path.stat().st_mtime_ns
+    group(derivatives)
+    assert path.stat().st_mtime_ns == first
+    add_map(derivatives, 'sub-1', 0.3)
+    later = time.time() + 10
+    os.utime(derivatives.out / 'sub-1/anat/sub-1_desc-precond_Chimap.nii.gz', (later, later))
+    group(derivatives)
+    assert '±0.3 ppm' in page(derivatives)
+
+
+def test_lights_of_the_runs_can_be_sorted_and_lead_to_the_reports(derivatives):
+    levels = {'sub-1': 'good', 'sub-2': 'bad', 'sub-10': 'doubtful'}
+    for name, level in levels.items():
+        derivatives.add(name)
+        path = derivatives.folder(derivatives.out, name) / f'{name}_desc-precond_Chimap.json'
+        lights = {'sign': {'level': level}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'Lights': lights}))
+    (derivatives.out / 'sub-2.html').touch()
+    group(derivatives)
+    table = section(page(derivatives), 'lights')
+    rows = re.findall(r'<tbody>\s*<tr>(.*?)</tr>', table, re.DOTALL)
+    assert [re.search(r'sub-\d+', row)[0] for row in rows] == ['sub-1', 'sub-2', 'sub-10']
+    assert [re.search(r'class="light (\w+)"', row)[1] for row in rows] == list(levels.values())
+    # by the place of the level in the list, the best first
+    second = [re.findall(r'data-sort="(\d+)"', row)[1] for row in rows]
+    assert sorted(levels, key=lambda name: second[list(levels).index(name)]) == [
+        'sub-1', 'sub-10', 'sub-2',
+    ]  # fmt: skip
+    assert ['href="./sub-2.html#sub-2"' in row for row in rows] == [False, True, False]
+    assert table.count('no map to show') == 3
+
+
+def test_equal_runs_are_flagged(derivatives):
+    same = {'shape_mask': {'roi_voxels': 900}, 'recombination': {'roi_mean': 0.125, 'roi_sd': 0.5}}
+    noise = {'echo_fit': {'median_field_sd': 0.001}}
+    derivatives.add('sub-1', **same, **noise)
+    derivatives.add('sub-2', **same, echo_fit={'median_field_sd': 0.0010001})
+    derivatives.add('sub-3', **same, **noise)
+    derivatives.add('sub-4', **same)
+    derivatives.add('sub-5', **same)
+    group(derivatives)
+    flagged = {row['run']: row['equal_to'] for row in derivatives.table('quality')}
+    assert flagged == {
+        'sub-1': 'sub-3', 'sub-2': 'n/a', 'sub-3': 'sub-1', 'sub-4': 'n/a', 'sub-5': 'n/a',
+    }  # fmt: skip
+    assert 'The same scan under 2 names: sub-1, sub-3.' in page(derivatives)
+
+
+def test_methods_of_all_runs_that_have_maps(derivatives):
+    for name, trust in (('sub-1', 1.0), ('sub-2', 1.0), ('sub-3', 0.0), ('sub-4', 0.0)):
+        derivatives.add(name, prior_fit={'trust': trust})
+        path = derivatives.folder(derivatives.out, name) / f'{name}_desc-precond_Chimap.json'
+        more = {'Settings': asdict(Method()), 'Toolbox': 'precondqsm_bids 7.8'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    (derivatives.folder(derivatives.out, 'sub-4') / 'sub-4_desc-precond_Chimap.nii.gz').unlink()
+    group(derivatives)
+    text = section(page(derivatives), 'methods')
+    assert 'precondqsm_bids 7.8 (' in text
+    assert 'Runs sub-1, sub-2: ' in text
+    assert 'Run sub-3: ' in text
+    assert 'sub-4' not in text
+    assert '@article{liu2011,' in text
+
+
+@pytest.mark.parametrize('n, drawn', [(2, 0), (3, 1)])
+def test_distributions_are_drawn_from_three_runs_on(derivatives, n, drawn):
+    for i in range(n):
+        derivatives.add(f'sub-{i}', echo_fit={'noise_sd': 1.0 + i})
+    group(derivatives)
+    assert page(derivatives).count('<img') == drawn
+
+
 # -- outliers -----------------------------------------------------------------------------------
 
 
@@ -551,7 +682,7 @@ def test_the_page_is_one_file(planted):
     parser = Links()
     parser.feed(text)
     sources = [value for tag, value in parser.found if tag == 'img']
-    assert len(sources) == 3
+    assert len(sources) == 3  # charts: the maps of these runs are empty files
     for source in sources:
         head, _, data = source.partition(',')
         assert head == 'data:image/png;base64'
@@ -563,6 +694,27 @@ def test_the_page_is_one_file(planted):
     assert 'url(' not in text
     assert '@import' not in text
     assert '&lt;raw&gt;' in text
+
+
+def test_arm_of_the_consensus_has_its_columns(derivatives):
+    derivatives.add('sub-1')
+    settings = {'conventional': True, 'consensus': True}
+    for name in ('sub-2', 'sub-3'):
+        derivatives.add(name)
+        path = derivatives.folder(derivatives.out, name) / f'{name}_desc-precond_Chimap.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'Settings': settings}))
+    numbers = {
+        'consensus_dipole_inversion': {'reg_weight': 0.7},
+        'consensus_background_removal': {'known_voxels': 800, 'method': 'vsharp'},
+    }
+    derivatives.write('sub-2', 'desc-consensus_Chimap.json', {'Parameters': numbers})
+    assert dict(group(derivatives).runs) == {'complete': 2, 'incomplete': 1}
+    rows = {row['run']: row for row in derivatives.table('quality')}
+    found = {name: row['consensus_reg_weight'] for name, row in rows.items()}
+    assert found == {'sub-1': 'n/a', 'sub-2': '0.7', 'sub-3': 'n/a'}
+    assert rows['sub-2']['consensus_known_voxels'] == '800'
+    assert rows['sub-2']['consensus_background'] == 'vsharp'
+    assert 'no sub-3_desc-consensus_Chimap.json' in rows['sub-3']['note']
 
 
 def test_one_run_without_regions_and_coefficients(derivatives):
@@ -580,8 +732,8 @@ def test_names_are_text_on_the_page(planted):
     for i in range(12):
         planted.add(f'sub-{i:02d}', regions=[region(1, r'<script>$\no$', 9 if i else 1)])
     group(planted)
-    assert '<script>' not in page(planted)
-    assert '&lt;script&gt;' in page(planted)
+    assert '<script>$' not in page(planted)
+    assert '&lt;script&gt;$' in page(planted)
 
 
 def test_validator_has_nothing_to_say(planted):

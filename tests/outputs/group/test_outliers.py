@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, distribution
+from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, LIMITS, distribution
 
 
 def spread_of(values):
@@ -15,7 +15,7 @@ def spread_of(values):
     return 1.4826 * median(abs(value - median(values)) for value in values)
 
 
-@pytest.mark.parametrize('n', [LEAST_VALUES, 9, 100])
+@pytest.mark.parametrize('n', [LEAST_VALUES, 4, 9, 100])
 def test_centre_and_spread(n):
     values = np.random.default_rng(0).normal(5, 2, n).tolist()
     found = distribution(array('d', values))
@@ -71,7 +71,24 @@ def test_rounding_is_no_difference(value, log):
     assert distribution(values, log).z(values[-1]) == 0
 
 
+@pytest.mark.parametrize('n', LIMITS)
+def test_few_normal_values_have_an_outlier_in_a_hundredth_of_the_groups(n):
+    rng = np.random.default_rng(n)
+    groups = 20_000
+    flagged = 0
+    for values in rng.normal(5, 2, (groups, n)):
+        found = distribution(array('d', values.tolist()))
+        flagged += any(abs(found.z(value)) > found.limit for value in values)
+    assert flagged / groups == pytest.approx(0.01, abs=0.0025)  # three standard errors: 0.002
+
+
+def test_one_of_five_that_differs_from_equal_ones_is_an_outlier():
+    values = array('d', [3.0, 3.0, 3.0, 3.0, 1.5])
+    found = distribution(values)
+    assert [value for value in values if abs(found.z(value)) > found.limit] == [1.5]
+
+
 def test_too_few_to_tell():
-    values = array('d', [1.0, 1.1, 1.2, 1.3, 1.1, 1.0, 100.0])
+    values = array('d', [1.0, 100.0])
     assert len(values) == LEAST_VALUES - 1
     assert distribution(values).z(100.0) == 0

@@ -1,0 +1,113 @@
+"""The methods text: what it cites, and that it says what was done and nothing else."""
+
+import re
+from dataclasses import asdict
+
+import pytest
+
+from precondqsm_bids.method import Method
+from precondqsm_bids.outputs import sentences as module
+from precondqsm_bids.outputs.citations import bibliography, cited, entries, write_out
+from precondqsm_bids.outputs.sentences import done, opening, sentences, text_of_runs
+
+RECORD = {
+    'shape_mask': {'mask': 'object', 'erosion': 0.0},
+    'echo_fit': {'offset_model': 'quartic', 'echo_times': [0.004, 0.008]},
+    'r2prime_prior': {},
+    'prior_fit': {'trust': 1.0},
+    'flattening': {'shape': True},
+}
+
+
+def summary(method=None, **stages):
+    record = {stage: {**numbers, **stages.get(stage, {})} for stage, numbers in RECORD.items()}
+    settings = asdict(method or Method())
+    return {'record': record, 'settings': settings, 'version': '9.9'}
+
+
+METHODS = [
+    Method(),
+    Method(prior='r2prime', r2='literature'),
+    Method(prior=('tissue', 'r2prime'), prior_fit='clusters'),
+    Method(inversion='tv', background='vsharp'),
+    Method(field='derivatives', prior='shape'),
+]
+
+
+@pytest.mark.parametrize('method', METHODS, ids=lambda m: m.summary())
+@pytest.mark.parametrize('one_echo', [False, True])
+def test_every_key_of_every_text_is_in_the_bibliography(method, one_echo):
+    text = opening('1.0') + sentences(method, one_echo) + module.region_sentence('synthstrip', 0)
+    keys = cited(text)
+    assert {'nipype', 'preconditioning', 'precondqsm_bids', 'synthstrip'} < set(keys)
+    assert set(keys) <= set(entries())
+    found = write_out(text)
+    assert len(found.references) == len(keys)
+    assert not re.search(r'@\w', ' '.join(found.paragraphs))
+
+
+def test_bibtex_has_what_is_cited_with_braces_that_match():
+    text = bibliography('[@liu2013; @qsmconsensus2024] and [@nipype], [@unknown]')
+    assert re.findall(r'^@(\w+)\{(\w+),$', text, re.MULTILINE) == [
+        ('article', 'liu2013'), ('article', 'qsmconsensus2024'), ('article', 'nipype'),
+    ]  # fmt: skip
+    assert text.count('{') == text.count('}')
+    assert '  author = {Gorgolewski, K and others},' in text
+    assert '  author = {{QSM Consensus Organization Committee}},' in text
+
+
+def test_text_of_a_run_says_what_was_found_and_done():
+    text = done(summary())
+    assert 'turned or shifted: in full.' in text
+    assert 'and of the shape of the object in air' in text
+    assert 'Only ' not in text
+    text = done(
+        summary(
+            shape_mask={'mask': 'brain', 'erosion': 2.0},
+            prior_fit={'trust': 0.0},
+            flattening={'shape': False},
+        )
+    )
+    assert text.startswith('Only the brain, found in the magnitude, less a border of 2 mm, was')
+    assert 'turned or shifted: not at all.' in text
+    assert 'shape of the object in air' not in text
+    given = done(summary(shape_mask={'mask': 'synthstrip_desc-brain_mask.nii.gz'}))
+    assert '[@synthstrip]' in given
+    assert 'given mask' in done(summary(shape_mask={'mask': 'mine.nii.gz'}))
+
+
+def test_one_echo_and_phase_difference_are_told_by_the_record():
+    one = summary()
+    del one['record']['r2prime_prior']
+    one['record']['echo_fit'] = {'offset_model': 'in the field', 'echo_times': [0.02]}
+    assert 'the phase offset of the coil' in done(one)
+    one['record']['echo_fit']['offset_model'] = 'none (phase difference)'
+    assert 'difference of two echoes' in done(one)
+
+
+def test_equal_runs_are_said_once_and_others_by_name():
+    same = {'sub-1': summary(), 'sub-2': summary()}
+    assert text_of_runs(same).count('nonlinear fit') == 1
+    assert 'sub-1' not in text_of_runs(same)
+    both = text_of_runs(same | {'sub-3': summary(prior_fit={'trust': 0.0})})
+    assert 'Runs sub-1, sub-2: ' in both
+    assert 'Run sub-3: ' in both
+    assert '*precondqsm_bids* 9.9 [' in both
+
+
+def test_no_run_has_no_text():
+    assert text_of_runs({}) == ''
+    assert text_of_runs({'sub-1': {}}) == ''
+    other = summary()
+    other['settings']['prior'] = ['a word of another version']
+    assert text_of_runs({'sub-1': other}) == ''
+
+
+def test_settings_as_json_keeps_them_are_the_same_method():
+    method = Method(b0_dir=(0, 0, 1.0), prior=('tissue', 'contrast'), contrasts=('T1w',))
+    kept = summary(method)
+    kept['settings'] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in kept['settings'].items()
+    } | {'of_a_later_version': 3}
+    assert done(kept) == done(summary(method))
