@@ -204,7 +204,7 @@ def stage_node(name, interface, threads, mem_gb):
     fit of the prior, which takes longer.
     """
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
-    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY):
+    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY) and name != 'shape_mask':
         node.inputs.num_threads = node.n_procs = threads
     return node
 
