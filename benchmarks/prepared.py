@@ -172,9 +172,15 @@ RUNS = {
         'Fat under the skin, which the region leaves out', (*HEAD, '--scanner', 'fat')
     ),
     'noise': Prepared(
-        'Three short echoes of SNR 15',
-        (*TUBES, '--snr', '15', '--echo-times', '0.0014', '0.0021', '0.0028'),
-        {'echoes': 'doubtful'},
+        'Three short echoes of SNR 5: nothing can be told',
+        (*TUBES, '--snr', '5', '--echo-times', '0.0014', '0.0021', '0.0028'),
+        {
+            'sign': 'doubtful',
+            'echoes': 'bad',
+            'region': 'doubtful',
+            'prior': 'doubtful',
+            'consistency': 'unknown',
+        },
     ),
     'two-echoes': Prepared(
         'The first two echoes alone', TUBES, {'echoes': 'doubtful'}, edit=keep(1, 2)
