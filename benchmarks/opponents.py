@@ -4,8 +4,9 @@ Total variation of the local field that PDF leaves, in the same region as the de
 the one that V-SHARP leaves, in that region without the rim that spheres do not know, where the
 default map is scored once more. The weight is sought by the truth, coarse to fine: three or four
 values, a factor of two apart, with half of the iterations, and then one in full at the vertex of
-the parabola through the best of them and its neighbours. Both together cost less than six
-inversions a case.
+the parabola through the best of them and its neighbours. The best of all these maps counts, also
+where that is one of half of the iterations, whose early end is at times worth two per cent. Both
+opponents together cost at most six inversions a case.
 """
 
 import time

@@ -50,7 +50,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     add = parser.add_argument
     add('--only', nargs='+', choices=list(OBJECTS), default=['small', 'tubes', 'head'])
-    add('--repeat', type=int, default=5, metavar='N', help='runs, of which the median counts')
+    add('--repeat', type=int, default=3, metavar='N', help='runs, of which the median counts')
     add('--folder', type=Path, help='where to work, and keep the objects (default: temporary)')
     add('--out', type=Path, default=PAGE, metavar='FILE', help='the page')
     add('--run', nargs=3, type=Path, help=argparse.SUPPRESS)  # of itself: RAW FOLDER NODES
@@ -152,7 +152,7 @@ def measure(name, folder, repeat):
                 'wall': time.monotonic() - start,
                 'cpu': usage.ru_utime + usage.ru_stime,
                 'peak': 1024 * usage.ru_maxrss,
-                'gaps': time.monotonic() - start - sum(n['end'] - n['start'] for n in nodes[-1]),
+                'gaps': time.monotonic() - start - covered(nodes[-1]),
             }
         )
     images = sorted(raw.glob('sub-*/**/*part-mag_MEGRE.nii.gz'))
@@ -167,6 +167,19 @@ def measure(name, folder, repeat):
             for part in ('out', 'work')
         },
     }
+
+
+def covered(nodes):
+    """Seconds in which one of the nodes of a run worked, several of them counted once.
+
+    >>> covered([{'start': 0, 'end': 2}, {'start': 1, 'end': 3}, {'start': 5, 'end': 6}])
+    4
+    """
+    total, last = 0, -math.inf
+    for node in sorted(nodes, key=lambda node: node['start']):
+        total += max(0, node['end'] - max(node['start'], last))
+        last = max(last, node['end'])
+    return total
 
 
 def summarise(nodes):

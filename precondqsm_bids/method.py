@@ -125,7 +125,8 @@ class Arm(NamedTuple):
         prior that describes the interior leaves is so weak that late iterations take the rest of
         the background, not sources inside.
     rule : str
-        How lambda is chosen where it is not given: ``l-curve`` or ``risk``.
+        How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
+        the smaller of both.
     reg_weight : float or None
         Lambda, mm.
     clip_outliers : bool
@@ -170,7 +171,11 @@ class Arm(NamedTuple):
 
 
 CONSENSUS = Arm(
-    'consensus_', rule='risk', inversion='tv', background='vsharp-or-pdf', certain_field=True
+    'consensus_',
+    rule='risk-or-corner',
+    inversion='tv',
+    background='vsharp-or-pdf',
+    certain_field=True,
 )
 """The choice of the QSM consensus (10.1002/mrm.30006): a mask of the brain and of the phase's
 quality, V-SHARP or PDF, an inversion that favours sparsity, the whole brain as reference."""

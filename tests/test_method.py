@@ -103,7 +103,7 @@ def test_arms_of_the_consensus_are_beside_the_others_and_have_their_own_settings
         prefix='', rule=''
     )
     assert consensus == Method(consensus=True, reg_weight=0.2, inversion='tv').arms[-1]
-    assert (consensus.inversion, consensus.rule) == ('tv', 'risk')
+    assert (consensus.inversion, consensus.rule) == ('tv', 'risk-or-corner')
     assert consensus.certain_field
     assert consensus.conventional
     # a conventional map that is not at the corner has no second one

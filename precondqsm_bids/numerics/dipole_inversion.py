@@ -16,8 +16,9 @@ from precondqsm_bids.numerics.total_variation import tv_inversion
 
 F32 = npt.NDArray[np.float32]
 
-RULES = ('l-curve', 'risk')
-"""How lambda may be chosen: the corner of the L-curve, or :func:`least_risk`."""
+RULES = ('l-curve', 'risk', 'risk-or-corner')
+"""How lambda may be chosen: by the corner of the L-curve, by :func:`least_risk`, or the smaller of
+both."""
 OUTLIER = 4.0
 """Standard deviations from its neighbours beyond which a voxel's residual is not believed."""
 MEAN_TO_SD = 1.2533
@@ -251,7 +252,7 @@ def invert(
     if reg_weight is not None and not (np.isfinite(reg_weight) and reg_weight > 0):
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
     if rule not in RULES:
-        raise ValueError(f'the rule for lambda is l-curve or risk, not {rule!r}')
+        raise ValueError(f'the rule for lambda is one of {", ".join(RULES)}, not {rule!r}')
     if arm.inversion not in SOLVE:
         raise ValueError(f'the inversion is one of {", ".join(SOLVE)}, not {arm.inversion!r}')
     if arm.clip_outliers:
@@ -267,6 +268,8 @@ def invert(
         weight = float(reg_weight)
     elif rule == 'risk':
         weight = least_risk(form, spectrum)
+    elif rule == 'risk-or-corner':
+        weight = min(least_risk(form, spectrum), curve.reg_weight)
     else:
         weight = curve.reg_weight
     chi, further = SOLVE[arm.inversion](form, local_field, spectrum, weight, weights)

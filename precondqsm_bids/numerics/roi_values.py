@@ -246,8 +246,12 @@ def _box_around(
 
 
 def _box(region: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    voxels = np.argwhere(region)
-    return voxels.min(axis=0), voxels.max(axis=0)
+    ends = [
+        np.flatnonzero(region.any(axis=tuple(i for i in range(region.ndim) if i != axis)))[[0, -1]]
+        for axis in range(region.ndim)
+    ]
+    low, high = np.transpose(ends)
+    return low, high
 
 
 def _cylindrical(

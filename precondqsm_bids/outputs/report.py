@@ -327,9 +327,9 @@ def _summary_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _echo_phase_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Phase that was taken off each echo: number, TE, constant, gradient, size."""
+    """Phase that was taken off each echo, if any: number, TE, constant, gradient, size."""
     found = summary.get('record', {}).get('echo_fit', {}).get('echo_phase')
-    if not found:
+    if not found or not any(found['size']):
         return []
     columns = (summary['echo_times'], found['constant'], found['gradient'], found['size'])
     return [

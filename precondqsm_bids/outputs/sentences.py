@@ -14,6 +14,8 @@ NAMED = 20
 RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
     'risk': 'the regularisation weight of least expected error',
+    'risk-or-corner': 'the regularisation weight of least expected error, at most that at the '
+    'corner of the L-curve',
 }
 BACKGROUNDS = {
     'pdf': '{} iterations of projection onto dipole fields [@liu2011]',

@@ -22,8 +22,9 @@ INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels', *E
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
 the segmentation and the echoes on the grid of the maps."""
 
-BYTES_PER_VOXEL = 70
-"""Memory of the node that writes, with the pages of the images that it maps: as measured."""
+BYTES_PER_VOXEL = 110
+"""Memory of the node that writes, and of that of the values, with the pages of images that they
+map: as measured."""
 
 
 def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -> Workflow:
@@ -52,7 +53,11 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
     if run.labels and not settings.stop_after:
         derivatives.inputs.labels_source = _uri(run.labels, settings)
         inputnode.inputs.labels = run.labels
-        roi_values = pe.Node(RoiValues(label_names=run.label_names or {}), name='roi_values')
+        roi_values = pe.Node(
+            RoiValues(label_names=run.label_names or {}),
+            name='roi_values',
+            mem_gb=derivatives.mem_gb,
+        )
         with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
             (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', 'record')]),

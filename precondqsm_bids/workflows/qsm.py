@@ -134,6 +134,7 @@ def edges_of(method, one_echo):
     """Connections of all stages that a method can have."""
     return [
         *_edges(method, one_echo),
+        *_output_edges(method, one_echo),
         *(edge for arm in method.arms for edge in _arm_edges(method, arm)),
     ]
 
@@ -203,13 +204,13 @@ def stage_node(name, interface, threads, mem_gb):
     fit of the prior, which takes longer.
     """
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
-    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY):
+    if threads > 1 and name in ('echo_fit', *STAGE_MEMORY) and name != 'shape_mask':
         node.inputs.num_threads = node.n_procs = threads
     return node
 
 
 def _edges(method, one_echo):
-    """Connections from the images to the flattened field, and to the comparison.
+    """Connections from the images to the flattened field, the comparison and the uncertainty.
 
     Those of stages that this method does not have, or with no ports, are left out afterwards.
     """
@@ -269,7 +270,14 @@ def _edges(method, one_echo):
             ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
         (known, 'uncertainty', [('roi_mask', 'mask')]),
         ('inputnode', 'uncertainty', _same('labels', 'label_names')),
-        # the outputs
+    ]  # fmt: skip
+
+
+def _output_edges(method, one_echo):
+    """Connections of the maps up to the flattened field, and of those of both arms together."""
+    estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
+    known = _known(method.preconditioned)
+    return [
         ('uncertainty', 'outputnode', _same('chi_sd', 'support')),
         ('shape_mask', 'outputnode', _same('shape_mask')),
         (known, 'outputnode', _same('roi_mask')),
@@ -280,7 +288,7 @@ def _edges(method, one_echo):
             _same('s0', 'misfit') * (not one_echo and not method.field_given)),
         ('r2prime_prior', 'outputnode', _same('r2prime')),
         ('prior_fit', 'outputnode', _same('prior_labels') * bool(method.fit)),
-        ('prior_fit', 'outputnode', _same('tissue_shift') * interior),
+        ('prior_fit', 'outputnode', _same('tissue_shift') * method.describes_interior),
         (estimate, 'outputnode', _same('prior_chi')),
         ('flattening', 'outputnode', _same('flattened_field', 'prior_field')),
         ('shape_mask' if method.by_theory else estimate, 'outputnode',

@@ -7,8 +7,15 @@ from operators import assert_adjoint
 from scipy import fft
 from scipy.sparse.linalg import LinearOperator, cg
 
+from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.closed_form import gradient_power
-from precondqsm_bids.numerics.dipole_inversion import l2_inversion, without_outliers
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.dipole_inversion import (
+    RULES,
+    invert,
+    l2_inversion,
+    without_outliers,
+)
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, l_curve
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
@@ -252,6 +259,20 @@ def test_storage_does_not_matter(axes, flips):
     assert moved.reg_weight == pytest.approx(plain.reg_weight, rel=1e-4)
     back = np.flip(moved.chi, flips).transpose(np.argsort(axes))
     np.testing.assert_allclose(back, plain.chi, atol=1e-4 * np.abs(plain.chi).max())
+
+
+@pytest.mark.parametrize('noise', [0.002, 0.2])
+def test_smaller_of_both_rules(noise):
+    """Noise of a broad spectrum makes the least expected error smoother than the corner."""
+    rng = np.random.default_rng(0)
+    chi = np.zeros((24, 24, 24), np.float32)
+    chi[9:15, 8:16, 7:17] = 1
+    mask = np.ones(chi.shape, bool)
+    field = forward_field(chi, (1, 1, 1), (0, 0, 1)) + noise * rng.normal(size=chi.shape)
+    geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    found = {rule: invert(field, geometry, Arm(rule=rule)).reg_weight for rule in RULES}
+    assert found['risk-or-corner'] == min(found['risk'], found['l-curve'])
+    assert found['risk'] != found['l-curve']
 
 
 @pytest.mark.parametrize('rule', ['l-curve', 'risk'])

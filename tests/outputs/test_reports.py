@@ -495,6 +495,14 @@ def test_page_has_the_quality_of_the_field_the_bodies_and_the_phase_of_each_echo
         assert words in text, words
 
 
+def test_echoes_from_which_nothing_was_taken_off_have_no_table():
+    nothing = {'constant': [0.0] * 3, 'gradient': [[0.0] * 3] * 3, 'size': [0.0] * 3}
+    summary = SUMMARY | {'record': {'echo_fit': {'echo_phase': nothing}}}
+    assert report._echo_phase_rows(summary) == []
+    nothing['size'][1] = 0.02
+    assert len(report._echo_phase_rows(summary)) == 3
+
+
 def test_page_without_such_numbers_has_no_such_tables(output_dir):
     text = write_report(output_dir, '01').read_text()
     for heading in ('The field', 'Bodies', 'Phase that was taken off each echo'):

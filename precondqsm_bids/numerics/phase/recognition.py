@@ -23,6 +23,8 @@ from precondqsm_bids.numerics.scan import Scan
 
 Bools = npt.NDArray[np.bool_]
 TWO_PI = 2 * np.pi
+PLANES = 8
+"""Planes whose differences are summed at a time."""
 LEAST_VOXELS = 200
 """Voxels of the smallest object that is looked at: a few may do anything."""
 EVEN = 0.25
@@ -291,19 +293,16 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     first, second = (echoes.volume(echo) for echo in echoes.signal.T)
     # Slices whose sign alternates are repaired later.
     axes = set(range(3)) - set(alternating_axes(echoes))
-    steps = _steps(shape_field, (first, second * first.conj()), inner, axes)
-    if not steps:
+    moments, number = _step_moments(shape_field, (first, second * first.conj()), inner, axes)
+    scale = TWO_PI * hz_per_ppm(scan.field_strength) * (times[1] - times[0])
+    power = scale**2 * moments[0, 0]
+    if power <= 0:
         return None
-    shape, one, advanced = (np.concatenate(column) for column in zip(*steps, strict=True))
-    shape *= TWO_PI * hz_per_ppm(scan.field_strength) * (times[1] - times[0])
-    power = float(shape @ shape)
-    if power == 0:
-        return None
-    coefficient = float(shape @ advanced) / power
-    residual = float(np.std(advanced - coefficient * shape))
-    error = residual / float(np.sqrt(power))
-    of_first = float(shape @ one) / power
-    correlation = _correlation(shape, one)
+    coefficient, of_first = (float(scale * moments[0, k] / power) for k in (2, 1))
+    left = max(moments[2, 2] - coefficient**2 * power, 0.0)
+    error = float(np.sqrt(left / number / power))
+    size = float(np.sqrt(moments[0, 0] * moments[1, 1]))
+    correlation = float(moments[0, 1]) / size if size > 0 and number >= LEAST_VOXELS else 0.0
     # What is due: the phase of the first echo grows in proportion to the time.
     due = abs(of_first) * min(1.0, (times[1] - times[0]) / times[0])
     differences = (
@@ -314,25 +313,37 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     return Advance(coefficient, error, of_first, correlation, differences)
 
 
-def _steps(
+def _step_moments(
     shape_field: npt.NDArray, signals: Sequence[npt.NDArray], inner: Bools, axes: Iterable[int]
-) -> list[list[npt.NDArray]]:
-    """Differences between neighbours along each axis, less polynomials of first order.
+) -> tuple[npt.NDArray[np.float64], int]:
+    """Sums of products of the differences between neighbours, and their number.
 
-    Of the shape's field and of the phase of each signal; axes of few neighbours are left out.
+    Of the shape's field and of the phase of each signal, (S + 1, S + 1), along all axes, of each
+    of which polynomials of first order are taken off; axes of few neighbours are left out. The
+    sums go over a few planes at a time: nothing of the size of the volume is kept.
     """
-    found = []
+    total, number = np.zeros((len(signals) + 1, len(signals) + 1)), 0
     for axis in axes:
         here, there = (
             tuple(part if a == axis else slice(None) for a in range(3))
             for part in (slice(None, -1), slice(1, None))
         )
         both = inner[here] & inner[there]
-        if np.count_nonzero(both) < 100:
+        if (count := int(np.count_nonzero(both))) < 100:
             continue
-        step = np.asarray(shape_field[there] - shape_field[here], np.float64)[both]
-        design = np.stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
-        normal = np.linalg.pinv(design @ design.T)  # an axis of one slice has a column of zeros
-        columns = [step, *(np.angle(s[there] * s[here].conj())[both] for s in signals)]
-        found.append([v - (normal @ (design @ v)) @ design for v in columns])
-    return found
+        number += count
+        sums = np.zeros((len(signals) + 5, len(signals) + 5))
+        for low in range(0, len(both), PLANES):
+            part = slice(low, low + PLANES)
+            where = both[part]
+            i, j, k = np.nonzero(where)
+            steps = [
+                (shape_field[there][part] - shape_field[here][part])[where],
+                *(np.angle(s[there][part][where] * s[here][part][where].conj()) for s in signals),
+            ]
+            rows = np.stack([np.ones(len(i)), (i + low) / 10, j / 10, k / 10, *steps])
+            sums += rows @ rows.T
+        cross = sums[:4, 4:]
+        # An axis of one slice makes a row of zeros.
+        total += sums[4:, 4:] - cross.T @ np.linalg.pinv(sums[:4, :4], hermitian=True) @ cross
+    return total, number
