@@ -75,11 +75,10 @@ class Term(NamedTuple):
     help : str
         The term in words.
     describes_interior : bool
-        Whether it has parcels enough to describe what is inside. Then what the fit leaves gives
-        free voxels, PDF takes longer, and noise in the residual is suppressed.
+        Whether it has parcels enough to describe what is inside. Then the fit has free voxels and
+        a tissue shift, PDF goes on from it, and outliers of the residual are clipped.
     whole_map : bool
-        Whether it is one map, whose coefficients ``prior_fit`` chooses; other terms have one
-        coefficient for each of their parcels.
+        Whether it is one map, fitted as ``prior_fit`` says; others have one coefficient a parcel.
     needs_r2star, needs_tissue : bool
         Whether it is made of R2*, which takes two echoes, and of tissue classes.
     """
@@ -116,14 +115,12 @@ class Arm(NamedTuple):
     Attributes
     ----------
     prefix : str
-        Of its nodes, outputs and records: empty in the preconditioned arm, whose field alone is
-        flattened.
+        Of its nodes, outputs and records: empty in the arm of the flattened field.
     iterations : int
         Of projection onto dipole fields.
     continued : bool
-        Whether these start with the sources outside that the fit of the prior has found. What a
-        prior that describes the interior leaves is so weak that late iterations take the rest of
-        the background, not sources inside.
+        Whether these start with the sources outside that the fit of the prior has found, as what
+        it leaves is background and hardly sources inside.
     rule : str
         How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
         the smaller of both.
