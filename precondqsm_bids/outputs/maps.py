@@ -124,7 +124,8 @@ UNCERTAINTY = Algorithm(
 _ROWS = (
     Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
         'Magnetic susceptibility by preconditioned QSM: prior plus inverted residual',
-        PRECONDITIONED, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison')),
+        PRECONDITIONED,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison', 'uncertainty')),
     Map('conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional', 'anat',
         'Magnetic susceptibility by conventional QSM, without a prior, for comparison',
         INVERSION, _CONVENTIONAL, arm='conventional'),
