@@ -121,9 +121,7 @@ class Arm(NamedTuple):
     iterations : int
         Of projection onto dipole fields.
     continued : bool
-        Whether these start with the sources outside that the fit of the prior has found. What a
-        prior that describes the interior leaves is so weak that late iterations take the rest of
-        the background, not sources inside.
+        Whether they go on from the sources outside that the fit of the prior has found.
     rule : str
         How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
         the smaller of both.
