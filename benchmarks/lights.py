@@ -16,7 +16,7 @@ from pathlib import Path
 from prepared import RUNS, differences, lights_of, prepare
 
 from precondqsm_bids.outputs.lights import LIGHTS
-from precondqsm_bids.outputs.strip import STRIP, read_limit
+from precondqsm_bids.outputs.strip import current_strip, read_limit
 from precondqsm_bids.outputs.wording import number
 
 DOCS = Path(__file__).parents[1] / 'docs'
@@ -26,9 +26,9 @@ BEGIN, END = '<!-- lights.py writes from here -->', '<!-- to here -->'
 def row(name, out):
     """Row of the table of one run, whose slices go beside the pages."""
     run, found = RUNS[name], lights_of(out)
-    strip = out / 'sub-01' / 'figures' / f'sub-01_{STRIP}'
     if found is None:
         return f'| {run.words} | | none: the run fails, and its page says why |'
+    strip = current_strip(out, '01', 'sub-01', out / 'sub-01' / 'anat')
     target = DOCS / 'figures' / f'lights_{name}.jpg'
     shutil.copyfile(strip, target)
     picture = f'![Slices: {run.words}](figures/{target.name}) ±{number(read_limit(strip))} ppm'
@@ -36,14 +36,15 @@ def row(name, out):
 
 
 def said(found):
-    """The lights that are not good, with their numbers."""
+    """The lights that are not good, with the number where that is beyond its limit."""
     headings = {light.name: light.heading for light in LIGHTS}
     for name, light in found.items():
         if light['level'] == 'good':
             continue
         text = f'{headings[name]}: **{light["level"]}**'
-        if light['number'] is not None:
-            text += f' ({number(light["number"])}, limit {number(light["limit"])})'
+        value, limit = light['number'], light['limit']
+        if value is not None and (value < limit if light['at_least'] else value > limit):
+            text += f' ({number(value)}, limit {number(limit)})'
         yield text
 
 

@@ -87,7 +87,7 @@ def group_of_five(raw):
     """The third has much noise, the fourth is the second once more, the fifth is cut off."""
     rng = np.random.default_rng(0)
     for path in sorted((raw / 'sub-03').rglob('*part-*.nii.gz')):
-        noise = 0.8 if 'part-phase' in path.name else 0.0  # rad
+        noise = 0.3 if 'part-phase' in path.name else 0.0  # rad
         change(path, lambda data, noise=noise: data + noise * rng.normal(size=data.shape))
     for path in sorted((raw / 'sub-02').rglob('*part-*')):
         name = path.name.replace('sub-02', 'sub-04')
@@ -172,9 +172,15 @@ RUNS = {
         'Fat under the skin, which the region leaves out', (*HEAD, '--scanner', 'fat')
     ),
     'noise': Prepared(
-        'Three short echoes of SNR 15',
-        (*TUBES, '--snr', '15', '--echo-times', '0.0014', '0.0021', '0.0028'),
-        {'echoes': 'doubtful'},
+        'Three short echoes of SNR 5: nothing can be told',
+        (*TUBES, '--snr', '5', '--echo-times', '0.0014', '0.0021', '0.0028'),
+        {
+            'sign': 'doubtful',
+            'echoes': 'bad',
+            'region': 'doubtful',
+            'prior': 'doubtful',
+            'consistency': 'unknown',
+        },
     ),
     'two-echoes': Prepared(
         'The first two echoes alone', TUBES, {'echoes': 'doubtful'}, edit=keep(1, 2)

@@ -103,7 +103,7 @@ def main():
                 height = round(image.height * WIDTH / image.width)
                 image = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
             target = FIGURES / f'page_{name}_{look}.jpg'
-            image.save(target, quality=45, optimize=True)
+            image.save(target, quality=40, optimize=True)
             print(f'{target.name}: {target.stat().st_size / 1000:.0f} kB', flush=True)
     if options.folder is None:
         shutil.rmtree(folder)

@@ -75,11 +75,10 @@ class Term(NamedTuple):
     help : str
         The term in words.
     describes_interior : bool
-        Whether it has parcels enough to describe what is inside. Then what the fit leaves gives
-        free voxels, PDF takes longer, and noise in the residual is suppressed.
+        Whether it has parcels enough to describe what is inside. Then the fit has free voxels and
+        a tissue shift, PDF goes on from it, and outliers of the residual are clipped.
     whole_map : bool
-        Whether it is one map, whose coefficients ``prior_fit`` chooses; other terms have one
-        coefficient for each of their parcels.
+        Whether it is one map, fitted as ``prior_fit`` says; others have one coefficient a parcel.
     needs_r2star, needs_tissue : bool
         Whether it is made of R2*, which takes two echoes, and of tissue classes.
     """
@@ -113,33 +112,37 @@ TERMS = {
 class Arm(NamedTuple):
     """One arm of the comparison: what is done with a field.
 
-    Attributes
-    ----------
-    prefix : str
-        Of its nodes, outputs and records: empty in the preconditioned arm, whose field alone is
-        flattened.
-    iterations : int
-        Of projection onto dipole fields.
-    continued : bool
-        Whether they go on from the sources outside that the fit of the prior has found.
-    rule : str
-        How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
-        the smaller of both.
-    reg_weight : float or None
-        Lambda, mm.
-    clip_outliers : bool
-        Whether single outliers of the residual are limited to their neighbours. A prior with few
-        coefficients is corrected by its residual, which must stay whole.
-    inversion : str
-        Word of :data:`INVERSIONS`.
-    background : str
-        Word of :data:`BACKGROUNDS`.
-    local_of : str or None
-        Prefix of the arm whose local field is inverted; None: its own background removal.
-    certain_field : bool
-        Whether the region loses what lies at its border and has a field of low quality
-        (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
-        what is left, whatever the reference of the method.
+        Attributes
+        ----------
+        prefix : str
+            Of its nodes, outputs and records: empty in the arm of the flattened field.
+        iterations : int
+            Of projection onto dipole fields.
+        continued : bool
+    <<<<<<< HEAD
+            Whether they go on from the sources outside that the fit of the prior has found.
+    =======
+            Whether these start with the sources outside that the fit of the prior has found, as what
+            it leaves is background and hardly sources inside.
+    >>>>>>> main
+        rule : str
+            How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
+            the smaller of both.
+        reg_weight : float or None
+            Lambda, mm.
+        clip_outliers : bool
+            Whether single outliers of the residual are limited to their neighbours. A prior with few
+            coefficients is corrected by its residual, which must stay whole.
+        inversion : str
+            Word of :data:`INVERSIONS`.
+        background : str
+            Word of :data:`BACKGROUNDS`.
+        local_of : str or None
+            Prefix of the arm whose local field is inverted; None: its own background removal.
+        certain_field : bool
+            Whether the region loses what lies at its border and has a field of low quality
+            (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
+            what is left, whatever the reference of the method.
     """
 
     prefix: str = ''

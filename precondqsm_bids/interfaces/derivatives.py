@@ -108,7 +108,8 @@ class Derivatives(SimpleInterface):
                 self._draw({name: view(maps[name]) for name in known}, facts)
             self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
-        self._write_strip(maps)  # not older than its map
+        if isdefined(inputs.precond_chi):
+            self._write_strip(maps)  # not older than its map
         return runtime
 
     def _path(self, datatype: str, ending: str) -> Path:

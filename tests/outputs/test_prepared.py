@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['demo', 'wraps', 'two-echoes', 'slab', 'failed'])
+@pytest.mark.parametrize('name', ['demo', 'wraps', 'two-echoes', 'no-reference', 'failed'])
 def test_lights_of_a_prepared_run_are_right(name, folder):
     run = RUNS[name]
     more = run.phantom[len(TUBES) :]

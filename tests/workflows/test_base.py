@@ -134,7 +134,7 @@ def test_crash_files_go_to_the_participant(build, tmp_path):
 
 def test_text_describes_the_method_once(build):
     text = build(pdf_iterations=17).visit_desc()
-    assert text.count('precondqsm_bids') == 1
+    assert text.count('*precondqsm_bids*') == text.count('[@precondqsm_bids]') == 1
     assert text.count('17 iterations') == 1
     head = 'Only the object (of a head the brain, found in the magnitude) was reconstructed.'
     assert text.count(head) == 1

@@ -41,6 +41,7 @@ MAPS = [
     'anat/desc-prior_dseg',
     'fmap/desc-total_fieldmap',
     'fmap/desc-flattened_fieldmap',
+    'fmap/desc-tissueshift_fieldmap',
     'fmap/desc-local_fieldmap',
     'fmap/magnitude',
 ]

@@ -115,6 +115,8 @@ def test_graph_of_every_setting(settings):
     fitted = method.fit is not None
     if not fitted:
         expected -= {'prior_labels'}
+    if not with_cells(method.prior):
+        expected -= {'tissue_shift'}
     if not method.shape:
         expected -= {'shape_chi'}
     assert wired(workflow, 'outputnode') == expected
@@ -146,6 +148,10 @@ def test_graph_of_every_setting(settings):
     assert ('0.2 mm' in workflow.__desc__) == (settings['reg_weight'] is not None)
 
 
+def with_cells(prior):
+    return bool({'contrast', 'tissue'} & set(prior))
+
+
 @pytest.mark.parametrize('prior', ['contrast', 'tissue', 'map:/chi.nii', 'shape'])
 def test_graph_of_one_echo(prior):
     workflow = init_precondqsm_wf(Method(prior=prior), one_echo=True)
@@ -155,6 +161,7 @@ def test_graph_of_one_echo(prior):
         *CONSENSUS,
         *(name for name, row in MAPS.items() if row.many_echoes),
         *(['prior_labels'] if prior == 'shape' else []),
+        *([] if with_cells([prior]) else ['tissue_shift']),
     }
     assert wired(workflow, 'outputnode') == set(OUTPUTS) - absent
     assert ('contrasts' in wired(workflow, 'prior_fit')) == (prior == 'contrast')
@@ -177,6 +184,7 @@ def test_graph_of_a_given_field(prior, with_r2star):
             if row.of_echoes or (row.many_echoes and not with_r2star)
         ),
         *(['prior_labels'] if prior == 'shape' else []),
+        *([] if with_cells([prior]) else ['tissue_shift']),
     }
     assert wired(workflow, 'outputnode') == set(OUTPUTS) - absent
     assert wired(workflow, 'echo_fit') >= {'field', 'field_units', 'magnitude', 'r2star'}
