@@ -112,37 +112,33 @@ TERMS = {
 class Arm(NamedTuple):
     """One arm of the comparison: what is done with a field.
 
-        Attributes
-        ----------
-        prefix : str
-            Of its nodes, outputs and records: empty in the arm of the flattened field.
-        iterations : int
-            Of projection onto dipole fields.
-        continued : bool
-    <<<<<<< HEAD
-            Whether they go on from the sources outside that the fit of the prior has found.
-    =======
-            Whether these start with the sources outside that the fit of the prior has found, as what
-            it leaves is background and hardly sources inside.
-    >>>>>>> main
-        rule : str
-            How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
-            the smaller of both.
-        reg_weight : float or None
-            Lambda, mm.
-        clip_outliers : bool
-            Whether single outliers of the residual are limited to their neighbours. A prior with few
-            coefficients is corrected by its residual, which must stay whole.
-        inversion : str
-            Word of :data:`INVERSIONS`.
-        background : str
-            Word of :data:`BACKGROUNDS`.
-        local_of : str or None
-            Prefix of the arm whose local field is inverted; None: its own background removal.
-        certain_field : bool
-            Whether the region loses what lies at its border and has a field of low quality
-            (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
-            what is left, whatever the reference of the method.
+    Attributes
+    ----------
+    prefix : str
+        Of its nodes, outputs and records: empty in the arm of the flattened field.
+    iterations : int
+        Of projection onto dipole fields.
+    continued : bool
+        Whether these start with the sources outside that the fit of the prior has found, as what
+        it leaves is background and hardly sources inside.
+    rule : str
+        How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
+        the smaller of both.
+    reg_weight : float or None
+        Lambda, mm.
+    clip_outliers : bool
+        Whether single outliers of the residual are limited to their neighbours. A prior with few
+        coefficients is corrected by its residual, which must stay whole.
+    inversion : str
+        Word of :data:`INVERSIONS`.
+    background : str
+        Word of :data:`BACKGROUNDS`.
+    local_of : str or None
+        Prefix of the arm whose local field is inverted; None: its own background removal.
+    certain_field : bool
+        Whether the region loses what lies at its border and has a field of low quality
+        (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
+        what is left, whatever the reference of the method.
     """
 
     prefix: str = ''
