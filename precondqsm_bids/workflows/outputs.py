@@ -22,9 +22,10 @@ INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels', *E
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
 the segmentation and the echoes on the grid of the maps."""
 
-BYTES_PER_VOXEL = 110
-"""Memory of the node that writes, and of that of the values, with the pages of images that they
-map: as measured."""
+BYTES_PER_VOXEL = 130
+"""Memory of the node that writes, with the pages of the images that it maps: as measured."""
+VALUES_BYTES = 90
+"""The same of the node of the values."""
 
 
 def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -> Workflow:
@@ -56,7 +57,7 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         roi_values = pe.Node(
             RoiValues(label_names=run.label_names or {}),
             name='roi_values',
-            mem_gb=derivatives.mem_gb,
+            mem_gb=VALUES_BYTES * math.prod(run.matrix) / 1024**3,
         )
         with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
