@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
@@ -25,6 +24,8 @@ FREE_LEAST = 4.0
 """Standard deviations beyond which the voxels of a source become unknowns: free voxels."""
 FREE_GAIN = 3.0
 """Expected size of such a source, relative to what the inversion shows of it."""
+PDF_ITERATIONS = 30
+"""Iterations of the PDF that the fit starts from."""
 FREE_ROUNDS = 2
 """Rounds of the fit with free voxels, the last ones."""
 
@@ -53,6 +54,19 @@ class PriorFit(NamedTuple):
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
     """Model error in the weights, ppm."""
+
+
+class Start(NamedTuple):
+    """Where a fit starts: result of :func:`outer_start`."""
+
+    system: DipoleSystem
+    """The solver of the region."""
+    sources: F32
+    """Sources outside, ppm, on the solver's grid."""
+    residual: F32
+    """The field without theirs, ppm."""
+    inner_size: float
+    """Expected size of the susceptibility inside, ppm."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -98,6 +112,7 @@ def fit_prior(
     workers: int = 1,
     *,
     model_error: float = MODEL_ERROR,
+    start: Start | None = None,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
 
@@ -188,11 +203,12 @@ def fit_prior(
         if not basis.labels.shape == basis.weight.shape == mask.shape == field.shape:
             raise ValueError(f'a basis {basis.labels.shape} and the field {field.shape} differ')
     geometry = Geometry(mask, voxel_size, b0_dir, workers)
-    if inner_size is None:
-        inner_size = _inner_size(field, field_sd, geometry)
+    if start is None:
+        start = outer_start(field, field_sd, geometry, inner_size)
+    inner_size = start.inner_size
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
     weights = noise_weights(sd, mask, model_error * inner_size)
-    state = _Fit(field, bases, geometry, weights, inner_size, shape_sd)
+    state = _Fit(start, bases, geometry, weights, shape_sd)
     for i in range(rounds):
         if i:
             state.reweigh()
@@ -202,12 +218,28 @@ def fit_prior(
     return state.result(free_voxels, model_error * inner_size)
 
 
-def _inner_size(field: npt.NDArray, field_sd: npt.NDArray | None, geometry: Geometry) -> float:
-    """Root mean square of the local field that a PDF of 30 iterations leaves, ppm."""
-    mask, voxel_size, b0_dir, workers = geometry
-    weights = None if field_sd is None else noise_weights(field_sd, mask)
-    local = pdf(field, mask, voxel_size, b0_dir, weights, workers=workers).local_field
-    return _robust_rms(local[mask], weights[mask] if weights is not None else None)
+def outer_start(
+    field: npt.NDArray,
+    field_sd: npt.NDArray | None,
+    geometry: Geometry,
+    inner_size: float | None = None,
+) -> Start:
+    """The sources outside that a PDF of 30 iterations finds, where the fit starts.
+
+    Its local field has the expected size of what is inside, if none is given.
+    """
+    mask = geometry.mask
+    system = DipoleSystem(*geometry)
+    grid = system.grid
+    weights = mask.astype(np.float32) if field_sd is None else noise_weights(field_sd, mask)
+    sources = np.zeros(grid.shape, np.float32)
+    residual = grid.embed(field * mask)
+    outside = np.float32(1) - grid.embed(mask)
+    system.descend(sources, residual, grid.embed(weights) ** 2, outside, PDF_ITERATIONS)
+    if inner_size is None:
+        inside = mask[grid.box]
+        inner_size = _robust_rms(residual[grid.inner][inside], weights[grid.box][inside])
+    return Start(system, sources, residual, inner_size)
 
 
 class _Fit:
@@ -215,31 +247,30 @@ class _Fit:
 
     def __init__(
         self,
-        field: npt.NDArray,
+        start: Start,
         bases: Sequence[Basis],
         geometry: Geometry,
         weights: F32,
-        inner_size: float,
         shape_sd: npt.NDArray | None,
     ):
-        mask = geometry.mask
+        mask, inner_size = geometry.mask, start.inner_size
         self.geometry, self.bases, self.inner_size = geometry, bases, inner_size
-        self.system = DipoleSystem(*geometry)
+        self.system = start.system
         self.grid = grid = self.system.grid
         self.inside = np.zeros(grid.shape, bool)
         self.inside[grid.inner] = mask[grid.box]
         self.rows = np.flatnonzero(self.inside)
         self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
-        start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
-        self.unknowns = Columns(bases, mask, self.system, self.size, start)
+        expected = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
+        self.unknowns = Columns(bases, mask, self.system, self.size, expected)
         self.expected_squared = np.where(self.inside, 0, np.float32(OUTER_SIZE**2))
         if shape_sd is not None:
             self.expected_squared += grid.embed(shape_sd * mask) ** 2
         self.w_squared = grid.embed(weights) ** 2
-        self.sources = self.prior()
-        self.residual = grid.embed(field * mask)
-        if self.sources.any():
-            self.residual -= self.system.convolve(self.sources)
+        prior = self.prior()
+        self.sources, self.residual = start.sources + prior, start.residual.copy()
+        if prior.any():
+            self.residual -= self.system.convolve(prior)
         self.robust = np.ones(np.count_nonzero(mask), np.float32)
         self.w_robust = self.w_squared.copy()
         self.free_squared = np.zeros_like(self.sources)
