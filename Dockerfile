@@ -91,9 +91,11 @@ WORKDIR /tmp
 # Equal to precondqsm_bids.__version__, which no instruction here can read; a test compares them.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
-ENV PRECONDQSM_BIDS_DOCKER_TAG=precondqsm_bids:${VERSION}
+ENV PRECONDQSM_BIDS_DOCKER_TAG=precondqsm_bids:${VERSION} \
+    PRECONDQSM_BIDS_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="precondqsm_bids" \
       org.opencontainers.image.description="Preconditioned quantitative susceptibility mapping, a BIDS App" \
+      org.opencontainers.image.vendor="The precondqsm_bids developers" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

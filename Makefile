@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check bench docs constraints image test-image test-apptainer test-slurm clean
+.PHONY: help venv demo test check bench picture docs dist constraints image test-image test-apptainer test-slurm clean
 
 VENV ?= .venv
 IMAGE ?= precondqsm_bids
@@ -12,6 +12,8 @@ export VENV
 
 bin := $(VENV)/bin
 ready := $(VENV)/.ready
+usable := $(VENV)/.usable
+, := ,
 pip := $(bin)/python -m pip --disable-pip-version-check
 
 help:  ## this list
@@ -20,15 +22,24 @@ help:  ## this list
 venv: $(ready)  ## the virtual environment in .venv (PYTHON=... chooses the Python)
 
 # An environment whose Python is gone is made anew; any other is only brought up to date.
-$(ready): setup.cfg pyproject.toml Makefile
+define installed
 	@if ! $(bin)/python -c '' 2>/dev/null; then \
 	    python=$$(scripts/find_python.sh) || exit 1; \
 	    echo "Making $(VENV) with $$python"; \
 	    "$$python" -m venv --clear $(VENV) || exit 1; \
 	fi
 	@echo 'Installing the package and what it needs ...'
-	@$(pip) install --quiet --editable '.[test,style,docs]'
+	@$(pip) install --quiet --editable '.[$(1)]'
 	@touch $@
+endef
+
+$(ready): setup.cfg pyproject.toml Makefile
+	$(call installed,test$(,)style$(,)docs)
+	@touch $(usable)
+
+# Enough for the demo: no linter, no test, no page.
+$(usable): setup.cfg pyproject.toml Makefile
+	$(call installed,demo)
 
 demo: demo/.phantom  ## a phantom, its susceptibility map and the table of its tubes, in demo/
 	@echo 'Reconstructing demo/raw into demo/derivatives ...'
@@ -40,7 +51,7 @@ demo: demo/.phantom  ## a phantom, its susceptibility map and the table of its t
 	@$(bin)/python scripts/demo_table.py demo
 
 # The file says that the phantom is whole; it is made again only when its code has changed.
-demo/.phantom: $(wildcard precondqsm_bids/phantom/*.py) | $(ready)
+demo/.phantom: $(wildcard precondqsm_bids/phantom/*.py) | $(usable)
 	@echo 'Simulating the phantom into demo/raw ...'
 	@rm -rf demo/raw && mkdir -p demo
 	@$(bin)/precondqsm_phantom demo/raw --kind tubes
@@ -58,12 +69,18 @@ check: $(ready)  ## lint, format, types and import direction alone
 bench: $(ready)  ## docs/performance.md, measured here: nothing else should run (BENCH_ARGS=... adds options)
 	@$(bin)/python benchmarks/speed.py $(BENCH_ARGS)
 
+picture: $(ready)  ## docs/figures/head_and_tubes.png, the picture of README
+	@$(bin)/python scripts/picture.py
+
 docs: $(ready)  ## the pages as HTML, in docs/_build; a warning is an error
 	@$(bin)/python -m sphinx -W --keep-going -q docs docs/_build
 	@echo 'docs/_build/index.html'
 
 constraints: $(ready)  ## constraints.txt, the versions that the image is built with
 	@scripts/make_constraints.sh
+
+dist: $(ready)  ## wheel and source archive in dist/, checked, installed and run in a fresh environment
+	@scripts/make_dist.sh
 
 image:  ## the container image (IMAGE=name, BASE_IMAGE=base)
 	@scripts/build_image.sh $(IMAGE)

@@ -26,6 +26,7 @@ import coverage
 import heads_page
 import nibabel as nib
 import numpy as np
+import opponents
 from reconstruction import WORKERS, Arm, Error, assess
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
@@ -374,6 +375,13 @@ def record_of(root, case, name, outputs, seconds, truth):
         },
     }
     chi = arm.inversion.chi + (arm.prior_chi if arm.prior_chi is not None else 0)
+    if name == 'conventional':
+        total = load_volume(outputs['echo_fit'].total_field)
+        given = (total, arm.local_field, arm.field_sd, arm.geometry, truth.chi, score.roi)
+        record['opponents'] = opponents.assess(*given)
+    else:
+        errors = opponents.of_default(chi, arm.geometry, truth.chi, score.roi)
+        record['opponents_ours'] = errors
     maps = {'voxel_size': np.array(truth.voxel_size)}
     shown = {name: chi - chi[score.roi].mean(), 'true': truth.chi - truth.chi[score.roi].mean()}
     for what, volume in shown.items():
@@ -394,7 +402,7 @@ def code_digest():
         *PACKAGE.glob('interfaces/*.py'),
         *PACKAGE.glob('workflows/*.py'),
         *PACKAGE.glob('phantom/*.py'),
-        ROOT / 'benchmarks' / 'reconstruction.py',
+        *(ROOT / 'benchmarks' / f'{name}.py' for name in ('reconstruction', 'opponents')),
     )
 
 

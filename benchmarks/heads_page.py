@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import opponents_page
 from matplotlib.figure import Figure
 from page import STYLE, percent, reflow, save_figure, save_text, table, yes
 
@@ -29,6 +30,16 @@ def ratio(record, name, rule='default'):
 def worst_nucleus(record):
     """The greatest relative error of a nucleus, without its sign."""
     return max(abs(ratio(record, name) - 1) for name in NUCLEI if name in record['true'])
+
+
+def fought(records):
+    """Opponents and the errors of the default prior beside them, of the heads that have both."""
+    return {
+        name: (found[CONVENTIONAL]['opponents'], found[arm]['opponents_ours'])
+        for name, found in records.items()
+        for arm in (DEFAULT, 'whole-head')
+        if CONVENTIONAL in found and arm in found
+    }
 
 
 def pictured(name, found):
@@ -172,6 +183,8 @@ def targets(records, covered):
         f'worse in {", ".join(harm)}' if harm else f'better in {len(pairs)}',
         not harm,
     )
+    if against := fought(records):
+        row(*opponents_page.target(against, 'every head, no segmentation', 0.6))
     for name, record in covered.items():
         z = scores(record)
         for number, share in enumerate(np.mean(np.abs(z) <= 2, axis=0), start=1):
@@ -487,6 +500,7 @@ def write(folder, cache, cases, arms, records, covered, versions, stale, quick):
         introduction(cases, records, covered, versions, stale, quick),
         targets(records, covered),
         maps_section(cases, arms, records),
+        opponents_page.section({cases[n].title: pair for n, pair in fought(records).items()}),
         wrong_section(cases, arms, records),
         contrasts_section(cases, records),
         coverage_section(covered),

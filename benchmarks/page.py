@@ -6,6 +6,7 @@ from textwrap import fill as fill_text
 
 import matplotlib as mpl
 import numpy as np
+import opponents_page
 from matplotlib.figure import Figure
 
 ARMS = {
@@ -101,6 +102,15 @@ def less(value, other, share=0.5):
 def by_rule(record, arm, rule='default'):
     """Scores of one arm at the lambda of one rule: the program's own, if none is named."""
     return record['arms'][arm]['rules'][rule]
+
+
+def fought(records):
+    """Opponents and the errors of the contrast prior beside them, by phantom."""
+    return {
+        name: (record['opponents'], record['opponents_ours'])
+        for name, record in records.items()
+        if 'opponents' in record
+    }
 
 
 def ratio_to_best(record, arm, rule):
@@ -321,6 +331,8 @@ def targets(records):
             f'{s["nrmse"] / best:.2f}',
             s['nrmse'] <= 0.5 * best,
         )
+    if against := fought(records):
+        row(*opponents_page.target(against, 'every phantom, contrast', 0.5))
     for name in ('hard', 'hard-true-field'):
         if name not in records:
             continue
@@ -931,6 +943,7 @@ def write(folder, records, maps, versions, stale, missing):
         introduction(records, versions, stale, missing),
         abstract(default, records.get('no-shape')),
         summary(cases),
+        opponents_page.section({cases[n]['title']: pair for n, pair in fought(cases).items()}),
         targets(records),
         figures(cases),
         lambdas(cases),

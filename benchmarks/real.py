@@ -1,4 +1,4 @@
-"""Real scans side by side: the conventional and the preconditioned map, by default.
+"""Real scans side by side: conventional map, that of the consensus, and the default.
 
 Usage: ``python benchmarks/real.py FOLDER`` reconstructs the sets below in FOLDER with the app, as
 a user would, and draws ``docs/figures/real_SET.png``. FOLDER has the public scans that the tests
@@ -27,6 +27,7 @@ SETS = {
 """Folder of the dataset and region of interest of each set."""
 MAPS = {
     'conventional': 'desc-conventional_Chimap',
+    'consensus': 'desc-consensus_Chimap',
     'preconditioned (default)': 'desc-precond_Chimap',
     'its prior': 'desc-prior_Chimap',
 }
@@ -35,11 +36,12 @@ LIMIT = 0.1
 
 
 def reconstruct(folder, name):
-    """Maps of a set by title, region of interest, and the record of both arms."""
+    """Maps of a set by title, region of interest, and the record of all arms."""
     raw, mask = SETS[name]
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / 'out'
-        options = ['--mask', str(folder / name / mask)] if mask else []
+        options = ['--preset', 'consensus']
+        options += ['--mask', str(folder / name / mask)] if mask else []
         status = run_app([
             str(folder / name / raw), str(out), 'participant', '-w', f'{work}/work', *options,
         ])  # fmt: skip
@@ -48,11 +50,12 @@ def reconstruct(folder, name):
         anat = out / 'sub-01' / 'anat'
         maps = {title: load(str(anat / f'sub-01_{map_}.nii.gz')) for title, map_ in MAPS.items()}
         inside = load(str(anat / 'sub-01_desc-roi_mask.nii.gz'), bool)
-        records = [
-            json.loads((anat / f'sub-01_{map_}.json').read_text())['Parameters']
-            for map_ in MAPS.values()
-        ]
-    return maps, inside, records[0] | records[1]
+        known = load(str(anat / 'sub-01_desc-consensus_mask.nii.gz'), bool)
+        maps['consensus'] = np.where(known, maps['consensus'], np.nan)
+        record = {}
+        for map_ in MAPS.values():
+            record |= json.loads((anat / f'sub-01_{map_}.json').read_text())['Parameters']
+    return maps, inside, record
 
 
 def draw(maps, inside, path):
@@ -63,7 +66,7 @@ def draw(maps, inside, path):
         3, len(maps), figsize=(3 * len(maps), 8.5), facecolor='black', layout='constrained'
     )
     for column, (title, chi) in zip(axes.T, maps.items(), strict=True):
-        chi = np.where(inside, chi - chi[inside].mean(), 0)
+        chi = np.where(inside, np.nan_to_num(chi - np.nanmean(chi[inside]), nan=-LIMIT), 0)
         for plane, axis in zip(column, (2, 1, 0), strict=True):
             image = np.take(chi, middle[axis], axis)[tuple(np.delete(np.array(box, object), axis))]
             plane.imshow(image.T, origin='lower', cmap='gray', vmin=-LIMIT, vmax=LIMIT)
@@ -81,10 +84,12 @@ def main(argv):
     for name in SETS:
         maps, inside, record = reconstruct(Path(argv[0]), name)
         draw(maps, inside, FIGURES / f'real_{name}.png')
-        weights = [record[f'{arm}dipole_inversion']['reg_weight'] for arm in ('conventional_', '')]
+        arms = ('conventional_', 'consensus_', '')
+        weights = [record[f'{arm}dipole_inversion']['reg_weight'] for arm in arms]
         print(
             f'{name}: prior counts for {record["prior_fit"]["trust"]:.0%}, lambda '
-            f'{weights[0]:.2f} mm conventional, {weights[1]:.2f} mm preconditioned'
+            f'{weights[0]:.2f} mm conventional, {weights[1]:.2f} mm consensus, '
+            f'{weights[2]:.2f} mm preconditioned'
         )
     return 0
 

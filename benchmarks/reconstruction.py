@@ -194,26 +194,30 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     arm = method.arms[name == 'conventional']
     measured, geometry = stages.measured, stages.geometry
     field, prior_chi, record, model_error = measured.total_field, None, None, MODEL_ERROR
+    shift = start = None
     if not arm.conventional:
         with timed(seconds, 'prior_fit'):
             if variant.fit:
                 prior_chi, shape_chi = varied_prior(stages, inner_size, **variant.fit)
                 size = inner_size * variant.fit.get('size_factor', 1)
             else:
-                prior_chi, shape_chi, _, size, record = first_estimate(
-                    stages.images, geometry, method
-                )
+                prior = first_estimate(stages.images, geometry, method)
+                prior_chi, shape_chi, shift = prior.prior_chi, prior.shape_chi, prior.tissue_shift
+                size, record, start = prior.expected_size, prior.record, prior.outer_chi
         if arm.clip_outliers:
             model_error = size
         with timed(seconds, 'flattening'):
-            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS)
+            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS, shift)
             field = flattening.flattened_field
     if variant.pdf_model_error is not None:
         model_error = variant.pdf_model_error
     if variant.clip_outliers is not None:
         arm = arm._replace(clip_outliers=variant.clip_outliers)
     with timed(seconds, 'background_removal and dipole_inversion'):
-        local, inversion = invert_field(field, measured.field_sd, geometry, arm, model_error)
+        start = start if arm.continued else None
+        local, inversion = invert_field(
+            field, measured.field_sd, geometry, arm, model_error, start=start
+        )
     return Arm(
         name,
         geometry,

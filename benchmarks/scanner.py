@@ -271,7 +271,10 @@ def code_digest():
     return digest(
         *(PACKAGE / name for name in ('config.py', 'method.py')),
         *(path for folder in folders for path in PACKAGE.glob(f'{folder}/**/*.py')),
-        *(ROOT / 'benchmarks' / f'{name}.py' for name in ('reconstruction', 'scanner_score')),
+        *(
+            ROOT / 'benchmarks' / f'{name}.py'
+            for name in ('reconstruction', 'scanner_score', 'opponents')
+        ),
     )
 
 

@@ -3,6 +3,7 @@ typed."""
 
 import matplotlib as mpl
 import numpy as np
+import opponents_page
 from heads_page import NUCLEI, listed
 from matplotlib.figure import Figure
 from page import STYLE, percent, reflow, save_figure, save_text, table, yes
@@ -27,9 +28,20 @@ from scanner_results import (
 
 PICTURED = ('crop', 'receive-poles', 'partial-fourier', 'all')
 NONE = '-'
+FOUGHT = ('head', 'tubes', 'coils', 'geometry')
+"""Parts that are compared with the opponents."""
 
 
 # --- cells -----------------------------------------------------------------------------------
+
+
+def fought(results, part):
+    """Opponents and the errors of the default beside them, of the cases of a part."""
+    return {
+        name: (record['opponents'], record['opponents_ours'])
+        for name, record in results.done(part).items()
+        if 'opponents' in record
+    }
 
 
 def label(name):
@@ -158,6 +170,10 @@ def targets(results):
         failed = [n for n in readouts if not readout_met(results.records[n])]
         row('alternating readouts: each tube, or a refusal', f'within {percent(TUBE, 0)} %',
             failed, len(readouts))  # fmt: skip
+    for part, limit in (('head', 0.75), ('tubes', 0.5)):
+        if against := fought(results, part):
+            *cells, met = opponents_page.target(against, part, limit)
+            rows.append((*cells, not met))
     run = list(results.records)
     row('no scan ends with a wrong map without a warning', 'none',
         [n for n in run if not results.told(n)], len(run))  # fmt: skip
@@ -425,6 +441,9 @@ def write(folder, cache, parts, records, versions, stale, size):
         targets(results),
         head_section(results),
         tubes_section(results),
+        opponents_page.section(
+            {n: pair for part in FOUGHT for n, pair in fought(results, part).items()}
+        ),
         bipolar_section(results),
         geometry_section(results),
         warnings_section(results),

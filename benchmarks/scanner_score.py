@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import opponents
 from heads import TRUTH, HeadScore, Truth
 from reconstruction import WORKERS, Score
 from scipy import ndimage
 
 from precondqsm_bids.interfaces.volumes import load as load_volume
-from precondqsm_bids.numerics import b0_direction, noise_weights, pdf
+from precondqsm_bids.numerics import Geometry, b0_direction, noise_weights, pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.kinds import stored_magnitude
@@ -256,8 +257,14 @@ def assess(root, spec, kept, outputs, run):
     maps = {arm: load_volume(outputs[f'{p}recombination'].chi) for arm, p in ARMS.items()}
     region = roi, walls(truth.chi, roi)
     fitted = [load_volume(getattr(outputs['echo_fit'], n)) for n in ('total_field', 'field_sd')]
+    geometry = Geometry(roi, voxel_size, b0_direction(image.affine), WORKERS)
+    local = load_volume(outputs['conventional_background_removal'].local_field)
+    against = opponents.assess(fitted[0], local, fitted[1], geometry, truth.chi, score.roi)
+    ours = opponents.of_default(maps['preconditioned'], geometry, truth.chi, score.roi)
     record = {
         'roi_voxels': int(roi.sum()),
+        'opponents': against,
+        'opponents_ours': ours,
         'maps': {arm: score(chi) for arm, chi in maps.items()},
         'weights': {
             arm: outputs[f'{p}dipole_inversion'].record['reg_weight'] for arm, p in ARMS.items()

@@ -26,6 +26,7 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import checks
 import numpy as np
+import opponents
 import page
 import reconstruction
 from checks import SEED
@@ -171,6 +172,14 @@ def run_case(case, scale):
         arm = reconstruct(stages, name, shape=case.shape)
         record['arms'][name] = assess(arm, score, conventional)
         conventional = conventional or arm
+        if name == 'contrast':
+            measured, geometry = stages.measured, stages.geometry
+            record['opponents'] = opponents.assess(
+                measured.total_field, conventional.local_field, measured.field_sd, geometry,
+                phantom.chi,
+            )  # fmt: skip
+            chi = reconstruction.Division(arm).chi(arm.inversion.reg_weight)
+            record['opponents_ours'] = opponents.of_default(chi, geometry, phantom.chi)
         if arm.fit is not None:
             size = arm.fit['inner_size']
         if case.name == 'default':
@@ -262,7 +271,7 @@ def digest(*files):
 @functools.cache
 def code_digest(name):
     """Digest of everything that a result depends on but the set itself."""
-    own = ['reconstruction', 'checks'] if name in CHECKS else ['reconstruction']
+    own = ['reconstruction', 'checks' if name in CHECKS else 'opponents']
     return digest(
         PACKAGE / 'method.py',
         *PACKAGE.glob('numerics/**/*.py'),

@@ -3,9 +3,11 @@
 import inspect
 import os
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 # Importing the workflows must not unpack templates into the home folder of whoever builds this.
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.environment import repair_environment
@@ -22,6 +24,7 @@ extensions = [
     'sphinx.ext.autodoc',
     'sphinx.ext.mathjax',
     'sphinx.ext.viewcode',
+    'matplotlib.sphinxext.plot_directive',
     'numpydoc',
     'myst_parser',
 ]
@@ -31,15 +34,26 @@ html_theme = 'alabaster'
 html_theme_options = {
     'description': 'Preconditioned quantitative susceptibility mapping',
     'fixed_sidebar': True,
-    'body_max_width': '960px',
-    'page_width': '1240px',
-    'sidebar_width': '260px',
+    'body_max_width': '800px',
+    'page_width': '1060px',  # below it the sidebar goes to the top
+    'sidebar_width': '230px',
 }
-html_static_path = []
+# MathJax is one file of a package, copied beside the pages: formulas need no network. Of its forms
+# this one holds its glyphs itself (SVG); the others load fonts.
+MATHJAX = 'sphinx-mathjax-offline/static/mathjax/tex-svg.js'
+html_static_path = [str(distribution('sphinx-mathjax-offline').locate_file(MATHJAX)), 'style.css']
+html_css_files = ['style.css']
+mathjax_path = Path(MATHJAX).name
 highlight_language = 'text'  # listings of files and commands; examples name their language
 
 myst_enable_extensions = ['amsmath', 'deflist', 'dollarmath']
 myst_heading_anchors = 3
+
+plot_include_source = True
+plot_html_show_source_link = plot_html_show_formats = False
+plot_formats = [('png', 110)]
+plot_rcparams = {'font.size': 9, 'axes.titlesize': 9, 'image.cmap': 'gray'}
+plot_apply_rcparams = True
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'none'  # numpydoc has them, with shapes and units

@@ -39,6 +39,11 @@ class Settings:
         Time limit of each job, as the batch system writes it.
     brain_model : Path or None
         Weights of SynthStrip, which then finds the brain.
+    stop_after : str or None
+        ``flattening``: the flattened field and what comes before it is written, and no map.
+    resume_with : Path or None
+        A susceptibility map that another program made of the flattened field, or a folder of such
+        maps, which is recombined with the prior.
     method : Method
         Everything else that changes the maps.
     write_prior_labels : bool
@@ -70,6 +75,8 @@ class Settings:
     boilerplate_only: bool = False
     reports_only: bool = False
     dry_run: bool = False
+    stop_after: str | None = None
+    resume_with: Path | None = None
     verbose: int = 0
     write_prior_labels: bool = False
     brain_model: Path | None = None

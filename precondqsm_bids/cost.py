@@ -11,7 +11,7 @@ from precondqsm_bids.method import Method
 
 STAGE_MEMORY = {
     'prior_fit': 5, 'flattening': 3, 'background_removal': 3, 'dipole_inversion': 5,
-    'comparison': 3,
+    'comparison': 3, 'uncertainty': 5,
 }  # fmt: skip
 """Memory of the stages that transform, in sizes of the run's images; the others take one."""
 FIT_MEMORY = (0.05, 1.4, 32.5)
@@ -24,6 +24,9 @@ WORK_BYTES = 110
 """Size of a run's intermediate results, bytes a voxel: 28 maps of float32, not compressed."""
 OUTPUT_BYTES = 35
 """Size of what is written of a run, bytes a voxel."""
+CONSENSUS = (1.25, 1.2, 1.1)
+"""Factors on work folder, outputs and CPU time of a run with the arms of the consensus: seven maps
+more in between, three files, and total variation, which costs what a background removal does."""
 SECONDS_PER_VALUE = 1e-5
 """CPU seconds of a run for each voxel of each echo."""
 SECONDS_PER_RUN = 18.0
@@ -77,9 +80,10 @@ def cost_of(runs: Sequence[Sized], method: Method) -> Cost:
         default=0.0,
     )
     iterations = max(1.0, method.pdf_iterations / Method.pdf_iterations)
+    work, output, seconds = CONSENSUS if method.consensus else (1, 1, 1)
     return Cost(
         LIBRARIES_GB + largest,
-        WORK_BYTES * voxels,
-        OUTPUT_BYTES * voxels,
-        SECONDS_PER_RUN * len(runs) + SECONDS_PER_VALUE * iterations * values,
+        WORK_BYTES * voxels * work,
+        OUTPUT_BYTES * voxels * output,
+        SECONDS_PER_RUN * len(runs) + SECONDS_PER_VALUE * iterations * values * seconds,
     )

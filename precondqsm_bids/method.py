@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 MAP = 'map:'
 """Beginning of a term that is a file: ``map:FILE``."""
+PORT = 'prior_map'
+"""``map:prior_map`` is a map that is not named here: an input of the workflow, or of that name
+among the companions' ``maps``."""
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
@@ -24,14 +27,12 @@ BACKGROUNDS = {
     'pdf': 'projection onto dipole fields',
     'vsharp': 'means over spheres of several radii (V-SHARP), which do not know the rim of the '
     'region and take it off',
+    'vsharp-or-pdf': 'vsharp, and pdf in a region so thin that spheres know less than half of it',
 }
 """How the field of sources outside the region may be removed."""
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
 FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
-LONGER = 3
-"""Factor on the iterations of PDF after a prior that describes the interior: what it leaves is so
-weak that late iterations take the rest of the background, not sources inside."""
 
 
 class Range(NamedTuple):
@@ -115,9 +116,14 @@ class Arm(NamedTuple):
     Attributes
     ----------
     prefix : str
-        Of its nodes, outputs and records: empty in the preconditioned arm.
+        Of its nodes, outputs and records: empty in the preconditioned arm, whose field alone is
+        flattened.
     iterations : int
         Of projection onto dipole fields.
+    continued : bool
+        Whether these start with the sources outside that the fit of the prior has found. What a
+        prior that describes the interior leaves is so weak that late iterations take the rest of
+        the background, not sources inside.
     rule : str
         How lambda is chosen where it is not given: ``l-curve`` or ``risk``.
     reg_weight : float or None
@@ -129,20 +135,45 @@ class Arm(NamedTuple):
         Word of :data:`INVERSIONS`.
     background : str
         Word of :data:`BACKGROUNDS`.
+    local_of : str or None
+        Prefix of the arm whose local field is inverted; None: its own background removal.
+    certain_field : bool
+        Whether the region loses what lies at its border and has a field of low quality
+        (:func:`~precondqsm_bids.numerics.quality_mask`), and the map is relative to the mean of
+        what is left, whatever the reference of the method.
     """
 
     prefix: str = ''
     iterations: int = 30
+    continued: bool = False
     rule: str = 'l-curve'
     reg_weight: float | None = None
     clip_outliers: bool = False
     inversion: str = 'l2'
     background: str = 'pdf'
+    local_of: str | None = None
+    certain_field: bool = False
+
+    @property
+    def name(self) -> str:
+        """The arm in a word.
+
+        >>> [arm.name for arm in Method(consensus=True).arms]
+        ['preconditioned', 'conventional', 'conventional_risk', 'consensus']
+        """
+        return self.prefix.removesuffix('_') or 'preconditioned'
 
     @property
     def conventional(self) -> bool:
         """Whether the field is not flattened."""
         return bool(self.prefix)
+
+
+CONSENSUS = Arm(
+    'consensus_', rule='risk', inversion='tv', background='vsharp-or-pdf', certain_field=True
+)
+"""The choice of the QSM consensus (10.1002/mrm.30006): a mask of the brain and of the phase's
+quality, V-SHARP or PDF, an inversion that favours sparsity, the whole brain as reference."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +211,15 @@ class Method:
         Whether the object's shape against air is part of the first estimate.
     conventional : bool
         Whether the conventional arm is computed too.
+    consensus : bool
+        Whether the opponents are computed too: the arm by the choice of the QSM consensus, whose
+        settings are its own, and a conventional map of least expected error where that at the
+        corner of the L-curve is the conventional one.
     background : str
         Word of :data:`BACKGROUNDS`, for both arms.
     pdf_iterations : int
-        Iterations of the background removal ``pdf``, times :data:`LONGER` after a prior that
-        describes the interior.
+        Iterations of the background removal ``pdf``; after a prior that describes the interior
+        they go on from the sources outside that its fit has found.
     reg_weight : float or None
         Lambda of the inversion in both arms, mm; None leaves it to ``reg_rule``.
     reg_rule : str
@@ -204,8 +239,8 @@ class Method:
     Examples
     --------
     >>> Method().preconditioned
-    Arm(prefix='', iterations=90, rule='risk', reg_weight=None, clip_outliers=True, \
-inversion='l2', background='pdf')
+    Arm(prefix='', iterations=30, continued=True, rule='risk', reg_weight=None, \
+clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_field=False)
     >>> Method(prior='r2prime', shape=False).fit is None
     True
     """
@@ -222,6 +257,7 @@ inversion='l2', background='pdf')
     r2: float | str = 'median'
     shape: bool = True
     conventional: bool = True
+    consensus: bool = False
     background: str = 'pdf'
     pdf_iterations: int = 30
     reg_weight: float | None = None
@@ -364,7 +400,13 @@ inversion='l2', background='pdf')
         >>> Method(prior='map:/a.nii').prior_maps[0].name
         'a.nii'
         """
-        return tuple(Path(word.removeprefix(MAP)) for word in self.prior if word.startswith(MAP))
+        words = (word.removeprefix(MAP) for word in self.prior if word.startswith(MAP))
+        return tuple(Path(word) for word in words if word != PORT)
+
+    @property
+    def takes_map(self) -> bool:
+        """Whether a map that is an input is a term."""
+        return f'{MAP}{PORT}' in self.prior
 
     def summary(self, one_echo: bool = False) -> str:
         """The prior in one word, files by their names.
@@ -375,6 +417,7 @@ inversion='l2', background='pdf')
         words = [word for word in self.prior if word != 'shape' and not word.startswith(MAP)]
         if one_echo:  # without R2*
             words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
+        words += [f'{MAP}{PORT}'] * self.takes_map
         words += [f'{MAP}{path.name}' for path in self.prior_maps]
         return '+'.join([*words, *(['shape'] if self.shape else [])])
 
@@ -383,7 +426,8 @@ inversion='l2', background='pdf')
         """The arm whose field is flattened by the prior."""
         return Arm(
             prefix='',
-            iterations=self.pdf_iterations * (LONGER if self.describes_interior else 1),
+            iterations=self.pdf_iterations,
+            continued=self.describes_interior,
             rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
             clip_outliers=self.describes_interior,
@@ -393,13 +437,28 @@ inversion='l2', background='pdf')
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The preconditioned arm, and the conventional one (the published rule) beside it.
+        """The preconditioned arm, and beside it the conventional one and those of the consensus.
 
         >>> [arm.rule for arm in Method().arms]
         ['risk', 'l-curve']
         """
+        arms = [self.preconditioned]
+        if self.conventional:
+            arms.append(self._conventional)
+        if self.consensus:
+            at_corner = [a for a in arms[1:] if a.rule == 'l-curve' and a.reg_weight is None]
+            arms += [
+                arm._replace(prefix='conventional_risk_', rule='risk', local_of=arm.prefix)
+                for arm in at_corner
+            ]
+            arms.append(CONSENSUS)
+        return tuple(arms)
+
+    @property
+    def _conventional(self) -> Arm:
+        """The arm without a prior, by the published rule."""
         published = 'l-curve' if self.inversion == 'l2' else 'risk'
-        conventional = Arm(
+        return Arm(
             prefix='conventional_',
             iterations=self.pdf_iterations,
             rule=published if self.reg_rule == 'auto' else self.reg_rule,
@@ -407,7 +466,6 @@ inversion='l2', background='pdf')
             inversion=self.inversion,
             background=self.background,
         )
-        return (self.preconditioned, conventional) if self.conventional else (self.preconditioned,)
 
 
 def term(word: str) -> Term:

@@ -1,8 +1,9 @@
 """The method as a submission to QSM-CI, the open benchmark: ``python -m precondqsm_bids.qsmci``.
 
-A container of that benchmark finds ``phase``, ``magnitude``, ``mask`` (``.nii.gz``) and
-``params.json`` in one folder and writes ``chimap.nii.gz`` (ppm) into another: the span
-``end-to-end`` of its contract. The files of a submission are in ``docs/qsmci``.
+A container of that benchmark finds ``magnitude``, ``mask`` (``.nii.gz``) and ``params.json`` in
+one folder, and ``phase`` (rad; the span ``end-to-end`` of its contract) or ``totalfield`` (ppm;
+the span ``bfr+dipole``), and writes ``chimap.nii.gz`` (ppm) into another. The folder of a
+submission is ``docs/qsmci``.
 """
 
 import argparse
@@ -17,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.cli.resources import cpu_limit
+from precondqsm_bids.inputs.grid import GRID_TOLERANCE
 from precondqsm_bids.interfaces.volumes import load_stored
 from precondqsm_bids.method import Method
-from precondqsm_bids.numerics import Companions, Scan, reconstruct
+from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
 
 PARAMS = {'TE': None, 'B0': 1, 'B0_dir': 3, 'voxel_size': 3}
 """Keys of ``params.json`` and how many numbers each holds; None: one for each echo."""
@@ -53,8 +55,10 @@ def read_params(path: Path) -> dict[str, npt.NDArray[np.float64]]:
     return values
 
 
-def read_scan(folder: Path) -> tuple[Scan, npt.NDArray[np.bool_], nb.spatialimages.SpatialImage]:
-    """Scan, mask and the mask's image of a folder of the benchmark.
+def read_scan(
+    folder: Path,
+) -> tuple[Scan | GivenField, npt.NDArray[np.bool_], nb.spatialimages.SpatialImage]:
+    """Scan or field, mask and the mask's image of a folder of the benchmark.
 
     Raises
     ------
@@ -66,29 +70,48 @@ def read_scan(folder: Path) -> tuple[Scan, npt.NDArray[np.bool_], nb.spatialimag
     params = read_params(folder / 'params.json')
     stored, like = load_stored(str(folder / 'mask.nii.gz'))
     mask = stored > 0
-    images = {}
-    for name in ('magnitude', 'phase'):
-        path = folder / f'{name}.nii.gz'
-        data, _ = load_stored(str(path))
-        data = data.reshape(*data.shape[:3], -1)
-        if data.shape != (*mask.shape, params['TE'].size):
+    x, y, z = params['voxel_size'].tolist()
+    strength, size = float(params['B0'][0]), (x, y, z)
+    magnitude = _read(folder / 'magnitude.nii.gz', like)
+    if not (folder / 'phase.nii.gz').exists() and (folder / 'totalfield.nii.gz').exists():
+        field = _read(folder / 'totalfield.nii.gz', like)[..., 0]
+        combined = np.sqrt((magnitude.astype(np.float64) ** 2).sum(axis=-1)).astype(np.float32)
+        given = GivenField(field, combined, strength, size, params['B0_dir'], b0_stated=True)
+        return given, mask, like
+    phase = _read(folder / 'phase.nii.gz', like)
+    for name, data in (('magnitude', magnitude), ('phase', phase)):
+        if data.shape[3] != params['TE'].size:
             raise ValueError(
-                f'{path} has the shape {data.shape}; the mask has {mask.shape} and params.json '
+                f'{folder / name}.nii.gz has the shape {data.shape}; params.json has '
                 f'{params["TE"].size} echo times'
             )
-        images[name] = np.ascontiguousarray(data, np.float32)
-    x, y, z = params['voxel_size'].tolist()
     scan = Scan(
-        images['magnitude'],
-        images['phase'],
+        magnitude,
+        phase,
         params['TE'],
-        float(params['B0'][0]),
-        (x, y, z),
+        strength,
+        size,
         params['B0_dir'],
         b0_stated=True,
         phase_units='rad',
     )
     return scan, mask, like
+
+
+def _read(path: Path, like: nb.spatialimages.SpatialImage) -> npt.NDArray[np.float32]:
+    """Image of the benchmark on the grid of the mask, (X, Y, Z, E)."""
+    data, image = load_stored(str(path))
+    data = data.reshape(*data.shape[:3], -1)
+    if data.shape[:3] != like.shape[:3]:
+        raise ValueError(
+            f'{path} has the shape {data.shape}; the mask has {like.shape}: resample one of them'
+        )
+    if (most := float(np.abs(image.affine - like.affine).max())) > GRID_TOLERANCE:
+        raise ValueError(
+            f'{path} and the mask differ in their affines, by up to {most:.4g} mm: resample one '
+            'of them'
+        )
+    return np.ascontiguousarray(data, np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

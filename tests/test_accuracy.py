@@ -6,20 +6,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from precondqsm_bids.method import Arm
+from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics import (
     Geometry,
+    PriorInputs,
     b0_direction,
+    closed_form,
     fit_echoes,
     flatten_field,
     forward_field,
     invert,
     l2_inversion,
+    least_risk,
     noise_weights,
     pdf,
+    quality_mask,
     r2prime_prior,
     recombine,
+    reconstruct_field,
     shape_mask,
+    tv_inversion,
+    vsharp,
 )
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.fit import fit_prior
@@ -183,6 +190,37 @@ def test_total_variation_is_the_stronger_opponent_and_loses_nothing_behind_a_pri
     assert errors['behind', 'tv'] < 1.01 * errors['behind', 'l2']
     # The prior is worth more than the inversion, also against the stronger one.
     assert errors['behind', 'l2'] < 0.85 * errors['without', 'tv']
+
+
+def test_arm_of_the_consensus(half):
+    """By hand: spheres and total variation in the region whose field is certain, no prior."""
+    phantom, run = half
+    mask, voxel_size, b0_dir = run.geometry()
+    sd = run.fit.field_sd.copy()
+    sd[np.indices(mask.shape)[0] < np.nonzero(mask)[0].min() + 2] = 1.0  # no field at one side
+    some = np.where(mask, run.theory, 0)
+    images = PriorInputs(run.fit.total_field, sd, maps={'some': some})
+    method = Method(prior='map:some', prior_fit='none', shape=False, consensus=True)
+    found = reconstruct_field(images, Geometry(mask, voxel_size, b0_dir), method, mask)
+    certain = quality_mask(sd, mask).mask
+    assert 0 <= (mask & (sd < 1)).sum() - certain.sum() < 0.01 * mask.sum()
+    assert not certain[sd == 1].any()
+    local = vsharp(run.fit.total_field, Geometry(certain, voxel_size, b0_dir))
+    known = Geometry(local.known, voxel_size, b0_dir)
+    form = closed_form(known)
+    weight = least_risk(form, form.spectrum(local.local_field))
+    chi = tv_inversion(form, local.local_field, weight, noise_weights(sd, local.known)).chi
+    chi = np.where(local.known, chi - chi[local.known].mean(dtype=float), 0)
+    np.testing.assert_array_equal(found.consensus.local.known, local.known)
+    np.testing.assert_allclose(found.consensus.map.chi, chi, atol=1e-6)
+    inside = local.known
+    errors = {
+        name: nrmse(phantom, getattr(found, name).map.chi, inside)
+        for name in ('conventional', 'conventional_risk', 'consensus')
+    }
+    assert errors['consensus'] < 0.8 * errors['conventional_risk'] < 0.8 * errors['conventional']
+    tubes, true, _ = tube_values(phantom, found.consensus.map.chi, inside)
+    np.testing.assert_allclose(tubes, true, atol=0.2 * true.max())
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import INVERSIONS, LONGER, RANGES, TERMS, Method
+from precondqsm_bids.method import INVERSIONS, RANGES, TERMS, Method
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,10 @@ def test_tissue_is_looked_for_where_it_is_read(values, expected):
         ({'r2': -1.0}, 'r2 = -1 1/s should be'),
         ({'r2': 'mean'}, 'r2 = mean is not a number'),
         ({'reg_rule': 'corner'}, 'reg_rule = corner is not one of auto, l-curve and risk'),
-        ({'background': 'sharp'}, 'background = sharp is not one of pdf and vsharp'),
+        (
+            {'background': 'sharp'},
+            'background = sharp is not one of pdf, vsharp and vsharp-or-pdf',
+        ),
         ({'inversion': 'l1'}, 'inversion = l1 is not one of l2 and tv'),
         ({'phase_sign': 0}, 'phase_sign = 0 should be 1 or -1'),
         ({'b0_dir': (0.0, 0.0, 0.0)}, 'b0_dir .* three numbers, not all 0'),
@@ -80,13 +83,35 @@ def test_message_opens_with_the_name_of_the_field(values, message):
 def test_arms():
     plain, published = Method().arms
     assert (plain.prefix, published.prefix) == ('', 'conventional_')
-    assert plain.iterations == LONGER * published.iterations == LONGER * 30
+    assert plain.iterations == published.iterations == 30
+    assert (plain.continued, published.continued) == (True, False)
+    assert not Method(prior='r2prime').preconditioned.continued
     assert (plain.clip_outliers, published.clip_outliers) == (True, False)
     assert len(Method(conventional=False).arms) == 1
     assert {arm.rule for arm in Method(reg_rule='risk').arms} == {'risk'}
     assert {arm.reg_weight for arm in Method(reg_weight=0.2).arms} == {0.2}
     variation = Method(inversion='tv').arms
     assert {(arm.inversion, arm.rule) for arm in variation} == {('tv', 'risk')}
+
+
+def test_arms_of_the_consensus_are_beside_the_others_and_have_their_own_settings():
+    plain = Method(consensus=True, reg_rule='auto', pdf_iterations=7, reference='none')
+    assert plain.arms[:2] == Method(pdf_iterations=7, reference='none').arms
+    better, consensus = plain.arms[2:]
+    assert (better.local_of, better.rule, better.inversion) == ('conventional_', 'risk', 'l2')
+    assert better._replace(prefix='', rule='', local_of=None) == plain.arms[1]._replace(
+        prefix='', rule=''
+    )
+    assert consensus == Method(consensus=True, reg_weight=0.2, inversion='tv').arms[-1]
+    assert (consensus.inversion, consensus.rule) == ('tv', 'risk')
+    assert consensus.certain_field
+    assert consensus.conventional
+    # a conventional map that is not at the corner has no second one
+    for settings in ({'inversion': 'tv'}, {'reg_rule': 'risk'}, {'reg_weight': 0.1}):
+        names = [arm.name for arm in Method(consensus=True, **settings).arms]
+        assert names == ['preconditioned', 'conventional', 'consensus']
+    alone = Method(consensus=True, conventional=False).arms
+    assert [arm.name for arm in alone] == ['preconditioned', 'consensus']
 
 
 def test_ranges_are_those_of_numbers():

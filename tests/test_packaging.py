@@ -12,6 +12,7 @@ from importlib.metadata import entry_points, metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import precondqsm_bids
@@ -19,11 +20,15 @@ import precondqsm_bids
 ROOT = Path(__file__).parents[1]
 
 
+SHIPPED = ('CHANGES.md', 'CITATION.cff', 'constraints.txt')
+"""What the source archive has beside what builds the wheel."""
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """A copy of what is built from; a build leaves its traces beside the source."""
     copy = tmp_path_factory.mktemp('source')
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in', *SHIPPED):
         shutil.copy(ROOT / name, copy)
     for name in ('precondqsm_bids', 'tests'):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -92,6 +97,8 @@ def test_sdist_alone_builds_the_same_wheel(wheel, source, tmp_path):
     (tmp_path / 'wheel').mkdir()
     archive = build(source, 'sdist', tmp_path / 'sdist')
     with tarfile.open(archive) as tar:
+        top = archive.name.removesuffix('.tar.gz')
+        assert {f'{top}/{name}' for name in SHIPPED} <= set(tar.getnames())
         tar.extractall(tmp_path, filter='data')
     again = build(tmp_path / archive.name.removesuffix('.tar.gz'), 'wheel', tmp_path / 'wheel')
     contents = [
@@ -172,7 +179,10 @@ def test_definition_file_holds_what_the_dockerfile_does():
         if not pair.startswith(('HOME=', 'PRECONDQSM_BIDS_DOCKER_TAG='))
     }
     set_here = {
-        pair for line in sections['environment'] for pair in line.removeprefix('export ').split()
+        pair
+        for line in sections['environment']
+        # Each of the two files names its arguments in its own way.
+        for pair in re.sub(r'"\{\{ (\w+) \}\}"', r'${\1}', line.removeprefix('export ')).split()
     }
     assert set_here == set_there
     labels = {line.split()[0] for line in sections['labels']}
@@ -206,3 +216,74 @@ def test_scripts_are_executable_and_valid_bash():
         assert os.access(script, os.X_OK), f'chmod +x {script}'
         checked = subprocess.run(['bash', '-n', script], capture_output=True, text=True)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_citation_file_is_valid_and_of_this_version():
+    path = ROOT / 'CITATION.cff'
+    call = 'from cffconvert.cli.cli import cli; cli()'
+    command = [sys.executable, '-W', 'ignore', '-c', call, '--validate', '-i', path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    citation = yaml.safe_load(path.read_text(encoding='utf-8'))
+    assert citation['version'] == precondqsm_bids.__version__
+    assert citation['license'] == 'Apache-2.0'
+
+
+def test_package_index_would_take_wheel_and_sdist(wheel, source, tmp_path):
+    archive = build(source, 'sdist', tmp_path)
+    command = [sys.executable, '-m', 'twine', 'check', '--strict', wheel, archive]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count('PASSED') == 2
+
+
+@pytest.mark.slow
+def test_wheel_runs_in_an_environment_of_its_own(wheel, tmp_path):
+    """Packages that it needs are those of here; `make dist` installs them, too."""
+    subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+
+    def run(*command):
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+        ).stdout
+
+    run(python, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', wheel)
+    site = Path(
+        run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip()
+    )
+    needed = [path for path in sys.path if path.endswith('site-packages')]
+    (site / 'needed.pth').write_text('\n'.join(needed))
+    where = run(python, '-c', 'import precondqsm_bids as p; print(p.__file__)')
+    assert Path(where.strip()).is_relative_to(site)
+    version = run(python.with_name('precondqsm_bids'), '--version')
+    assert version == f'precondqsm_bids {precondqsm_bids.__version__}\n'
+    phantom = [
+        '--matrix',
+        '26',
+        '26',
+        '24',
+        '--voxel-size',
+        '3',
+        '3',
+        '3',
+        '--object-scale',
+        '0.6',
+    ]
+    run(python.with_name('precondqsm_phantom'), 'raw', *phantom)
+    table = run(python.with_name('precondqsm_bids'), 'raw', 'out', 'participant', '--dry-run')
+    assert 'sub-01' in table
+
+
+def test_demo_needs_no_linter():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    extras = {
+        name: {Requirement(line).name for line in text.split('\n') if line}
+        for name, text in setup['options.extras_require'].items()
+    }
+    assert not extras['demo'] & (extras['style'] | extras['test'] | extras['docs'])
+    makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
+    assert re.search(r'^demo/\.phantom:.*\| \$\(usable\)$', makefile, re.MULTILINE)
+    assert re.search(r'^\$\(usable\):.*\n\t\$\(call installed,demo\)$', makefile, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 import pytest
+import yaml
 
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
@@ -46,9 +48,15 @@ def tubes():
 
 
 @pytest.mark.slow
-def test_submission_maps_the_phantom(tubes, tmp_path):
+@pytest.mark.parametrize('span', ['end-to-end', 'bfr+dipole'])
+def test_submission_maps_the_phantom(tubes, tmp_path, span):
     """The script of the submission writes a map in ppm, on the grid, near the truth."""
-    mask = write(tmp_path / 'input', tubes)
+    if span == 'end-to-end':
+        mask = write(tmp_path / 'input', tubes)
+    else:
+        field = tubes.field + 1e-5 * (tubes.density > 0)
+        mask = write(tmp_path / 'input', tubes, totalfield=field.astype(np.float32))
+        (tmp_path / 'input' / 'phase.nii.gz').unlink()
     command = ['bash', str(SUBMISSION / 'run.sh'), str(tmp_path / 'input'), str(tmp_path / 'out')]
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     subprocess.run(command, check=True, env={**os.environ, 'PATH': path})
@@ -97,3 +105,32 @@ def test_wrong_parameters_are_named(tmp_path, change, words):
     path.write_text(json.dumps(PARAMS | change))
     with pytest.raises(ValueError, match=words):
         read_params(path)
+
+
+def test_image_that_moved_is_named(tubes, tmp_path, capsys):
+    write(tmp_path / 'input', tubes)
+    moved = np.diag([4.0, 4, 4, 1])
+    moved[0, 3] = 1
+    path = tmp_path / 'input' / 'magnitude.nii.gz'
+    nb.Nifti1Image(tubes.magnitude, moved).to_filename(path)
+    assert main([str(tmp_path / 'input'), str(tmp_path / 'out')]) == 1
+    assert 'magnitude.nii.gz and the mask differ in their affines' in capsys.readouterr().err
+
+
+ARTIFACTS = {
+    'end-to-end': ['phase', 'magnitude', 'mask', 'params'],
+    'bfr+dipole': ['totalfield', 'mask', 'params', 'magnitude'],
+}
+"""What the stages of the benchmark's contract consume."""
+
+
+@pytest.mark.parametrize('name', ['algorithm.yml', 'field/algorithm.yml'])
+def test_submission_folder_is_by_the_contract(name):
+    manifest = yaml.safe_load((SUBMISSION / name).read_text(encoding='utf-8'))
+    assert manifest['inputs'] == ARTIFACTS[manifest['stage']]
+    assert re.fullmatch('[a-z0-9-]+', manifest['slug'])
+    assert manifest['run'] == 'bash run.sh'
+    assert {'name', 'language', 'family', 'learning', 'description', 'license'} <= set(manifest)
+    assert (SUBMISSION / 'run.sh').is_file()
+    environment = (SUBMISSION / 'Dockerfile').read_text(encoding='utf-8')
+    assert 'COPY' not in environment  # the code is mounted, not copied

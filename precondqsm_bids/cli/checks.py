@@ -6,7 +6,7 @@ from pathlib import Path
 from precondqsm_bids.cli.option_types import TIMEOUT
 from precondqsm_bids.cli.options import LEVELS
 from precondqsm_bids.config import Settings
-from precondqsm_bids.method import MASK_WORDS
+from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS
 
 
 def check(settings: Settings) -> None:
@@ -19,6 +19,7 @@ def check(settings: Settings) -> None:
     _check_resources(settings)
     _check_submission(settings)
     _check_files(settings)
+    _check_inversion(settings)
 
 
 def _check_folders(settings: Settings) -> None:
@@ -115,4 +116,29 @@ def _check_files(settings: Settings) -> None:
         raise ValueError(
             f'--write-prior-labels: {" ".join(method.prior)} without a fit has no parcels; '
             'give --prior-fit global or clusters, or another --prior'
+        )
+
+
+def _check_inversion(settings: Settings) -> None:
+    """Raise ValueError if options do not go with an inversion by another program."""
+    found, method = settings.resume_with, settings.method
+    if found is None:
+        if settings.stop_after and settings.reports_only:
+            raise ValueError('--stop-after does not go with --reports-only: leave out one of them')
+        return
+    for name in ('stop_after', 'submit', 'dry_run', 'boilerplate_only', 'reports_only'):
+        if getattr(settings, name):
+            option = f'--{name.replace("_", "-")}'
+            raise ValueError(f'--resume-with does not go with {option}: leave out one of them')
+    if not found.exists():
+        raise ValueError(f'--resume-with: no such file or folder: {found}')
+    if found.is_dir() and found.resolve() == settings.output_dir.resolve():
+        raise ValueError(
+            f'--resume-with: {found} is the output folder; give the folder of the other '
+            "program's maps"
+        )
+    if method.reference not in REFERENCE_WORDS:
+        raise ValueError(
+            f'--reference {method.reference} is a label, which --resume-with does not read: give '
+            f'{" or ".join(REFERENCE_WORDS)}'
         )

@@ -22,12 +22,12 @@ from precondqsm_bids.cli.option_types import (
     suffix,
     time_limit,
 )
+from precondqsm_bids.cli.presets import PRESETS
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE
 from precondqsm_bids.method import (
     BACKGROUNDS,
     FIELD_WORDS,
     INVERSIONS,
-    LONGER,
     MASK_WORDS,
     PRIOR_FITS,
     R2_WORDS,
@@ -99,6 +99,10 @@ OPTIONS = {
                 '(which is run where it is installed; its errors go to the log)'),
     ],
     'Method': [
+        _row('--preset', nargs='+', choices=tuple(PRESETS),
+             help='settings by a word, over which other options take precedence: '
+             + '; '.join(f'{word}, {preset.help}' for word, preset in PRESETS.items())
+             + ' (default: none)'),
         _row('--field-strength', type=number(RANGES['field_strength']), metavar='TESLA',
              help='field strength (T) of images whose metadata lack MagneticFieldStrength or have '
              'one that cannot be'),
@@ -155,7 +159,7 @@ OPTIONS = {
              + f' (default: {Method.background})'),
         _row('--pdf-iterations', type=count, metavar='N',
              help=f'iterations of the background removal (default: {Method.pdf_iterations}) by '
-             f'pdf, times {LONGER} after a prior of '
+             'pdf; they go on from the sources that the fit has found after a prior of '
              + ' or '.join(word for word, term in TERMS.items() if term.describes_interior)),
         _row('--inversion', choices=tuple(INVERSIONS),
              help='inversion of the local field in both arms: '
@@ -210,6 +214,13 @@ OPTIONS = {
         _switch('--stop-on-first-crash',
                 'stop everything at the first failure instead of finishing the other '
                 'participants'),
+        _row('--stop-after', choices=('flattening',),
+             help='write the flattened field, the prior and what comes before them, for an '
+             'inversion by another program'),
+        _row('--resume-with', type=path, metavar='PATH',
+             help='a susceptibility map (ppm) that another program made of the flattened field '
+             'in the output folder, or the folder of such maps, named <run>_..._Chimap: add the '
+             'prior again and write desc-precond_Chimap'),
         _switch('--boilerplate-only', 'write the methods text (CITATION.md) and compute nothing'),
         _switch('--reports-only',
                 'assemble the reports from what is in the output folder and compute nothing'),

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
 from precondqsm_bids.cli.options import GROUP_SETTINGS, OPTIONS, POSITIONAL, SUBMIT_SETTINGS
+from precondqsm_bids.cli.presets import preset_values
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE, cpu_limit, memory_limit
 from precondqsm_bids.cli.work_folder import default_work_dir
 from precondqsm_bids.config import Settings, parse_toml
@@ -80,7 +81,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
                 'leave it out'
             )
         path = given.pop('config_file', None)
-        values = {**(read_settings(path) if path else {}), **_as_settings(given)}
+        preset = preset_values(given.pop('preset', ()))
+        values = {**(read_settings(path) if path else {}), **preset, **_as_settings(given)}
         values.setdefault('nprocs', int(cpu_limit().value))
         values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
         values.setdefault('mem_gb', round(memory_limit().value * MEMORY_SHARE, 2))
@@ -160,4 +162,5 @@ def stated_settings(argv: Sequence[str]) -> frozenset[str]:
     """Names of the settings that a command line and its settings file give."""
     given = vars(build_parser().parse_args(argv))
     path = given.get('config_file')
-    return frozenset({*given, *(parse_toml(path.read_text(encoding='utf-8')) if path else ())})
+    of_file = parse_toml(path.read_text(encoding='utf-8')) if path else {}
+    return frozenset({*given, *of_file, *preset_values(given.pop('preset', ()))})

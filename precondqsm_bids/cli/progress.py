@@ -17,7 +17,7 @@ LOGGER = logging.getLogger('precondqsm_bids')
 WEIGHTS = {
     'shape_mask': 10, 'echo_fit': 40, 'prior_fit': 45, 'conventional_background_removal': 6,
     'background_removal': 14, 'dipole_inversion': 5, 'conventional_dipole_inversion': 3,
-    'outputs': 8,
+    'consensus_dipole_inversion': 10, 'outputs': 8,
 }  # fmt: skip
 """What the stages take of a run, as on the head phantom (s); the others 2. For the time left."""
 

@@ -51,7 +51,8 @@ def _write_report(
 
     folder = call.settings.output_dir
     try:
-        say(f'sub-{subject} | report {write_report(folder, subject, account or Account())}')
+        if not call.settings.stop_after:  # there is no map to report on
+            say(f'sub-{subject} | report {write_report(folder, subject, account or Account())}')
         for label in warn_of:
             for text in run_warnings(folder, subject, label):
                 say(f'{label} | warning: {text}')

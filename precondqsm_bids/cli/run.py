@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from precondqsm_bids import __version__
 from precondqsm_bids.cli import environment, failures, work_folder
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
@@ -23,6 +22,7 @@ from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.reports import group, reports_only, write_reports
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
+from precondqsm_bids.revision import full_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,7 @@ def run_app(call: Call) -> int:
 
     Raises InputError if the request cannot be met.
     """
+    from precondqsm_bids.cli.resume import resume
     from precondqsm_bids.cli.submit import submit
     from precondqsm_bids.inputs.index import check_description
     from precondqsm_bids.inputs.run import InputError
@@ -66,6 +67,8 @@ def run_app(call: Call) -> int:
     plugin = read_plugin(settings.use_plugin)
     if settings.reports_only:
         return reports_only(call)
+    if settings.resume_with:
+        return resume(call)
 
     found = find(settings, here=plugin.is_local and not settings.submit)
     if settings.dry_run and not settings.submit:
@@ -173,7 +176,7 @@ def introduce(call: Call, found: Found) -> None:
     """Say what is about to happen, with which resources, and what is left out."""
     settings = call.settings
     cpus, memory = cpu_limit(), memory_limit()
-    say(f'precondqsm_bids {__version__}: {settings.bids_dir} -> {settings.output_dir}')
+    say(f'precondqsm_bids {full_version()}: {settings.bids_dir} -> {settings.output_dir}')
     say(
         f'{settings.nprocs} processes (of {cpus.value:g} CPUs: {cpus.source}), '
         f'{settings.omp_nthreads} threads each node, {settings.mem_gb:g} GB '

@@ -10,10 +10,12 @@ from precondqsm_bids.interfaces.dipole_inversion import DipoleInversion
 from precondqsm_bids.interfaces.echo_fit import EchoFit
 from precondqsm_bids.interfaces.flattening import FlattenField
 from precondqsm_bids.interfaces.prior_fit import PriorFit
+from precondqsm_bids.interfaces.quality_mask import QualityMask
 from precondqsm_bids.interfaces.r2prime_prior import R2PrimePrior
 from precondqsm_bids.interfaces.recombination import Recombination
 from precondqsm_bids.interfaces.shape_mask import ShapeMask
 from precondqsm_bids.interfaces.take_field import TakeField
+from precondqsm_bids.interfaces.uncertainty import Uncertainty
 
 __all__ = [
     'BackgroundRemoval',
@@ -22,8 +24,10 @@ __all__ = [
     'EchoFit',
     'FlattenField',
     'PriorFit',
+    'QualityMask',
     'R2PrimePrior',
     'Recombination',
     'ShapeMask',
     'TakeField',
+    'Uncertainty',
 ]

@@ -1,5 +1,6 @@
 """Background removal: projection onto dipole fields (PDF) or means over spheres (V-SHARP)."""
 
+import numpy as np
 from nipype.interfaces.base import File, TraitedSpec, traits
 
 from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
@@ -12,6 +13,9 @@ class BackgroundRemovalInputSpec(WeightedInputSpec):
     mask = File(exists=True, mandatory=True, desc='region of interest')
     background = traits.Enum(*BACKGROUNDS, usedefault=True, desc='how the field is split')
     iterations = traits.Range(1, value=30, usedefault=True, desc='gradient iterations of pdf')
+    start = File(
+        exists=True, desc='sources outside that pdf begins with, ppm, as NumPy writes them'
+    )
 
 
 class BackgroundRemovalOutputSpec(TraitedSpec):
@@ -34,11 +38,13 @@ class BackgroundRemoval(Stage):
         arm = Arm(iterations=self.inputs.iterations, background=self.inputs.background)
         geometry = self._geometry()
         weights = self._weights(geometry.mask)
-        result = remove_background(self._load('field'), geometry, arm, weights)
+        path = self._given('start')
+        start = None if path is None else np.load(path)
+        result = remove_background(self._load('field'), geometry, arm, weights, start)
         model_error = None if weights is None else self.inputs.model_error
         return {
             'local_field': result.local_field,
             'background_field': result.background_field,
-            'roi_mask': None if result.known is geometry.mask else result.known,
+            'roi_mask': None if arm.background == 'pdf' else result.known,
             'record': result.record(arm, model_error),
         }

@@ -35,7 +35,7 @@ GZIP = 31
 """Window of 2^15 bytes, with the header and checksum of gzip."""
 
 
-class _DerivativesInputSpec(map_inputs(DRAWN, [name for name in MAPS if name not in DRAWN])):
+class _DerivativesInputSpec(map_inputs(MAPS)):
     record = traits.Dict(mandatory=True, desc='stage -> the numbers it used, chose or measured')
     l_curve = traits.Dict(desc='L-curve of the preconditioned inversion')
     conventional_l_curve = traits.Dict(desc='L-curve of the conventional inversion')
@@ -60,7 +60,7 @@ class Derivatives(SimpleInterface):
     """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
     The maps are compressed in threads while the figures are drawn from the same files, which are
-    mapped into memory.
+    mapped into memory. Where nothing was inverted there are none to draw.
     """
 
     input_spec = _DerivativesInputSpec
@@ -70,14 +70,16 @@ class Derivatives(SimpleInterface):
     def _run_interface(self, runtime):
         inputs = self.inputs
         maps = defined_maps(inputs)
-        facts = facts_on_grid(inputs.facts, nb.load(inputs.precond_chi))
+        self._grid = maps['prior_chi']
+        facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
             written = {
                 name: pool.submit(self._write_map, name, file, facts)
                 for name, file in maps.items()
                 if name in WRITTEN
             }
-            self._draw(maps)
+            if isdefined(inputs.precond_chi):
+                self._draw(maps)
             self._write_numbers(facts)
             self._results['out_files'] = [str(file.result()) for file in written.values()]
         return runtime
@@ -107,13 +109,13 @@ class Derivatives(SimpleInterface):
             labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
             _write_json(target, {**inputs.columns, 'Sources': [*facts.sources, *labels]})
             write_atomic(target, Path(inputs.table).read_text(encoding='utf-8'))
-        along = np.abs(b0_along(inputs.precond_chi)).max()
+        along = np.abs(b0_along(self._grid)).max()
         summary = summarise(
             facts,
             inputs.record,
             {name: curve for name in CURVES if isdefined(curve := getattr(inputs, name))},
             run=inputs.stems['anat'],
-            orientation=''.join(nb.aff2axcodes(nb.load(inputs.precond_chi).affine)),
+            orientation=''.join(nb.aff2axcodes(nb.load(self._grid).affine)),
             b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
         )
         text = json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n'

@@ -15,6 +15,9 @@ class FlattenFieldInputSpec(InputSpec):
     total_field = File(exists=True, mandatory=True, desc='measured relative field, ppm')
     prior_chi = File(exists=True, mandatory=True, desc='prior susceptibility, ppm')
     shape_chi = File(exists=True, desc='susceptibility of the shape relative to air, ppm')
+    tissue_shift = File(
+        exists=True, desc='frequency of the tissue that is no field of a dipole, ppm'
+    )
     mask = File(exists=True, mandatory=True, desc='where the field was measured')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
@@ -36,7 +39,8 @@ class FlattenField(Stage):
         total_field, shape_chi = self._load('total_field'), self._load('shape_chi')
         geometry = self._geometry()
         flat = flatten_field(
-            total_field, self._load('prior_chi'), *geometry[:3], shape_chi, geometry.workers
-        )
+            total_field, self._load('prior_chi'), *geometry[:3], shape_chi, geometry.workers,
+            self._load('tissue_shift'),
+        )  # fmt: skip
         record = flat.record(total_field, geometry, shape_chi)
         return flat._asdict() | {'record': record}

@@ -6,18 +6,11 @@ from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.outputs.maps import MAPS
 
 
-def map_inputs(needed=(), known=()):
-    """Input specification with a file for each map, to derive that of an interface from.
-
-    It cannot do without the maps that are ``needed``; the ``known`` are taken where they are.
-    """
+def map_inputs(known):
+    """Input specification with a file for each map, to derive that of an interface from."""
     files = {
-        name: File(
-            exists=True,
-            mandatory=name in needed,
-            desc=f'{MAPS[name].words}, {MAPS[name].unit or "labels"}',
-        )
-        for name in (*needed, *known)
+        name: File(exists=True, desc=f'{MAPS[name].words}, {MAPS[name].unit or "labels"}')
+        for name in known
     }
     return type('MapInputSpec', (InputSpec,), files)
 

@@ -10,7 +10,7 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import check_grid, load
-from precondqsm_bids.method import MAP
+from precondqsm_bids.method import MAP, PORT
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 
 _IMAGES = (
@@ -31,9 +31,10 @@ class PriorFitInputSpec(InputSpec):
         traits.Str,
         ['contrast'],
         usedefault=True,
-        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE; or '
-        'shape alone, which is nothing inside',
+        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE, '
+        'map:prior_map (the input of that name); or shape alone, which is nothing inside',
     )
+    prior_map = File(exists=True, desc='susceptibility, ppm, of the term map:prior_map')
     fit = traits.Enum(
         'global',
         'clusters',
@@ -73,7 +74,11 @@ class PriorFitOutputSpec(TraitedSpec):
     prior_chi = File(exists=True, desc='fitted prior susceptibility, ppm')
     shape_chi = File(desc='susceptibility of the shape, its surface corrected, ppm')
     prior_labels = File(desc='finest parcels of the prior, from 1; 0 where there is none')
+    outer_chi = File(
+        desc='sources outside that the fit has found, ppm, on the grid of the solver (NumPy)'
+    )
     expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
+    tissue_shift = File(desc='frequency of the tissue that is no field of a dipole, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 
 
@@ -83,11 +88,15 @@ class PriorFit(Stage):
     input_spec = PriorFitInputSpec
     output_spec = PriorFitOutputSpec
     like = 'total_field'
+    off_grid = ('outer_chi',)
 
     def _compute(self):
         inputs = self.inputs
-        files = [word.removeprefix(MAP) for word in inputs.priors if word.startswith(MAP)]
-        check_grid([inputs.total_field, *files])
+        words = [word.removeprefix(MAP) for word in inputs.priors if word.startswith(MAP)]
+        files = {word: self._given(PORT) if word == PORT else word for word in words}
+        if None in files.values():
+            raise ValueError(f'{PORT} is not given, and the prior has the term {MAP}{PORT}')
+        check_grid([inputs.total_field, *files.values()])
         images = PriorInputs(
             **{name: self._load(name) for name in _IMAGES},
             inner=inputs.inner,
@@ -95,7 +104,7 @@ class PriorFit(Stage):
             contrasts={path: load(path) for path in self._given('contrasts', [])},
             tissue=self._load('tissue', None),
             tissue_names=self._given('tissue_names', ()),
-            maps={path: load(path) for path in files},
+            maps={word: load(path) for word, path in files.items()},
             field_strength=inputs.field_strength,
         )
         fit = None if inputs.fit == 'none' else inputs.fit

@@ -11,12 +11,13 @@ from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
 
-class _RoiValuesInputSpec(map_inputs(known=WITH_VALUES)):
+class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
     labels = File(exists=True, mandatory=True, desc='integer labels on the grid of the maps')
     label_names = traits.Dict(traits.Int, traits.Str, desc='name of each label')
     mask = File(
         exists=True, mandatory=True, desc='region of interest: voxels outside it do not count'
     )
+    record = traits.Dict(desc='stage -> its numbers; of the uncertainty those of each label')
 
 
 class _RoiValuesOutputSpec(TraitedSpec):
@@ -27,7 +28,8 @@ class _RoiValuesOutputSpec(TraitedSpec):
 class RoiValues(SimpleInterface):
     """Mean, sd, median and voxel count of each map in each label, and cylinder references.
 
-    The result is `numerics.roi_values` over the voxels of each label that lie in the mask.
+    The result is `numerics.roi_values` over the voxels of each label that lie in the mask; of the
+    map by the consensus those in which it is known.
     """
 
     input_spec = _RoiValuesInputSpec
@@ -39,8 +41,12 @@ class RoiValues(SimpleInterface):
         mask = _load_on_grid(self.inputs.mask, image) > 0
         files = defined_maps(self.inputs)
         maps = {name: _load_on_grid(file, image) for name, file in files.items()}
+        if (known := maps.pop('consensus_mask', None)) is not None:
+            maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
-        rows = roi_rows(labels, names, mask, maps, image.affine)
+        record = self.inputs.record if isdefined(self.inputs.record) else {}
+        regions = record.get('uncertainty', {}).get('regions')
+        rows = roi_rows(labels, names, mask, maps, image.affine, regions)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'
         write_table(out_file, columns, rows)

@@ -1,6 +1,7 @@
 """Base of the stages' interfaces: check and load files, call one function, save."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,13 @@ class Stage(SimpleInterface):
     """Base of the stages: all images are on one grid, and so is what is computed of them.
 
     A subclass says in ``like`` which input has the grid and the header of its outputs, and in
-    ``_compute`` the outputs by name: arrays, which become files, and other values; None is left
-    undefined. Where an error of the function opens with the name of an input that is a file, the
-    file takes its place.
+    ``_compute`` the outputs by name: arrays, which become images (those in ``off_grid``, of
+    another grid, files of NumPy), and other values; None is left undefined. Where an error of the
+    function opens with the name of an input that is a file, the file takes its place.
     """
 
     like: str = ''
+    off_grid: tuple[str, ...] = ()
 
     def _run_interface(self, runtime):
         check_grid(self._images())
@@ -49,7 +51,11 @@ class Stage(SimpleInterface):
         except ValueError as error:
             raise ValueError(self._with_file(str(error))) from error
         for name, value in outputs.items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and name in self.off_grid:
+                path = Path(runtime.cwd) / f'{name}.npy'
+                np.save(path, value)
+                value = str(path)
+            elif isinstance(value, np.ndarray):
                 value = save(value, getattr(self.inputs, self.like), runtime.cwd, name)
             if value is not None:
                 self._results[name] = value

@@ -25,7 +25,7 @@ from precondqsm_bids.interfaces.volumes import (
 from precondqsm_bids.numerics.arrays import check_finite
 from precondqsm_bids.numerics.phase.checks import check_signed
 
-COMPANIONS = ('labels', 'mask', 'field', 'field_sd', 'r2star')
+COMPANIONS = ('labels', 'mask', 'total_field', 'field_sd', 'r2star')
 """Images that are carried along as they are, on the grid of the echoes."""
 
 
@@ -54,7 +54,7 @@ class StandardEchoesInputSpec(InputSpec):
     )
     labels = File(exists=True, desc='labels on the grid of the echoes')
     mask = File(exists=True, desc='region of interest on the grid of the echoes')
-    field = File(exists=True, desc='a given field, in place of the phase')
+    total_field = File(exists=True, desc='a given field, in place of the phase')
     field_sd = File(exists=True, desc='standard deviation of the field')
     r2star = File(exists=True, desc='R2* on the grid of the echoes')
 
@@ -65,7 +65,7 @@ class StandardEchoesOutputSpec(TraitedSpec):
     phase = traits.List(File(exists=True), desc='one 3D file an echo')
     labels = File(exists=True, desc='labels on the grid of the outputs')
     mask = File(exists=True, desc='region of interest on the grid of the outputs')
-    field = File(exists=True, desc='the field as it is')
+    total_field = File(exists=True, desc='the field as it is')
     field_sd = File(exists=True, desc='its standard deviation')
     r2star = File(exists=True, desc='R2*')
 
@@ -89,7 +89,7 @@ class StandardEchoes(SimpleInterface):
                 image = nb.load(path)
                 data = np.asanyarray(image.dataobj)
                 self._results[name] = self._save(data, image, folder / f'{name}.nii')
-        if isdefined(inputs.field):
+        if isdefined(inputs.total_field):
             (only,) = self._volumes('magnitude')
             saved = self._save(only.data, only.image, folder / only.name)
             self._results['magnitude'] = [saved]

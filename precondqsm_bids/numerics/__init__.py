@@ -39,6 +39,7 @@ from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, phase_scale, phase_to_radians
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 from precondqsm_bids.numerics.phase.sign import PhaseSign, phase_sign
+from precondqsm_bids.numerics.precondition import Preconditioned, precondition
 from precondqsm_bids.numerics.prior.basis import (
     Basis,
     Overlap,
@@ -66,6 +67,7 @@ from precondqsm_bids.numerics.prior.tissue import (
     tissue_class,
     tissue_parcels,
 )
+from precondqsm_bids.numerics.quality_mask import QualityMask, quality_mask
 from precondqsm_bids.numerics.recombination import (
     BodyReference,
     Recombination,
@@ -89,6 +91,12 @@ from precondqsm_bids.numerics.shape_mask import (
 )
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.numerics.total_variation import TotalVariation, tv_inversion
+from precondqsm_bids.numerics.uncertainty import (
+    MapInputs,
+    RegionUncertainty,
+    Uncertainty,
+    map_uncertainty,
+)
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 from precondqsm_bids.numerics.vsharp import Vsharp, vsharp
 

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from scipy.special import gammaincinv
+
+from precondqsm_bids.numerics.morphology import dilated
 
 AIR_TOLERANCE = 0.03
 """Relative departure of the quantiles from those of the distribution that still counts as air."""
@@ -71,7 +72,7 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     >>> air_around(noise * np.linspace(1, 3, 24)[:, None, None, None], nowhere) is None  # uneven
     True
     """
-    outside = ~ndimage.binary_dilation(object_mask, iterations=3)
+    outside = ~dilated(object_mask, 3)
     values = magnitude[..., -1][outside]
     if values.size < 1000 or np.count_nonzero(values <= 0) > 0.01 * values.size:
         return None

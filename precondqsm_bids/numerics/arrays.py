@@ -1,4 +1,8 @@
-"""Checks that arrays are what they are taken for."""
+"""Checks that arrays are what they are taken for, and work on several at a time."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,3 +38,31 @@ def check_map(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None
             f'{name} {data.shape} and mask {mask.shape} differ in matrix size: resample the first'
         )
     check_finite(data, name)
+
+
+def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Raise ValueError unless an array has the shape of a mask and finite values inside it.
+
+    >>> check_inside(np.array([1.0, np.nan]), 'residual_chi', np.array([True, True]))
+    Traceback (most recent call last):
+    ...
+    ValueError: residual_chi is not finite in 1 voxels of the region
+    """
+    if data.shape != mask.shape:
+        raise ValueError(f'{name} {data.shape} and mask {mask.shape} differ in shape')
+    if unknown := int(np.count_nonzero(~np.isfinite(data[mask]))):
+        raise ValueError(f'{name} is not finite in {unknown} voxels of the region')
+
+
+def side_by_side(workers: int, *tasks: Callable[[], Any]) -> list[Any]:
+    """Results of functions that are called at the same time, on up to ``workers`` threads.
+
+    Of several that raise, the error is that of the first in order.
+
+    >>> side_by_side(2, lambda: 1, lambda: 2)
+    [1, 2]
+    """
+    if workers < 2:
+        return [task() for task in tasks]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda task: task(), tasks))

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.morphology import deeper, eroded, gaussian, interpolated, within
+
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Sizes = npt.NDArray[np.float64]
@@ -127,6 +129,13 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
     True True
     True False
     """
+    return _search(magnitude, object_mask, voxel_size, 0.0)
+
+
+def _search(
+    magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike, least: float
+) -> Brain:
+    """:func:`find_brain`; ValueError too where fewer of the rays meet a skull."""
     size = np.asarray(voxel_size, np.float64)
     volume = np.count_nonzero(object_mask) * np.prod(size)
     size = size / np.cbrt(3 * volume / (4 * np.pi))
@@ -134,19 +143,20 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
     size = size * joined
     inside = _join(object_mask, joined) >= 0.5
     tissue, sensitivity, level = _tissue(_join(magnitude, joined), inside, size)
-    depth = _depth(tissue, size)
     bone = np.count_nonzero(inside & ~tissue) >= DARK * np.count_nonzero(inside)
-    found = [_opened(tissue, depth, radius, size) for radius in OPENINGS[: None if bone else 1]]
+    found = [_opened(tissue, radius, size) for radius in OPENINGS[: None if bone else 1]]
     scores = [_enclosed(body, tissue, size) for body in found]
     best = int(np.argmax(scores))
     body = found[best]
-    if not body.any():
+    if not body.any() or scores[best] < least:
         raise ValueError('magnitude: there is no body of tissue in it')
     share = float(np.count_nonzero(body & tissue) / np.count_nonzero(tissue))
     body = ndimage.binary_fill_holes(body | (_closed(body, CLOSING, size) & (level >= BONE)))
     enclosed = _enclosed(body, tissue, size) if np.count_nonzero(body) >= LEAST_VOXELS else 0.0
     mask = _part(body, joined, magnitude.shape) >= 0.5
     if joined.max() > 1:
+        # Infinite where there is no tissue around; a product with zero must stay zero.
+        sensitivity = np.minimum(sensitivity, np.float32(1e6) * np.float32(magnitude.max()))
         dark = magnitude < BONE * _part(sensitivity, joined, magnitude.shape)
         mask = ndimage.binary_fill_holes(_largest(mask & ~dark))
     return Brain(
@@ -164,7 +174,7 @@ def brain_if_any(
     if not asked and object_mask.all():  # no air, so that what encloses it is not in view
         return None, []
     try:
-        brain = find_brain(magnitude, object_mask, voxel_size)
+        brain = _search(magnitude, object_mask, voxel_size, 0.0 if asked else DOUBT / 2)
     except ValueError:
         if asked:
             raise
@@ -186,10 +196,10 @@ def brain_if_any(
 
 def _structure(body: Bools, level: F32, size: Sizes) -> float:
     """Root mean product of what two joined voxels apart departs from the mean around, inside."""
-    deep = ndimage.distance_transform_edt(body, sampling=size) > SMOOTH
+    deep = deeper(body, SMOOTH, size)
     sigma = SMOOTH / size
-    weight = ndimage.gaussian_filter(deep.astype(np.float32), sigma, truncate=3)
-    mean = ndimage.gaussian_filter(np.where(deep, level, 0), sigma, truncate=3)
+    weight = gaussian(deep, sigma, truncate=3)
+    mean = gaussian(np.where(deep, level, 0), sigma, truncate=3)
     departure = np.where(deep, level - mean / np.maximum(weight, 1e-6), 0)
     products = 0.0
     for axis in range(3):
@@ -203,9 +213,9 @@ def _tissue(magnitude: F32, inside: Bools, size: Sizes) -> tuple[Bools, F32, F32
     sigma = SENSITIVITY / size
     tissue = inside & (magnitude > TISSUE * np.median(magnitude[inside]))
     for _ in range(2):
-        weight = ndimage.gaussian_filter(tissue.astype(np.float32), sigma, truncate=3)
-        total = ndimage.gaussian_filter(np.where(tissue, magnitude, 0), sigma, truncate=3)
-        sensitivity = np.divide(
+        weight = gaussian(tissue, sigma, truncate=3)
+        total = gaussian(np.where(tissue, magnitude, 0), sigma, truncate=3)
+        sensitivity: F32 = np.divide(
             total, weight, out=np.full_like(total, np.inf), where=weight > 1e-3
         )
         tissue = inside & (magnitude > TISSUE * sensitivity)
@@ -216,20 +226,13 @@ def _tissue(magnitude: F32, inside: Bools, size: Sizes) -> tuple[Bools, F32, F32
     return tissue | small[holes], sensitivity, magnitude / sensitivity
 
 
-def _depth(tissue: Bools, size: Sizes) -> Sizes:
-    """Distance from the border of tissue; the edge of the field of view is not a border."""
-    if tissue.all():
-        return np.full(tissue.shape, np.inf)
-    return ndimage.distance_transform_edt(tissue, sampling=size)
-
-
-def _opened(tissue: Bools, depth: Sizes, radius: float, size: Sizes) -> Bools:
+def _opened(tissue: Bools, radius: float, size: Sizes) -> Bools:
     """The largest body of tissue around places that are deeper than a radius."""
-    core = depth > radius
+    core = deeper(tissue, radius, size)
     if not core.any():
         return core
     core = _largest(core)
-    return tissue & (ndimage.distance_transform_edt(~core, sampling=size) <= BEYOND * radius)
+    return tissue & within(core, BEYOND * radius, size)
 
 
 def _enclosed(body: Bools, tissue: Bools, size: Sizes) -> float:
@@ -238,32 +241,47 @@ def _enclosed(body: Bools, tissue: Bools, size: Sizes) -> float:
     Rays that leave the field of view before they meet tissue, or enter the body again, do not
     count; if most do that, nothing is known, and the fraction is 0.
     """
-    border = np.argwhere(body & ~ndimage.binary_erosion(body, border_value=1))
+    border = np.argwhere(body & ~eroded(body))
     if not len(border):
         return 0.0
-    smooth = ndimage.gaussian_filter(body.astype(np.float32), 2 * FINEST / size)
-    outwards = -np.stack([part[tuple(border.T)] for part in np.gradient(smooth, *size)], axis=-1)
-    outwards /= np.maximum(np.linalg.norm(outwards, axis=-1, keepdims=True), 1e-12)
-    steps = np.arange(FINEST / 3, REACH, FINEST / 3)[:, None]
-    points = np.rint(border[:, None] + outwards[:, None] * steps / size).astype(int)
     last = np.array(body.shape) - 1
-    seen = np.logical_and.accumulate(((points >= 0) & (points <= last)).all(axis=-1), axis=1)
-    index = tuple(np.moveaxis(np.clip(points, 0, last), -1, 0))
-    left = np.logical_or.accumulate(~body[index], axis=1)
-    again = (left & body[index] & seen).any(axis=1)
-    met = left & tissue[index] & ~body[index] & seen
-    gap = np.argmax(met, axis=1) > np.argmax(left, axis=1)
-    counts = ~again & (met.any(axis=1) | seen.all(axis=1))
+    outwards = -_gradient(gaussian(body, 2 * FINEST / size), border, size)
+    outwards /= np.maximum(np.linalg.norm(outwards, axis=-1, keepdims=True), 1e-12)
+    codes = (body + 2 * tissue).ravel()
+    left, met, touches, again = np.zeros((4, len(border)), bool)
+    seen = np.ones(len(border), bool)
+    for step in np.arange(FINEST / 3, REACH, FINEST / 3):
+        points = np.rint(border + outwards * step / size).astype(np.intp)
+        seen &= ((points >= 0) & (points <= last)).all(axis=1)
+        index = np.ravel_multi_index(tuple(points.T), body.shape, mode='clip')
+        code = np.where(seen, codes[index], 0)
+        inside, beyond = (code & 1).astype(bool), code == 2
+        again |= inside & left
+        touches |= beyond & ~left
+        met |= beyond
+        left |= ~inside
+    counts = ~again & (met | seen)
     if np.count_nonzero(counts) < IN_VIEW * len(border):
         return 0.0
-    return float(np.mean((met.any(axis=1) & gap)[counts]))
+    return float(np.mean((met & ~touches)[counts]))
+
+
+def _gradient(volume: F32, places: npt.NDArray[np.intp], size: Sizes) -> Sizes:
+    """Gradient at some voxels, (N, 3), from the neighbours on both sides."""
+    out = np.empty(places.shape)
+    for axis in range(3):
+        low, high = places.copy(), places.copy()
+        low[:, axis] = np.maximum(low[:, axis] - 1, 0)
+        high[:, axis] = np.minimum(high[:, axis] + 1, volume.shape[axis] - 1)
+        length = np.maximum(high[:, axis] - low[:, axis], 1) * size[axis]
+        out[:, axis] = (volume[tuple(high.T)] - volume[tuple(low.T)]) / length
+    return out
 
 
 def _closed(mask: Bools, radius: float, size: Sizes) -> Bools:
     """A mask with the gaps in which no ball fits."""
     beyond = [(int(np.ceil(radius / edge)) + 1,) * 2 for edge in size]
-    grown = ndimage.distance_transform_edt(~np.pad(mask, beyond), sampling=size) <= radius
-    closed = ndimage.distance_transform_edt(grown, sampling=size) > radius
+    closed = deeper(within(np.pad(mask, beyond), radius, size), radius, size)
     return mask | closed[tuple(slice(low, -high) for low, high in beyond)]
 
 
@@ -291,8 +309,5 @@ def _part(image: npt.NDArray, joined: npt.NDArray[np.int_], shape: tuple[int, ..
     >>> _part(np.arange(2.0).reshape(2, 1, 1), np.array([2, 1, 1]), (4, 1, 1)).ravel().tolist()
     [0.0, 0.25, 0.75, 1.0]
     """
-    if joined.max() == 1:
-        return image.astype(np.float32)
-    return ndimage.affine_transform(
-        image.astype(np.float32), 1 / joined, (1 / joined - 1) / 2, shape, order=1, mode='nearest'
-    )
+    places = [(np.arange(n) + 0.5) / step - 0.5 for n, step in zip(shape, joined, strict=True)]
+    return image.astype(np.float32) if joined.max() == 1 else interpolated(image, places)

@@ -7,8 +7,14 @@ import numpy.typing as npt
 from scipy import fft
 
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.dipole import Geometry, forward_field, frequencies
-from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.closed_form import closed_form
+from precondqsm_bids.numerics.dipole import (
+    Geometry,
+    PrismConvolution,
+    bounding_box,
+    frequencies,
+)
+from precondqsm_bids.numerics.morphology import deeper
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 OCTAVES = 5
@@ -116,14 +122,10 @@ def r2star_agreement(
     >>> r2star_agreement(-rate, rate, rate > 0, (2, 2, 2))
     -1.0
     """
-    from scipy import ndimage, stats
+    from scipy import stats
 
-    if mask.all():
-        depth = np.full(mask.shape, np.inf)
-    else:
-        depth = ndimage.distance_transform_edt(mask, sampling=np.asarray(voxel_size, float))
     rim = RIM * np.cbrt(np.count_nonzero(mask) * np.prod(np.asarray(voxel_size, float)))
-    deep = (depth > rim) & (r2star > 0)
+    deep = deeper(mask, rim, voxel_size) & (r2star > 0)
     if np.count_nonzero(deep) < 1000:
         return None
     rate, ranks = r2star[deep], stats.rankdata(chi[deep])
@@ -237,10 +239,15 @@ def _by_scale(
         return total[:OCTAVES] / np.prod(grid.shape)
 
     left = []
+    box = bounding_box(mask | np.any([chi != 0 for _, chi in arms if chi is not None], axis=0))
+    convolve = PrismConvolution(mask[box].shape, voxel_size, b0_dir, workers)
     for field, chi in arms:
         if chi is None:
-            chi = l2_inversion(field, mask, voxel_size, b0_dir, reg_weight, workers=workers).chi
-        left.append(power(field - forward_field(chi, voxel_size, b0_dir, mask, workers)))
+            form = closed_form(geometry)
+            chi = form.volume(form.divided(form.spectrum(field), reg_weight))
+        unexplained = field.copy()
+        unexplained[box] -= convolve(chi[box])
+        left.append(power(unexplained))
     count = np.bincount(shell, minlength=OCTAVES + 1)[:OCTAVES]
     noise = count * float(np.sum(field_sd[mask].astype(np.float64) ** 2)) / np.prod(grid.shape)
     whole = power(arms[-1][0])

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
-from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
 from precondqsm_bids.numerics.total_variation import tv_inversion
@@ -88,11 +88,14 @@ def without_outliers(local_field: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F
     >>> print(without_outliers(field, mask)[4, 4, 4].round(2))
     0.05
     """
-    field = np.where(mask, local_field, 0).astype(np.float32)
+    out = np.where(mask, local_field, 0).astype(np.float32)
+    box = bounding_box(mask, 4)  # beyond the reach of both filters all is zero
+    field = out[box]
     middle = ndimage.median_filter(field, 3)
     # A mean absolute deviation over 125 voxels: an outlier among them hardly moves it.
     limit = OUTLIER * MEAN_TO_SD * ndimage.uniform_filter(np.abs(field - middle), 5)
-    return np.where(mask, np.clip(field, middle - limit, middle + limit), 0).astype(np.float32)
+    out[box] = np.where(mask[box], np.clip(field, middle - limit, middle + limit), 0)
+    return out
 
 
 def l2_inversion(

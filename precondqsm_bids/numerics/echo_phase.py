@@ -6,17 +6,19 @@ and offset leave them in their residual, where they are found.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echoes import Echoes, fit_phase, sample, turn_back
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-MOST_VOXELS = 100_000
+MOST_VOXELS = 50_000
 """Voxels that the rounds of free fits take, evenly over the mask: four numbers an echo are
 sought."""
 LEAST_COHERENCE = 0.5
@@ -79,7 +81,7 @@ def echo_phase(
     turn at every second echo, which is what a field of ``1 / (2 dTE)`` does, counts as field. What
     is below 0.005 rad or ten standard errors is left alone, and so is an echo of noise.
 
-    Memory: 80 bytes per voxel, and 30 E bytes for each of up to 100,000; no Fourier transform.
+    Memory: 80 bytes per voxel, and 30 E bytes for each of up to 50,000; no Fourier transform.
 
     References
     ----------
@@ -105,12 +107,14 @@ def echo_phase(
     weight = np.minimum(power, np.median(power, axis=0))
     found = _aligned(echoes, field, design, np.asarray(voxel_size, float))
     turned = replace(echoes, signal=used * turn_back((found @ r.T).T))
+    across = np.ascontiguousarray(r.T)
     for _ in range(ROUNDS):
         own, offset = field[chosen].copy(), np.zeros(len(used), np.float32)
         fit_phase(turned, own, offset, True)
         left = turned.demodulated(own, offset)
         angle = np.angle(left)
-        step = np.stack([_plane(x, w, r) for x, w in zip(angle.T, weight.T, strict=True)])
+        planes = [partial(_plane, x, w, across) for x, w in zip(angle.T, weight.T, strict=True)]
+        step = np.stack(side_by_side(echoes.workers, *planes))
         found += step
         turned.signal[...] *= turn_back((step @ r.T).T)
     # An echo that is noise everywhere has no phase, and no say in what is linear in TE.
@@ -136,7 +140,8 @@ def _aligned(echoes: Echoes, field: F32, design: F32, size: F64) -> F64:
     signal, to_rad = echoes.signal, echoes.to_rad
     out = np.zeros((len(to_rad), 4))
     first = signal[:, 0].conj()
-    for e in range(1, len(to_rad)):
+
+    def align(e: int) -> None:
         turned = signal[:, e] * first
         turned /= np.sqrt(np.maximum(np.abs(turned), np.finfo(np.float32).tiny))
         turned *= turn_back(field * (to_rad[e] - to_rad[0]))
@@ -147,17 +152,22 @@ def _aligned(echoes: Echoes, field: F32, design: F32, size: F64) -> F64:
             out[e, 1 + axis] = np.angle(step) / size[axis]
         turned *= turn_back(design[:, 1:] @ out[e, 1:].astype(np.float32))
         out[e, 0] = np.angle(np.sum(turned, dtype=complex))
+
+    side_by_side(echoes.workers, *(partial(align, e) for e in range(1, len(to_rad))))
     return out
 
 
 def _plane(values: npt.NDArray, weight: npt.NDArray, r: F64) -> npt.NDArray:
-    """Constant and gradient of ``values`` by weighted least squares, outliers left out."""
+    """Constant and gradient of ``values`` by weighted least squares, outliers left out.
+
+    ``r`` is 1 and the positions, (4, V).
+    """
     kept = weight
     for _ in range(4):
-        normal = (r * kept[:, None]).T @ r
+        normal = (r * kept) @ r.T
         normal += 1e-9 * np.diag(np.diag(normal)) + 1e-30 * np.eye(4)  # an axis of one slice
-        plane = np.linalg.solve(normal, r.T @ (kept * values))
-        left = np.abs(values - r @ plane)
+        plane = np.linalg.solve(normal, r @ (kept * values))
+        left = np.abs(values - plane @ r)
         kept = weight * (left < 3 * 1.4826 * np.median(left) + 1e-6)
     return plane
 

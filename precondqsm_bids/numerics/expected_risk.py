@@ -161,6 +161,41 @@ def least_risk(form: ClosedForm, spectrum: Spectrum) -> float:
     return peak(np.array(near), -np.log([max(tried[weight], tiny) for weight in near]))
 
 
+def field_powers(form: ClosedForm, spectrum: Spectrum) -> tuple[F32, F32]:
+    """Power of the sources and of the noise that a local field has, for each frequency.
+
+    ``E |F f|^2 = D^2 S + N`` as in :func:`least_risk`: ``N`` by ``|k|`` from the cone where
+    ``|D| < 0.05``, less what a map of the spectrum ``S`` brings there because the region cuts its
+    field, and ``S`` by ``|k|`` from the other classes, each by its weight ``D^2``.
+
+    Parameters
+    ----------
+    form : ClosedForm
+        Region of interest, kernel and gradient.
+    spectrum : (n0, n1, n2 // 2 + 1) ndarray of complex64
+        Of the local field, ppm, on the solver's grid.
+
+    Returns
+    -------
+    sources, noise : (n0, n1, n2 // 2 + 1) ndarray of float32
+        ppm^2; the sum over the grid is that of squares over voxels.
+    """
+    classes = Classes(form)
+    found = classes.mean(form.power(spectrum))
+    sources, noise = classes.separated(found)
+    weight = classes.count * classes.gain
+    weight[:, 0] = 0
+    total = np.maximum(weight.sum(1, keepdims=True), 1e-30)
+    expected = (sources * weight).sum(1, keepdims=True) / total
+    wiener = spectrum * _wiener(form.kernel, classes.each(sources), classes.each(noise))
+    truth = _of_power(form, classes, wiener, np.broadcast_to(expected, found.shape))
+    power = classes.mean(form.power(form.spectrum(form.volume(truth * form.kernel))))
+    left = np.maximum(noise - power[:, :1], LEAST_NOISE * noise)
+    sources = np.maximum(found - left, 0) / classes.gain
+    expected = (sources * weight).sum(1, keepdims=True) / total
+    return classes.each(expected), classes.each(left)
+
+
 def _transformed_back(form: ClosedForm, spectrum: npt.NDArray) -> F32:
     """``F^-1`` on the whole of the solver's grid."""
     return fft.irfftn(spectrum, s=form.grid.shape, workers=form.geometry.workers)

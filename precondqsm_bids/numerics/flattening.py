@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 
 F32 = npt.NDArray[np.float32]
@@ -56,10 +57,11 @@ def flatten_field(
     b0_dir: npt.ArrayLike,
     shape_chi: npt.NDArray | None = None,
     workers: int = 1,
+    tissue_shift: npt.NDArray | None = None,
 ) -> Flattening:
     """Subtract the forward field of the prior (and of the shape) from the measured field.
 
-    ``flattened = total_field - d * (prior_chi + shape_chi)``, the convolution of
+    ``flattened = total_field - d * (prior_chi + shape_chi) - tissue_shift``, the convolution of
     :func:`~precondqsm_bids.numerics.dipole.forward_field`: 3 transforms on a grid twice as long
     per axis.
 
@@ -77,11 +79,13 @@ def flatten_field(
         Susceptibility of the object's shape relative to air, ppm.
     workers : int
         Threads of the Fourier transforms.
+    tissue_shift : (X, Y, Z) ndarray, optional
+        Frequency of the tissue that is no field of a dipole, ppm.
 
     Raises
     ------
     ValueError
-        Shapes differ, or an estimate is not finite.
+        Shapes differ, an estimate is not finite, or the field is not inside the mask.
 
     References
     ----------
@@ -100,7 +104,9 @@ def flatten_field(
             f'total_field {total_field.shape}, prior_chi {prior_chi.shape} and mask {mask.shape} '
             'differ in shape'
         )
+    check_inside(total_field, 'total_field', mask)
     chi = prior_chi if shape_chi is None else prior_chi + shape_chi
     prior_field = forward_field(chi, voxel_size, b0_dir, mask, workers)
-    flattened = np.where(mask, total_field - prior_field, 0).astype(np.float32)
+    explained = prior_field if tissue_shift is None else prior_field + tissue_shift
+    flattened = np.where(mask, total_field - explained, 0).astype(np.float32)
     return Flattening(flattened, prior_field)

@@ -73,15 +73,28 @@ def in_ppm(field: npt.NDArray, units: str, field_strength: float) -> F32:
 
     Raises ValueError of another unit.
     """
+    return np.asarray(field / _per_ppm(units, field_strength), np.float32)
+
+
+def from_ppm(field: npt.NDArray, units: str, field_strength: float) -> F32:
+    """A field in ppm as one in :data:`UNITS`, the inverse of :func:`in_ppm`.
+
+    >>> print(from_ppm(np.ones(1), 'Hz', 3.0).round(3), from_ppm(np.ones(1), 'rad/s', 3.0).round())
+    [127.729] [803.]
+    """
+    return np.asarray(field * _per_ppm(units, field_strength), np.float32)
+
+
+def _per_ppm(units: str, field_strength: float) -> float:
+    """What 1 ppm is in one of :data:`UNITS`."""
     if units not in UNITS:
         raise ValueError(f'units {units!r} of a field are not one of {", ".join(UNITS)}')
-    per_ppm = {
+    return {
         'ppm': 1.0,
         'Hz': hz_per_ppm(field_strength),
         'rad/s': 2 * np.pi * hz_per_ppm(field_strength),
         'T': 1e-6 * field_strength,
     }[units]
-    return np.asarray(field / per_ppm, np.float32)
 
 
 def known_region(field: npt.NDArray, mask: npt.NDArray | None = None) -> npt.NDArray | None:

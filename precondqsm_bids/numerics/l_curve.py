@@ -7,6 +7,8 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 
+PART = 1 << 15
+"""Frequencies handled at a time: they stay in the processor's cache for all lambdas."""
 REG_WEIGHTS = np.logspace(-3, 1, 81)
 """Grid of the L-curve: lambda from 1e-3 to 10 voxel sizes, twenty to a decade."""
 
@@ -109,21 +111,32 @@ def l_curve(
     if not keep.any():
         raise ValueError('the field is zero everywhere: there is no L-curve')
     p, d, e = power[keep], kernel_power[keep], gradient[keep]
-    consistency, regularization, slope = (np.empty(len(weights)) for _ in range(3))
-    for i, weight in enumerate(weights):
-        q = np.float32(weight**2) * e
-        g = 1 / (d + q)
-        q *= g  # lambda^2 e / (d + lambda^2 e)
-        consistency[i] = np.sum(p * q * q, dtype=np.float64)
-        g *= g * p * d * e
-        regularization[i] = np.sum(g, dtype=np.float64)
-        slope[i] = -4 * np.sum(g * q, dtype=np.float64)
-    rho, eta, l2 = consistency, regularization, weights**2
+    sums = np.zeros((3, len(weights)))
+    for first in range(0, len(p), PART):
+        part = slice(first, first + PART)
+        sums += _sums(p[part], d[part], e[part], weights)
+    (rho, eta, slope), l2 = sums, weights**2
     # Against t = ln lambda: rho' = -lambda^2 eta', so that eta'' cancels from the numerator.
     down, right = slope / (2 * eta), -l2 * slope / (2 * rho)
     curvature = -2 * down * right * (1 + down - right) / (down**2 + right**2) ** 1.5
     corner, warnings = _corner(weights, curvature)
     return LCurve(weights, np.sqrt(rho), np.sqrt(eta), curvature, corner, warnings)
+
+
+def _sums(p: npt.NDArray, d: npt.NDArray, e: npt.NDArray, weights: F64) -> F64:
+    """Squares of both norms, and the slope of the second, at each lambda, (3, L)."""
+    out = np.empty((3, len(weights)))
+    pde = p * d * e
+    for column, weight in zip(out.T, weights, strict=True):
+        q = np.float32(weight**2) * e
+        g = 1 / (d + q)
+        q *= g  # lambda^2 e / (d + lambda^2 e)
+        g *= g
+        g *= pde
+        column[0] = np.sum(p * q * q, dtype=np.float64)
+        column[1] = np.sum(g, dtype=np.float64)
+        column[2] = -4 * np.sum(g * q, dtype=np.float64)
+    return out
 
 
 def _corner(weights: F64, curvature: F64) -> tuple[float, tuple[str, ...]]:

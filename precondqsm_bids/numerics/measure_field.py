@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
@@ -126,9 +127,12 @@ def measure_field(
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
         scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite_phase))
-    check_phase(scan, mask, shape)
-    with scan.named():
-        repair = repair_phase(scan, mask, shape_mask, workers)
+
+    def repaired() -> PhaseRepair:
+        with scan.named():
+            return repair_phase(scan, mask, shape_mask, workers)
+
+    _, repair = side_by_side(workers, lambda: check_phase(scan, mask, shape), repaired)
     fields = (shape.field if shape else None), repair.first_field
     fit = _fit(scan._replace(phase=repair.phase), mask, shape_mask, fields, workers)
     with scan.named():

@@ -1,10 +1,13 @@
 """Noise of one channel: from the object itself, and from what the phase fit leaves."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echoes import Echoes, in_place
 
 F32 = npt.NDArray[np.float32]
@@ -65,11 +68,18 @@ def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float,
     if measured.size == 0:
         return 0.0, variance
     noise_sd = float(np.sqrt(np.median(measured) / _chi2_median(freedom)))
-    level = _variance_level(variance / np.float32(noise_sd**2), freedom, echoes.mask, 7)
+    kinds = [(variance, freedom, 7)]
     if rough is not None:
-        freedom = number - 1 - _degree(number)
-        close = _variance_level(rough / np.float32(noise_sd**2), freedom, echoes.mask, 3)
-        level = np.where(close > 2.25 * level, close, level)
+        kinds.append((rough, number - 1 - _degree(number), 3))
+    level, *close = side_by_side(
+        echoes.workers,
+        *(
+            partial(_variance_level, values / np.float32(noise_sd**2), free, echoes.mask, size)
+            for values, free, size in kinds
+        ),
+    )
+    if close:
+        level = np.where(close[0] > 2.25 * level, close[0], level)
     return noise_sd, np.float32(noise_sd) * np.sqrt(np.maximum(level, np.float32(1e-4)))
 
 
@@ -96,18 +106,21 @@ def _left_variance(echoes: Echoes, field: F32, offset: F32) -> tuple[F32, F32 | 
     index = index[:, None] + index
     variance = np.empty_like(field)
     rough = np.empty_like(variance) if number > 3 else None
-    for part in echoes.chunks():
+
+    def measure(part: slice) -> None:
         s = echoes.demodulated(field, offset, part)
         quadrature, amplitude = s.imag, np.abs(s)
         variance[part] = (quadrature**2).sum(1) / (number - 2)
         if rough is None:
-            continue
+            return
         normal = (powers.T @ (amplitude**2).T).astype(np.float64)[index]
         normal[range(degree + 1), range(degree + 1)] += 1e-6 * normal[0, 0] + 1e-30
         right = powers[:, : degree + 1].T @ (amplitude * quadrature).T
         found = _solve(normal, right.astype(np.float64)).astype(np.float32)
         left = quadrature - amplitude * (powers[:, : degree + 1] @ found).T
         rough[part] = (left**2).sum(1) / (number - 1 - degree)
+
+    echoes.in_chunks(measure)
     return variance, rough
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, within
 from precondqsm_bids.numerics.noise import noise_inside
 
 F32 = npt.NDArray[np.float32]
@@ -149,9 +150,11 @@ def find_object(
     size = np.asarray(voxel_size, np.float64)
     if threshold is None:
         least, noise = _thresholds(magnitude, noise)
-        # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
-        # (prescan normalisation); none of it is as solid.
-        noise = min(noise, max(2 * least, 0.5 * float(ndimage.minimum_filter(magnitude, 3).max())))
+        if noise > 2 * least:
+            # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
+            # (prescan normalisation); none of it is as solid.
+            solid = float(ndimage.minimum_filter(magnitude, 3).max())
+            noise = min(noise, max(2 * least, 0.5 * solid))
         mask, level = _grow(magnitude, least, noise, size)
         kept, left_out = _bodies(magnitude, mask, noise)
     else:
@@ -172,9 +175,9 @@ def find_object(
 
 def _fading(magnitude: npt.NDArray, filled: Bools, kept: Bools, noise: float) -> float:
     """Fraction of the surface of what has signal that is hardly above the noise beside it."""
-    surface = kept & ~ndimage.binary_erosion(kept, border_value=1)
-    near = ndimage.binary_dilation(filled, iterations=2)
-    around = magnitude[ndimage.binary_dilation(near, iterations=4) & ~near]
+    surface = kept & ~eroded(kept)
+    near = dilated(filled, 2)
+    around = magnitude[dilated(near, 4) & ~near]
     if not surface.any() or not around.size:
         return 0.0
     beside = 4 * float(np.median(around)) / np.sqrt(2 * np.log(2))
@@ -267,18 +270,35 @@ def _bodies(magnitude: npt.NDArray, mask: Bools, noise: float) -> tuple[Bools, t
     labels, count = ndimage.label(mask | apart[labels])
     if not count:
         return mask, ()
-    index = np.arange(1, count + 1)
+    found = labels > 0
     sizes, of_opened = (
-        np.bincount(v.ravel(), minlength=count + 1)[1:]
-        for v in (labels, np.where(ndimage.binary_opening(labels > 0), labels, 0))
+        np.bincount(v, minlength=count + 1)[1:] for v in (labels[found], labels[_opened(found)])
     )
-    signal = np.asarray(ndimage.median(magnitude, labels, index))
     solid = of_opened >= LEAST_REGION
     solid[np.argmax(sizes)] = True
+    signal = _medians(magnitude, labels, solid)
     large = solid & (sizes >= LEAST_BODY * sizes.max())
     kept = solid & (signal >= LEAST_BODY * signal[large].max())
     left = np.sort(sizes[~kept & (sizes >= LEAST_REGION)])[::-1]
     return np.append(False, kept)[labels], tuple(int(n) for n in left)
+
+
+def _opened(mask: Bools) -> Bools:
+    """Opening by a voxel and its six neighbours, all of which must be in the field of view."""
+    core = np.zeros_like(mask)
+    core[1:-1, 1:-1, 1:-1] = eroded(mask)[1:-1, 1:-1, 1:-1]
+    return dilated(core)
+
+
+def _medians(
+    values: npt.NDArray, labels: npt.NDArray[np.integer], wanted: Bools
+) -> npt.NDArray[np.float64]:
+    """Median in each region that is wanted, by its number less one; 0 in the others."""
+    out = np.zeros(len(wanted))
+    boxes = ndimage.find_objects(labels)
+    for i in np.flatnonzero(wanted):
+        out[i] = np.median(values[boxes[i]][labels[boxes[i]] == i + 1])
+    return out
 
 
 def _fill(
@@ -286,7 +306,6 @@ def _fill(
 ) -> tuple[Bools, Bools]:
     """Fill what is not air: the object, and those parts of it that are enclosed sources."""
     holes, count = ndimage.label(~mask)
-    index = np.arange(1, count + 1)
     volume = np.bincount(holes.ravel(), minlength=count + 1)[1:]
     enclosed = np.ones(count + 1, bool)
     for axis in range(3):
@@ -298,7 +317,7 @@ def _fill(
     some = np.zeros(count, bool)
     if large.any():
         ratio = np.where(mask, 0, 2 * magnitude / np.maximum(limit, np.finfo(np.float32).tiny))
-        some[large] = ndimage.median(ratio, holes, index[large]) >= 1
+        some = large & (_medians(ratio, holes, large) >= 1)
     whole = np.count_nonzero(mask) + volume[enclosed].sum()
     source = tiny | (some & (volume <= SMALL * whole))
     boxes = ndimage.find_objects(holes)
@@ -337,10 +356,6 @@ def _thin(rest: Bools, radius: float, size: npt.NDArray[np.float64]) -> Bools:
         (min(int(np.ceil(radius / d)) + 1, n),) * 2 for d, n in zip(size, rest.shape, strict=True)
     ]
     padded = np.pad(rest, beyond, mode='edge')
-    core = ndimage.distance_transform_edt(padded, sampling=size) > radius
-    air = core
-    if core.any():
-        air = ndimage.distance_transform_edt(~core, sampling=size) <= radius
-        air = ndimage.binary_dilation(air, iterations=2)
+    air = dilated(within(deeper(padded, radius, size), radius, size), 2)
     inner = tuple(slice(low, -high) for low, high in beyond)
     return rest & ~air[inner]

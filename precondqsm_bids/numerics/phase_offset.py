@@ -130,9 +130,7 @@ def _quartic(
     terms = [t for t in np.ndindex((order + 1,) * 3) if sum(t) <= order]
     where = [index[chosen] for index in np.nonzero(known)]
     x, y, z = (p[i] for p, i in zip(powers, where, strict=True))
-    a = np.empty((used.size, len(terms)))
-    for column, (i, j, k) in zip(a.T, terms, strict=True):
-        column[:] = x[:, i] * y[:, j] * z[:, k]
+    a = np.stack([x[:, i] * y[:, j] * z[:, k] for i, j, k in terms])
     weight = _weights(offset_sd[used], None)
     start = np.angle(np.exp(1j * offset[used]).mean())
     residual = _difference(offset[used], start)
@@ -142,11 +140,11 @@ def _quartic(
     coefficients[0, 0, 0] = start
     at = tuple(np.transpose(terms))
     for _ in range(6):
-        weighted = a * weight[:, None] ** 2
+        weighted = a * weight**2
         # An axis of one slice makes columns alike: the shortest solution.
-        step = np.linalg.lstsq(weighted.T @ a, weighted.T @ residual, rcond=1e-11)[0]
+        step = np.linalg.lstsq(weighted @ a.T, weighted @ residual, rcond=1e-11)[0]
         coefficients[at] += step
-        residual = _difference(offset[used], a @ coefficients[at])
+        residual = _difference(offset[used], coefficients[at] @ a)
         # Outliers (wraps between echoes, strong sources) lose their weight.
         weight = _weights(offset_sd[used], residual)
     return _on_grid(coefficients.astype(np.float32), powers)[mask]

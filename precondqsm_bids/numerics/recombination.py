@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.bodies import bodies
 
 F32 = npt.NDArray[np.float32]
@@ -110,7 +111,8 @@ def recombine(
     Raises
     ------
     ValueError
-        The mask is empty, or the reference has no voxel inside it.
+        The mask is empty, or the reference has no voxel inside it; shapes differ; a map is not
+        finite inside the mask.
 
     Examples
     --------
@@ -121,6 +123,9 @@ def recombine(
     """
     if not mask.any():
         raise ValueError('the mask is empty: there is nothing to recombine')
+    for name, part in (('residual_chi', residual_chi), ('prior_chi', prior_chi)):
+        if part is not None:
+            check_inside(part, name, mask)
     chi = residual_chi.astype(np.float32)
     if prior_chi is not None:
         chi = chi + prior_chi.astype(np.float32)

@@ -20,10 +20,12 @@ from precondqsm_bids.numerics.prior.r2prime import (
     r2prime_prior,
     transverse_rate,
 )
+from precondqsm_bids.numerics.quality_mask import quality_mask
 from precondqsm_bids.numerics.recombination import Recombination, recombine, reference_region
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, Uncertainty, map_uncertainty
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -72,8 +74,14 @@ class FieldReconstruction(NamedTuple):
     """ppm, (X, Y, Z)."""
     preconditioned: ArmResult
     """Arm of the flattened field."""
+    uncertainty: Uncertainty
+    """Of the preconditioned map."""
     conventional: ArmResult | None = None
     """None if the method has no conventional arm."""
+    conventional_risk: ArmResult | None = None
+    """The conventional map of least expected error; None if the method does not ask for it."""
+    consensus: ArmResult | None = None
+    """Arm by the choice of the QSM consensus; None if the method does not ask for it."""
 
     @property
     def chi(self) -> F32:
@@ -154,6 +162,34 @@ def reconstruct(
     True
     """
     method = method or Method()
+    found = measure(scan, method, companions, workers)
+    maps = reconstruct_field(
+        found.images, found.geometry, method, found.reference, companions.labels
+    )
+    return Reconstruction(found.region, found.measured, found.theory, maps)
+
+
+class Measured(NamedTuple):
+    """What the arms start from; result of :func:`measure`."""
+
+    region: Region
+    """Object and region of interest."""
+    measured: MeasuredField
+    """Field and decay."""
+    theory: R2PrimePrior | None
+    """Susceptibility from R2'; None without R2*."""
+    images: PriorInputs
+    """What the prior may be made of."""
+    geometry: Geometry
+    """Region of interest, voxel size, direction of B0, threads."""
+    reference: Bools | None
+    """Where the maps have mean 0."""
+
+
+def measure(
+    scan: Scan | GivenField, method: Method, companions: Companions, workers: int
+) -> Measured:
+    """Region and field of a scan, and all that the prior is made of."""
     field = scan.total_field if isinstance(scan, GivenField) else None
     mask = region_asked(field, companions.mask, method.inside)
     region = region_of_interest(
@@ -170,12 +206,15 @@ def reconstruct(
     reference = reference_region(
         method.reference, region.roi_mask, companions.labels, companions.label_names
     )
-    maps = reconstruct_field(images, geometry, method, reference)
-    return Reconstruction(region, measured, theory, maps)
+    return Measured(region, measured, theory, images, geometry, reference)
 
 
 def reconstruct_field(
-    images: PriorInputs, geometry: Geometry, method: Method, reference: Bools | None = None
+    images: PriorInputs,
+    geometry: Geometry,
+    method: Method,
+    reference: Bools | None = None,
+    labels: npt.NDArray | None = None,
 ) -> FieldReconstruction:
     """Susceptibility of a measured field, with and without a prior: the method after the fit.
 
@@ -189,6 +228,8 @@ def reconstruct_field(
         Everything that changes the maps.
     reference : (X, Y, Z) ndarray of bool, optional
         Where the maps have mean 0.
+    labels : (X, Y, Z) ndarray of int, optional
+        Regions whose means have an error.
 
     Examples
     --------
@@ -206,21 +247,37 @@ def reconstruct_field(
     """
     prior = first_estimate(images, geometry, method)
     flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers
-    ).flattened_field
+        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
+        prior.tissue_shift,
+    ).flattened_field  # fmt: skip
 
-    def result(arm: Arm) -> ArmResult:
-        """Background removal, inversion and recombination of one arm."""
+    found: dict[str, ArmResult] = {}
+    for arm in method.arms:
         field = images.total_field if arm.conventional else flattened_field
         size = prior.expected_size if arm.clip_outliers else None
         model_error = MODEL_ERROR if size is None else size
-        local, inversion = invert_field(field, images.field_sd, geometry, arm, model_error)
+        shared = None if arm.local_of is None else found[arm.local_of].local
+        start = prior.outer_chi if arm.continued else None
+        local, inversion = invert_field(
+            field, images.field_sd, geometry, arm, model_error, shared, start
+        )
         prior_chi = None if arm.conventional else prior.prior_chi
-        chi = recombine(inversion.chi, prior_chi, local.known, reference)
-        return ArmResult(local, inversion, chi)
-
-    preconditioned, *conventional = (result(arm) for arm in method.arms)
-    return FieldReconstruction(prior, flattened_field, preconditioned, *conventional)
+        of_arm = local.known if arm.certain_field else reference
+        chi = recombine(inversion.chi, prior_chi, local.known, of_arm)
+        found[arm.prefix] = ArmResult(local, inversion, chi)
+    results = {arm.name: found[arm.prefix] for arm in method.arms}
+    (local, inversion, _), arm = results['preconditioned'], method.preconditioned
+    made_of = MapInputs(
+        local.local_field,
+        images.field_sd,
+        prior.prior_chi,
+        inversion.chi,
+        inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
+        arm.clip_outliers,
+    )
+    known = geometry._replace(mask=local.known)
+    uncertainty = map_uncertainty(made_of, known, labels, reference)
+    return FieldReconstruction(prior, flattened_field, uncertainty=uncertainty, **results)
 
 
 def invert_field(
@@ -229,13 +286,20 @@ def invert_field(
     geometry: Geometry,
     arm: Arm,
     model_error: float = MODEL_ERROR,
+    local: BackgroundRemoval | None = None,
+    start: npt.NDArray | None = None,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
-    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm.
+    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm. With ``local``
+    the background is that which was removed already; ``start`` are the sources outside that the
+    background removal begins with (:func:`pdf`).
     """
-    weights = noise_weights(field_sd, geometry.mask, model_error)
-    local = remove_background(field, geometry, arm, weights)
+    if arm.certain_field:
+        geometry = geometry._replace(mask=quality_mask(field_sd, geometry.mask).mask)
+    if local is None:
+        weights = noise_weights(field_sd, geometry.mask, model_error)
+        local = remove_background(field, geometry, arm, weights, start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, model_error)
     return local, invert(local.local_field, known, arm, weights)

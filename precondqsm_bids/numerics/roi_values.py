@@ -72,7 +72,10 @@ def region_values(values: ArrayLike, region: ArrayLike) -> RegionValues:
     >>> region_values([1.0, 2.0, 6.0, 9.0], [True, True, True, False])
     RegionValues(mean=3.0, sd=2.160246899469287, median=2.0, n_voxels=3)
     """
-    inside = np.asarray(values)[np.asarray(region, dtype=bool)].astype(float)
+    values, region = np.asarray(values), np.asarray(region, dtype=bool)
+    if values.flags.f_contiguous:  # as files are: along the memory is several times faster
+        values, region = values.T, region.T
+    inside = values[region].astype(float)
     inside = inside[np.isfinite(inside)]
     if not inside.size:
         return RegionValues(np.nan, np.nan, np.nan, 0)
@@ -199,8 +202,9 @@ def cylinder_reference(
         )
         return CylinderReference(np.nan, np.nan, angle, 0, 0, note)
 
-    voxels = np.argwhere(np.asarray(mask, dtype=bool) & np.isfinite(field))
     affine = np.asarray(affine, dtype=float)
+    box, first = _box_around(cylinder, affine, field.shape)
+    voxels = first + np.argwhere(np.asarray(mask, dtype=bool)[box] & np.isfinite(field[box]))
     points = voxels @ affine[:3, :3].T + affine[:3, 3]
     along, distance = _cylindrical(points, cylinder.centre, cylinder.axis)
     near = (np.abs(along) <= cylinder.length / 4) & (distance <= 2 * cylinder.radius)
@@ -226,6 +230,19 @@ def cylinder_reference(
     chi = 2 / factor * (measured[core] - design[core, :-2] @ background[:-2])
     chi = chi[_inliers(chi - np.median(chi))]
     return CylinderReference(float(chi.mean()), float(chi.std()), angle, n_core, n_ring, '')
+
+
+def _box_around(
+    cylinder: Cylinder, affine: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[tuple[slice, ...], NDArray[np.int64]]:
+    """Part of the grid that holds the core of a cylinder and the medium around it; its corner."""
+    reach = np.hypot(cylinder.length / 4, 2 * cylinder.radius)
+    inverse = np.linalg.inv(affine[:3, :3])
+    middle = inverse @ (cylinder.centre - affine[:3, 3])
+    apart = reach * np.linalg.norm(inverse, axis=1)
+    low = np.clip(np.floor(middle - apart), 0, shape).astype(np.int64)
+    high = np.clip(np.ceil(middle + apart) + 1, low, shape).astype(np.int64)
+    return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), low
 
 
 def _box(region: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -4,13 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, gaussian
 from precondqsm_bids.numerics.object_search import (
     LEAST_REGION,
     MOST_AROUND,
@@ -112,14 +112,13 @@ def filled_fraction(
     array([1.  , 1.  , 0.25, 0.  ], dtype=float32)
     """
     fraction = mask.astype(np.float32)
-    deep = ndimage.binary_erosion(mask, iterations=2, border_value=1)
+    deep = eroded(mask, 2)
     if not deep.any():
         return fraction
     # A Gaussian has no edges, so that voxels at equal distance count equally however the axes
     # are stored; far from anything deep it finds nothing, and the border voxel counts as whole.
-    weight = ndimage.gaussian_filter(deep.astype(np.float32), 2.0, truncate=4.0)
-    mean = ndimage.gaussian_filter(np.where(deep, magnitude, 0).astype(np.float32), 2.0)
-    border = (ndimage.binary_dilation(mask) & ~mask) | _surface(mask)
+    weight, mean = gaussian(deep, 2.0), gaussian(np.where(deep, magnitude, 0), 2.0)
+    border = (dilated(mask) & ~mask) | _surface(mask)
     border &= weight > 1e-4
     filled = magnitude[border] * weight[border]
     fraction[border] = np.clip(filled / np.maximum(mean[border], np.finfo(np.float32).tiny), 0, 1)
@@ -134,7 +133,7 @@ def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool
     >>> _surface(np.array([[[True, True, True, False]]])).tolist()
     [[[False, False, True, False]]]
     """
-    return mask & ~ndimage.binary_erosion(mask, iterations=depth, border_value=1)
+    return mask & ~eroded(mask, depth)
 
 
 def shape_mask(
@@ -467,6 +466,4 @@ def erode(
     >>> int(erode(mask, (1, 1, 2), 2).sum())
     5
     """
-    if mask.all():
-        return mask
-    return ndimage.distance_transform_edt(mask, sampling=voxel_size) > depth
+    return deeper(mask, depth, voxel_size)

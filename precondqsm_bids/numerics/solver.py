@@ -118,6 +118,19 @@ class Unknowns(Protocol):
         """``(E s)' g`` of the map ``g`` whose parts were collected."""
 
 
+class FieldUnknowns(Protocol):
+    """Unknowns of :meth:`DipoleSystem.descend` that add to the field itself, ``F t z``."""
+
+    values: npt.NDArray[np.float64]
+    """``z`` in units of their expected sizes ``t``: the start, and then the solution."""
+
+    def add(self, field: F32, values: npt.NDArray[np.float64]) -> None:
+        """Add ``F t z`` to a field, ppm, on the solver's grid."""
+
+    def transposed(self, w_squared: F32, residual: F32) -> npt.NDArray[np.float64]:
+        """``(F t)' W^2 r``."""
+
+
 class DipoleSystem:
     """Least squares of a field over sources, ``min_x || W (f - D x) ||^2``, on the solver's grid.
 
@@ -168,6 +181,7 @@ class DipoleSystem:
         expected_squared: F32,
         iterations: int,
         unknowns: Unknowns | None = None,
+        of_field: FieldUnknowns | None = None,
     ) -> float:
         """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
 
@@ -185,6 +199,8 @@ class DipoleSystem:
             Conjugate-gradient iterations.
         unknowns : Unknowns, optional
             Further unknowns, whose values are updated in place too.
+        of_field : FieldUnknowns, optional
+            Unknowns that are no sources, ``r = f - D x - F t z``; updated in place too.
 
         Returns
         -------
@@ -192,6 +208,7 @@ class DipoleSystem:
             Norm of the last gradient over that of the first.
         """
         state = _Descent(self, sources, residual, w_squared, expected_squared, unknowns)
+        state.of_field(of_field)
         with ThreadPoolExecutor(self.workers) as pool:
             return state.run(iterations, pool)
 
@@ -208,7 +225,8 @@ class _Descent:
         alpha = gamma_k / <D d, W^2 D d>
         x += alpha d,    r -= alpha D d,    g -= alpha D W^2 D d
 
-    Further unknowns ``y`` of columns ``E s`` have the gradient ``(E s)' g`` and add to ``d``.
+    Further unknowns ``y`` of columns ``E s`` have the gradient ``(E s)' g`` and add to ``d``;
+    those of the field itself, ``z`` of columns ``F t``, have ``(F t)' W^2 r`` and add to ``D d``.
     """
 
     def __init__(
@@ -230,6 +248,13 @@ class _Descent:
         self.unknowns = unknowns
         self.y = unknowns.values if unknowns else np.zeros(0)
         self.y_gradient, self.y_direction = np.zeros_like(self.y), np.zeros_like(self.y)
+        self.of_field(None)
+
+    def of_field(self, unknowns: FieldUnknowns | None) -> None:
+        """Have these unknowns of the field itself."""
+        self.shift = unknowns
+        self.z = unknowns.values if unknowns else np.zeros(0)
+        self.z_gradient, self.z_direction = np.zeros_like(self.z), np.zeros_like(self.z)
 
     def run(self, iterations: int, pool: ThreadPoolExecutor) -> float:
         """Norm of the last gradient over that of the first."""
@@ -251,10 +276,15 @@ class _Descent:
             self.y_direction += self.y_gradient
             list(each(self._turn))
             self.image = self.system.convolve(self.direction)
+            if self.shift:
+                self.z_direction *= self.beta
+                self.z_direction += self.z_gradient
+                self.shift.add(self.image, self.z_direction)
             self.weighted = np.empty_like(self.image)
             self.alpha = gamma / sum(each(self._weigh))
             self.change = self.system.convolve(self.weighted)
             self.y += self.alpha * self.y_direction
+            self.z += self.alpha * self.z_direction
             previous, gamma = gamma, self._gamma(each(self._advance))
             self.beta = gamma / previous
         return float(np.sqrt(gamma / first)) if first > 0 else 0.0
@@ -264,7 +294,9 @@ class _Descent:
         energy = sum(energies)
         if self.unknowns:
             self.y_gradient = self.unknowns.transposed()
-        return energy + float(np.sum(self.y_gradient**2))
+        if self.shift:
+            self.z_gradient = self.shift.transposed(self.w_squared, self.residual)
+        return energy + float(np.sum(self.y_gradient**2) + np.sum(self.z_gradient**2))
 
     def _measure(self, i: int) -> float:
         part = self.system.parts[i]

@@ -22,6 +22,10 @@ THRESHOLD = 0.05
 """Least size of the largest sphere's filter that is divided by."""
 
 
+class TooThin(ValueError):
+    """A region in which no sphere fits."""
+
+
 class Vsharp(NamedTuple):
     """Result of :func:`vsharp`."""
 
@@ -73,7 +77,7 @@ def vsharp(
     Raises
     ------
     ValueError
-        Shapes differ, the mask is empty, or no sphere fits into the region.
+        Shapes differ, the mask is empty, or (:class:`TooThin`) no sphere fits into the region.
 
     References
     ----------
@@ -98,7 +102,7 @@ def vsharp(
     taken = float(np.quantile(depth[depth > 0], 1 - LEAST_FRACTION))
     radii = _radii(sizes, min(largest_radius, taken / 1.0001))
     if depth.max() <= radii[0] * 1.00005:
-        raise ValueError(
+        raise TooThin(
             f'the mask is nowhere deeper than {depth.max():.3g} mm: no sphere of a voxel '
             f'({sizes.max():g} mm) fits; take a larger mask or the background removal pdf'
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.files import write_bidsignore, write_shared
+from precondqsm_bids.revision import full_version
 
 NAME = 'precondqsm_bids'
 BIDS_VERSION = '1.10.0'
@@ -25,7 +26,8 @@ fmap/         total, flattened and local field (Hz) and the magnitude
 figures/      what the report shows
 logs/         settings and log of every run of the program
 
-desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior, and
+desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior,
+desc-consensus (with --preset consensus) the choice of the QSM consensus, and
 desc-prior plus desc-residual, minus the reference, is desc-precond. The JSON beside each map says
 how it was made, with every number.
 """
@@ -53,6 +55,20 @@ def bids_uri(path: str | Path, bids_dir: str | Path, derivatives: Mapping[str, A
     return absolute.as_uri()
 
 
+def fieldmap_stem(label: str) -> str:
+    """A run's label as that of its fieldmaps: what theirs may not have is in acq, to stay unique.
+
+    >>> fieldmap_stem('sub-01_ses-a_acq-x_rec-y_run-1')
+    'sub-01_ses-a_acq-xrecy_run-1'
+    """
+    pairs = dict(pair.split('-', 1) for pair in label.split('_'))
+    own = ('sub', 'ses', 'acq', 'run', 'chunk')
+    folded = ''.join(f'{key}{value}' for key, value in pairs.items() if key not in own)
+    if folded:
+        pairs['acq'] = pairs.get('acq', '') + folded
+    return '_'.join(f'{key}-{pairs[key]}' for key in own if key in pairs)
+
+
 def write_dataset_description(
     output_dir: str | Path,
     bids_dir: str | Path,
@@ -77,7 +93,7 @@ def write_dataset_description(
         'Name': f'{NAME}: preconditioned quantitative susceptibility mapping',
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
-        'GeneratedBy': [{'Name': NAME, 'Version': __version__} | _code_url() | _container()],
+        'GeneratedBy': [{'Name': NAME, 'Version': full_version()} | _code_url() | _container()],
         'SourceDatasets': [
             {'DOI': raw['DatasetDOI']} if raw.get('DatasetDOI') else {'URL': links['raw']}
         ],

@@ -19,10 +19,22 @@ STYLE: dict[Any, Any] = {
 }
 COLOURS = {
     'conventional': '#c44e52',
+    'conventional_risk': '#e3a5a7',
+    'consensus': '#5a9a5a',
     'prior': '#8c8c8c',
     'precond': '#1f6fb4',
     'reference': '#111111',
 }
+
+
+ROI_ARMS = {
+    'conventional': 'conventional',
+    'conventional_risk': 'conventional, least expected error',
+    'consensus': 'consensus',
+    'prior': 'prior',
+    'precond': 'preconditioned',
+}
+"""Maps whose values per label are shown: first part of their columns, and heading."""
 
 
 class FigureText(NamedTuple):
@@ -56,10 +68,11 @@ FIGURES = (
     FigureText(
         'comparison', 'Chimap', 'png',
         'Conventional and preconditioned susceptibility',
-        'The same grey scale for both; the difference (preconditioned minus conventional) has its '
-        'own. Look for diagonal streaks from strong objects, ringing at the border of the region, '
-        'horizontal bands, and strong objects that are paler in the conventional map: the '
-        'preconditioned map should have less of each. ' + _SLICES,
+        'The same grey scale for all, also for the map by the choice of the QSM consensus, if it '
+        'was computed (black where it is not known); the difference (preconditioned minus '
+        'conventional) has its own. Look for diagonal streaks from strong objects, ringing at the '
+        'border of the region, horizontal bands, and strong objects that are paler in the '
+        'conventional map: the preconditioned map should have less of each. ' + _SLICES,
     ),
     FigureText(
         'prior', 'Chimap', 'png',
@@ -68,6 +81,15 @@ FIGURES = (
         'contrasts; the summary above says which. The residual is what the inversion of the '
         'flattened field adds: it should be small, with structure only where the prior is wrong. '
         'A negative residual in an object says that the prior was too high there.',
+    ),
+    FigureText(
+        'trust', 'Chimap', 'png',
+        'What to believe of the map',
+        'The preconditioned susceptibility, its standard deviation (noise and misfit of the field '
+        'and error of the prior together: two of them should hold the truth in 19 of 20 voxels), '
+        'and the part of the value that the field decided rather than the contrast. Where support '
+        'is below one half the value is that of the prior: what looks like structure there is '
+        'structure of R2* and magnitude.',
     ),
     FigureText(
         'fields', 'fieldmap', 'png',
@@ -187,9 +209,7 @@ def draw_roi_values(rows: Sequence[Mapping[str, Any]]) -> Figure:
         # The medium itself is zero by construction.
         rows = [row for row in rows if row['precond_chi_minus_medium'] != 0]
     arms = [
-        arm
-        for arm in ('conventional', 'prior', 'precond')
-        if any(row.get(f'{arm}_chi_{key}') is not None for row in rows)
+        arm for arm in ROI_ARMS if any(row.get(f'{arm}_chi_{key}') is not None for row in rows)
     ]
     figure = Figure(figsize=(max(6.0, 1.6 + 1.1 * len(rows)), 4), layout='constrained')
     axes = figure.subplots()
@@ -203,7 +223,7 @@ def draw_roi_values(rows: Sequence[Mapping[str, Any]]) -> Figure:
             yerr=_column(rows, f'{arm}_chi_sd'),
             color=COLOURS[arm],
             error_kw={'elinewidth': 0.8, 'ecolor': '#555555'},
-            label={'precond': 'preconditioned'}.get(arm, arm),
+            label=ROI_ARMS[arm],
         )
     reference = _column(rows, 'cylinder_reference')
     if relative and np.isfinite(reference).any():

@@ -5,6 +5,7 @@ A new map is one row here and one connection in ``workflows/qsm.py``.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 
@@ -37,10 +38,12 @@ class Map(NamedTuple):
     """Not known from a single echo."""
     of_echoes: bool = False
     """Not known of a given field."""
-    conventional: bool = False
-    """Only with the conventional arm."""
+    arm: str = ''
+    """Only with this arm (name of an :class:`~precondqsm_bids.method.Arm`)."""
     on_request: bool = False
     """Only where the settings ask for it."""
+    of_trust: bool = False
+    """Says how far another map is to be believed, and is no susceptibility."""
 
     @property
     def file_unit(self) -> str | None:
@@ -74,6 +77,10 @@ STATIC_DEPHASING = Algorithm(
     'Yablonskiy DA and Haacke EM, Magn Reson Med 1994;32:749',
 )
 DIFFERENCE = Algorithm('Difference of R2* and the stated R2', STATIC_DEPHASING.reference)
+TISSUE_SHIFT = Algorithm(
+    'A constant frequency for each cell of the prior, fitted with the susceptibility',
+    'Schweser F, Zivadinov R, NMR Biomed 2018;31:e3999',
+)
 CONVOLUTION = Algorithm(
     'Convolution with the voxel-integrated dipole kernel',
     'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
@@ -87,6 +94,11 @@ PRECONDITIONED = Algorithm(
     f'projection onto dipole fields; {L2}; prior added again',
     _INVERSION_REFERENCE,
 )
+CONSENSUS = Algorithm(
+    f'Border voxels of uncertain field left out; projection onto dipole fields; {L2}',
+    f'QSM Consensus Organization Committee, Magn Reson Med 2024, 10.1002/mrm.30006; '
+    f'{_INVERSION_REFERENCE}',
+)
 
 _PRIOR = ('echo_fit', 'r2prime_prior', 'prior_fit')
 _CHAIN = (*_PRIOR, 'shape_mask', 'flattening', 'background_removal')
@@ -94,6 +106,20 @@ _CONVENTIONAL = (
     'echo_fit', 'shape_mask', 'conventional_background_removal', 'conventional_dipole_inversion',
     'conventional_recombination',
 )  # fmt: skip
+_CONVENTIONAL_RISK = (
+    'echo_fit', 'shape_mask', 'conventional_background_removal',
+    'conventional_risk_dipole_inversion', 'conventional_risk_recombination',
+)  # fmt: skip
+_CONSENSUS_MASK = (
+    'echo_fit', 'shape_mask', 'consensus_quality_mask', 'consensus_background_removal',
+)  # fmt: skip
+_CONSENSUS = (*_CONSENSUS_MASK, 'consensus_dipole_inversion', 'consensus_recombination')
+
+UNCERTAINTY = Algorithm(
+    "Variances of the prior's error and of the noise by the power of the local field, at each "
+    'wavelength and place, through the closed form of the inversion',
+    'Bilgic B et al., J Magn Reson Imaging 2014;40:181 (the closed form)',
+)
 
 _ROWS = (
     Map('precond_chi', 'ppm', 'preconditioned susceptibility', 'Chimap', 'precond', 'anat',
@@ -101,7 +127,16 @@ _ROWS = (
         PRECONDITIONED, (*_CHAIN, 'dipole_inversion', 'recombination', 'comparison')),
     Map('conventional_chi', 'ppm', 'conventional susceptibility', 'Chimap', 'conventional', 'anat',
         'Magnetic susceptibility by conventional QSM, without a prior, for comparison',
-        INVERSION, _CONVENTIONAL, conventional=True),
+        INVERSION, _CONVENTIONAL, arm='conventional'),
+    Map('conventional_risk_chi', 'ppm', 'conventional susceptibility, least expected error',
+        'Chimap', 'conventionalrisk', 'anat',
+        'The same as desc-conventional, with the lambda of least expected error instead of that '
+        'at the corner of the L-curve',
+        INVERSION, _CONVENTIONAL_RISK, arm='conventional_risk'),
+    Map('consensus_chi', 'ppm', 'susceptibility by the consensus', 'Chimap', 'consensus', 'anat',
+        'Magnetic susceptibility by the choice of the QSM consensus, for comparison; known within '
+        'desc-consensus_mask',
+        CONSENSUS, _CONSENSUS, arm='consensus'),
     Map('prior_chi', 'ppm', 'prior susceptibility', 'Chimap', 'prior', 'anat',
         'First estimate of the susceptibility, not referenced',
         STATIC_DEPHASING, (*_PRIOR, 'shape_mask')),
@@ -112,6 +147,15 @@ _ROWS = (
     Map('residual_chi', 'ppm', 'residual susceptibility', 'Chimap', 'residual', 'anat',
         'Susceptibility that the prior lacks: inversion of the flattened field, not referenced',
         INVERSION, (*_CHAIN, 'dipole_inversion')),
+    Map('chi_sd', 'ppm', 'standard deviation of the preconditioned susceptibility', 'Chimap',
+        'precondstd', 'anat',
+        'Standard deviation of the preconditioned susceptibility: noise and misfit of the field, '
+        'and what the prior lacks and the field does not reach', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
+    Map('support', '1', 'support by the field', 'Chimap', 'support', 'anat',
+        'Part of the preconditioned susceptibility that the field decided rather than the '
+        'contrast, from 0 to 1', UNCERTAINTY,
+        (*_CHAIN, 'dipole_inversion', 'recombination', 'uncertainty'), of_trust=True),
     Map('r2star', '1/s', 'R2*', 'R2starmap', None, 'anat',
         'Effective transverse relaxation rate R2*', FIT, ('echo_fit',), many_echoes=True),
     Map('t2star', 's', 'T2*', 'T2starmap', None, 'anat',
@@ -127,17 +171,27 @@ _ROWS = (
     Map('roi_mask', None, 'region of interest', 'mask', 'roi', 'anat',
         'Region of interest: voxels that were reconstructed and that references are taken over',
         None, ('shape_mask', 'echo_fit')),
+    Map('consensus_mask', None, 'region of the map by the consensus', 'mask', 'consensus', 'anat',
+        'Where desc-consensus_Chimap is known: the region of interest without border voxels of '
+        'uncertain field and without the rim that the background removal does not know',
+        None, _CONSENSUS_MASK, arm='consensus'),
     Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
         'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
     Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
-        "Total field minus the calculated field of the prior and of the object's shape",
+        "Total field minus the calculated field of the prior and of the object's shape, and minus "
+        'the tissue shift',
         CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
+    Map('tissue_shift', 'ppm', 'tissue shift', 'fieldmap', 'tissueshift', 'fmap',
+        'Frequency of the tissue that is no field of a dipole, as the prior fit found it; the '
+        'flattened field is without it',
+        TISSUE_SHIFT, _PRIOR, on_request=True),
     Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
         'Flattened field without the field of sources outside the region of interest',
         PDF, _CHAIN),
     Map('magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
         'Root of the sum of squares over the echoes'),
-    Map('conventional_local_field', 'ppm', 'local field, conventional', conventional=True),
+    Map('conventional_local_field', 'ppm', 'local field, conventional',
+        arm='conventional'),
     Map('field_sd', 'ppm', 'standard deviation of the field'),
     Map('misfit', '1', 'residual of the echoes over the noise', many_echoes=True,
         of_echoes=True),
@@ -160,21 +214,35 @@ def names_of(
     *,
     one_echo: bool = False,
     field_given: bool = False,
-    conventional: bool = True,
+    arms: Collection[str] = ('conventional',),
     requested: tuple[str, ...] = (),
 ) -> list[str]:
     """Names of the maps that a run has, written or not; ``requested`` are made on request only.
 
-    Of a given field without R2* the maps are those of ``one_echo``.
+    ``arms`` are the names of those beside the preconditioned one. Of a given field without R2* the
+    maps are those of ``one_echo``.
 
-    >>> names_of(one_echo=True, conventional=False)[:4]
-    ['precond_chi', 'prior_chi', 'residual_chi', 'shape_mask']
+    >>> names_of(one_echo=True, arms=())[:4]
+    ['precond_chi', 'prior_chi', 'residual_chi', 'chi_sd']
     """
     return [
         name
         for name, row in MAPS.items()
         if not (row.many_echoes and one_echo)
         and not (row.of_echoes and field_given)
-        and (conventional or not row.conventional)
+        and (not row.arm or row.arm in arms)
         and (name in requested or not row.on_request)
+    ]
+
+
+def up_to_flattening(names: Iterable[str]) -> list[str]:
+    """Those of some maps that are known before anything is inverted.
+
+    >>> up_to_flattening(['precond_chi', 'prior_chi', 'local_field', 'flattened_field'])
+    ['prior_chi', 'flattened_field']
+    """
+    return [
+        name
+        for name in names
+        if not MAPS[name].arm and 'background_removal' not in MAPS[name].stages
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids import __version__
-from precondqsm_bids.outputs.figures import FIGURES
+from precondqsm_bids.outputs.figures import FIGURES, ROI_ARMS
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
@@ -112,6 +112,7 @@ def write_report(
         runs=[_run_section(output_dir, subject, name, found.get(name)) for name in names],
         lights=LIGHTS,
         levels=LEVELS,
+        arms=ROI_ARMS,
     )
     return write_atomic(output_dir / f'sub-{subject}.html', page)
 
@@ -237,7 +238,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     }
     seen: dict[str, str] = {}
     for stage, text in warnings_of(sources):
-        arm = 'conventional ' if stage.startswith('conventional') else ''
+        arm = next((f'{a} ' for a in ('conventional', 'consensus') if stage.startswith(a)), '')
         seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {text}')
     return list(seen.values())
 

@@ -12,6 +12,7 @@ from precondqsm_bids.outputs.dataset import NAME
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.lights import lights
 from precondqsm_bids.outputs.maps import (
+    CONSENSUS,
     CONVOLUTION,
     DIFFERENCE,
     FIT,
@@ -135,8 +136,25 @@ def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
         'Toolbox': f'{NAME} {__version__}',
         'Settings': dict(facts.settings),
         'Reference': reference_of(stages),
-        'ExclusionCriteria': EXCLUSION,
+        'ExclusionCriteria': _excluded(stages),
     }
+
+
+def _excluded(stages: Record) -> str:
+    """What a map leaves out of the region of interest."""
+    if 'consensus_quality_mask' not in stages:
+        return EXCLUSION
+    quality, local = (
+        stages.get(f'consensus_{stage}', {}) for stage in ('quality_mask', 'background_removal')
+    )
+    rim = stages.get('shape_mask', {}).get('roi_voxels', 0) - quality.get('left_out_voxels', 0)
+    rim -= local.get('known_voxels', rim)
+    return (
+        f'Of the region of interest, {quality.get("left_out_voxels")} voxels at its border whose '
+        f'field has a standard deviation of more than {quality.get("most_field_sd", 0):.3g} ppm, '
+        f'and the rim of {rim} voxels that the background removal does not know, were left out of '
+        'the map and of its reference; voxels outside desc-consensus_mask are zero.'
+    )
 
 
 def _inside(shape: Mapping[str, Any]) -> bool:
@@ -206,7 +224,7 @@ def _publications(algorithm: Algorithm, stages: Record) -> str:
     fit = stages.get('prior_fit')
     if algorithm is not STATIC_DEPHASING or not fit:
         variation = any('tv_weight' in numbers for numbers in stages.values())
-        of_chi = algorithm in (INVERSION, PRECONDITIONED)
+        of_chi = algorithm in (INVERSION, PRECONDITIONED, CONSENSUS)
         return _as_run(algorithm.reference, stages) + f'; {TV_REFERENCE}' * (variation and of_chi)
     if list(fit['priors']) == ['shape']:
         return CONVOLUTION.reference

@@ -22,11 +22,14 @@ from precondqsm_bids.numerics.roi_values import surrounding_label
 
 DRAWN = (
     'precond_chi', 'prior_chi', 'residual_chi', 'total_field', 'flattened_field', 'local_field',
-    'magnitude', 'shape_mask', 'roi_mask',
+    'magnitude', 'shape_mask', 'roi_mask', 'chi_sd', 'support',
 )  # fmt: skip
 """Maps that `draw_maps` needs."""
 
-DRAWN_IF_KNOWN = ('conventional_chi', 'r2star', 'field_sd', 'misfit', 'usable_echoes')
+DRAWN_IF_KNOWN = (
+    'conventional_chi', 'consensus_chi', 'consensus_mask', 'r2star', 'field_sd', 'misfit',
+    'usable_echoes',
+)  # fmt: skip
 """Maps that it draws where they are there."""
 
 Maps = Mapping[str, np.ndarray]
@@ -101,9 +104,20 @@ def draw_maps(
         pairs = zip(precond.planes, conventional.planes, strict=True)
         difference = Panel('difference', [a - b for a, b in pairs], limits, 'ppm')
         panels = [conventional, precond, difference]
+    if 'consensus_chi' in maps:
+        known = view.planes(maps['consensus_mask'] > 0)
+        planes = _masked(view.planes(maps['consensus_chi']), known)
+        consensus = Panel('consensus', planes, precond.limits, 'ppm')
+        panels.insert(int('conventional_chi' in maps), consensus)  # left of the preconditioned
     yield 'comparison', view.draw(panels)
     prior = panel('prior', 'prior_chi', precond.limits)
     yield 'prior', view.draw([prior, panel('residual', 'residual_chi', _symmetric)])
+    trusted = [
+        precond,
+        panel('standard deviation', 'chi_sd', _from_zero),
+        panel('support by the field', 'support', (0.0, 1.0), 'fraction'),
+    ]
+    yield 'trust', view.draw(trusted)
     fields = [
         panel('total field', 'total_field', _percentiles),
         panel('flattened field', 'flattened_field', _percentiles),

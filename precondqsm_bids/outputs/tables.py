@@ -38,17 +38,36 @@ CYLINDER = {
 """Columns of the reference from the bulk field: what they are, unit."""
 
 
+ERROR = {
+    'precond_chi_error': (
+        'error',
+        'Standard deviation of the mean of the preconditioned susceptibility relative to the '
+        'reference: noise, misfit and prior, with their correlation over the voxels', 'ppm',
+    ),
+    'precond_chi_support': (
+        'support', 'Part of that mean that the field decided rather than the contrast', '',
+    ),
+    'precond_chi_pattern_support': (
+        'pattern_support',
+        'Part of the pattern within the label that the field decided rather than the contrast', '',
+    ),
+}  # fmt: skip
+"""Columns of the uncertainty of a label: key of its record, what they are, unit."""
+
+
 def roi_rows(
     labels: np.ndarray,
     names: Mapping[int, str],
     mask: np.ndarray,
     maps: Mapping[str, np.ndarray],
     affine: np.ndarray,
+    uncertainty: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """One dictionary per label, with the columns of the table in order.
 
     ``*_minus_medium`` is the mean minus the mean in the label that surrounds all others (the
     agar of a phantom), where there is one: the quantity of the abstract's figure 2.
+    ``uncertainty`` is ``regions`` of the record of that stage.
     """
     indices = [int(i) for i in np.unique(labels) if i > 0]
     regions = {i: labels == i for i in indices}
@@ -61,7 +80,7 @@ def roi_rows(
     in_medium = {
         name: region_values(values, regions[medium] & mask).mean
         for name, values in maps.items()
-        if medium is not None and MAPS[name].suffix == 'Chimap'
+        if medium is not None and MAPS[name].suffix == 'Chimap' and not MAPS[name].of_trust
     }
     rows = []
     for i in indices:
@@ -78,6 +97,9 @@ def roi_rows(
             row[f'{name}_n'] = summary.n_voxels
             if name in in_medium:
                 row[f'{name}_minus_medium'] = summary.mean - in_medium[name]
+            if name == 'precond_chi' and uncertainty is not None:
+                known = uncertainty.get(str(i), {})
+                row.update({column: known.get(key) for column, (key, _, _) in ERROR.items()})
         if 'total_field' in maps:
             row.update(_cylinder_columns(i, cylinders, maps['total_field'], affine, mask))
         rows.append(row)
@@ -94,6 +116,7 @@ def column_dictionary(
         'name': ('Name of the label', ''),
         'n_voxels': ('Number of voxels of the label', ''),
         **CYLINDER,
+        **{column: tuple(row[1:]) for column, row in ERROR.items()},
     }
     statistics = {
         'mean': 'Mean of the {} over the voxels of the label inside the region of interest',

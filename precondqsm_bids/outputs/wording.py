@@ -118,6 +118,18 @@ def scales(comparison: Numbers, record: Numbers) -> str | None:
     return f'preconditioned (conventional at the same λ): {", ".join(parts)}'
 
 
+def support(numbers: Numbers, record: Numbers) -> str | None:
+    """How far the field decided the map, and the regions that are the prior's."""
+    if numbers.get('median_support') is None:
+        return None
+    text = (
+        f'{numbers["median_support"]:.0%} of the value in the median voxel, half or more in '
+        f'{numbers["supported_fraction"]:.0%} of the region'
+    )
+    of_prior = [f'{name} ({what})' for name, what in numbers.get('of_prior', {}).items()]
+    return text + f"; the prior's rather than the field's: {', '.join(of_prior)}" * bool(of_prior)
+
+
 def coefficient(fit: Numbers, record: Numbers) -> str | None:
     """The one coefficient of a prior, its standard error and what it says of R2'."""
     if len(fit.get('implied_relaxivity', ())) != 1:
@@ -158,6 +170,18 @@ def region(shape: Numbers, record: Numbers) -> str | None:
         text += '; the shape of the object is not part of the first estimate: '
         text += 'it is not known' if shape['mask'] == 'auto' else 'the region lies inside it'
     return text
+
+
+def consensus_region(local: Numbers, record: Numbers) -> str | None:
+    """What the arm of the consensus leaves of the region, and why."""
+    if 'known_voxels' not in local:
+        return None
+    quality = record.get('consensus_quality_mask', {})
+    return (
+        f'{local["known_voxels"]} voxels (desc-consensus_mask): without '
+        f'{quality.get("left_out_voxels", 0)} at the border whose field is uncertain, and without '
+        f'the rim that the background removal ({local["method"]}) does not know'
+    )
 
 
 def weight(inversion: Numbers, record: Numbers) -> str | None:

@@ -17,6 +17,7 @@ from precondqsm_bids.interfaces.standard_echoes import StandardEchoes
 from precondqsm_bids.interfaces.synthstrip import SynthStrip
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 from precondqsm_bids.workflows.outputs import init_outputs_wf, ports_of
+from precondqsm_bids.workflows.preconditioning import init_preconditioning_wf
 from precondqsm_bids.workflows.qsm import first, init_precondqsm_wf
 
 NAME = 'precondqsm_bids_wf'
@@ -53,7 +54,8 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'synthstrip' if settings.brain_model else 'given' if run.mask else method.inside,
         method.mask_erosion,
     )
-    precondqsm_wf = init_precondqsm_wf(
+    init = init_preconditioning_wf if settings.stop_after else init_precondqsm_wf
+    precondqsm_wf = init(
         method,
         one_echo=run.without_r2star,
         phase_difference=run.phase_difference,
@@ -71,7 +73,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         'phase': list(run.phase),
         'labels': run.labels,
         'mask': None if run.mask_resampled else run.mask,
-        'field': run.field,
+        'total_field': run.field,
         'field_sd': run.field_sd,
         'r2star': run.r2star_map,
     }
@@ -90,7 +92,7 @@ def init_run_wf(settings: Settings, run: Run) -> LiterateWorkflow:
         if synthstrip:
             port = [(('magnitude', first), 'magnitude')]
             workflow.connect([(standard_echoes, synthstrip, port)])
-        if run.labels:
+        if run.labels and not settings.stop_after:
             # The table of values compares the grids, and --b0-dir may have given them an affine.
             workflow.connect(standard_echoes, 'labels', outputs_wf, 'inputnode.labels')
     ports = ports_of(run, settings)

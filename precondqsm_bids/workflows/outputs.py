@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from nipype.interfaces import utility as niu
@@ -14,8 +14,8 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.inputs.run import Run
 from precondqsm_bids.interfaces.derivatives import Derivatives
 from precondqsm_bids.interfaces.roi_values import RoiValues
-from precondqsm_bids.outputs.dataset import bids_uri
-from precondqsm_bids.outputs.maps import MAPS, WITH_VALUES, names_of
+from precondqsm_bids.outputs.dataset import bids_uri, fieldmap_stem
+from precondqsm_bids.outputs.maps import MAPS, WITH_VALUES, names_of, up_to_flattening
 
 INPUT_FIELDS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', 'labels')
 """Ports of the reconstruction's outputnode, all of them, so that one connect joins the two; and
@@ -39,7 +39,7 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
             facts=_facts(run, settings),
             base_directory=str(settings.output_dir.absolute()),
             folder=f'sub-{run.subject}' + (f'/ses-{run.session}' if run.session else ''),
-            stems={'anat': run.label, 'fmap': _fieldmap_stem(run)},
+            stems={'anat': run.label, 'fmap': fieldmap_stem(run.label)},
             num_threads=settings.omp_nthreads,
         ),
         name='derivatives',
@@ -47,13 +47,14 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         n_procs=settings.omp_nthreads,
     )
     workflow.connect([(inputnode, derivatives, _same(*ports))])
-    if run.labels:
+    if run.labels and not settings.stop_after:
         derivatives.inputs.labels_source = _uri(run.labels, settings)
         inputnode.inputs.labels = run.labels
         roi_values = pe.Node(RoiValues(label_names=run.label_names or {}), name='roi_values')
-        with_values = [port for port in ports if port in WITH_VALUES]
+        with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([
-            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', *with_values)]),
+            (inputnode, roi_values, [('roi_mask', 'mask'), *_same('labels', 'record')]),
+            (inputnode, roi_values, _same(*with_values)),
             (inputnode, derivatives, _same('labels')),
             (roi_values, derivatives, [('out_file', 'table'), ('columns', 'columns')]),
         ])  # fmt: skip
@@ -62,15 +63,21 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
 
 def ports_of(run: Run, settings: Settings) -> list[str]:
     """Ports of the reconstruction's outputnode that a run has."""
-    conventional = settings.method.conventional
-    return [
-        *names_of(
-            one_echo=run.without_r2star,
-            field_given=run.field is not None,
-            conventional=conventional,
-            requested=('prior_labels',) if settings.write_prior_labels else (),
+    arms = [arm.name for arm in settings.method.arms]
+    names = names_of(
+        one_echo=run.without_r2star,
+        field_given=run.field is not None,
+        arms=arms,
+        requested=(
+            *(['prior_labels'] if settings.write_prior_labels else []),
+            *(['tissue_shift'] if settings.method.describes_interior else []),
         ),
-        *(['l_curve', 'conventional_l_curve'] if conventional else ['l_curve']),
+    )
+    if settings.stop_after:
+        return [*up_to_flattening(names), 'record']
+    return [
+        *names,
+        *(['l_curve', 'conventional_l_curve'] if 'conventional' in arms else ['l_curve']),
         'record',
     ]
 
@@ -96,16 +103,6 @@ def _facts(run: Run, settings: Settings) -> dict[str, Any]:
 
 def _uri(file, settings: Settings) -> str:
     return bids_uri(file, settings.bids_dir, settings.derivatives)
-
-
-def _fieldmap_stem(run: Run) -> str:
-    """Entities in the names of fieldmaps: what theirs may not have is in acq, to stay unique."""
-    own = ('acq', 'run', 'chunk')
-    folded = ''.join(f'{key}{label}' for key, label in run.entities.items() if key not in own)
-    kept = {key: run.entities[key] for key in own if key in run.entities}
-    if folded:
-        kept = {'acq': kept.pop('acq', '') + folded, **kept}
-    return replace(run, entities=kept).label
 
 
 def _same(*ports: str) -> list[tuple[str, str]]:

@@ -12,12 +12,14 @@ from precondqsm_bids.interfaces import (
     EchoFit,
     FlattenField,
     PriorFit,
+    QualityMask,
     R2PrimePrior,
     Recombination,
     ShapeMask,
     TakeField,
+    Uncertainty,
 )
-from precondqsm_bids.method import Arm, Method
+from precondqsm_bids.method import PORT, Arm, Method
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.workflows.sentences import sentences
 
@@ -25,13 +27,17 @@ ECHOES = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',
     'field_strength_source',
 )  # fmt: skip
-FIELD = ('field', 'field_units', 'field_sd', 'field_strength', 'field_strength_source', 'r2star')
+FIELD = (
+    'total_field', 'field_units', 'field_sd', 'field_strength', 'field_strength_source', 'r2star',
+)  # fmt: skip
 """Inputs of a given field."""
 INPUTS = (
     *dict.fromkeys((*ECHOES, *FIELD)), 'labels', 'label_names', 'mask', 'tissue', 'tissue_names',
-    'r2_map', 'r2_map_kind', 'contrasts',
+    'r2_map', 'r2_map_kind', 'contrasts', PORT,
 )  # fmt: skip
-OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record')
+FIELDS_AND_SHAPE = ('prior_field', 'shape_chi', 'background_field')
+"""Outputs for those who embed the workflow, ppm; no files are written of them."""
+OUTPUTS = (*MAPS, 'l_curve', 'conventional_l_curve', 'record', *FIELDS_AND_SHAPE)
 
 
 def init_precondqsm_wf(
@@ -78,12 +84,12 @@ def init_precondqsm_wf(
         label_names of the reference; tissue (class of each voxel, or fractions of the classes,
         4D) and tissue_names; r2_map and r2_map_kind (``R2map``, 1/s, or ``T2map``, s); contrasts
         (list of files), images on the same grid whose cells ``contrast`` has too. With a field
-        that is given (``Method(field='derivatives')``) no phase and echo_times, but field and
-        field_units (``ppm``, ``Hz``, ``rad/s`` or ``T``), field_sd and r2star (1/s), as far as
-        there are.
+        that is given (``Method(field='derivatives')``) no phase and echo_times, but total_field
+        and field_units (``ppm``, ``Hz``, ``rad/s`` or ``T``), field_sd (in the same unit) and
+        r2star (1/s), as far as there are. With the term ``map:prior_map`` prior_map, ppm.
         ``outputnode``: the maps (NIfTI, float32, ppm for fields and susceptibilities, on the
-        input's grid), prior_labels (int32; only of a fitted prior), both L-curves, and
-        ``record``, what each stage measured and chose.
+        input's grid), prior_labels (int32; only of a fitted prior), prior_field, shape_chi and
+        background_field (ppm), both L-curves, and ``record``, what each stage measured and chose.
 
     Raises
     ------
@@ -91,29 +97,30 @@ def init_precondqsm_wf(
         The prior is made of R2* and there is one echo.
     """
     method = method or Method()
-    if one_echo and method.r2star_terms:
-        raise ValueError(f'prior {" ".join(method.prior)} is made of R2*, which takes two echoes')
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = sentences(method, one_echo, phase_difference)
-    inputnode = pe.Node(niu.IdentityInterface(INPUTS), name='inputnode')
-    outputnode = pe.Node(niu.IdentityInterface(OUTPUTS), name='outputnode')
-    stages = _stages(method, one_echo, phase_difference)
+    stages = stages_of(method, one_echo, phase_difference)
     nodes = {
-        name: _node(name, stage, omp_nthreads, stage_gb(_stage(name), mem_gb, n_echoes))
+        name: stage_node(name, stage, omp_nthreads, stage_gb(_stage(name), mem_gb, n_echoes))
         for name, stage in stages.items()
     }
-    gather = pe.Node(
-        niu.Function(function=_gather, input_names=list(nodes), output_names=['record']),
-        name='gather',
-        run_without_submitting=True,
-    )
+    connect(workflow, nodes, edges_of(method, one_echo), OUTPUTS)
+    return workflow
+
+
+def connect(workflow, nodes, edges, outputs):
+    """Join nodes by edges that have both ends and ports, with inputnode, outputnode and record."""
     edges = [
-        *_edges(method, one_echo),
-        *(edge for arm in method.arms for edge in _arm_edges(method, arm)),
+        *edges,
         *((stage, 'gather', [('record', stage)]) for stage in nodes),
         ('gather', 'outputnode', [('record', 'record')]),
     ]
-    nodes |= {'inputnode': inputnode, 'outputnode': outputnode, 'gather': gather}
+    gather = niu.Function(function=_gather, input_names=list(nodes), output_names=['record'])
+    nodes = nodes | {
+        'inputnode': pe.Node(niu.IdentityInterface(INPUTS), name='inputnode'),
+        'outputnode': pe.Node(niu.IdentityInterface(outputs), name='outputnode'),
+        'gather': pe.Node(gather, name='gather', run_without_submitting=True),
+    }
     workflow.connect(
         [
             (nodes[source], nodes[target], ports)
@@ -121,11 +128,23 @@ def init_precondqsm_wf(
             if ports and source in nodes and target in nodes
         ]
     )
-    return workflow
 
 
-def _stages(method, one_echo, phase_difference):
-    """Interfaces of the stages by the names of their nodes, in the order of the data."""
+def edges_of(method, one_echo):
+    """Connections of all stages that a method can have."""
+    return [
+        *_edges(method, one_echo),
+        *(edge for arm in method.arms for edge in _arm_edges(method, arm)),
+    ]
+
+
+def stages_of(method, one_echo, phase_difference):
+    """Interfaces of the stages by the names of their nodes, in the order of the data.
+
+    Raises ValueError if the prior is made of R2* and there is one echo.
+    """
+    if one_echo and method.r2star_terms:
+        raise ValueError(f'prior {" ".join(method.prior)} is made of R2*, which takes two echoes')
     sign = method.phase_sign or 'auto'
     stages = {
         'shape_mask': ShapeMask(
@@ -149,15 +168,23 @@ def _stages(method, one_echo, phase_difference):
     stages['flattening'] = FlattenField()
     for arm in method.arms:
         given = {} if arm.reg_weight is None else {'reg_weight': arm.reg_weight}
-        stages |= {
-            f'{arm.prefix}background_removal': BackgroundRemoval(
+        if arm.certain_field:
+            stages[f'{arm.prefix}quality_mask'] = QualityMask()
+        if arm.local_of is None:
+            stages[f'{arm.prefix}background_removal'] = BackgroundRemoval(
                 iterations=arm.iterations, background=arm.background
-            ),
+            )
+        stages |= {
             f'{arm.prefix}dipole_inversion': DipoleInversion(
                 rule=arm.rule, clip_outliers=arm.clip_outliers, inversion=arm.inversion, **given
             ),
-            f'{arm.prefix}recombination': Recombination(reference=method.reference),
+            f'{arm.prefix}recombination': Recombination(
+                reference='roi-mean' if arm.certain_field else method.reference
+            ),
         }
+    stages['uncertainty'] = Uncertainty(
+        clip_outliers=method.preconditioned.clip_outliers, reference=method.reference
+    )
     if method.conventional:
         stages['comparison'] = Comparison()
     return stages
@@ -165,10 +192,11 @@ def _stages(method, one_echo, phase_difference):
 
 def _stage(name):
     """The stage of a node, whatever its arm."""
-    return name.removeprefix('conventional_')
+    of_arms = ('quality_mask', 'background_removal', 'dipole_inversion', 'recombination')
+    return next((stage for stage in of_arms if name.endswith(stage)), name)
 
 
-def _node(name, interface, threads, mem_gb):
+def stage_node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads."""
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
     if threads > 1 and _stage(name) in ('echo_fit', *STAGE_MEMORY):
@@ -186,9 +214,11 @@ def _edges(method, one_echo):
     known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', first), 'magnitude'), ('mask', 'mask')]),
-        ('inputnode', 'echo_fit', _same(*(FIELD if method.field_given else ECHOES))),
+        ('inputnode', 'echo_fit',
+            [('total_field', 'field'), *_same(*FIELD[1:])] if method.field_given
+            else _same(*ECHOES)),
         ('inputnode', 'echo_fit', [(('magnitude', first), 'magnitude')] * method.field_given),
-        ('inputnode', 'shape_mask', _same('field') * method.field_given),
+        ('inputnode', 'shape_mask', [('total_field', 'field')] * method.field_given),
         ('shape_mask', 'echo_fit', [('roi_mask', 'mask'), ('shape_mask', 'shape_mask')]),
         # the estimate
         ('inputnode', 'r2prime_prior', _same(
@@ -198,6 +228,7 @@ def _edges(method, one_echo):
         ('inputnode', 'prior_fit', _same('field_strength', 'tissue', 'tissue_names')),
         ('inputnode', 'prior_fit',
             [(('magnitude', first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
+        ('inputnode', 'prior_fit', _same(PORT) * method.takes_map),
         ('echo_fit', 'prior_fit', _same('total_field', 'field_sd')),
         ('echo_fit', 'prior_fit', [
             ('magnitude', 'combined_magnitude'), *_same('r2star', 'reliable'),
@@ -213,6 +244,7 @@ def _edges(method, one_echo):
         ('echo_fit', 'flattening', _same('total_field')),
         ('shape_mask', 'flattening', [('roi_mask', 'mask')]),
         (estimate, 'flattening', _same('prior_chi')),
+        ('prior_fit', 'flattening', _same('tissue_shift') * interior),
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
         # the comparison
@@ -225,7 +257,16 @@ def _edges(method, one_echo):
         ('echo_fit', 'comparison', [('field_sd', 'field_sd'), ('record', 'echo_fit')]),
         ('echo_fit', 'comparison', _same('r2star') * (not one_echo)),
         (known, 'comparison', [('roi_mask', 'mask')]),
+        # the uncertainty
+        ('background_removal', 'uncertainty', _same('local_field')),
+        ('echo_fit', 'uncertainty', _same('field_sd')),
+        (estimate, 'uncertainty', _same('prior_chi')),
+        ('dipole_inversion', 'uncertainty', [
+            ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
+        (known, 'uncertainty', [('roi_mask', 'mask')]),
+        ('inputnode', 'uncertainty', _same('labels', 'label_names')),
         # the outputs
+        ('uncertainty', 'outputnode', _same('chi_sd', 'support')),
         ('shape_mask', 'outputnode', _same('shape_mask')),
         (known, 'outputnode', _same('roi_mask')),
         ('echo_fit', 'outputnode', _same(
@@ -235,41 +276,52 @@ def _edges(method, one_echo):
             _same('s0', 'misfit') * (not one_echo and not method.field_given)),
         ('r2prime_prior', 'outputnode', _same('r2prime')),
         ('prior_fit', 'outputnode', _same('prior_labels') * bool(method.fit)),
+        ('prior_fit', 'outputnode', _same('tissue_shift') * interior),
         (estimate, 'outputnode', _same('prior_chi')),
-        ('flattening', 'outputnode', _same('flattened_field')),
+        ('flattening', 'outputnode', _same('flattened_field', 'prior_field')),
+        ('shape_mask' if method.by_theory else estimate, 'outputnode',
+            _same('shape_chi') * method.shape),
     ]  # fmt: skip
 
 
 def _arm_edges(method, arm: Arm):
     """Connections of one arm, from its field to its map."""
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
-    pdf, inversion, recombination = (
+    quality, pdf, inversion, recombination = (
         f'{arm.prefix}{stage}'
-        for stage in ('background_removal', 'dipole_inversion', 'recombination')
+        for stage in ('quality_mask', 'background_removal', 'dipole_inversion', 'recombination')
     )
     weighted = arm.inversion != 'l2'
     edges = [
+        ('echo_fit', quality, _same('field_sd')),
+        ('shape_mask', quality, [('roi_mask', 'mask')]),
         ('echo_fit', pdf, _same('field_sd')),
-        ('shape_mask', pdf, [('roi_mask', 'mask')]),
-        (pdf, inversion, _same('local_field')),
+        (quality if arm.certain_field else 'shape_mask', pdf, [('roi_mask', 'mask')]),
+        (_local(arm), inversion, _same('local_field')),
         (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
         (_known(arm), recombination, [('roi_mask', 'mask')]),
-        ('inputnode', recombination, _same('labels', 'label_names')),
-        (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
-        (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ('inputnode', recombination, _same('labels', 'label_names') * (not arm.certain_field)),
         ('echo_fit', inversion, _same('field_sd') * weighted),
     ]
+    if f'{arm.prefix}l_curve' in OUTPUTS:
+        edges += [
+            (pdf, 'outputnode', [('local_field', f'{arm.prefix}local_field')]),
+            (inversion, 'outputnode', [('l_curve', f'{arm.prefix}l_curve')]),
+        ]
     if arm.conventional:
         return [
             *edges,
             ('echo_fit', pdf, [('total_field', 'field')]),
-            (recombination, 'outputnode', [('chi', 'conventional_chi')]),
+            (recombination, 'outputnode', [('chi', f'{arm.prefix}chi')]),
+            (pdf, 'outputnode', [('roi_mask', f'{arm.prefix}mask')] * arm.certain_field),
         ]
     return [
         *edges,
         ('flattening', pdf, [('flattened_field', 'field')]),
+        (pdf, 'outputnode', _same('background_field')),
         (estimate, pdf, [('expected_size', 'model_error')] * method.describes_interior),
+        (estimate, pdf, [('outer_chi', 'start')] * (arm.continued and arm.background == 'pdf')),
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, recombination, _same('prior_chi')),
@@ -280,7 +332,12 @@ def _arm_edges(method, arm: Arm):
 
 def _known(arm: Arm) -> str:
     """Stage whose ``roi_mask`` is where the local field of an arm is known."""
-    return 'shape_mask' if arm.background == 'pdf' else f'{arm.prefix}background_removal'
+    return 'shape_mask' if arm.background == 'pdf' else _local(arm)
+
+
+def _local(arm: Arm) -> str:
+    """Stage that made the local field of an arm."""
+    return f'{arm.prefix if arm.local_of is None else arm.local_of}background_removal'
 
 
 def _same(*ports):

@@ -10,6 +10,9 @@ BACKGROUNDS = {
     'pdf': '{} iterations of projection onto dipole fields [@liu2011]',
     'vsharp': 'means over spheres of several radii [@wu2012], which leave out the rim of the '
     'region',
+    'vsharp-or-pdf': 'means over spheres of several radii [@wu2012], which leave out the rim of '
+    'the region, or, where that is more than half of it, by projection onto dipole fields '
+    '[@liu2011]',
 }
 INVERSIONS = {
     'l2': 'in closed form with l2 gradient regularisation [@bilgic2014]',
@@ -27,6 +30,11 @@ R2 = {
     'literature': 'that of the literature for each tissue class [@gelman1999]',
 }
 
+SHIFT = (
+    ', and with it the frequency of each cell that the fit found to be no field of a dipole '
+    '[@schweser2018]'
+)
+
 
 def sentences(method: Method, one_echo: bool = False, phase_difference: bool = False) -> str:
     """Methods text of a reconstruction, citations in Pandoc's form.
@@ -35,26 +43,54 @@ def sentences(method: Method, one_echo: bool = False, phase_difference: bool = F
     'Maps are not referenced.'
     """
     arm, *conventional = method.arms
-    shape = ' and (where the region reaches its surface) of the shape of the object in air'
     text = [
+        *before(method, one_echo, phase_difference),
+        'From the flattened field the background was removed by '
+        f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
+        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; '
+        'and the estimate was added back.',
+        *(_comparison(other, arm) for other in conventional),
+        _reference(method.reference),
+    ]
+    return '\n'.join(text) + '\n'
+
+
+def sentences_around(
+    method: Method, takes: str | None, one_echo: bool = False, phase_difference: bool = False
+) -> str:
+    """Methods text around an inversion of somebody else's, or up to the flattening (``None``).
+
+    >>> sentences_around(Method(), 'total').splitlines()[-1]
+    'Maps are relative to the mean of the region of interest.'
+    """
+    text = before(method, one_echo, phase_difference)
+    if takes == 'local':
+        arm = method.preconditioned
+        removal = BACKGROUNDS[arm.background].format(arm.iterations)
+        text.append(f'From the flattened field the background was removed by {removal}.')
+    if takes:
+        text.append('What was left was inverted by another program, and the estimate added back.')
+        text.append(_reference(method.reference))
+    return '\n'.join(text) + '\n'
+
+
+def before(method: Method, one_echo: bool, phase_difference: bool) -> list[str]:
+    """Sentences up to the flattening."""
+    shape = ' and (where the region reaches its surface) of the shape of the object in air'
+    return [
         _given_field(one_echo) if method.field_given else _field(one_echo, phase_difference),
         _estimate(method, one_echo),
         f'The field of this estimate{shape if method.shape else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
-        'total field.',
-        'From the flattened field the background was removed by '
-        f'{BACKGROUNDS[arm.background].format(arm.iterations)}; the residual was inverted '
-        f'{INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the estimate was added back.',
-        *(_comparison(other, arm) for other in conventional),
-        {
-            'none': 'Maps are not referenced.',
-            'roi-mean': 'Maps are relative to the mean of the region of interest.',
-        }.get(
-            method.reference,
-            f'Maps are relative to the mean of the region "{method.reference}".',
-        ),
+        f'total field{SHIFT if method.describes_interior else ""}.',
     ]
-    return '\n'.join(text) + '\n'
+
+
+def _reference(reference: str) -> str:
+    return {
+        'none': 'Maps are not referenced.',
+        'roi-mean': 'Maps are relative to the mean of the region of interest.',
+    }.get(reference, f'Maps are relative to the mean of the region "{reference}".')
 
 
 def _given_field(one_echo: bool) -> str:
@@ -90,16 +126,37 @@ def _weight(arm: Arm) -> str:
     return f'a regularisation weight of {arm.reg_weight:g} mm'
 
 
+def _start(arm: Arm) -> str:
+    if arm.background != 'pdf' or not arm.continued:
+        return ''
+    return ', which went on from the sources outside that the fit of the prior had found'
+
+
 def _comparison(conventional: Arm, arm: Arm) -> str:
-    """The conventional arm, and how it differs from the other besides the flattening."""
+    """An arm beside the preconditioned one, and how it differs from that."""
+    if conventional.certain_field:
+        return _consensus(conventional)
+    if conventional.local_of is not None:
+        return f'It was made once more with {_weight(conventional)}.'
     differs = ''
-    if arm.background == 'pdf' and conventional.iterations != arm.iterations:
-        differs += f', with {conventional.iterations} iterations'
+    if _start(arm):
+        differs += ', from no sources on'
     if _weight(conventional) != _weight(arm):
         differs += f', with {_weight(conventional)}'
     return (
         'The same background removal and inversion of the field that was not flattened gave the '
         f'conventional map for comparison{differs}.'
+    )
+
+
+def _consensus(arm: Arm) -> str:
+    """The arm by the choice of the consensus, which shares the total field alone."""
+    return (
+        'A further map follows the recommendations of the QSM consensus [@qsmconsensus2024]: of '
+        'the total field, without voxels at the border of the region where it is uncertain, the '
+        f'background was removed by {BACKGROUNDS[arm.background].format(arm.iterations)}; the '
+        f'local field was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the map '
+        'is relative to the mean of its region.'
     )
 
 

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from precondqsm_bids import __version__
 from precondqsm_bids.cli import checks
 from precondqsm_bids.cli import parser as module
 from precondqsm_bids.cli.parser import build_parser, parse_args
+from precondqsm_bids.cli.presets import PRESETS
 from precondqsm_bids.cli.resources import Limit
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import Method
@@ -150,11 +151,11 @@ def test_paths(parse, tmp_path):
 
 
 def test_every_option_has_a_setting_and_every_setting_an_option():
-    made_of_others = {'config_file', 'bids_filter_file'}
+    made_of_others = {'config_file', 'bids_filter_file', 'preset'}
     options = {action.dest for action in build_parser()._actions} - {'help', 'version'}
     settings = {field.name for field in (*fields(Settings), *fields(Method))} - {'method'}
     # --reg-weight takes a number or the name of a rule
-    assert options - made_of_others == settings - {'bids_filters', 'reg_rule'}
+    assert options - made_of_others == settings - {'bids_filters', 'reg_rule', 'consensus'}
 
 
 def test_settings_file_lies_between_defaults_and_command_line(parse, tmp_path):
@@ -167,8 +168,43 @@ def test_settings_file_lies_between_defaults_and_command_line(parse, tmp_path):
     assert parse('--config-file', path, '--r2', 'median').method.r2 == 'median'
 
 
-def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path):
-    settings = parse('--r2', 3, '--no-shape', '--participant-label', '01')
+def test_presets_lie_between_the_settings_file_and_the_other_options(parse, tmp_path):
+    assert parse('--preset', 'consensus').method == Method(consensus=True)
+    published = Method(prior='r2prime', reg_rule='l-curve')
+    assert parse('--preset', 'abstract').method == published
+    both = parse('--preset', 'consensus', 'abstract', '--r2', 9).method
+    assert both == replace(published, consensus=True, r2=9.0)
+    assert both.arms[0] == both.arms[1]._replace(prefix='')
+    path = tmp_path / 'config.toml'
+    path.write_text('prior = "tissue"\npdf_iterations = 7\nreference = "none"\n')
+    mixed = parse('--config-file', path, '--preset', 'abstract', '--prior', 'contrast').method
+    assert (mixed.prior, mixed.pdf_iterations, mixed.reference) == (('contrast',), 30, 'none')
+    given = parse('--preset', 'abstract', '--reg-weight', 0.2).method
+    assert {arm.reg_weight for arm in given.arms} == {0.2}
+    assert {
+        arm.rule for arm in parse('--preset', 'abstract', '--reg-weight', 'risk').method.arms
+    } == {'risk'}
+    words = ['raw', 'out', 'participant', '--preset', 'consensus', '--r2', '3']
+    assert module.stated_settings(words) >= {'consensus', 'r2'}
+    assert module.option_words(words) == ['--preset', 'consensus', '--r2=3']
+
+
+def test_a_preset_is_one_of_the_words_and_has_fields_of_the_method(refuse):
+    assert "invalid choice: 'paper'" in refuse('--preset', 'paper')
+    assert '--preset would have no effect' in refuse(
+        positional=['raw', 'out', 'group', '--preset', 'consensus']
+    )
+    names = {field.name for field in fields(Method)}
+    for preset in PRESETS.values():
+        assert set(preset.values) <= names
+        Method(**preset.values)
+
+
+@pytest.mark.parametrize(
+    'options', ['--r2 3 --no-shape --participant-label 01', '--preset consensus abstract --r2 3']
+)
+def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path, options):
+    settings = parse(*options.split())
     (tmp_path / 'config.toml').write_text(settings.to_toml())
     assert parse('--config-file', 'config.toml') == settings
 

@@ -27,6 +27,7 @@ from containers import (
 )
 
 from precondqsm_bids import __version__
+from precondqsm_bids.revision import local_version
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
@@ -83,6 +84,9 @@ def test_version_and_labels_are_those_of_the_source(image):
     labels = image['Config']['Labels']
     assert labels['org.opencontainers.image.version'] == __version__
     assert labels['org.opencontainers.image.licenses'] == 'Apache-2.0'
+    code = 'from precondqsm_bids.revision import full_version; print(full_version())'
+    local = local_version(labels['org.opencontainers.image.revision'])
+    assert python_inside(code=code) == __version__ + local
 
 
 def test_default_user_is_not_root(image):

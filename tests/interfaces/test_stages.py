@@ -19,7 +19,7 @@ from scipy import ndimage
 from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
 from precondqsm_bids.method import Arm
-from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.background_removal import pdf, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
@@ -35,10 +35,12 @@ from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_ma
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
 from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict
+from precondqsm_bids.numerics.quality_mask import quality_mask
 from precondqsm_bids.numerics.recombination import recombine
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
+from precondqsm_bids.numerics.uncertainty import MapInputs, map_uncertainty
 from precondqsm_bids.outputs.sidecars import reference_of
 
 
@@ -716,6 +718,30 @@ def test_background_removal(data, tmp_path, weighted):
     assert result['record']['iterations'] == 7
 
 
+def test_spheres_where_they_know_half_of_the_region(data, tmp_path):
+    result = run(
+        interfaces.BackgroundRemoval, tmp_path, field=data.file('field'), mask=data.file('mask'),
+        background='vsharp-or-pdf',
+    )  # fmt: skip
+    arm = Arm(background='vsharp-or-pdf')
+    expected = remove_background(data.field, Geometry(data.mask, VOXEL_SIZE, B0_DIR), arm)
+    np.testing.assert_allclose(result['local_field'], expected.local_field, atol=1e-4)
+    np.testing.assert_array_equal(result['roi_mask'], expected.known)
+    assert result['record']['method'] in ('pdf', 'vsharp')
+    assert result['record']['known_voxels'] == expected.known.sum()
+
+
+def test_quality_mask(data, tmp_path):
+    data.sd *= np.where(np.random.default_rng(0).random(SHAPE) < 0.2, 20, 1).astype(np.float32)
+    result = run(
+        interfaces.QualityMask, tmp_path, field_sd=data.file('sd'), mask=data.file('mask')
+    )
+    expected = quality_mask(data.sd, data.mask)
+    assert 0 < expected.left_out < data.mask.sum()
+    np.testing.assert_array_equal(result['roi_mask'], expected.mask)
+    assert result['record'] == expected.record()
+
+
 def test_thirty_iterations_of_background_removal_by_default():
     assert interfaces.BackgroundRemoval().inputs.iterations == 30
 
@@ -783,6 +809,34 @@ def test_recombination(data, tmp_path, reference):
     assert_same(result, expected, ('chi',))
     assert result['record']['reference'] == reference
     assert result['record']['reference_value'] == pytest.approx(expected.reference_value)
+
+
+@pytest.mark.parametrize('reference', ['none', 'roi-mean', 'agar'])
+def test_uncertainty(data, tmp_path, reference):
+    labels = np.where(data.chi > 0, 1, 2).astype(np.int16)
+    result = run(
+        interfaces.Uncertainty,
+        tmp_path,
+        local_field=data.file('field'),
+        field_sd=data.file('sd'),
+        prior_chi=data.file('chi'),
+        residual_chi=data.file('residual', 0.1 * data.chi),
+        reg_weight=0.2,
+        mask=data.file('mask'),
+        reference=reference,
+        labels=data.file('labels', labels),
+        label_names={1: 'tube', 2: 'agar'},
+    )
+    region = {'none': None, 'roi-mean': data.mask, 'agar': labels == 2}[reference]
+    given = MapInputs(data.field, data.sd, data.chi, 0.1 * data.chi, 0.2)
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    expected = map_uncertainty(given, geometry, labels, region)
+    for port in ('chi_sd', 'support'):  # the voxel size of a header is rounded
+        np.testing.assert_allclose(result[port], getattr(expected, port), rtol=1e-4, atol=1e-6)
+    record = result['record']
+    assert record['regions']['1']['name'] == 'tube'
+    assert record['regions']['2']['error'] == pytest.approx(expected.regions[2].error, rel=1e-3)
+    assert json.loads(json.dumps(record)) == record
 
 
 def test_record_of_one_body_has_no_list_of_bodies(data, tmp_path):
@@ -977,6 +1031,10 @@ MOVED = {
     'background_removal': (interfaces.BackgroundRemoval, ('field', 'field_sd', 'mask')),
     'dipole_inversion': (interfaces.DipoleInversion, ('local_field', 'mask')),
     'recombination': (interfaces.Recombination, ('residual_chi', 'prior_chi', 'mask')),
+    'uncertainty': (
+        interfaces.Uncertainty,
+        ('residual_chi', 'prior_chi', 'local_field', 'field_sd', 'mask'),
+    ),
     'comparison': (
         interfaces.Comparison,
         (

@@ -122,8 +122,12 @@ def test_one_echo_stays_a_list(signal, write, tmp_path):
 
 def test_a_given_field_gets_the_stated_direction_of_b0(signal, write, tmp_path):
     magnitude, field = write('m', np.abs(signal[..., 0])), write('f', signal.real[..., 0])
-    result = outputs(tmp_path, magnitude=[magnitude], field=field, r2star=field, b0_dir=[0, 1, 0])
+    result = outputs(
+        tmp_path, magnitude=[magnitude], total_field=field, r2star=field, b0_dir=[0, 1, 0]
+    )
     np.testing.assert_array_equal(stack(result.magnitude)[..., 0], nib.load(magnitude).get_fdata())
-    for path in (result.field, result.r2star, *result.magnitude):
+    for path in (result.total_field, result.r2star, *result.magnitude):
         assert stated_b0(nib.load(path).header).tolist() == [0, 1, 0]
-    np.testing.assert_array_equal(nib.load(result.field).get_fdata(), nib.load(field).get_fdata())
+    np.testing.assert_array_equal(
+        nib.load(result.total_field).get_fdata(), nib.load(field).get_fdata()
+    )

@@ -19,6 +19,7 @@ STAGES = {
     'background_removal': ('pdf', 'BackgroundRemoval'),
     'dipole_inversion': ('l2_inversion', 'DipoleInversion'),
     'recombination': ('recombine', 'Recombination'),
+    'uncertainty': ('map_uncertainty', 'Uncertainty'),
 }
 FUNCTIONS = [name for name in numerics.__all__ if inspect.isfunction(getattr(numerics, name))]
 

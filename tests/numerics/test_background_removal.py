@@ -78,6 +78,28 @@ def test_local_and_background_fields_are_told_apart():
     assert np.linalg.norm(kept - alone) < 0.05 * np.linalg.norm(background[SPHERE])
 
 
+def test_right_sources_to_start_with_leave_nothing():
+    """The field is that of sources on the grid by a plain cyclic convolution."""
+    grid = solver_grid(SPHERE)
+    kernel = cyclic_prism_kernel(grid.shape, VOXEL_SIZE, TILTED)
+    sources = np.zeros(grid.shape, np.float32)
+    sources[3, 4, 5], sources[-2, 20, 20] = 100, -300
+    whole = fft.irfftn(fft.rfftn(sources) * kernel, s=grid.shape)
+    field = grid.extract(whole, SPHERE.shape)
+    inside = grid.embed(SPHERE)
+    plain = pdf(field, SPHERE, VOXEL_SIZE, TILTED, iterations=1)
+    found = pdf(field, SPHERE, VOXEL_SIZE, TILTED, iterations=1, start=sources + 7 * inside)
+    assert (plain.start, found.start) == ('zero', 'prior_fit')
+    size = np.abs(field[SPHERE]).max()
+    assert np.abs(found.local_field).max() < 1e-5 * size
+    assert np.abs(plain.local_field).max() > 0.1 * size
+
+
+def test_start_of_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r'start \(9, 9, 9\) is not on the grid of this mask'):
+        pdf(SPHERE * 1.0, SPHERE, VOXEL_SIZE, (0, 0, 1), start=np.zeros((9, 9, 9)))
+
+
 def test_thirty_iterations_by_default():
     assert inspect.signature(pdf).parameters['iterations'].default == 30
     field = outside_field(TILTED, seed=1)
@@ -265,7 +287,7 @@ BALL = Geometry(SPHERE, (1, 1, 1), TILTED)
 
 def test_every_word_has_its_function():
     assert list(REMOVE) == list(BACKGROUNDS)
-    with pytest.raises(ValueError, match=r"one of pdf, vsharp, not 'sharp'"):
+    with pytest.raises(ValueError, match=r"one of pdf, vsharp, vsharp-or-pdf, not 'sharp'"):
         remove_background(R, BALL, Arm(background='sharp'))
 
 
@@ -355,6 +377,33 @@ def test_what_is_too_thin_is_refused():
         vsharp(np.zeros(mask.shape), Geometry(mask & False, (1, 1, 1), TILTED))
     with pytest.raises(ValueError, match='differ in shape'):
         vsharp(np.zeros((3, 3, 3)), Geometry(mask, (1, 1, 1), TILTED))
+
+
+@pytest.mark.parametrize(
+    'planes, taken', [(0, 'error'), (2, 'pdf'), (3, 'pdf'), (8, 'pdf'), (10, 'vsharp')]
+)
+def test_spheres_are_taken_where_they_know_half_of_the_region(planes, taken):
+    """Of a slab of n planes of 10 x 10 voxels the smallest sphere knows n - 2 planes of 8 x 8."""
+    mask = np.zeros((12, 12, 14), bool)
+    mask[1:-1, 1:-1, 2 : 2 + planes] = True
+    field = np.random.default_rng(0).normal(size=mask.shape)
+    geometry, arm = (
+        Geometry(mask, (1, 1, 1), TILTED),
+        Arm(iterations=3, background='vsharp-or-pdf'),
+    )
+    if taken == 'error':
+        with pytest.raises(ValueError, match='mask is empty'):
+            remove_background(field, geometry, arm)
+        return
+    share = max(planes - 2, 0) * 64 / (planes * 100)
+    assert (share >= 0.5) == (taken == 'vsharp')
+    found = remove_background(field, geometry, arm)
+    plain = remove_background(field, geometry, arm._replace(background=taken))
+    np.testing.assert_array_equal(found.local_field, plain.local_field)
+    np.testing.assert_array_equal(found.known, plain.known)
+    record = found.record(arm, None)
+    assert record['method'] == taken
+    assert record['known_voxels'] == found.known.sum()
 
 
 def test_projection_by_the_table_is_the_function_and_knows_the_whole_region():

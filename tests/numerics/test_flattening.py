@@ -88,3 +88,13 @@ def test_errors():
     prior[1, 1, 1] = np.inf
     with pytest.raises(ValueError, match='not finite'):
         flatten_field(np.zeros((4, 4, 4)), prior, mask, (1, 1, 1), (0, 0, 1))
+
+
+def test_field_that_is_not_known_in_the_region_is_refused():
+    mask, chi = np.ones(N, bool), np.zeros(N, np.float32)
+    field = np.zeros(N)
+    field[3, 4, 5] = np.nan
+    with pytest.raises(ValueError, match='total_field is not finite in 1 voxels'):
+        flatten_field(field, chi, mask, VOXEL_SIZE, B0_DIR)
+    mask[3, 4, 5] = False
+    assert not flatten_field(field, chi, mask, VOXEL_SIZE, B0_DIR).flattened_field.any()

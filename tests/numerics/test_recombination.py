@@ -134,3 +134,16 @@ def test_one_body_has_the_bits_of_before():
         assert result.reference_value == float(value)
         assert result.reference_sd == float(chi[reference & MASK].std(dtype=np.float64))
         assert len(result.bodies) == 1
+
+
+@pytest.mark.parametrize('which', ['residual_chi', 'prior_chi'])
+def test_map_that_is_not_finite_or_of_another_shape_is_named(which):
+    maps = {'residual_chi': RESIDUAL.copy(), 'prior_chi': PRIOR.copy()}
+    maps[which][~MASK] = np.nan
+    assert np.isfinite(recombine(**maps, mask=MASK).chi).all()
+    maps[which][tuple(np.argwhere(MASK)[0])] = np.nan
+    with pytest.raises(ValueError, match=f'{which} is not finite in 1 voxels'):
+        recombine(**maps, mask=MASK)
+    maps[which] = maps[which][..., None]  # numpy would spread it
+    with pytest.raises(ValueError, match='differ in shape'):
+        recombine(**maps, mask=MASK)

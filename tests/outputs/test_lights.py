@@ -172,7 +172,7 @@ def test_lights_stand_in_the_sidecar_of_the_map_and_in_the_table_of_the_group():
     sidecars = {
         name: compose_sidecar(output, record | {'recombination': {'reference': 'none'}}, facts)
         for name, output in WRITTEN.items()
-        if output.suffix == 'Chimap' and not output.conventional
+        if output.suffix == 'Chimap' and not output.arm
     }
     assert [name for name, sidecar in sidecars.items() if 'Lights' in sidecar] == ['precond_chi']
     found = light_levels(sidecars['precond_chi'])

@@ -215,6 +215,31 @@ def test_grey_scale_is_shared_and_symmetric(tmp_path, monkeypatch):
     assert difference != precond
 
 
+def test_map_of_the_consensus_stands_between_the_others_and_is_black_where_it_is_not_known(
+    tmp_path, monkeypatch
+):
+    rng = np.random.default_rng(0)
+    affine = np.eye(4)
+    names = ('precond_chi', 'conventional_chi', 'consensus_chi')
+    known = np.zeros(SHAPE, 'u1')
+    known[4:12] = 1
+    maps = zeros(tmp_path, affine)
+    for name in ('shape_mask', 'roi_mask'):
+        maps[name] = save(tmp_path, name, np.ones(SHAPE, 'u1'), affine)
+    maps |= {n: save(tmp_path, n, rng.normal(size=SHAPE).astype('f4'), affine) for n in names}
+    maps['consensus_mask'] = save(tmp_path, 'consensus_mask', known, affine)
+    axes = figures_of(maps, tmp_path, monkeypatch)['comparison'].axes[:8]
+    titles = ['conventional', 'consensus', 'preconditioned', 'difference']
+    assert [a.get_title() for a in axes[:4]] == titles
+    for row in (axes[:4], axes[4:]):
+        shown = [np.ma.getmaskarray(a.images[0].get_array()) for a in row]
+        np.testing.assert_array_equal(
+            shown[1], np.broadcast_to(known[:, 0, 0] == 0, shown[1].shape)
+        )
+        assert not shown[2].any()
+        assert row[1].images[0].get_clim() == row[2].images[0].get_clim()
+
+
 def test_l_curve_marks_the_weight_that_was_used_on_the_curve():
     weights = np.logspace(-2, 1, 61)
     curve = {
@@ -558,6 +583,18 @@ def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
     )
 
 
+def test_regions_of_the_prior_are_named():
+    numbers = {'median_support': 0.66, 'supported_fraction': 0.9, 'of_prior': {}}
+    text = '66% of the value in the median voxel, half or more in 90% of the region'
+    assert wording.support(numbers, {}) == text
+    numbers['of_prior'] = {'thalamus': 'pattern', 'red nucleus': 'value and pattern'}
+    assert wording.support(numbers, {}) == (
+        f"{text}; the prior's rather than the field's: thalamus (pattern), "
+        'red nucleus (value and pattern)'
+    )
+    assert wording.support({}, {}) is None
+
+
 def test_maps_of_the_quality_of_the_field():
     sd = np.full(SHAPE, 0.01, np.float32)
     sd[:2] = 3
@@ -570,4 +607,4 @@ def test_maps_of_the_quality_of_the_field():
     assert limits[0] == pytest.approx((0, 0.05))  # five times the median
     assert limits[1:] == [(0, 3), (0, 4)]
     names = [name for name, _ in slices.draw_maps(dict.fromkeys(slices.DRAWN, ones), np.ones(3))]
-    assert names == ['comparison', 'prior', 'fields', 'masks', 'echofit']
+    assert names == ['comparison', 'prior', 'trust', 'fields', 'masks', 'echofit']

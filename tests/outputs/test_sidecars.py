@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from precondqsm_bids import __version__
 from precondqsm_bids.outputs.dataset import bids_uri, write_dataset_description
 from precondqsm_bids.outputs.files import BIDSIGNORE
 from precondqsm_bids.outputs.maps import MAPS, WRITTEN
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
+from precondqsm_bids.revision import full_version
 
 FACTS = Facts(sources=['bids:raw:x'], echo_times=[0.004, 0.008], field_strength=3.0)
 
@@ -56,7 +56,7 @@ def test_description(raw, tmp_path, monkeypatch):
     description = json.loads(path.read_text())
     assert description['DatasetType'] == 'derivative'
     assert description['GeneratedBy'][0]['Name'] == 'precondqsm_bids'
-    assert description['GeneratedBy'][0]['Version'] == __version__
+    assert description['GeneratedBy'][0]['Version'] == full_version()
     assert description['GeneratedBy'][0]['Container'] == {
         'Type': 'docker',
         'Tag': 'precondqsm_bids:1',

@@ -66,6 +66,19 @@ def test_dictionary_describes_each_column(inputs, tmp_path):
     assert 'agar' in result.columns['precond_chi_minus_medium']['Description']
 
 
+def test_mean_has_the_error_and_support_of_the_record(inputs, tmp_path):
+    known = {'4': {'error': 0.012, 'support': 0.8, 'pattern_support': 0.25}}
+    record = {'uncertainty': {'regions': known}}
+    result = RoiValues(**inputs, record=record, chi_sd=inputs['precond_chi']).run(cwd=tmp_path)
+    rod, agar = read_table(result.outputs.out_file)
+    columns = ('precond_chi_error', 'precond_chi_support', 'precond_chi_pattern_support')
+    assert [rod[name] for name in columns] == [0.012, 0.8, 0.25]
+    assert [agar[name] for name in columns] == [None] * 3
+    assert result.outputs.columns['precond_chi_error']['Units'] == 'ppm'
+    assert 'chi_sd_mean' in rod
+    assert 'chi_sd_minus_medium' not in rod  # a standard deviation has no medium
+
+
 def test_voxels_outside_the_region_do_not_count(inputs, tmp_path):
     mask = np.zeros(SHAPE, 'u1')
     mask[20, 20, 30] = 1

@@ -152,6 +152,7 @@ def test_method_settings_change_the_graph(build):
         'shape': False,
         'mask_erosion': 2.0,
         'conventional': False,
+        'consensus': True,
         'pdf_iterations': 3,
         'reg_weight': 0.1,
         'reg_rule': 'risk',

@@ -30,6 +30,8 @@ MAPS = [
     'anat/desc-conventional_Chimap',
     'anat/desc-prior_Chimap',
     'anat/desc-residual_Chimap',
+    'anat/desc-precondstd_Chimap',
+    'anat/desc-support_Chimap',
     'anat/R2starmap',
     'anat/T2starmap',
     'anat/S0map',
@@ -92,6 +94,8 @@ def raw(tmp_path_factory):
         data = rng.normal(size=SHAPE).astype(np.float32) * mask
         if port.endswith('mask'):
             data = mask.astype(np.uint8)
+        if port == 'consensus_mask':
+            data[..., :4] = 0  # a rim
         if port == 'prior_labels':
             data = labels.astype(np.int32)
         files[port] = work / f'{port}.nii.gz'
@@ -137,6 +141,16 @@ def record():
     }
 
 
+OF_CONSENSUS = {
+    'quality_mask': {'most_field_sd': 0.05, 'left_out_voxels': 12, 'enclosed_voxels': 0},
+    'background_removal': {'method': 'vsharp', 'known_voxels': 900, 'radii': [1.0]},
+    'dipole_inversion': {
+        'reg_weight': 0.4, 'rule': 'risk', 'tv_weight': 0.02, 'inversion': 'tv', 'warnings': [],
+    },
+    'recombination': record()['recombination'],
+}  # fmt: skip
+
+
 def run_and_settings(raw, out, labels=True, **method):
     """The run of the dataset, and settings that write all of it."""
     root, sources, _, dseg = raw
@@ -167,7 +181,10 @@ def run_outputs(raw, out, work, plugin='Linear', **values):
     workflow = init_outputs_wf(run, settings)
     workflow.base_dir = str(work)
     workflow.config['execution'] = {'poll_sleep_duration': 0.05, 'crashdump_dir': str(work)}
-    made = {**raw[2], 'record': record(), 'l_curve': l_curve(0.12)}
+    numbers = record()
+    if settings.method.consensus:
+        numbers |= {f'consensus_{stage}': values for stage, values in OF_CONSENSUS.items()}
+    made = {**raw[2], 'record': numbers, 'l_curve': l_curve(0.12)}
     made['conventional_l_curve'] = l_curve(2.0)
     for port in ports_of(run, settings):
         value = made[port]
@@ -315,6 +332,36 @@ def test_without_conventional_arm_and_labels(raw, tmp_path):
     assert 'desc-comparison_Chimap.png' in names
     assert 'desc-conventional_Chimap.nii.gz' not in names
     assert 'desc-rois_values.tsv' not in names
+
+
+@pytest.mark.slow
+def test_arms_of_the_consensus(raw, tmp_path):
+    out = run_outputs(raw, tmp_path / 'out', tmp_path / 'work', consensus=True)
+    for name in ('conventionalrisk_Chimap', 'consensus_Chimap', 'consensus_mask'):
+        assert output_path(out, f'anat/desc-{name}').is_file()
+    path = output_path(out, 'anat/desc-consensus_Chimap')
+    sidecar = json.loads(path.with_name(path.name.replace('.nii.gz', '.json')).read_text())
+    assert 'V-SHARP' in sidecar['EstimationAlgorithm']
+    assert 'total variation, alpha = 0.02 ppm mm' in sidecar['EstimationAlgorithm']
+    assert 'lambda = 0.4 (risk)' in sidecar['EstimationAlgorithm']
+    assert '10.1002/mrm.30006' in sidecar['EstimationReference']
+    assert 'Wu B' in sidecar['EstimationReference']
+    assert 'desc-consensus_mask' in sidecar['ExclusionCriteria']
+    assert {'consensus_quality_mask', 'consensus_background_removal'} <= set(sidecar['Parameters'])
+    # Values are those of the voxels that the map knows: the rim is zero in it, and no value.
+    table = out / 'sub-01' / 'ses-a' / 'anat' / f'{PREFIX}_desc-rois_values.tsv'
+    row = read_table(table)[0]
+    chi = nb.load(raw[2]['consensus_chi']).get_fdata()
+    known = np.asanyarray(nb.load(raw[2]['consensus_mask']).dataobj) > 0
+    inside = (np.asanyarray(nb.load(raw[3]).dataobj) == 1) & known
+    assert row['consensus_chi_n'] == inside.sum() < row['conventional_risk_chi_n']
+    assert row['consensus_chi_mean'] == pytest.approx(chi[inside].mean(), rel=1e-4)
+    page = write_report(out, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
+    text = page.read_text()
+    for heading in ('<th>consensus</th>', '<th>conventional, least expected error</th>'):
+        assert heading in text
+    assert '900 voxels (desc-consensus_mask): without 12 at the border' in text
+    assert 'Consensus: λ' in text
 
 
 def test_every_connected_port_exists(raw):

@@ -11,7 +11,7 @@ from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_signal
-from precondqsm_bids.method import LONGER, RANGES, Method
+from precondqsm_bids.method import RANGES, Method
 from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
 from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
@@ -53,6 +53,10 @@ SETTINGS = [
     )
     if shape or prior != 'shape'
 ]
+
+
+CONSENSUS = {'consensus_chi', 'consensus_mask', 'conventional_risk_chi'}
+"""Ports of the arms that the consensus brings."""
 
 
 def ports(connection):
@@ -105,12 +109,14 @@ def test_graph_of_every_setting(settings):
     method = Method(**{key: settings[key] for key in settings if key != 'omp_nthreads'})
     workflow = init_precondqsm_wf(method, omp_nthreads=threads)
     assert not undeclared(workflow)
-    expected = set(OUTPUTS)
+    expected = set(OUTPUTS) - CONSENSUS
     if not settings['conventional']:
         expected = {name for name in expected if not name.startswith('conventional')}
     fitted = method.fit is not None
     if not fitted:
         expected -= {'prior_labels'}
+    if not method.shape:
+        expected -= {'shape_chi'}
     assert wired(workflow, 'outputnode') == expected
     # each input is read by a stage
     node = workflow.get_node('inputnode')
@@ -119,7 +125,7 @@ def test_graph_of_every_setting(settings):
         for _, _, data in workflow._graph.out_edges(node, data=True)
         for connection in data['connect']
     }
-    unread = {'field', 'field_units', 'field_sd', 'r2star'}
+    unread = {'total_field', 'field_units', 'field_sd', 'r2star', 'prior_map'}
     unread |= set() if 'contrast' in method.prior else {'contrasts'}
     assert read == set(INPUTS) - unread
     # no stage without its mandatory inputs
@@ -146,6 +152,7 @@ def test_graph_of_one_echo(prior):
     assert not undeclared(workflow)
     assert 'r2prime_prior' not in workflow.list_node_names()
     absent = {
+        *CONSENSUS,
         *(name for name, row in MAPS.items() if row.many_echoes),
         *(['prior_labels'] if prior == 'shape' else []),
     }
@@ -163,6 +170,7 @@ def test_graph_of_a_given_field(prior, with_r2star):
     workflow = init_precondqsm_wf(method, one_echo=not with_r2star)
     assert not undeclared(workflow)
     absent = {
+        *CONSENSUS,
         *(
             name
             for name, row in MAPS.items()
@@ -192,6 +200,46 @@ def test_arms_share_the_stages_that_they_can_share():
         assert {own, f'conventional_{own}'} <= set(names)
     alone = init_precondqsm_wf(Method(conventional=False)).list_node_names()
     assert not [name for name in alone if name.startswith('conventional')]
+
+
+@pytest.mark.parametrize(
+    'settings, one_echo, absent',
+    [
+        ({}, False, set()),
+        ({'prior': 'r2prime'}, False, set()),
+        ({'conventional': False}, False, {'conventional_risk_chi'}),
+        ({'inversion': 'tv', 'background': 'vsharp'}, False, {'conventional_risk_chi'}),
+        ({}, True, set()),
+    ],
+)
+def test_graph_with_the_arms_of_the_consensus(settings, one_echo, absent):
+    method = Method(consensus=True, reference='agar', **settings)
+    workflow = init_precondqsm_wf(method, one_echo=one_echo)
+    assert not undeclared(workflow)
+    found = wired(workflow, 'outputnode')
+    assert found & CONSENSUS == CONSENSUS - absent
+    plain = Method(reference='agar', **settings)
+    assert found - CONSENSUS == wired(init_precondqsm_wf(plain, one_echo=one_echo), 'outputnode')
+    names = workflow.list_node_names()
+    assert 'conventional_risk_background_removal' not in names
+    assert ('conventional_risk_dipole_inversion' in names) == (not absent)
+    get = workflow.get_node
+    assert get('consensus_background_removal').inputs.background == 'vsharp-or-pdf'
+    assert get('consensus_dipole_inversion').inputs.inversion == 'tv'
+    assert get('consensus_recombination').inputs.reference == 'roi-mean'
+    assert 'labels' not in wired(workflow, 'consensus_recombination')
+    assert get('recombination').inputs.reference == 'agar'
+    assert get('consensus_dipole_inversion').mem_gb == get('dipole_inversion').mem_gb
+    for name in names:
+        given = wired(workflow, name)
+        for trait, spec in get(name).inputs.traits(mandatory=True).items():
+            if spec.mandatory:
+                assert trait in given or getattr(get(name).inputs, trait) not in (None, '')
+    assert '[@qsmconsensus2024]' in workflow.__desc__
+    assert '[@qsmconsensus2024]' not in init_precondqsm_wf(plain, one_echo=one_echo).__desc__
+    assert ('once more with the regularisation weight of least' in workflow.__desc__) != bool(
+        absent
+    )
 
 
 def test_settings_reach_their_nodes():
@@ -248,7 +296,7 @@ def test_nodes_take_every_number_that_the_method_allows(end):
     settings = {name: getattr(allowed, end) for name, allowed in RANGES.items()}
     workflow = init_precondqsm_wf(Method(**settings))
     iterations = workflow.get_node('background_removal').inputs.iterations
-    assert iterations == LONGER * settings['pdf_iterations']
+    assert iterations == settings['pdf_iterations']
 
 
 def test_conventional_arm_sees_no_prior():
@@ -452,9 +500,16 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
         ({'reference': 'agar', 'pdf_iterations': 10}, 4),
         ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5, 'mask': 'brain'}, 4),
         ({'prior': 'r2prime', 'inversion': 'tv', 'background': 'vsharp'}, 4),
+        ({'prior': 'r2prime', 'consensus': True, 'reference': 'agar', 'pdf_iterations': 5}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
     ],
-    ids=['default', 'published', 'total variation after spheres', 'one echo and a map'],
+    ids=[
+        'default',
+        'published',
+        'total variation after spheres',
+        'consensus',
+        'one echo and a map',
+    ],
 )
 def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, settings, echoes):
     """To the last bit: the nodes and their files add nothing to :func:`reconstruct`."""
@@ -491,18 +546,28 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
     np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
     np.testing.assert_array_equal(volume('flattening', 'flattened_field'), maps.flattened_field)
-    for prefix, arm in (('', maps.preconditioned), ('conventional_', maps.conventional)):
-        if arm is None:
-            assert not method.conventional
+    for port in ('chi_sd', 'support'):
+        expected = getattr(maps.uncertainty, port)
+        np.testing.assert_array_equal(volume('uncertainty', port), expected)
+        assert expected[maps.preconditioned.local.known].mean() > 0
+    assert nodes['uncertainty'].result.outputs.record['regions'].keys() == {
+        str(i) for i in maps.uncertainty.regions
+    }
+    for of_method in method.arms:
+        arm, prefix = getattr(maps, of_method.name), of_method.prefix
+        np.testing.assert_array_equal(volume(f'{prefix}recombination', 'chi'), arm.map.chi)
+        assert not arm.map.chi[~arm.local.known].any()
+        if of_method.local_of is not None:
+            assert arm.local is maps.conventional.local
             continue
         local = volume(f'{prefix}background_removal', 'local_field')
         np.testing.assert_array_equal(local, arm.local.local_field)
-        np.testing.assert_array_equal(volume(f'{prefix}recombination', 'chi'), arm.map.chi)
-        assert not arm.map.chi[~arm.local.known].any()
-        if method.background == 'vsharp':
+        if of_method.background != 'pdf':
             assert arm.local.known.sum() < found.region.roi_mask.sum()
             known = volume(f'{prefix}background_removal', 'roi_mask')
             np.testing.assert_array_equal(known, arm.local.known)
+    assert (maps.conventional is None) == (not method.conventional)
+    assert (maps.consensus is None) == (not method.consensus)
     assert np.std(found.chi[found.region.roi_mask]) > 0.01
 
 
@@ -523,14 +588,14 @@ def test_workflow_of_a_given_field_is_the_function_on_arrays(
     workflow = init_precondqsm_wf(method, name='qsm', one_echo=not with_r2star)
     workflow.base_dir = str(tmp_path / 'work')
     given = workflow.inputs.inputnode
-    given.field, given.field_units = str(tmp_path / 'field.nii'), 'Hz'
+    given.total_field, given.field_units = str(tmp_path / 'field.nii'), 'Hz'
     given.magnitude, given.field_strength = files['magnitude'][:1], 3.0
     if with_r2star:
         given.r2star = str(tmp_path / 'r2star.nii')
     logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
     nodes = {node.name: node for node in workflow.run(plugin='Linear').nodes()}
     path = files['magnitude'][0]
-    ppm = in_ppm(load(given.field, np.float64), 'Hz', 3.0)
+    ppm = in_ppm(load(given.total_field, np.float64), 'Hz', 3.0)
     rate = load(str(tmp_path / 'r2star.nii')) if with_r2star else None
     like = geometry(path)[1], b0_along(path)
     found = reconstruct(GivenField(ppm, load(path), 3.0, *like, r2star=rate), method)

@@ -331,7 +331,8 @@ def _steps(
         if np.count_nonzero(both) < 100:
             continue
         step = np.asarray(shape_field[there] - shape_field[here], np.float64)[both]
-        design = np.column_stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
+        design = np.stack([np.ones(step.size), *(i / 10 for i in np.nonzero(both))])
+        normal = np.linalg.pinv(design @ design.T)  # an axis of one slice has a column of zeros
         columns = [step, *(np.angle(s[there] * s[here].conj())[both] for s in signals)]
-        found.append([v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in columns])
+        found.append([v - (normal @ (design @ v)) @ design for v in columns])
     return found

@@ -67,13 +67,12 @@ class Columns:
         self.planes = [slice(x.start - first, x.stop - first) for x, _, _ in system.boxes]
         self.plane_size = int(np.prod([part.stop - part.start for part in box[1:]]))
         self.hats: list[_Hats] = []
-        voxels = np.flatnonzero(mask)
         self.width, end = 0, 0
         plain: list[npt.NDArray] = []
         terms: list[_Term] = []
         for basis in bases:
             here, end = slice(end, end + basis.parcels), end + basis.parcels
-            entries = _entries(basis, mask, voxels)
+            entries = entries_of(basis, mask)
             if basis.lattice is None:
                 terms.append(_Term(entries, sum(part.size for part in plain), None))
                 plain.append(np.arange(here.start, here.stop))
@@ -251,10 +250,11 @@ class _Hats:
         return nodes.reshape(-1)[self.used]
 
 
-def _entries(
-    basis: Basis, mask: npt.NDArray[np.bool_], voxels: npt.NDArray
+def entries_of(
+    basis: Basis, mask: npt.NDArray[np.bool_]
 ) -> list[tuple[npt.NDArray, npt.NDArray, F32]]:
     """Voxels of a basis, as indices in the flattened mask, ascending; their cells and weights."""
+    voxels = np.flatnonzero(mask)
     labels, weight = basis.labels[mask], basis.weight[mask]
     if labels.min() < 0:
         used = labels >= 0

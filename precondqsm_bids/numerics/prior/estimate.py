@@ -84,6 +84,12 @@ class PriorEstimate(NamedTuple):
     """Expected size of the fitted susceptibility, ppm; None without a fit."""
     record: dict[str, Any]
     """Measured and chosen values."""
+    tissue_shift: npt.NDArray[np.float32] | None = None
+    """Frequency of the tissue that is no field of a dipole, ppm, (X, Y, Z); None without
+    cells of the whole region."""
+    outer_chi: npt.NDArray[np.float32] | None = None
+    """Sources outside the region that the fit has found, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; None without a fit."""
 
 
 def estimate_prior(
@@ -154,7 +160,7 @@ def estimate_prior(
     used = _used(flat, verdict.gains)
     fitted = fit_prior(
         field, [flat[i] for i in used], mask, voxel_size, b0_dir, inputs.field_sd,
-        inputs.shape_sd, iterations, free_voxels=free_voxels, workers=workers,
+        inputs.shape_sd, iterations, free_voxels=free_voxels, workers=workers, tissue_shift=True,
     )  # fmt: skip
     fitted = _with_left_out(fitted, flat, used)
     record = builder.record(bases, fitted)
@@ -172,6 +178,10 @@ def estimate_prior(
         record['coefficient_errors'] = coefficient_errors(
             field, flat[0], fitted, mask, voxel_size, b0_dir, inputs.field_sd, workers=workers
         ).tolist()
+    shift = fitted.tissue_shift
+    if shift is not None:
+        shift *= np.float32(verdict.trust)
+        record['tissue_shift_sd'] = float(np.std(shift[mask], dtype=np.float64))
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
         np.float32(verdict.trust) * fitted.prior_chi,
@@ -179,6 +189,8 @@ def estimate_prior(
         (finest.labels + 1).astype(np.int32),
         fitted.inner_size,
         record,
+        shift,
+        fitted.outer_chi,
     )
 
 

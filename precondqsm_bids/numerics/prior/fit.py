@@ -10,6 +10,7 @@ from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.columns import Columns
+from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
 from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
 F32 = npt.NDArray[np.float32]
@@ -54,6 +55,12 @@ class PriorFit(NamedTuple):
     """Fraction of the voxels that the robust weights hold at less than half."""
     model_error: float
     """Model error in the weights, ppm."""
+    tissue_shift: F32 | None
+    """Part of the field that is a constant of the cells and no dipole's, ppm, (X, Y, Z); None if
+    it was not asked for, or there are no cells of the whole region."""
+    outer_chi: F32
+    """Sources outside, which make the field of the background, ppm, on the grid of
+    :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; zero inside."""
 
 
 class Start(NamedTuple):
@@ -111,6 +118,7 @@ def fit_prior(
     free_voxels: bool = False,
     workers: int = 1,
     *,
+    tissue_shift: bool = False,
     model_error: float = MODEL_ERROR,
     start: Start | None = None,
 ) -> PriorFit:
@@ -167,6 +175,9 @@ def fit_prior(
         describes most of what is inside: what a prior of few coefficients leaves is its error.
     workers : int
         Threads of the Fourier transforms.
+    tissue_shift : bool
+        Whether cells of the whole region may have a frequency of their own, too, which is no field
+        of a dipole (:class:`~precondqsm_bids.numerics.prior.shift.TissueShift`).
     model_error : float
         What the prior cannot describe of the field, relative to ``inner_size``.
 
@@ -209,6 +220,8 @@ def fit_prior(
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
     weights = noise_weights(sd, mask, model_error * inner_size)
     state = _Fit(start, bases, geometry, weights, shape_sd)
+    if tissue_shift and (own := shifted(bases)):
+        state.shift = TissueShift(own, mask, state.rows, inner_size)
     for i in range(rounds):
         if i:
             state.reweigh()
@@ -274,6 +287,7 @@ class _Fit:
         self.robust = np.ones(np.count_nonzero(mask), np.float32)
         self.w_robust = self.w_squared.copy()
         self.free_squared = np.zeros_like(self.sources)
+        self.shift: TissueShift | None = None
 
     def prior(self) -> F32:
         """``sum_j c_j b_j``, ppm, on the solver's grid."""
@@ -287,6 +301,8 @@ class _Fit:
         w_squared = self.w_squared.reshape(-1)[self.rows]
         self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
         self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
+        if self.shift:
+            self.shift.resize()
 
     def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""
@@ -305,7 +321,7 @@ class _Fit:
         """Conjugate-gradient iterations with the weights that there are."""
         self.system.descend(
             self.sources, self.residual, self.w_robust, self.expected_squared, iterations,
-            self.unknowns,
+            self.unknowns, self.shift,
         )  # fmt: skip
 
     def result(self, free_voxels: bool, model_error: float) -> PriorFit:
@@ -329,6 +345,11 @@ class _Fit:
         if free_voxels:
             parts.append(free[inside])
         explained, fractions = self._explained(parts, inside, field_of_prior)
+        shift = None
+        if self.shift:
+            shift = np.zeros(mask.shape, np.float32)
+            frequency = self.shift.field(self.shift.values)
+            shift[mask] = frequency - np.median(frequency)  # the field does not tell a constant
 
         def in_volume(of_box: F32) -> F32:
             out = np.zeros(mask.shape, np.float32)
@@ -346,6 +367,8 @@ class _Fit:
             tuple(float(np.std(part)) for part in parts[: len(self.bases)]),
             float(np.mean(self.robust < 0.5)),
             model_error,
+            shift,
+            np.where(self.inside, np.float32(0), self.sources),
         )
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:

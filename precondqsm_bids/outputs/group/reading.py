@@ -154,18 +154,9 @@ def _read_run(
     has_map = (folder / f'{name}_desc-precond_Chimap.nii.gz').is_file()
     if parameters and not has_map:
         notes.append(f'no {name}_desc-precond_Chimap.nii.gz')
-    settings = sidecar.get('Settings')
-    conventional_file = folder / f'{name}_desc-conventional_Chimap.json'
-    if parameters and (
-        conventional_file.exists()
-        or (isinstance(settings, Mapping) and settings.get('conventional') is True)
-    ):
-        conventional, missing = _read_json(conventional_file)
-        more = conventional.get('Parameters')
-        if missing:
-            notes.append(missing)
-        elif isinstance(more, Mapping):
-            parameters = {**more, **parameters}
+    if parameters:
+        more, wrong_files = _of_further_arms(folder, name, sidecar.get('Settings'))
+        parameters, notes = {**more, **parameters}, [*notes, *wrong_files]
     quality = {}
     for measure in COLUMNS if parameters else ():
         quality[measure.name], wrong = take(parameters, measure)
@@ -194,6 +185,24 @@ def _read_run(
         columns=columns,
         regions=regions,
     )
+
+
+def _of_further_arms(folder: Path, name: str, settings: Any) -> tuple[dict[str, Any], list[str]]:
+    """Parameters of the arms beside the preconditioned one, and what is wrong with their files."""
+    asked = settings if isinstance(settings, Mapping) else {}
+    parameters: dict[str, Any] = {}
+    notes = []
+    for desc in ('conventional', 'conventionalrisk', 'consensus'):
+        file = folder / f'{name}_desc-{desc}_Chimap.json'
+        if not file.exists() and asked.get(desc) is not True:
+            continue
+        arm, missing = _read_json(file)
+        found = arm.get('Parameters')
+        if missing:
+            notes.append(missing)
+        elif isinstance(found, Mapping):
+            parameters |= found
+    return parameters, notes
 
 
 def _read_regions(folder: Path, name: str) -> tuple[list[str], list[list[str]], str]:

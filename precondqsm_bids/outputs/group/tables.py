@@ -77,7 +77,7 @@ COEFFICIENT = {
 }
 """Columns of ``group_coefficients.tsv`` and what they are."""
 
-COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'r2star_mean')
+COMPARED = ('precond_chi_mean', 'conventional_chi_mean', 'consensus_chi_mean', 'r2star_mean')
 """Columns of the values per region that are compared over the runs."""
 
 Key = tuple[str, ...]

@@ -565,6 +565,27 @@ def test_the_page_is_one_file(planted):
     assert '&lt;raw&gt;' in text
 
 
+def test_arm_of_the_consensus_has_its_columns(derivatives):
+    derivatives.add('sub-1')
+    settings = {'conventional': True, 'consensus': True}
+    for name in ('sub-2', 'sub-3'):
+        derivatives.add(name)
+        path = derivatives.folder(derivatives.out, name) / f'{name}_desc-precond_Chimap.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'Settings': settings}))
+    numbers = {
+        'consensus_dipole_inversion': {'reg_weight': 0.7},
+        'consensus_background_removal': {'known_voxels': 800, 'method': 'vsharp'},
+    }
+    derivatives.write('sub-2', 'desc-consensus_Chimap.json', {'Parameters': numbers})
+    assert dict(group(derivatives).runs) == {'complete': 2, 'incomplete': 1}
+    rows = {row['run']: row for row in derivatives.table('quality')}
+    found = {name: row['consensus_reg_weight'] for name, row in rows.items()}
+    assert found == {'sub-1': 'n/a', 'sub-2': '0.7', 'sub-3': 'n/a'}
+    assert rows['sub-2']['consensus_known_voxels'] == '800'
+    assert rows['sub-2']['consensus_background'] == 'vsharp'
+    assert 'no sub-3_desc-consensus_Chimap.json' in rows['sub-3']['note']
+
+
 def test_one_run_without_regions_and_coefficients(derivatives):
     derivatives.add('sub-1', conventional=False)
     result = group(derivatives)

@@ -1,5 +1,7 @@
 """What is taken from the sidecars is what the stages write."""
 
+import re
+
 import pytest
 from records import record_keys
 
@@ -11,7 +13,8 @@ from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS, MEASURES
 
 @pytest.mark.parametrize('measure', MEASURES, ids=lambda measure: measure.name)
 def test_the_stage_writes_it(measure):
-    assert measure.key in record_keys(measure.stage.removeprefix('conventional_'))
+    stage = re.sub('^(conventional_risk|conventional|consensus)_', '', measure.stage)
+    assert measure.key in record_keys(stage)
 
 
 def test_the_fit_of_the_prior_writes_the_coefficients():

@@ -1,0 +1,232 @@
+"""``--resume-with``: a map that another program made of the flattened field, recombined.
+
+What ``--stop-after flattening`` left in the output folder says which runs there are, and how they
+were flattened.
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from precondqsm_bids.cli.call import Call
+from precondqsm_bids.cli.failures import Failure, conclude, of_participant
+from precondqsm_bids.cli.progress import say
+from precondqsm_bids.config import Settings
+
+FLAT, PRIOR, MASK = 'desc-flattened_fieldmap', 'desc-prior_Chimap', 'desc-roi_mask'
+ENDINGS = ('.nii.gz', '.nii')
+
+
+class Flattened(NamedTuple):
+    """What is on disk of one run."""
+
+    label: str
+    """``sub-01_ses-a_run-1``"""
+    field: Path
+    """Flattened field."""
+    prior: Path
+    mask: Path
+
+    @property
+    def subject(self) -> str:
+        """Label of the participant."""
+        return self.label.split('_')[0].removeprefix('sub-')
+
+
+def resume(call: Call) -> int:
+    """Recombine the map of each run; the exit status.
+
+    Raises InputError if there is no flattened field, or the file or folder does not go with the
+    runs.
+    """
+    from precondqsm_bids.cli.environment import logging_to
+
+    settings = call.settings
+    runs = flattened_runs(settings)
+    given = maps_of(settings, runs)
+    call.log_dir.mkdir(parents=True, exist_ok=True)
+    (call.log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
+    failed: list[Failure] = []
+    with logging_to(call.log_dir / 'precondqsm_bids.log', settings.verbose):
+        for run in runs:
+            if (path := given.get(run.label)) is None:
+                say(f'{run.label} | skipped: no map of it in {settings.resume_with}')
+                continue
+            try:
+                target, warnings = recombine_run(run, path, settings)
+            except (OSError, ValueError) as error:
+                text = traceback.format_exc()
+                failed.append(of_participant(call, run.subject, 'resume', str(error), text))
+                continue
+            for words in warnings:
+                say(f'{run.label} | warning: {words}')
+            say(f'{run.label} | {target}')
+        done = len(given) - len(failed)
+        say(f'finished: {done} of {len(given)} maps', sys.stderr if failed else sys.stdout)
+        return conclude(failed)
+
+
+def flattened_runs(settings: Settings) -> list[Flattened]:
+    """Runs of the output folder that were flattened, of the participants and sessions asked for.
+
+    Raises InputError if there are none.
+    """
+    from precondqsm_bids.inputs.run import InputError
+    from precondqsm_bids.outputs.dataset import fieldmap_stem
+
+    runs = []
+    for prior in sorted(settings.output_dir.glob(f'sub-*/**/anat/*_{PRIOR}.nii.gz')):
+        label = prior.name.removesuffix(f'_{PRIOR}.nii.gz')
+        field = prior.parents[1] / 'fmap' / f'{fieldmap_stem(label)}_{FLAT}.nii.gz'
+        entities = dict(pair.split('-', 1) for pair in label.split('_'))
+        if settings.participant_label and entities['sub'] not in settings.participant_label:
+            continue
+        if settings.session_label and entities.get('ses') not in settings.session_label:
+            continue
+        if field.is_file():
+            runs.append(Flattened(label, field, prior, prior.with_name(f'{label}_{MASK}.nii.gz')))
+    if not runs:
+        raise InputError(
+            f'{settings.output_dir} has no flattened field ({FLAT}) of these participants and '
+            'sessions: run --stop-after flattening first'
+        )
+    return runs
+
+
+def maps_of(settings: Settings, runs: list[Flattened]) -> dict[str, Path]:
+    """The map of each run: the file, or those of the folder by their names.
+
+    Raises InputError if a file is given for several runs, or the folder has none or several for
+    one.
+    """
+    from precondqsm_bids.inputs.run import InputError
+
+    given = settings.resume_with
+    assert given is not None
+    names = ', '.join(run.label for run in runs)
+    if given.is_file():
+        if len(runs) > 1:
+            raise InputError(
+                f'--resume-with {given} is one map, and there are {len(runs)} runs ({names}): '
+                'choose with --participant-label and --session-label, or give a folder of maps'
+            )
+        return {runs[0].label: given}
+    found: dict[str, Path] = {}
+    for run in runs:
+        paths = [
+            path
+            for path in sorted(given.glob(f'**/{run.label}_*'))
+            if path.name.endswith(tuple(f'Chimap{ending}' for ending in ENDINGS))
+            and _only_desc(path.name.removeprefix(f'{run.label}_'))
+        ]
+        if len(paths) > 1:
+            raise InputError(
+                f'--resume-with: {run.label} has several maps, {", ".join(map(str, paths))}: '
+                'leave one, or give the file'
+            )
+        if paths:
+            found[run.label] = paths[0]
+    if not found:
+        raise InputError(
+            f'--resume-with: {given} has no map of the runs {names}: name them <run>_Chimap.nii.gz'
+        )
+    return found
+
+
+def _only_desc(rest: str) -> bool:
+    """Whether a name has no further entity than one ``desc`` before its suffix."""
+    *entities, _ = rest.split('_')
+    return len(entities) <= 1 and all(entity.startswith('desc-') for entity in entities)
+
+
+def recombine_run(run: Flattened, path: Path, settings: Settings) -> tuple[Path, list[str]]:
+    """Write residual and preconditioned map of a run; the second, and warnings.
+
+    Raises ValueError if the map is on another grid, or no susceptibility in ppm of the flattened
+    field; OSError if a file cannot be read.
+    """
+    from precondqsm_bids.interfaces.inner import TakeMap
+    from precondqsm_bids.interfaces.recombination import Recombination
+    from precondqsm_bids.interfaces.volumes import load, save
+    from precondqsm_bids.numerics.given_field import in_ppm
+
+    _check_units(path)
+    of_field = _sidecar(run.field)
+    strength, mask = float(of_field['MagneticFieldStrength']), str(run.mask)
+    with tempfile.TemporaryDirectory() as folder:
+        field = in_ppm(load(str(run.field)), of_field['Units'], strength)
+        ppm = save(field, str(run.field), folder, 'field')
+        taken = TakeMap(residual_chi=str(path), field=ppm, mask=mask).run(cwd=folder).outputs
+        whole = Recombination(
+            residual_chi=taken.residual_chi, prior_chi=str(run.prior), mask=mask,
+            reference=settings.method.reference,
+        ).run(cwd=folder).outputs  # fmt: skip
+        record = {'take_map': taken.record, 'recombination': whole.record}
+        files = {'residual_chi': taken.residual_chi, 'precond_chi': whole.chi}
+        target = _write(run, path, settings, files, of_field['Parameters'] | record)
+    return target, [text for numbers in record.values() for text in numbers.get('warnings', ())]
+
+
+def _write(
+    run: Flattened, path: Path, settings: Settings, files: dict[str, str], record: dict[str, Any]
+) -> Path:
+    """Write maps with their sidecars; the last one."""
+    import nibabel as nb
+
+    from precondqsm_bids.interfaces.derivatives import facts_on_grid, write_compressed
+    from precondqsm_bids.outputs.dataset import bids_uri
+    from precondqsm_bids.outputs.files import json_ready, write_atomic
+    from precondqsm_bids.outputs.maps import WRITTEN
+    from precondqsm_bids.outputs.sidecars import compose_sidecar
+
+    sidecar = _sidecar(run.prior)
+    record = sidecar['Parameters'] | record
+    facts = {
+        'sources': [*sidecar['Sources'], bids_uri(path, settings.bids_dir, settings.derivatives)],
+        'echo_times': sidecar.get('EchoTime', []),
+        'field_strength': sidecar['MagneticFieldStrength'],
+        'metadata': sidecar,
+        'settings': sidecar['Settings'] | {'reference': settings.method.reference},
+    }
+    on_grid = facts_on_grid(facts, nb.load(run.prior))
+    for name, file in files.items():
+        row = WRITTEN[name]
+        target = run.prior.with_name(f'{run.label}_{row.ending}.nii.gz')
+        content = compose_sidecar(row, record, on_grid) | _by_another_program(record)
+        text = json.dumps(json_ready(content), sort_keys=True, indent=2)
+        write_atomic(target.with_name(f'{run.label}_{row.ending}.json'), text)
+        write_compressed(file, target)
+    return target
+
+
+def _by_another_program(record: dict[str, Any]) -> dict[str, Any]:
+    """Of the sidecar, what this program does not know: it has not inverted."""
+    return {
+        'EstimationAlgorithm': 'Field of the prior subtracted from the measured field; inversion '
+        'by another program, see the last of Sources; prior added again',
+        'EstimationReference': 'That of the other program',
+        'Parameters': record,
+    }
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """The JSON beside a map of this program."""
+    beside = path.with_name(f'{path.name.partition(".")[0]}.json')
+    content: dict[str, Any] = json.loads(beside.read_text(encoding='utf-8'))
+    return content
+
+
+def _check_units(path: Path) -> None:
+    """Raise ValueError if the sidecar of a map says another unit than ppm."""
+    beside = path.with_name(f'{path.name.partition(".")[0]}.json')
+    if not beside.is_file():
+        return
+    try:
+        units = json.loads(beside.read_text(encoding='utf-8')).get('Units', 'ppm')
+    except ValueError as error:
+        raise ValueError(f'{beside} is not a readable JSON file: {error}') from error
+    if units != 'ppm':
+        raise ValueError(f'{beside}: Units {units!r} are not ppm: convert {path.name}')

@@ -1,0 +1,159 @@
+"""Erosion, dilation, balls and Gaussian means of whole volumes, fast.
+
+Layers and balls are unions of shifted masks, eight voxels a byte: an exact distance of every voxel
+takes ten times as long where the question is whether it is below one radius.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+F32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+def dilated(mask: Bools, layers: int = 1) -> Bools:
+    """A mask and ``layers`` layers of voxels around it; neighbours share a face.
+
+    >>> dilated(np.array([[[False, False, False, True]]])).tolist()
+    [[[False, False, True, True]]]
+    """
+    for _ in range(layers):
+        grown = mask.copy()
+        for axis in range(mask.ndim):
+            low, high = _shifted(axis)
+            grown[low] |= mask[high]
+            grown[high] |= mask[low]
+        mask = grown
+    return mask
+
+
+def eroded(mask: Bools, layers: int = 1) -> Bools:
+    """A mask without its outermost ``layers`` layers of voxels; neighbours share a face.
+
+    The edge of the field of view is not a border: what is there goes on beyond it.
+
+    >>> eroded(np.array([[[False, True, True, True]]])).tolist()
+    [[[False, False, True, True]]]
+    """
+    return ~dilated(~mask, layers)
+
+
+def within(mask: Bools, radius: float, voxel_size: npt.ArrayLike) -> Bools:
+    """Voxels whose centre is at most ``radius`` from that of a voxel of the mask.
+
+    Parameters
+    ----------
+    mask : (X, Y, Z) ndarray of bool
+        Any.
+    radius : float
+        In the unit of the voxel size.
+    voxel_size : (3,) array_like
+        Any unit.
+
+    Examples
+    --------
+    >>> mask = np.zeros((5, 5, 5), bool); mask[2, 2, 2] = True
+    >>> [int(within(mask, radius, (1, 1, 1)).sum()) for radius in (0, 1, 1.5, 2)]
+    [1, 7, 19, 33]
+    """
+    a, b, c = np.asarray(voxel_size, np.float64)
+    reach = [
+        min(int(radius / edge) + 1, n - 1) for edge, n in zip((a, b, c), mask.shape, strict=True)
+    ]
+    lengths: dict[int, list[tuple[int, int]]] = {}
+    along = (np.arange(reach[2] + 1) * c) ** 2
+    for i in range(-reach[0], reach[0] + 1):
+        for j in range(-reach[1], reach[1] + 1):
+            fits = np.sqrt((i * a) ** 2 + (j * b) ** 2 + along) <= radius
+            if fits.any():
+                lengths.setdefault(int(np.count_nonzero(fits)) - 1, []).append((i, j))
+    out = np.zeros((*mask.shape[:2], -(-mask.shape[2] // 8)), np.uint8)
+    run = mask.copy()  # of voxels up to so many away along the last axis
+    for length in range(max(lengths, default=-1) + 1):
+        if length:
+            run[..., length:] |= mask[..., :-length]
+            run[..., :-length] |= mask[..., length:]
+        packed = np.packbits(run, axis=-1) if length in lengths else run
+        for i, j in lengths.get(length, ()):
+            (to_i, from_i), (to_j, from_j) = _moved(i), _moved(j)
+            out[to_i, to_j] |= packed[from_i, from_j]
+    return np.unpackbits(out, axis=-1, count=mask.shape[2]).view(np.bool_)
+
+
+def deeper(mask: Bools, depth: float, voxel_size: npt.ArrayLike) -> Bools:
+    """Voxels of a mask whose centre is more than ``depth`` from those of all other voxels.
+
+    The edge of the field of view is not a border.
+
+    >>> deeper(np.array([[[True, True, True, False]]]), 1.5, (1, 1, 1)).tolist()
+    [[[True, True, False, False]]]
+    """
+    return ~within(~mask, depth, voxel_size)
+
+
+def gaussian(volume: npt.NDArray, sigma: npt.ArrayLike, truncate: float = 4.0) -> F32:
+    """Gaussian mean as :func:`scipy.ndimage.gaussian_filter`, mirrored at the edges.
+
+    One product with a matrix along each axis, which costs the same for any width.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z) ndarray
+        Any.
+    sigma : float or (3,) array_like
+        Standard deviations, voxels.
+    truncate : float
+        Reach, standard deviations.
+
+    Examples
+    --------
+    >>> point = np.zeros((9, 9, 9)); point[4, 4, 4] = 1
+    >>> blurred = gaussian(point, 1.0)
+    >>> round(float(blurred[4, 4, 4]), 3), round(float(blurred.sum()), 3)
+    (0.063, 1.0)
+    """
+    rows = [
+        ndimage.gaussian_filter1d(np.eye(n), width, 0, truncate=truncate)
+        for n, width in zip(volume.shape, np.broadcast_to(sigma, 3), strict=True)
+    ]
+    return _along_axes(volume, rows)
+
+
+def interpolated(volume: npt.NDArray, places: Sequence[npt.NDArray[np.float64]]) -> F32:
+    """Linear between voxel centres, at the products of ``places`` (voxels) along the axes.
+
+    Beyond the first and last centres their values go on.
+
+    >>> interpolated(np.arange(2.0).reshape(2, 1, 1), [np.array([-1, 0.25]), [0], [0]]).ravel()
+    array([0.  , 0.25], dtype=float32)
+    """
+    rows = []
+    for n, wanted in zip(volume.shape, places, strict=True):
+        where = np.clip(wanted, 0, n - 1)
+        rows.append(np.maximum(1 - np.abs(where[:, None] - np.arange(n)), 0))
+    return _along_axes(volume, rows)
+
+
+def _along_axes(volume: npt.NDArray, rows: Sequence[npt.NDArray[np.float64]]) -> F32:
+    """Product with a matrix along each axis."""
+    first, second, third = (matrix.astype(np.float32) for matrix in rows)
+    out = np.ascontiguousarray(volume, np.float32)
+    _, n1, n2 = out.shape
+    out = (first @ out.reshape(len(out), -1)).reshape(-1, n1, n2)
+    return np.matmul(second, out) @ third.T
+
+
+def _shifted(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """All but the last, and all but the first, voxels along an axis."""
+    before = (slice(None),) * axis
+    return (*before, slice(None, -1)), (*before, slice(1, None))
+
+
+def _moved(step: int) -> tuple[slice, slice]:
+    """Where a shift by ``step`` takes values to, and where it takes them from."""
+    if step >= 0:
+        return slice(step, None), slice(None, -step or None)
+    return slice(None, step), slice(-step, None)

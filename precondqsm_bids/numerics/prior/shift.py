@@ -1,0 +1,98 @@
+"""Tissue shift: what of the frequency is a constant of the tissue, and no field of a dipole."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from precondqsm_bids.numerics.prior.basis import Basis
+from precondqsm_bids.numerics.prior.columns import entries_of
+
+F32 = npt.NDArray[np.float32]
+
+START = 0.05
+"""Expected size of the shift before the field has told it, relative to that of the local field.
+Small: along B0 a long cylinder's susceptibility and a shift of its frequency have the same field,
+and there the shift may not have what susceptibility explains as well."""
+LEAST, MOST = 1e-3, 1.0
+"""Bounds of the expected size, relative to that of the local field."""
+STEP = 10.0
+"""Factor by which the expected size changes between two rounds, at most."""
+
+GROWING = 2
+"""Rounds after which it does not become smaller yet: a small unknown takes iterations to move."""
+
+
+class TissueShift:
+    """A frequency for each cell of bases of constants, as unknowns of the prior fit.
+
+    The measured field of tissue is ``f = D chi + s``: within oriented microstructure (myelin, and
+    the exchange of water with it) the frequency has a part ``s`` that does not reach beyond the
+    voxel. Here ``s = sum_j z_j c_j`` with the cells ``c_j`` that the susceptibility has too, over
+    the whole region. The kernel of the dipole has no mean over directions and that of the shift
+    nothing else, so that the field tells them apart, but for cylinders along B0.
+
+    The expected size ``t`` of ``z`` starts at 5 % of that of the local field and becomes the
+    standard deviation of ``s`` between the rounds of the fit (expectation maximisation without the
+    posterior's variance), but not smaller after the first ones: where the field does not ask for
+    a shift, it vanishes.
+
+    Memory: 8 bytes per voxel of the mask and cell that it belongs to.
+
+    References
+    ----------
+    Schweser F, Zivadinov R, NMR Biomed 2018;31:e3999 (field of susceptibility and a residual
+    frequency); He X, Yablonskiy DA, PNAS 2009;106:13558 (why tissue has one); MacKay DJC, Neural
+    Comput 1992;4:415 (expected sizes from the data).
+    """
+
+    def __init__(
+        self,
+        bases: Sequence[Basis],
+        mask: npt.NDArray[np.bool_],
+        rows: npt.NDArray[np.intp],
+        inner_size: float,
+    ):
+        voxels = np.flatnonzero(mask)
+        number = np.zeros(mask.size, np.int32)
+        number[voxels] = np.arange(voxels.size, dtype=np.int32)
+        found: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]] = []
+        first = 0
+        for basis in bases:
+            found += [(number[v], cells + first, w) for v, cells, w in entries_of(basis, mask)]
+            first += basis.parcels
+        row, column, weight = (np.concatenate(part) for part in zip(*found, strict=True))
+        self.cells = sparse.csr_array((weight, (row, column)), shape=(voxels.size, first))
+        self.rows, self.inner_size = rows, inner_size
+        self.size, self.rounds = START * inner_size, 0
+        self.values = np.zeros(first)
+
+    def field(self, values: npt.NDArray[np.float64]) -> F32:
+        """Shift of each voxel of the mask, ppm, of values in units of their expected size."""
+        return self.cells @ (self.size * values).astype(np.float32)
+
+    def add(self, field: F32, values: npt.NDArray[np.float64]) -> None:
+        """Add their shift to a field, ppm, on the solver's grid."""
+        field.reshape(-1)[self.rows] += self.field(values)
+
+    def transposed(self, w_squared: F32, residual: F32) -> npt.NDArray[np.float64]:
+        """The gradient: their cells' sums of the weighted residual."""
+        weighted = w_squared.reshape(-1)[self.rows] * residual.reshape(-1)[self.rows]
+        return self.size * (self.cells.T @ weighted.astype(np.float64))
+
+    def resize(self) -> None:
+        """Take the size that the shift has as the one that is expected."""
+        sd = float(np.std(self.field(self.values), dtype=np.float64))
+        self.rounds += 1
+        # Late to come: what starts small has not arrived after a few iterations.
+        least = self.size if self.rounds <= GROWING else self.size / STEP
+        size = np.clip(sd, least, self.size * STEP)
+        size = float(np.clip(size, LEAST * self.inner_size, MOST * self.inner_size))
+        self.values *= self.size / size
+        self.size = size
+
+
+def shifted(bases: Sequence[Basis]) -> list[Basis]:
+    """Bases whose cells may have a shift: constants of at least two cells in the whole region."""
+    return [b for b in bases if b.expected == 0 and b.lattice is None and b.parcels > 1]
