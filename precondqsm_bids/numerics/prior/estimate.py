@@ -98,7 +98,7 @@ def estimate_prior(
     terms: Sequence[str] = ('contrast',),
     fit: str | None = 'global',
     free_voxels: bool = False,
-    iterations: int = 150,
+    iterations: int = 66,
 ) -> PriorEstimate:
     """First estimate of the susceptibility, by the terms of the method.
 

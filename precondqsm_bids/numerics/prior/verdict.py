@@ -16,8 +16,11 @@ F32 = npt.NDArray[np.float32]
 VOXELS = 20_000
 """Voxels of the coarse region, about: enough for the field to tell the coefficients of cells, at a
 tenth of the work."""
-ITERATIONS, ROUNDS = 80, 2
+ITERATIONS, ROUNDS = 76, 2
 """Of each fit on the coarse grid."""
+OUTER_SIZE = 9.0
+"""Expected size of what these fits add to the sources outside, ppm: more than in the fit itself.
+Less is faster, and lets a prior that knows nothing take up more of the background."""
 NULLS = 2
 """Fits of the turned prior."""
 MOST_ALIKE = 0.7
@@ -121,7 +124,7 @@ def judge_prior(
     sd_of_shape = None if shape_sd is None else coarse.mean(shape_sd)
     maps = [coarse.rows(basis) for basis in bases]
 
-    start = outer_start(images[0], images[1], coarse.geometry)
+    start = outer_start(images[0], images[1], coarse.geometry)._replace(outer_size=OUTER_SIZE)
 
     def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
         on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
