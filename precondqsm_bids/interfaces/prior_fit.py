@@ -66,7 +66,7 @@ class PriorFitInputSpec(InputSpec):
         False, usedefault=True, desc='whether voxels where the fit leaves a source are unknowns'
     )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
-    iterations = traits.Range(1, 10000, value=150, usedefault=True, desc='gradient iterations')
+    iterations = traits.Range(1, 10000, value=66, usedefault=True, desc='gradient iterations')
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 

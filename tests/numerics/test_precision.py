@@ -108,7 +108,7 @@ def test_background_removal(iterations, tolerance):
     assert_close(found, local * INSIDE, tolerance)
 
 
-@pytest.mark.parametrize('iterations, tolerance', [(10, 1e-5), (40, 0.02)])
+@pytest.mark.parametrize('iterations, tolerance', [(10, 1e-5), (40, 0.05)])
 def test_prior_fit(iterations, tolerance):
     """The unknowns differ in size by hundreds, so that rounding turns the later directions."""
     cells = constant_parcels(np.floor(POINTS / 6).astype(int) @ [1, 100, 10000], MASK)

@@ -98,7 +98,7 @@ def estimate_prior(
     terms: Sequence[str] = ('contrast',),
     fit: str | None = 'global',
     free_voxels: bool = False,
-    iterations: int = 150,
+    iterations: int = 66,
 ) -> PriorEstimate:
     """First estimate of the susceptibility, by the terms of the method.
 
@@ -157,10 +157,12 @@ def estimate_prior(
     flat = [basis for group in bases.values() for basis in group]
     verdict = judge_prior(field, flat, geometry, inputs.field_sd, inputs.shape_sd)
     flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
+    used = _used(flat, verdict.gains)
     fitted = fit_prior(
-        field, flat, mask, voxel_size, b0_dir, inputs.field_sd, inputs.shape_sd, iterations,
-        free_voxels=free_voxels, workers=workers, tissue_shift=True,
+        field, [flat[i] for i in used], mask, voxel_size, b0_dir, inputs.field_sd,
+        inputs.shape_sd, iterations, free_voxels=free_voxels, workers=workers, tissue_shift=True,
     )  # fmt: skip
+    fitted = _with_left_out(fitted, flat, used)
     record = builder.record(bases, fitted)
     record['fit'], record['iterations'] = fit, iterations
     record['trust'], record['gains'] = verdict.trust, list(verdict.gains)
@@ -198,6 +200,29 @@ def _resized(basis: Basis, gain: float) -> Basis:
         return basis
     own = np.ones(basis.parcels) if basis.gain is None else basis.gain
     return basis._replace(gain=max(gain, LEAST_GAIN) * own)
+
+
+def _used(bases: Sequence[Basis], gains: Sequence[float]) -> list[int]:
+    """Bases that the fit needs: a scale of cells that chance explains whole adds nothing."""
+    return [
+        i
+        for i, (basis, gain) in enumerate(zip(bases, gains, strict=True))
+        if basis.lattice is None or gain > LEAST_GAIN
+    ] or list(range(len(bases)))
+
+
+def _with_left_out(fitted: PriorFit, bases: Sequence[Basis], used: Sequence[int]) -> PriorFit:
+    """The fit with what the bases that it was not given have: nothing."""
+    coefficients = [np.zeros(basis.parcels) for basis in bases]
+    fractions, part_sd = [0.0] * len(bases), [0.0] * len(bases)
+    for place, i in enumerate(used):
+        coefficients[i] = fitted.coefficients[place]
+        fractions[i], part_sd[i] = fitted.fractions[place], fitted.part_sd[place]
+    return fitted._replace(
+        coefficients=tuple(coefficients),
+        fractions=(*fractions, *fitted.fractions[len(used) :]),
+        part_sd=tuple(part_sd),
+    )
 
 
 class _Builder:

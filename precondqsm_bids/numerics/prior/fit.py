@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
@@ -16,8 +15,8 @@ from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
 
 F32 = npt.NDArray[np.float32]
 
-OUTER_SIZE = 9.0
-"""Expected size of the sources outside, ppm: tissue against air."""
+OUTER_SIZE = 4.0
+"""Expected size of what the first PDF leaves of the sources outside, ppm: against air it was 9."""
 SIZE = 0.75
 """Expected size of a constant, relative to the size of the local field."""
 MODEL_ERROR = 0.35
@@ -26,7 +25,9 @@ FREE_LEAST = 4.0
 """Standard deviations beyond which the voxels of a source become unknowns: free voxels."""
 FREE_GAIN = 3.0
 """Expected size of such a source, relative to what the inversion shows of it."""
-FREE_ROUNDS = 2
+PDF_ITERATIONS = 30
+"""Iterations of the PDF that the fit starts from."""
+FREE_ROUNDS = 1
 """Rounds of the fit with free voxels, the last ones."""
 
 
@@ -60,6 +61,21 @@ class PriorFit(NamedTuple):
     outer_chi: F32
     """Sources outside, which make the field of the background, ppm, on the grid of
     :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; zero inside."""
+
+
+class Start(NamedTuple):
+    """Where a fit starts: result of :func:`outer_start`."""
+
+    system: DipoleSystem
+    """The solver of the region."""
+    sources: F32
+    """Sources outside, ppm, on the solver's grid."""
+    residual: F32
+    """The field without theirs, ppm."""
+    inner_size: float
+    """Expected size of the susceptibility inside, ppm."""
+    outer_size: float = OUTER_SIZE
+    """Expected size of what the fit adds to the sources outside, ppm."""
 
 
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
@@ -98,25 +114,26 @@ def fit_prior(
     b0_dir: npt.ArrayLike,
     field_sd: npt.NDArray | None = None,
     shape_sd: npt.NDArray | None = None,
-    iterations: int = 150,
-    rounds: int = 5,
+    iterations: int = 66,
+    rounds: int = 3,
     inner_size: float | None = None,
     free_voxels: bool = False,
     workers: int = 1,
     *,
     tissue_shift: bool = False,
     model_error: float = MODEL_ERROR,
+    start: Start | None = None,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
 
     Solves ``min_(x, c) || W (f - D (x + sum_j c_j b_j)) ||^2`` by conjugate gradients on the
-    normal equations, ``x`` outside the mask and ``c`` inside. Every unknown is expressed in
-    units of its expected size and starts at its expectation, so that an early stop leaves it
-    there where the field does not tell. The iterations are split into ``rounds``; before each
-    but the first, voxels whose residual exceeds four robust standard deviations lose weight
-    (Huber), which keeps wrapped voxels out of the fit.
+    normal equations, ``x`` outside the mask and ``c`` inside, from where a PDF of 30 iterations
+    ends (:func:`outer_start`). Every unknown is expressed in units of its expected size and starts
+    at its expectation, so that an early stop leaves it there where the field does not tell. The
+    iterations are split into ``rounds``; before each but the first, voxels whose residual exceeds
+    four robust standard deviations lose weight (Huber), which keeps wrapped voxels out of the fit.
 
-    With ``free_voxels``, what the fit leaves is inverted before the last two rounds
+    With ``free_voxels``, what the fit leaves is inverted before the last round
     (:func:`~precondqsm_bids.numerics.l2_inversion`, rule ``risk``), and where that shows a source
     (:func:`free_sizes`) each voxel becomes an unknown: lesions that no contrast shows,
     parts of a nucleus that its cells do not follow.
@@ -125,8 +142,9 @@ def fit_prior(
     parcel that it belongs to (a contrast cell of two contrasts: up to four at each scale; 16 if
     that is one), twice that in a basis with a lattice (all four scales of contrast cells: 160
     bytes per voxel of the mask on heads, where blocks took 80); transforms: two pairs an
-    iteration, however many parcels there are, and a PDF of 30 iterations before, unless
-    ``inner_size`` is given. Free voxels take one inversion, whose memory comes on top.
+    iteration, however many parcels there are, and a PDF of 30 iterations before (two if something
+    is expected inside), unless ``inner_size`` or ``start`` is given. Free voxels take one
+    inversion, whose memory comes on top.
 
     Parameters
     ----------
@@ -154,7 +172,7 @@ def fit_prior(
         Number of reweighting rounds.
     inner_size : float, optional
         Expected size of the susceptibility inside, ppm; the root mean square of the local field
-        that a PDF of 30 iterations leaves if omitted.
+        that a PDF of 30 iterations leaves if omitted. If given, the fit starts from nothing.
     free_voxels : bool
         Whether voxels where the fit leaves a source become unknowns. Only for a prior that
         describes most of what is inside: what a prior of few coefficients leaves is its error.
@@ -165,6 +183,9 @@ def fit_prior(
         of a dipole (:class:`~precondqsm_bids.numerics.prior.shift.TissueShift`).
     model_error : float
         What the prior cannot describe of the field, relative to ``inner_size``.
+    start : Start, optional
+        Result of :func:`outer_start` for this field and mask, for several fits of one field; its
+        ``inner_size`` counts.
 
     Returns
     -------
@@ -199,11 +220,13 @@ def fit_prior(
         if not basis.labels.shape == basis.weight.shape == mask.shape == field.shape:
             raise ValueError(f'a basis {basis.labels.shape} and the field {field.shape} differ')
     geometry = Geometry(mask, voxel_size, b0_dir, workers)
-    if inner_size is None:
-        inner_size = _inner_size(field, field_sd, geometry)
+    if start is None:
+        start = outer_start(field, field_sd, geometry, inner_size)
+    inner_size = start.inner_size
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
     weights = noise_weights(sd, mask, model_error * inner_size)
-    state = _Fit(field, bases, geometry, weights, inner_size, shape_sd)
+    state = _Fit(start, bases, geometry, weights, shape_sd)
+    del start  # its arrays are needed no more
     if tissue_shift and (own := shifted(bases)):
         state.shift = TissueShift(own, mask, state.rows, inner_size)
     for i in range(rounds):
@@ -215,12 +238,29 @@ def fit_prior(
     return state.result(free_voxels, model_error * inner_size)
 
 
-def _inner_size(field: npt.NDArray, field_sd: npt.NDArray | None, geometry: Geometry) -> float:
-    """Root mean square of the local field that a PDF of 30 iterations leaves, ppm."""
-    mask, voxel_size, b0_dir, workers = geometry
-    weights = None if field_sd is None else noise_weights(field_sd, mask)
-    local = pdf(field, mask, voxel_size, b0_dir, weights, workers=workers).local_field
-    return _robust_rms(local[mask], weights[mask] if weights is not None else None)
+def outer_start(
+    field: npt.NDArray,
+    field_sd: npt.NDArray | None,
+    geometry: Geometry,
+    inner_size: float | None = None,
+) -> Start:
+    """The sources outside that a PDF of 30 iterations finds, where the fit starts.
+
+    Its local field has the expected size of what is inside. With that given, the fit starts from
+    no sources.
+    """
+    mask = geometry.mask
+    system = DipoleSystem(*geometry)
+    grid = system.grid
+    sources, residual = np.zeros(grid.shape, np.float32), grid.embed(field * mask)
+    if inner_size is not None:
+        return Start(system, sources, residual, inner_size)
+    weights = mask.astype(np.float32) if field_sd is None else noise_weights(field_sd, mask)
+    outside = np.float32(1) - grid.embed(mask)
+    system.descend(sources, residual, grid.embed(weights) ** 2, outside, PDF_ITERATIONS)
+    inside = mask[grid.box]
+    inner_size = _robust_rms(residual[grid.inner][inside], weights[grid.box][inside])
+    return Start(system, sources, residual, inner_size)
 
 
 class _Fit:
@@ -228,35 +268,50 @@ class _Fit:
 
     def __init__(
         self,
-        field: npt.NDArray,
+        start: Start,
         bases: Sequence[Basis],
         geometry: Geometry,
         weights: F32,
-        inner_size: float,
         shape_sd: npt.NDArray | None,
     ):
-        mask = geometry.mask
+        mask, inner_size = geometry.mask, start.inner_size
         self.geometry, self.bases, self.inner_size = geometry, bases, inner_size
-        self.system = DipoleSystem(*geometry)
+        self.system = start.system
         self.grid = grid = self.system.grid
         self.inside = np.zeros(grid.shape, bool)
         self.inside[grid.inner] = mask[grid.box]
         self.rows = np.flatnonzero(self.inside)
         self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
-        start = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
-        self.unknowns = Columns(bases, mask, self.system, self.size, start)
-        self.expected_squared = np.where(self.inside, 0, np.float32(OUTER_SIZE**2))
+        expected = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
+        self.unknowns = Columns(bases, mask, self.system, self.size, expected)
+        self.expected_squared = np.where(self.inside, 0, np.float32(start.outer_size**2))
         if shape_sd is not None:
             self.expected_squared += grid.embed(shape_sd * mask) ** 2
         self.w_squared = grid.embed(weights) ** 2
-        self.sources = self.prior()
-        self.residual = grid.embed(field * mask)
-        if self.sources.any():
-            self.residual -= self.system.convolve(self.sources)
+        self.sources, self.residual = start.sources.copy(), start.residual.copy()
+        self._expect(self.prior())
         self.robust = np.ones(np.count_nonzero(mask), np.float32)
         self.w_robust = self.w_squared.copy()
         self.free_squared = np.zeros_like(self.sources)
         self.shift: TissueShift | None = None
+
+    def _expect(self, prior: F32) -> None:
+        """Start from what is expected inside, ppm, and the sources outside that go with it.
+
+        Those of the field as it is have a part of the prior's field, which they would give back
+        only slowly.
+        """
+        if not prior.any():
+            return
+        projected = self.sources.any()
+        self.residual += self.system.convolve(self.sources - prior)
+        self.sources[...] = 0
+        if projected:
+            outside = np.float32(1) - self.inside
+            self.system.descend(
+                self.sources, self.residual, self.w_squared, outside, PDF_ITERATIONS
+            )
+        self.sources += prior
 
     def prior(self) -> F32:
         """``sum_j c_j b_j``, ppm, on the solver's grid."""

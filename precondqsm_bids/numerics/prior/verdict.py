@@ -9,15 +9,18 @@ from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
-from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.lattice import Axis, lattice
 
 F32 = npt.NDArray[np.float32]
 VOXELS = 20_000
 """Voxels of the coarse region, about: enough for the field to tell the coefficients of cells, at a
 tenth of the work."""
-ITERATIONS, ROUNDS = 80, 2
+ITERATIONS, ROUNDS = 76, 2
 """Of each fit on the coarse grid."""
+OUTER_SIZE = 9.0
+"""Expected size of what these fits add to the sources outside, ppm: more than in the fit itself.
+Less is faster, and lets a prior that knows nothing take up more of the background."""
 NULLS = 2
 """Fits of the turned prior."""
 MOST_ALIKE = 0.7
@@ -121,11 +124,13 @@ def judge_prior(
     sd_of_shape = None if shape_sd is None else coarse.mean(shape_sd)
     maps = [coarse.rows(basis) for basis in bases]
 
-    def fitted(maps: Sequence[sparse.csr_array], inner_size: float | None = None) -> PriorFit:
+    start = outer_start(images[0], images[1], coarse.geometry)._replace(outer_size=OUTER_SIZE)
+
+    def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
         on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
         return fit_prior(
             images[0], on_grid, *coarse.geometry[:3], images[1], sd_of_shape, ITERATIONS, ROUNDS,
-            inner_size, workers=geometry.workers,
+            workers=geometry.workers, start=start,
         )  # fmt: skip
 
     own = fitted(maps)
@@ -133,7 +138,7 @@ def judge_prior(
     turns = _least_alike(own.prior_chi[coarse.geometry.mask], coarse.geometry.mask)
     explained, chance = [], []
     for _, rho, source in turns:
-        null = fitted([rows[source] for rows in maps], own.inner_size)  # of the same field
+        null = fitted([rows[source] for rows in maps])
         alike = min(rho, MOST_ALIKE) ** 2
         explained.append((null.explained - alike * own.explained) / (1 - alike))
         theirs = np.square(null.part_sd)

@@ -126,10 +126,6 @@ def test_background_alone_makes_no_prior():
     assert np.sqrt(np.mean(result.prior_chi[MASK] ** 2)) < 0.1 * np.std(field[MASK])
 
 
-@pytest.mark.xfail(
-    reason='the expected size, taken from the local field, is small for constants of strong '
-    'blobs: 120 iterations leave 0.063 ppm in one of six'
-)
 def test_constants_of_the_blobs_relative_to_the_rest():
     chi = np.zeros(MASK.shape)
     values = np.array([0.3, -0.3, 0.1, 0.5, -0.1, 0.2])
