@@ -20,9 +20,6 @@ LEAST, MOST = 1e-3, 1.0
 STEP = 10.0
 """Factor by which the expected size changes between two rounds, at most."""
 
-GROWING = 2
-"""Rounds after which it does not become smaller yet: a small unknown takes iterations to move."""
-
 
 class TissueShift:
     """A frequency for each cell of bases of constants, as unknowns of the prior fit.
@@ -35,8 +32,7 @@ class TissueShift:
 
     The expected size ``t`` of ``z`` starts at 5 % of that of the local field and becomes the
     standard deviation of ``s`` between the rounds of the fit (expectation maximisation without the
-    posterior's variance), but not smaller after the first ones: where the field does not ask for
-    a shift, it vanishes.
+    posterior's variance): where the field does not ask for a shift, it vanishes.
 
     Memory: 8 bytes per voxel of the mask and cell that it belongs to.
 
@@ -65,7 +61,7 @@ class TissueShift:
         row, column, weight = (np.concatenate(part) for part in zip(*found, strict=True))
         self.cells = sparse.csr_array((weight, (row, column)), shape=(voxels.size, first))
         self.rows, self.inner_size = rows, inner_size
-        self.size, self.rounds = START * inner_size, 0
+        self.size = START * inner_size
         self.values = np.zeros(first)
 
     def field(self, values: npt.NDArray[np.float64]) -> F32:
@@ -84,10 +80,7 @@ class TissueShift:
     def resize(self) -> None:
         """Take the size that the shift has as the one that is expected."""
         sd = float(np.std(self.field(self.values), dtype=np.float64))
-        self.rounds += 1
-        # Late to come: what starts small has not arrived after a few iterations.
-        least = self.size if self.rounds <= GROWING else self.size / STEP
-        size = np.clip(sd, least, self.size * STEP)
+        size = np.clip(sd, self.size / STEP, self.size * STEP)
         size = float(np.clip(size, LEAST * self.inner_size, MOST * self.inner_size))
         self.values *= self.size / size
         self.size = size
