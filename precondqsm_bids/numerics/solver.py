@@ -49,7 +49,11 @@ class DipoleGrid(NamedTuple):
         return out
 
 
-def solver_grid(mask: npt.NDArray[np.bool_], margin: int = 12) -> DipoleGrid:
+MARGIN = 12
+"""Voxels around the region on the solver's grid."""
+
+
+def solver_grid(mask: npt.NDArray[np.bool_], margin: int = MARGIN) -> DipoleGrid:
     """Grid for cyclic convolutions: the region's box with ``margin`` voxels on every side.
 
     The margin leaves room for sources outside the region, also where it touches the edge of
@@ -148,6 +152,8 @@ class DipoleSystem:
         Direction of B0 along the voxel axes.
     workers : int
         Threads.
+    margin : int
+        Voxels around the region.
     """
 
     def __init__(
@@ -156,8 +162,9 @@ class DipoleSystem:
         voxel_size: npt.ArrayLike,
         b0_dir: npt.ArrayLike,
         workers: int = 1,
+        margin: int = MARGIN,
     ):
-        self.grid = solver_grid(mask)
+        self.grid = solver_grid(mask, margin)
         self.kernel = cyclic_prism_kernel(self.grid.shape, voxel_size, b0_dir)
         self.workers = workers
         n0, n1, n2 = self.grid.shape

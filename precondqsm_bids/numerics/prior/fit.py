@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.columns import Columns
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
-from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
+from precondqsm_bids.numerics.solver import MARGIN, DipoleSystem, noise_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -243,14 +243,15 @@ def outer_start(
     field_sd: npt.NDArray | None,
     geometry: Geometry,
     inner_size: float | None = None,
+    margin: int = MARGIN,
 ) -> Start:
     """The sources outside that a PDF of 30 iterations finds, where the fit starts.
 
     Its local field has the expected size of what is inside. With that given, the fit starts from
-    no sources.
+    no sources. ``margin`` is that of the solver's grid, voxels.
     """
     mask = geometry.mask
-    system = DipoleSystem(*geometry)
+    system = DipoleSystem(*geometry, margin=margin)
     grid = system.grid
     sources, residual = np.zeros(grid.shape, np.float32), grid.embed(field * mask)
     if inner_size is not None:

@@ -11,6 +11,7 @@ from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.lattice import Axis, lattice
+from precondqsm_bids.numerics.solver import MARGIN
 
 F32 = npt.NDArray[np.float32]
 VOXELS = 20_000
@@ -21,6 +22,8 @@ ITERATIONS, ROUNDS = 76, 2
 OUTER_SIZE = 9.0
 """Expected size of what these fits add to the sources outside, ppm: more than in the fit itself.
 Less is faster, and lets a prior that knows nothing take up more of the background."""
+LEAST_MARGIN = 4
+"""Blocks around the coarse region, at least."""
 NULLS = 2
 """Fits of the turned prior."""
 MOST_ALIKE = 0.7
@@ -124,7 +127,9 @@ def judge_prior(
     sd_of_shape = None if shape_sd is None else coarse.mean(shape_sd)
     maps = [coarse.rows(basis) for basis in bases]
 
-    start = outer_start(images[0], images[1], coarse.geometry)._replace(outer_size=OUTER_SIZE)
+    start = outer_start(images[0], images[1], coarse.geometry, margin=coarse.margin)._replace(
+        outer_size=OUTER_SIZE
+    )
 
     def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
         on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
@@ -167,6 +172,8 @@ class _Coarse:
         self.number = np.ravel_multi_index(place, self.shape)
         self.mask = mask
         self.count = np.bincount(self.number, minlength=int(np.prod(self.shape)))
+        # As much room for sources outside as on the grid of the voxels.
+        self.margin = max(LEAST_MARGIN, round(MARGIN / float(np.cbrt(np.prod(self.blocks)))))
         # Half a block of object at least, as in a voxel of the region itself.
         inside = (self.count >= np.prod(self.blocks) / 2).reshape(self.shape)
         self.geometry = Geometry(inside, size * self.blocks, *geometry[2:])
