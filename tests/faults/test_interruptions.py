@@ -63,7 +63,7 @@ def reference(phantom, tmp_path_factory):
 @pytest.fixture(scope='module')
 def expected(reference):
     both = checksums(reference)
-    assert len([name for name in both if name.endswith('_Chimap.nii.gz')]) == 6
+    assert len([name for name in both if name.endswith('_Chimap.nii.gz')]) == 10
     return both
 
 

@@ -116,5 +116,5 @@ def test_slab_across_the_tubes_has_their_values(phantom, tmp_path):
     labels = phantom.labels[:, :, cut]
     means = [chi[roi & (labels == i)].mean() for i in (*TUBES, len(TUBES) + 1)]
     values = np.array(means[:-1]) - means[-1]
-    np.testing.assert_allclose(values[1:], SPEC.tubes_dchi[1:], rtol=0.03)
+    np.testing.assert_allclose(values[1:], SPEC.tubes_dchi[1:], rtol=0.04)
     assert values[0] == pytest.approx(0, abs=0.01)  # a tube that is none
