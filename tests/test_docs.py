@@ -210,7 +210,7 @@ def test_methods_state_the_defaults_of_the_code():
         f'The {default(prior.fit.fit_prior, "iterations")} iterations are split into '
         f'{default(prior.fit.fit_prior, "rounds")} rounds',
         f'{prior.fit.MODEL_ERROR} times the root mean square',
-        f'{prior.fit.OUTER_SIZE:g} ppm and 0 for sources outside',
+        f'its size is {prior.fit.OUTER_SIZE:g} ppm, less than the 9 of tissue against air',
         *(' x '.join(map(str, scale.bins)) for scale in prior.contrast.SCALES),
         f'if it has {phase.scale.LEAST_CODES} steps or more',
         f'of what it leaves exceed {phase_offset.MOST_MISFIT} rad (root mean square)',
