@@ -327,7 +327,7 @@ class _Fit:
         self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
         self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
         if self.shift:
-            self.shift.resize()
+            self.shift.resize(self.residual)
 
     def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""

@@ -32,7 +32,8 @@ class TissueShift:
 
     The expected size ``t`` of ``z`` starts at 5 % of that of the local field and becomes the
     standard deviation of ``s`` between the rounds of the fit (expectation maximisation without the
-    posterior's variance): where the field does not ask for a shift, it vanishes.
+    posterior's variance): where the field does not ask for a shift, it vanishes. What has not grown
+    beyond its start is given back.
 
     Memory: 8 bytes per voxel of the mask and cell that it belongs to.
 
@@ -77,12 +78,20 @@ class TissueShift:
         weighted = w_squared.reshape(-1)[self.rows] * residual.reshape(-1)[self.rows]
         return self.size * (self.cells.T @ weighted.astype(np.float64))
 
-    def resize(self) -> None:
-        """Take the size that the shift has as the one that is expected."""
-        sd = float(np.std(self.field(self.values), dtype=np.float64))
-        size = np.clip(sd, self.size / STEP, self.size * STEP)
+    def resize(self, residual: F32) -> None:
+        """Take the size that the shift has as the one that is expected.
+
+        A shift that has not grown beyond its start is given back to the ``residual`` (ppm, on the
+        solver's grid) but for the square of that ratio: an unknown of small expected size does
+        not move back on its own.
+        """
+        shift = self.field(self.values)
+        sd = float(np.std(shift, dtype=np.float64))
+        kept = min(1.0, (sd / self.size) ** 2)
+        residual.reshape(-1)[self.rows] += np.float32(1 - kept) * shift
+        size = np.clip(kept * sd, self.size / STEP, self.size * STEP)
         size = float(np.clip(size, LEAST * self.inner_size, MOST * self.inner_size))
-        self.values *= self.size / size
+        self.values *= kept * self.size / size
         self.size = size
 
 
