@@ -32,8 +32,8 @@ class TissueShift:
 
     The expected size ``t`` of ``z`` starts at 5 % of that of the local field and becomes the
     standard deviation of ``s`` between the rounds of the fit (expectation maximisation without the
-    posterior's variance): where the field does not ask for a shift, it vanishes. What has not grown
-    beyond its start is given back.
+    posterior's variance): where the field does not ask for a shift, it vanishes. What has not
+    grown beyond its start is given back.
 
     Memory: 8 bytes per voxel of the mask and cell that it belongs to.
 
