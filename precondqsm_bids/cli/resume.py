@@ -15,6 +15,7 @@ from precondqsm_bids.cli.call import Call
 from precondqsm_bids.cli.failures import Failure, conclude, of_participant
 from precondqsm_bids.cli.progress import say
 from precondqsm_bids.config import Settings
+from precondqsm_bids.outputs.files import sidecar_of
 
 FLAT, PRIOR, MASK = 'desc-flattened_fieldmap', 'desc-prior_Chimap', 'desc-roi_mask'
 ENDINGS = ('.nii.gz', '.nii')
@@ -214,14 +215,13 @@ def _by_another_program(record: dict[str, Any]) -> dict[str, Any]:
 
 def _sidecar(path: Path) -> dict[str, Any]:
     """The JSON beside a map of this program."""
-    beside = path.with_name(f'{path.name.partition(".")[0]}.json')
-    content: dict[str, Any] = json.loads(beside.read_text(encoding='utf-8'))
+    content: dict[str, Any] = json.loads(sidecar_of(path).read_text(encoding='utf-8'))
     return content
 
 
 def _check_units(path: Path) -> None:
     """Raise ValueError if the sidecar of a map says another unit than ppm."""
-    beside = path.with_name(f'{path.name.partition(".")[0]}.json')
+    beside = sidecar_of(path)
     if not beside.is_file():
         return
     try:

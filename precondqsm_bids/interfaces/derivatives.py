@@ -35,7 +35,7 @@ from precondqsm_bids.outputs.charts import (
     draw_roi_values,
 )
 from precondqsm_bids.outputs.figures import FIGURES, save
-from precondqsm_bids.outputs.files import json_ready, whole, write_atomic
+from precondqsm_bids.outputs.files import json_ready, sidecar_of, whole, write_atomic
 from precondqsm_bids.outputs.maps import MAPS, WRITTEN
 from precondqsm_bids.outputs.report import SUMMARY, summarise
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
@@ -259,5 +259,4 @@ def facts_on_grid(facts: dict[str, Any], image: Any) -> Facts:
 
 def _write_json(target: Path, content: Any) -> None:
     """Write the JSON beside a file."""
-    sidecar = target.with_name(f'{target.name.partition(".")[0]}.json')
-    write_atomic(sidecar, json.dumps(json_ready(content), sort_keys=True, indent=2))
+    write_atomic(sidecar_of(target), json.dumps(json_ready(content), sort_keys=True, indent=2))

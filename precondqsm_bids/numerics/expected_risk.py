@@ -180,20 +180,12 @@ def field_powers(form: ClosedForm, spectrum: Spectrum) -> tuple[F32, F32]:
     sources, noise : (n0, n1, n2 // 2 + 1) ndarray of float32
         ppm^2; the sum over the grid is that of squares over voxels.
     """
-    classes = Classes(form)
-    found = classes.mean(form.power(spectrum))
-    sources, noise = classes.separated(found)
-    weight = classes.count * classes.gain
-    weight[:, 0] = 0
-    total = np.maximum(weight.sum(1, keepdims=True), 1e-30)
-    expected = (sources * weight).sum(1, keepdims=True) / total
-    wiener = spectrum * _wiener(form.kernel, classes.each(sources), classes.each(noise))
+    classes, found, noise, expected, wiener = _first_powers(form, spectrum)
     truth = _of_power(form, classes, wiener, np.broadcast_to(expected, found.shape))
     power = classes.mean(form.power(form.spectrum(form.volume(truth * form.kernel))))
     left = np.maximum(noise - power[:, :1], LEAST_NOISE * noise)
     sources = np.maximum(found - left, 0) / classes.gain
-    expected = (sources * weight).sum(1, keepdims=True) / total
-    return classes.each(expected), classes.each(left)
+    return classes.each(_by_shell(classes, sources)), classes.each(left)
 
 
 def _transformed_back(form: ClosedForm, spectrum: npt.NDArray) -> F32:
@@ -204,22 +196,34 @@ def _transformed_back(form: ClosedForm, spectrum: npt.NDArray) -> F32:
 def _simulation(form: ClosedForm, spectrum: Spectrum) -> tuple[Spectrum, Spectrum, F32]:
     """Spectra of a map like the one sought and of its field, and ``sqrt(N)`` of the noise."""
     mask = form.geometry.mask
-    classes = Classes(form)
-    found = classes.mean(form.power(spectrum))
-    sources, noise = classes.separated(found)
-    weight = classes.count * classes.gain
-    weight[:, 0] = 0
-    expected = (sources * weight).sum(1) / np.maximum(weight.sum(1), 1e-30)
-    wiener = spectrum * _wiener(form.kernel, classes.each(sources), classes.each(noise))
+    classes, found, noise, expected, wiener = _first_powers(form, spectrum)
     direction = np.ones(classes.shape[1])
     for _ in range(2):
-        truth = _of_power(form, classes, wiener, expected[:, None] * direction)
+        truth = _of_power(form, classes, wiener, expected * direction)
         field = form.spectrum(form.volume(truth * form.kernel))
         power = classes.mean(form.power(field))
         left = np.maximum(noise - power[:, :1], LEAST_NOISE * noise)
-        direction *= _by_direction(classes, found - left, power, expected)
+        direction *= _by_direction(classes, found - left, power, expected[:, 0])
     left *= np.prod(form.grid.shape) / mask.sum()
     return truth, field, classes.each(np.sqrt(left))
+
+
+def _first_powers(form: ClosedForm, spectrum: Spectrum) -> tuple[Classes, F64, F64, F64, Spectrum]:
+    """Classes of frequencies, the power and noise of a field in each, the power of its sources in
+    each shell, (shells, 1), and their Wiener estimate."""
+    classes = Classes(form)
+    found = classes.mean(form.power(spectrum))
+    sources, noise = classes.separated(found)
+    wiener = spectrum * _wiener(form.kernel, classes.each(sources), classes.each(noise))
+    return classes, found, noise, _by_shell(classes, sources), wiener
+
+
+def _by_shell(classes: Classes, sources: F64) -> F64:
+    """Mean of the sources' power over the classes of a shell but the cone, by ``D^2``."""
+    weight = classes.count * classes.gain
+    weight[:, 0] = 0
+    total = np.maximum(weight.sum(1, keepdims=True), 1e-30)
+    return (sources * weight).sum(1, keepdims=True) / total
 
 
 def _of_power(form: ClosedForm, classes: Classes, start: Spectrum, expected: F64) -> Spectrum:

@@ -12,13 +12,19 @@ from precondqsm_bids.method import Method
 from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
-from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.given_field import GivenField
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate
 from precondqsm_bids.numerics.recombination import Recombination, recombine
-from precondqsm_bids.numerics.reconstruct import Companions, Measured, first_estimate, measure
+from precondqsm_bids.numerics.reconstruct import (
+    Companions,
+    Measured,
+    first_estimate,
+    flatten,
+    left_by,
+    measure,
+)
 from precondqsm_bids.numerics.scan import Scan
-from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
+from precondqsm_bids.numerics.solver import noise_weights
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -62,11 +68,9 @@ class Preconditioned(NamedTuple):
         ``local_field`` (ppm) is known in ``known``.
         """
         arm, geometry = self.method.preconditioned, self.found.geometry
-        size = self.prior.expected_size if arm.clip_outliers else None
-        field_sd = self.found.images.field_sd
-        weights = noise_weights(field_sd, geometry.mask, MODEL_ERROR if size is None else size)
-        start = self.prior.outer_chi if arm.continued else None
-        return remove_background(self.flattened_field, geometry, arm, weights, start)
+        left = left_by(self.prior, arm)
+        weights = noise_weights(self.found.images.field_sd, geometry.mask, left['model_error'])
+        return remove_background(self.flattened_field, geometry, arm, weights, left['start'])
 
     def around(self, inner: Inversion, takes: str = 'total') -> Recombination:
         """Susceptibility by an inversion of somebody else's.
@@ -172,10 +176,7 @@ def precondition(
     method = method or Method()
     found = measure(scan, method, companions, workers)
     prior = first_estimate(found.images, found.geometry, method)
-    flat = flatten_field(
-        found.measured.total_field, prior.prior_chi, *found.geometry[:3], prior.shape_chi, workers,
-        prior.tissue_shift,
-    )  # fmt: skip
+    flat = flatten(found.measured.total_field, found.geometry, prior)
     return Preconditioned(flat.flattened_field, flat.prior_field, prior, found, method)
 
 

@@ -1,7 +1,7 @@
 """The method on arrays: preconditioned and conventional susceptibility of one scan."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
-from precondqsm_bids.numerics.flattening import flatten_field
+from precondqsm_bids.numerics.flattening import Flattening, flatten_field
 from precondqsm_bids.numerics.given_field import GivenField, region_asked, take_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
@@ -246,20 +246,13 @@ def reconstruct_field(
     0.1
     """
     prior = first_estimate(images, geometry, method)
-    flattened_field = flatten_field(
-        images.total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
-        prior.tissue_shift,
-    ).flattened_field  # fmt: skip
-
+    flattened_field = flatten(images.total_field, geometry, prior).flattened_field
     found: dict[str, ArmResult] = {}
     for arm in method.arms:
         field = images.total_field if arm.conventional else flattened_field
-        size = prior.expected_size if arm.clip_outliers else None
-        model_error = MODEL_ERROR if size is None else size
         shared = None if arm.local_of is None else found[arm.local_of].local
-        start = prior.outer_chi if arm.continued else None
         local, inversion = invert_field(
-            field, images.field_sd, geometry, arm, model_error, shared, start
+            field, images.field_sd, geometry, arm, local=shared, **left_by(prior, arm)
         )
         prior_chi = None if arm.conventional else prior.prior_chi
         of_arm = local.known if arm.certain_field else reference
@@ -278,6 +271,26 @@ def reconstruct_field(
     known = geometry._replace(mask=local.known)
     uncertainty = map_uncertainty(made_of, known, labels, reference)
     return FieldReconstruction(prior, flattened_field, uncertainty=uncertainty, **results)
+
+
+def flatten(total_field: npt.NDArray, geometry: Geometry, prior: PriorEstimate) -> Flattening:
+    """A field (ppm) without that of a first estimate, of the shape and of the tissue shift."""
+    return flatten_field(
+        total_field, prior.prior_chi, *geometry[:3], prior.shape_chi, geometry.workers,
+        prior.tissue_shift,
+    )  # fmt: skip
+
+
+def left_by(prior: PriorEstimate, arm: Arm) -> dict[str, Any]:
+    """What a first estimate leaves to the background removal of an arm.
+
+    ``model_error`` (ppm) of its weights, and the sources outside from where it goes on, ``start``.
+    """
+    size = prior.expected_size if arm.clip_outliers else None
+    return {
+        'model_error': MODEL_ERROR if size is None else size,
+        'start': prior.outer_chi if arm.continued else None,
+    }
 
 
 def invert_field(

@@ -47,6 +47,15 @@ def write_atomic(path: Path, text: str) -> Path:
     return path
 
 
+def sidecar_of(path: Path) -> Path:
+    """The JSON beside a file.
+
+    >>> sidecar_of(Path('anat/sub-01_R2starmap.nii.gz')).name
+    'sub-01_R2starmap.json'
+    """
+    return path.with_name(f'{path.name.partition(".")[0]}.json')
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A hidden name beside a file, for what gets the file's name if the block succeeds."""

@@ -86,7 +86,9 @@ def sentences_around(
     if takes == 'local':
         arm = method.preconditioned
         removal = BACKGROUNDS[arm.background].format(arm.iterations)
-        text.append(f'From the flattened field the background was removed by {removal}.')
+        text.append(
+            f'From the flattened field the background was removed by {removal}{_start(arm)}.'
+        )
     if takes:
         text.append('What was left was inverted by another program, and the estimate added back.')
         text.append(_reference(method.reference))

@@ -14,6 +14,7 @@ import nibabel as nb
 import numpy as np
 from PIL import Image
 
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.outputs.files import whole
 
 STRIP = 'desc-strip_Chimap.jpg'
@@ -64,9 +65,7 @@ def draw_strip(chi: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> Str
         mask = np.ones(chi.shape, bool)
     values = np.nan_to_num(chi)
     limit = float(np.percentile(np.abs(values[mask]), 99)) or 1e-6
-    box = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    window = tuple(slice(found[0], found[-1] + 1) for found in box)
-    shown = np.where(mask, values, 0)[window]
+    shown = np.where(mask, values, 0)[bounding_box(mask)]
     size = np.asarray(voxel_size, float)
     middle = [n // 2 for n in shown.shape]
     planes = [(shown[:, :, round(share * (shown.shape[2] - 1))], size[[0, 1]]) for share in AXIAL]

@@ -3,12 +3,12 @@
 import json
 
 import matplotlib as mpl
-import nibabel as nb
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
+from written import SHAPE, save, write, zeros
 
 from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.outputs import canvas, charts, figures, report, slices
@@ -17,7 +17,6 @@ from precondqsm_bids.outputs.figures import FIGURES, SECTIONS
 from precondqsm_bids.outputs.slices import Panel, choose_slices, draw_maps
 from precondqsm_bids.outputs.tables import read_table
 
-SHAPE = (20, 24, 28)
 ONES = np.ones(SHAPE, np.float32)
 TABLE = (
     'index\tname\tn_voxels\tprecond_chi_mean\tprecond_chi_sd\tprecond_chi_n\t'
@@ -28,30 +27,6 @@ TABLE = (
     '4\tair\t500\tn/a\tn/a\t0\tn/a\tn/a\tn/a\n'
     '6\tagar $a$\t999\t-0.0378\t0.01\t999\t0\tn/a\tn/a\n'
 )
-
-
-def save(folder, name, data, affine):
-    path = folder / f'{name}.nii.gz'
-    nb.Nifti1Image(np.asarray(data), affine).to_filename(path)
-    return str(path)
-
-
-def write(maps, tmp_path, **inputs):
-    """Write the derivatives of maps; their folder of figures."""
-    tmp_path.mkdir(exist_ok=True)
-    given = {'record': {}, 'stems': {'anat': 'sub-01'}, 'folder': 'sub-01'} | inputs
-    facts = {'sources': [], 'echo_times': [0.004], 'field_strength': 3.0}
-    derivatives.Derivatives(base_directory=str(tmp_path), facts=facts, **maps, **given).run(
-        cwd=tmp_path
-    )
-    return tmp_path / 'sub-01' / 'figures'
-
-
-def zeros(tmp_path, affine):
-    """Files of the maps that a run has, in a grid: nothing inside, all of it object."""
-    nothing = save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine)
-    mask = save(tmp_path, 'mask', np.ones(SHAPE, np.uint8), affine)
-    return dict.fromkeys(slices.DRAWN, nothing) | {'shape_mask': mask, 'roi_mask': mask}
 
 
 def shown(desc, maps, mask=ONES > 0, hz=1.0):

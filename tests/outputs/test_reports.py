@@ -7,20 +7,18 @@ from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib import resources
 
-import nibabel as nb
 import numpy as np
 import pytest
 import scipy.linalg
+from written import write, zeros
 
-from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.method import Method
-from precondqsm_bids.outputs import report, slices, wording
+from precondqsm_bids.outputs import report, wording
 from precondqsm_bids.outputs.figures import FIGURES
 from precondqsm_bids.outputs.lights import LEVELS, lights
 from precondqsm_bids.outputs.record import report_rows
 from precondqsm_bids.outputs.report import Account, write_report
 
-SHAPE = (20, 24, 28)
 RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')
 SUMMARY = {
     'run': RUNS[0],
@@ -114,29 +112,6 @@ def output_dir(tmp_path):
     (folder / f'{RUNS[0]}_desc-summary_report.json').write_text(json.dumps(SUMMARY))
     (anat / f'{RUNS[0]}_desc-rois_values.tsv').write_text(TABLE)
     return tmp_path
-
-
-def save(folder, name, data, affine):
-    path = folder / f'{name}.nii.gz'
-    nb.Nifti1Image(np.asarray(data), affine).to_filename(path)
-    return str(path)
-
-
-def write(maps, tmp_path, **inputs):
-    """Write the derivatives of maps; their folder of figures."""
-    given = {'record': {}, 'stems': {'anat': 'sub-01'}, 'folder': 'sub-01'} | inputs
-    facts = {'sources': [], 'echo_times': [0.004], 'field_strength': 3.0}
-    derivatives.Derivatives(base_directory=str(tmp_path), facts=facts, **maps, **given).run(
-        cwd=tmp_path
-    )
-    return tmp_path / 'sub-01' / 'figures'
-
-
-def zeros(tmp_path, affine):
-    """Files of the maps that a run has, in a grid: nothing inside, all of it object."""
-    nothing = save(tmp_path, 'zero', np.zeros(SHAPE, np.float32), affine)
-    mask = save(tmp_path, 'mask', np.ones(SHAPE, np.uint8), affine)
-    return dict.fromkeys(slices.DRAWN, nothing) | {'shape_mask': mask, 'roi_mask': mask}
 
 
 def test_report_shows_every_figure_and_loads_nothing_from_elsewhere(output_dir):

@@ -67,12 +67,13 @@ class Columns:
         self.planes = [slice(x.start - first, x.stop - first) for x, _, _ in system.boxes]
         self.plane_size = int(np.prod([part.stop - part.start for part in box[1:]]))
         self.hats: list[_Hats] = []
+        voxels = np.flatnonzero(mask)
         self.width, end = 0, 0
         plain: list[npt.NDArray] = []
         terms: list[_Term] = []
         for basis in bases:
             here, end = slice(end, end + basis.parcels), end + basis.parcels
-            entries = entries_of(basis, mask)
+            entries = _entries(basis, mask, voxels)
             if basis.lattice is None:
                 terms.append(_Term(entries, sum(part.size for part in plain), None))
                 plain.append(np.arange(here.start, here.stop))
@@ -250,13 +251,19 @@ class _Hats:
         return nodes.reshape(-1)[self.used]
 
 
-def entries_of(
-    basis: Basis, mask: npt.NDArray[np.bool_]
+def _entries(
+    basis: Basis, mask: npt.NDArray[np.bool_], voxels: npt.NDArray
 ) -> list[tuple[npt.NDArray, npt.NDArray, F32]]:
     """Voxels of a basis, as indices in the flattened mask, ascending; their cells and weights."""
-    voxels = np.flatnonzero(mask)
     labels, weight = basis.labels[mask], basis.weight[mask]
     if labels.min() < 0:
         used = labels >= 0
         voxels, labels, weight = voxels[used], labels[used], weight[used]
     return [(voxels, labels, weight), *((o.voxels, o.labels, o.weight) for o in basis.overlaps)]
+
+
+def cells_of(basis: Basis, mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray, npt.NDArray, F32]:
+    """Number of the voxel within the mask, cell and weight of each entry of a basis."""
+    number = np.cumsum(mask.reshape(-1), dtype=np.int32) - 1
+    voxels, cells, weights = zip(*_entries(basis, mask, np.flatnonzero(mask)), strict=True)
+    return number[np.concatenate(voxels)], np.concatenate(cells), np.concatenate(weights)

@@ -232,6 +232,8 @@ def fit_prior(
     for i in range(rounds):
         if i:
             state.reweigh()
+            if state.shift:
+                state.shift.resize(state.residual)
         if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
             state.free_voxels()
         state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
@@ -326,8 +328,6 @@ class _Fit:
         w_squared = self.w_squared.reshape(-1)[self.rows]
         self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
         self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
-        if self.shift:
-            self.shift.resize(self.residual)
 
     def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from precondqsm_bids.numerics.prior.basis import Basis
-from precondqsm_bids.numerics.prior.columns import entries_of
+from precondqsm_bids.numerics.prior.columns import cells_of
 
 F32 = npt.NDArray[np.float32]
 
@@ -51,16 +51,13 @@ class TissueShift:
         rows: npt.NDArray[np.intp],
         inner_size: float,
     ):
-        voxels = np.flatnonzero(mask)
-        number = np.zeros(mask.size, np.int32)
-        number[voxels] = np.arange(voxels.size, dtype=np.int32)
-        found: list[tuple[npt.NDArray, npt.NDArray, npt.NDArray]] = []
-        first = 0
+        found, first = [], 0
         for basis in bases:
-            found += [(number[v], cells + first, w) for v, cells, w in entries_of(basis, mask)]
+            voxel, cell, weight = cells_of(basis, mask)
+            found.append((voxel, cell + first, weight))
             first += basis.parcels
         row, column, weight = (np.concatenate(part) for part in zip(*found, strict=True))
-        self.cells = sparse.csr_array((weight, (row, column)), shape=(voxels.size, first))
+        self.cells = sparse.csr_array((weight, (row, column)), shape=(rows.size, first))
         self.rows, self.inner_size = rows, inner_size
         self.size = START * inner_size
         self.values = np.zeros(first)

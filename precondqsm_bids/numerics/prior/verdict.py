@@ -9,6 +9,7 @@ from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
+from precondqsm_bids.numerics.prior.columns import cells_of
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.lattice import Axis, lattice
 from precondqsm_bids.numerics.solver import MARGIN
@@ -186,14 +187,7 @@ class _Coarse:
 
     def rows(self, basis: Basis) -> sparse.csr_array:
         """Cells of the coarse region, (voxels, cells): means of the weights of the voxels."""
-        of_voxel = np.cumsum(self.mask, dtype=np.int64).reshape(-1) - 1
-        labels = basis.labels[self.mask]
-        used = np.flatnonzero(labels >= 0)
-        voxel = np.concatenate([used, *(of_voxel[o.voxels] for o in basis.overlaps)])
-        label = np.concatenate([labels[used], *(o.labels for o in basis.overlaps)])
-        weight = np.concatenate(
-            [basis.weight[self.mask][used], *(o.weight for o in basis.overlaps)]
-        )
+        voxel, label, weight = cells_of(basis, self.mask)
         block = self.number[voxel]
         shape = self.count.size, int(label.max(initial=0)) + 1
         rows = sparse.csr_array((weight / self.count[block], (block, label)), shape=shape)
