@@ -19,14 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 import opponents
-from reconstruction import GRID, WORKERS
+from reconstruction import GRID, WORKERS, scan_of
 from scipy import fft, ndimage
 
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import (
     Geometry,
     PriorInputs,
-    Scan,
     b0_direction,
     l2_inversion,
     measure_field,
@@ -94,10 +93,7 @@ def measured(phantom, mask=None):
     """Echo fit of a phantom, and what a prior may be made of."""
     voxel_size, b0_dir = phantom.spec.voxel_size, b0_direction(phantom.affine)
     region = region_of_interest(phantom.magnitude[..., 0], voxel_size, mask)
-    scan = Scan(
-        phantom.magnitude, phantom.phase, phantom.echo_times, phantom.spec.field_strength,
-        voxel_size, b0_dir, phase_units='rad', phase_sign=1,
-    )  # fmt: skip
+    scan = scan_of(phantom, phase_sign=1)
     found = measure_field(scan, region.roi_mask, region.shape_mask, workers=WORKERS)
     images = PriorInputs(
         found.total_field, found.field_sd, region.shape_chi, region.shape_sd, region.inner,

@@ -19,11 +19,12 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import nibabel as nib
 import numpy as np
+from reconstruction import scan_of
 from scipy import ndimage
 from validation import ROOT, SEED, scaled
 
 from precondqsm_bids.method import Arm, Method
-from precondqsm_bids.numerics import Geometry, Scan, b0_direction, noise_weights, precondition
+from precondqsm_bids.numerics import Geometry, noise_weights, precondition
 from precondqsm_bids.numerics.dipole_inversion import invert
 from precondqsm_bids.numerics.reconstruct import invert_field
 from precondqsm_bids.phantom.head import simulate_head
@@ -93,15 +94,7 @@ def methods(field_sd, affine, programs):
 
 def errors_of(phantom, programs):
     """Name -> errors (%) without and with preconditioning."""
-    scan = Scan(
-        phantom.magnitude,
-        phantom.phase,
-        phantom.echo_times,
-        phantom.spec.field_strength,
-        tuple(phantom.spec.voxel_size),
-        b0_direction(phantom.affine),
-        phase_units='rad',
-    )
+    scan = scan_of(phantom)
     method = Method()
     found = precondition(scan, method)
     total, field_sd = found.found.images.total_field, found.found.images.field_sd

@@ -14,6 +14,7 @@ from precondqsm_bids.numerics import (
     DipoleInversion,
     Geometry,
     MeasuredField,
+    PriorEstimate,
     PriorInputs,
     Region,
     Scan,
@@ -22,7 +23,6 @@ from precondqsm_bids.numerics import (
     compare,
     contrast_cells,
     fit_prior,
-    flatten_field,
     forward_field,
     l2_inversion,
     measure_field,
@@ -33,13 +33,16 @@ from precondqsm_bids.numerics import (
 from precondqsm_bids.numerics.closed_form import gradient_power
 from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
+from precondqsm_bids.numerics.prior.fit import outer_start
 from precondqsm_bids.numerics.reconstruct import (
     first_estimate,
+    flatten,
     invert_field,
+    left_by,
     prior_inputs,
     theory_prior,
 )
-from precondqsm_bids.numerics.solver import MODEL_ERROR, solver_grid
+from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
 WORKERS = 2
@@ -114,23 +117,22 @@ def timed(seconds, name):
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+def scan_of(phantom, **known):
+    """The echoes of a phantom as a scan; ``known`` is what is told of them besides."""
+    spec = phantom.spec
+    return Scan(
+        phantom.magnitude, phantom.phase, phantom.echo_times, spec.field_strength,
+        tuple(spec.voxel_size), b0_direction(phantom.affine), phase_units='rad', **known,
+    )  # fmt: skip
+
+
 def first_stages(phantom, true_field=False):
     """Shape mask, echo fit and prior by theory of a phantom.
 
     With ``true_field`` the phantom's own field, with noise of the fitted standard deviation,
     takes the place of the fitted one.
     """
-    seconds = {}
-    scan = Scan(
-        phantom.magnitude,
-        phantom.phase,
-        phantom.echo_times,
-        phantom.spec.field_strength,
-        tuple(phantom.spec.voxel_size),
-        b0_direction(phantom.affine),
-        phase_units='rad',
-        phase_sign=1,
-    )
+    seconds, scan = {}, scan_of(phantom, phase_sign=1)
     with timed(seconds, 'shape_mask'):
         region = region_of_interest(phantom.magnitude[..., 0], scan.voxel_size)
     roi = region.roi_mask
@@ -155,18 +157,23 @@ def varied_prior(stages, inner_size, bias=True, size_factor=1.0, **departures):
         first = first / bias_field(first, images.r2star, mask)
     r2star = np.where(images.reliable, images.r2star, np.float32(np.nan))
     shape = forward_field(images.shape_chi, voxel_size, b0_dir, mask, workers)
-    options = {'free_voxels': True, 'model_error': FIT_MODEL_ERROR} | departures
+    options = {'free_voxels': True, 'tissue_shift': True, 'model_error': FIT_MODEL_ERROR}
+    field = images.total_field - shape
+    start = outer_start(field, images.field_sd, stages.geometry)
     fit = fit_prior(
-        images.total_field - shape,
+        field,
         contrast_cells([r2star, first], mask, voxel_size),
         *stages.geometry[:3],
         images.field_sd,
         images.shape_sd,
-        inner_size=size_factor * inner_size,
         workers=workers,
-        **options,
+        start=start._replace(inner_size=size_factor * inner_size),
+        **options | departures,
     )
-    return fit.prior_chi, images.shape_chi + fit.surface_chi
+    return PriorEstimate(
+        fit.prior_chi, images.shape_chi + fit.surface_chi, None, fit.inner_size, {},
+        fit.tissue_shift, fit.outer_chi,
+    )  # fmt: skip
 
 
 def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
@@ -193,40 +200,31 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     method = replace(METHODS[name], shape=shape)
     arm = method.arms[name == 'conventional']
     measured, geometry = stages.measured, stages.geometry
-    field, prior_chi, record, model_error = measured.total_field, None, None, MODEL_ERROR
-    shift = start = None
+    field, prior, left = measured.total_field, None, {}
     if not arm.conventional:
         with timed(seconds, 'prior_fit'):
             if variant.fit:
-                prior_chi, shape_chi = varied_prior(stages, inner_size, **variant.fit)
-                size = inner_size * variant.fit.get('size_factor', 1)
+                prior = varied_prior(stages, inner_size, **variant.fit)
             else:
                 prior = first_estimate(stages.images, geometry, method)
-                prior_chi, shape_chi, shift = prior.prior_chi, prior.shape_chi, prior.tissue_shift
-                size, record, start = prior.expected_size, prior.record, prior.outer_chi
-        if arm.clip_outliers:
-            model_error = size
+        left = left_by(prior, arm)
         with timed(seconds, 'flattening'):
-            flattening = flatten_field(field, prior_chi, *geometry[:3], shape_chi, WORKERS, shift)
-            field = flattening.flattened_field
+            field = flatten(field, geometry, prior).flattened_field
     if variant.pdf_model_error is not None:
-        model_error = variant.pdf_model_error
+        left['model_error'] = variant.pdf_model_error
     if variant.clip_outliers is not None:
         arm = arm._replace(clip_outliers=variant.clip_outliers)
     with timed(seconds, 'background_removal and dipole_inversion'):
-        start = start if arm.continued else None
-        local, inversion = invert_field(
-            field, measured.field_sd, geometry, arm, model_error, start=start
-        )
+        local, inversion = invert_field(field, measured.field_sd, geometry, arm, **left)
     return Arm(
         name,
         geometry,
         measured.field_sd,
-        prior_chi,
+        prior.prior_chi if prior else None,
         local.local_field,
         arm.clip_outliers,
         inversion,
-        fit_record(record) if record else None,
+        fit_record(prior.record) if prior and prior.record else None,
         seconds,
     )
 

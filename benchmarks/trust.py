@@ -20,9 +20,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from page import STYLE, percent, reflow, save_figure, save_text, table, yes
+from reconstruction import scan_of
 from scipy import ndimage
 
-from precondqsm_bids.numerics import Companions, Scan, b0_direction, bodies, reconstruct
+from precondqsm_bids.numerics import Companions, bodies, reconstruct
 from precondqsm_bids.phantom.head import simulate_head
 from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import SWITCHES, scanner
@@ -71,11 +72,7 @@ def run(name):
     """Reconstruct a phantom and compare its error with its standard deviation."""
     title, spec = CASES[name]
     phantom = simulate_tubes(spec) if isinstance(spec, TubesSpec) else simulate_head(spec)
-    b0_dir = b0_direction(phantom.affine)
-    scan = Scan(
-        phantom.magnitude, phantom.phase, phantom.echo_times, spec.field_strength,
-        tuple(spec.voxel_size), b0_dir, phase_units='rad', phase_sign=1,
-    )  # fmt: skip
+    scan = scan_of(phantom, phase_sign=1)
     mask = getattr(phantom, 'brain_mask', None)
     began = time.process_time()
     found = reconstruct(scan, companions=Companions(mask=mask, labels=phantom.labels))
