@@ -27,7 +27,7 @@ import heads_page
 import nibabel as nib
 import numpy as np
 import opponents
-from reconstruction import WORKERS, Arm, Error, assess
+from reconstruction import WORKERS, Arm, Error, assess, clipping_weights
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
@@ -282,17 +282,21 @@ def arm_of(outputs, arm):
     for name in ('reg_weights', 'consistency', 'regularization', 'curvature'):
         curve[name] = np.asarray(curve[name])
     weight, curve['reg_weight'] = curve['reg_weight'], curve.pop('corner')
-    prior_chi = None
+    field_sd = load_volume(outputs['echo_fit'].field_sd)
+    prior_chi = weights = None
     if not prefix:
+        if inversion.record['outliers_clipped']:
+            size = outputs['prior_fit'].expected_size
+            weights = clipping_weights(True, field_sd, geometry.mask, size)
         stage = 'prior_fit' if 'prior_fit' in outputs else 'r2prime_prior'
         prior_chi = load_volume(outputs[stage].prior_chi)
     return Arm(
         name=arm,
         geometry=geometry,
-        field_sd=load_volume(outputs['echo_fit'].field_sd),
+        field_sd=field_sd,
         prior_chi=prior_chi,
         local_field=load_volume(outputs[f'{prefix}background_removal'].local_field),
-        clip_outliers=inversion.record['outliers_clipped'],
+        weights=weights,
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),

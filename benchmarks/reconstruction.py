@@ -42,7 +42,7 @@ from precondqsm_bids.numerics.reconstruct import (
     prior_inputs,
     theory_prior,
 )
-from precondqsm_bids.numerics.solver import solver_grid
+from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights, solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
 WORKERS = 2
@@ -97,11 +97,19 @@ class Arm(NamedTuple):
     field_sd: np.ndarray
     prior_chi: np.ndarray | None
     local_field: np.ndarray
-    clip_outliers: bool
+    weights: np.ndarray | None
+    """What the field was held to its neighbours by before it was inverted; None: it was not."""
     inversion: DipoleInversion
     fit: dict | None = None
     """Measured values of the prior's fit, ready for JSON."""
     seconds: dict | None = None
+
+    @property
+    def inverted_field(self):
+        """The local field as it was inverted, ppm."""
+        if self.weights is None:
+            return self.local_field
+        return without_outliers(self.local_field, self.geometry.mask, self.weights)
 
 
 def strongest_for(t2star, spec):
@@ -222,11 +230,16 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         measured.field_sd,
         prior.prior_chi if prior else None,
         local.local_field,
-        arm.clip_outliers,
+        clipping_weights(arm.clip_outliers, measured.field_sd, geometry.mask, **left),
         inversion,
         fit_record(prior.record) if prior and prior.record else None,
         seconds,
     )
+
+
+def clipping_weights(clip_outliers, field_sd, mask, model_error=MODEL_ERROR, **rest):
+    """Weights of `without_outliers` in an arm, None if it does not take the field through it."""
+    return noise_weights(field_sd, mask, model_error) if clip_outliers else None
 
 
 def fit_record(record):
@@ -262,11 +275,7 @@ def corner(arm):
 def risk(arm):
     """The least expected error, the noise being read in the dipole's cone."""
     return l2_inversion(
-        arm.local_field,
-        *arm.geometry[:3],
-        workers=WORKERS,
-        rule='risk',
-        clip_outliers=arm.clip_outliers,
+        arm.inverted_field, *arm.geometry[:3], workers=WORKERS, rule='risk'
     ).reg_weight
 
 
@@ -297,9 +306,7 @@ class Division:
 
     def __init__(self, arm):
         roi, voxel_size, b0_dir, _ = arm.geometry
-        field = arm.local_field
-        if arm.clip_outliers:
-            field = without_outliers(field, roi)
+        field = arm.inverted_field
         self.roi, self.grid = roi, solver_grid(roi)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
         self.gradient = gradient_power(self.grid.shape, voxel_size)

@@ -127,8 +127,8 @@ class Arm(NamedTuple):
     reg_weight : float or None
         Lambda, mm.
     clip_outliers : bool
-        Whether single outliers of the residual are limited to their neighbours. A prior with few
-        coefficients is corrected by its residual, which must stay whole.
+        Whether single outliers and uncertain voxels of the residual are held to their neighbours.
+        A prior with few coefficients is corrected by its residual, which must stay whole.
     inversion : str
         Word of :data:`INVERSIONS`.
     background : str

@@ -322,12 +322,15 @@ def oblique_phantom():
     return simulate_tubes(spec, seed=3)
 
 
+ARMS = ('conventional', 'preconditioned', 'contrast', 'default')
+
+
 @functools.cache
 def maps_of(storage):
     """All arms from one way of storing the oblique phantom, the storage undone."""
     axes, flips = storage
     run = Reconstruction(*stored(oblique_phantom(), axes, flips))
-    arms = {arm: getattr(run, arm)() for arm in ('conventional', 'preconditioned', 'contrast')}
+    arms = {arm: getattr(run, arm)() for arm in ARMS}
     return {arm: np.flip(v, flips).transpose(np.argsort(axes)) for arm, v in arms.items()}
 
 
@@ -342,15 +345,18 @@ STORAGES = [
 ]
 
 
-@pytest.mark.parametrize('arm', ['conventional', 'preconditioned', 'contrast'])
+@pytest.mark.parametrize('arm', ARMS)
 @pytest.mark.parametrize('storage', STORAGES, ids=str)
 def test_storage_does_not_matter(storage, arm):
     difference = np.abs(maps_of(storage)[arm] - maps_of(AS_IT_IS)[arm])
     # Rounding in the float32 transforms grows late in the conjugate gradients of PDF and of the
     # prior's fit, from 2e-5 ppm at 20 iterations to up to 4e-3 at 30: smooth, and no bias.
-    assert np.median(difference) < 1e-3
-    assert np.percentile(difference, 99) < 4e-3
-    assert difference.max() < (1e-3 if arm == 'conventional' else 1e-2)
+    # That of the whole method stands out in single voxels, where it is free to: those of this small
+    # object are a tenth of it, and rounding comes back twice in each round of the fit.
+    whole = arm == 'default'
+    assert np.median(difference) < (5e-5 if whole else 1e-3)
+    assert np.percentile(difference, 99) < (6e-3 if whole else 4e-3)
+    assert difference.max() < {'conventional': 1e-3, 'default': 0.1}.get(arm, 1e-2)
 
 
 def test_empty_margins_do_not_matter():

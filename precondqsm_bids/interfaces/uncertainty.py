@@ -3,13 +3,12 @@
 import numpy as np
 from nipype.interfaces.base import File, TraitedSpec, traits
 
-from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.stage import Stage
+from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
 from precondqsm_bids.numerics.recombination import reference_region
 from precondqsm_bids.numerics.uncertainty import MapInputs, map_uncertainty
 
 
-class UncertaintyInputSpec(InputSpec):
+class UncertaintyInputSpec(WeightedInputSpec):
     local_field = File(exists=True, mandatory=True, desc='preconditioned local field, ppm')
     field_sd = File(exists=True, mandatory=True, desc='standard deviation of the field, ppm')
     prior_chi = File(exists=True, mandatory=True, desc='prior susceptibility, ppm')
@@ -18,7 +17,7 @@ class UncertaintyInputSpec(InputSpec):
     )
     reg_weight = traits.Float(desc='lambda of residual_chi, mm; undefined where it is zero')
     clip_outliers = traits.Bool(
-        False, usedefault=True, desc='whether single outliers of the field were limited'
+        False, usedefault=True, desc='whether outliers of the field were held to their neighbours'
     )
     mask = File(exists=True, mandatory=True, desc='region of the map')
     reference = traits.Str(
@@ -26,7 +25,6 @@ class UncertaintyInputSpec(InputSpec):
     )
     labels = File(exists=True, desc='segmentation on the same grid')
     label_names = traits.Dict(traits.Int, traits.Str, desc='names of the labels')
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the transforms')
 
 
 class UncertaintyOutputSpec(TraitedSpec):
@@ -45,7 +43,8 @@ class Uncertainty(Stage):
     def _compute(self):
         geometry, names = self._geometry(), self._given('label_names')
         images = (self._load(name) for name in MapInputs._fields[:4])
-        given = MapInputs(*images, self._given('reg_weight'), self.inputs.clip_outliers)
+        choices = (self._given(name) for name in MapInputs._fields[4:])
+        given = MapInputs(*images, *choices)
         labels = self._load('labels', None)
         if labels is not None:
             labels = np.rint(labels).astype(int)

@@ -23,6 +23,8 @@ OUTLIER = 4.0
 """Standard deviations from its neighbours beyond which a voxel's residual is not believed."""
 MEAN_TO_SD = 1.2533
 """Standard deviation over mean absolute deviation of a normal distribution."""
+NEIGHBOURS = 1.5
+"""Width of the Gaussian over the neighbours of a voxel whose field is uncertain, voxels."""
 NOTHING = 1e-9
 """Largest field, ppm, that counts as zero: far below what float32 resolves of a field of 1 ppm."""
 
@@ -66,7 +68,9 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def without_outliers(local_field: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
+def without_outliers(
+    local_field: npt.NDArray, mask: npt.NDArray[np.bool_], weights: npt.NDArray | None = None
+) -> F32:
     """Field whose single outliers are limited to four robust deviations of their neighbours.
 
     Each voxel is held to the median of the 27 voxels around it, up or down to four times the
@@ -75,12 +79,27 @@ def without_outliers(local_field: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F
     source that a prior does not know has a residual in many voxels together and stays, and so
     does noise of the usual size: it is the inversion's to weigh, not the data's to lose.
 
+    With ``weights``, a voxel whose field is less certain than that of most takes after its
+    neighbours before, each by its certainty,
+
+        ``f' = (f + v F) / (1 + v),  v = max(median(W^2) / W^2 - 1, 0),  F = g * W^2 f / g * W^2``
+
+    with ``g`` a Gaussian of 1.5 voxels: the closed form weighs all voxels alike, and where the
+    signal is void, at a pole of the receive phase, the field that was measured is none.
+
     Parameters
     ----------
     local_field : (X, Y, Z) ndarray
         Local field, ppm.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
+    weights : (X, Y, Z) ndarray, optional
+        ``W``, see :func:`noise_weights`: their model error tells how much of a field's error is
+        no more than what lies between neighbours anyway.
+
+    References
+    ----------
+    Knutsson H, Westin CF, Normalized and differential convolution, Proc CVPR 1993:515.
 
     Examples
     --------
@@ -90,13 +109,27 @@ def without_outliers(local_field: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F
     0.05
     """
     out = np.where(mask, local_field, 0).astype(np.float32)
-    box = bounding_box(mask, 4)  # beyond the reach of both filters all is zero
+    box = bounding_box(mask, 4)  # beyond the reach of the filters all is zero
     field = out[box]
+    if weights is not None:
+        field = _by_neighbours(field, np.where(mask, weights, 0)[box].astype(np.float32))
     middle = ndimage.median_filter(field, 3)
     # A mean absolute deviation over 125 voxels: an outlier among them hardly moves it.
     limit = OUTLIER * MEAN_TO_SD * ndimage.uniform_filter(np.abs(field - middle), 5)
     out[box] = np.where(mask[box], np.clip(field, middle - limit, middle + limit), 0)
     return out
+
+
+def _by_neighbours(field: F32, weights: F32) -> F32:
+    """Field in which uncertain voxels take after their neighbours; weights are zero outside."""
+    certainty = weights**2
+    inside = certainty > 0
+    smooth = ndimage.gaussian_filter(certainty * field, NEIGHBOURS, mode='constant')
+    around = ndimage.gaussian_filter(certainty, NEIGHBOURS, mode='constant')
+    np.divide(smooth, around, out=smooth, where=around > 0)
+    lacking = np.zeros_like(field)
+    lacking[inside] = np.maximum(np.median(certainty[inside]) / certainty[inside] - 1, 0)
+    return (field + lacking * smooth) / (1 + lacking)
 
 
 def l2_inversion(
@@ -230,7 +263,8 @@ def invert(
     arm : Arm
         Its ``inversion``, ``rule``, ``reg_weight`` (mm) and ``clip_outliers`` count.
     weights : (X, Y, Z) ndarray, optional
-        ``W`` of the data term, see :func:`noise_weights`; ``l2`` has none.
+        ``W``, see :func:`noise_weights`: of the data term of ``tv``, and of
+        :func:`without_outliers`; the closed form itself has none.
 
     Raises
     ------
@@ -256,7 +290,7 @@ def invert(
     if arm.inversion not in SOLVE:
         raise ValueError(f'the inversion is one of {", ".join(SOLVE)}, not {arm.inversion!r}')
     if arm.clip_outliers:
-        local_field = without_outliers(local_field, mask)
+        local_field = without_outliers(local_field, mask, weights)
     if np.abs(local_field[mask]).max() <= NOTHING:
         weight = np.nan if reg_weight is None else float(reg_weight)
         return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)

@@ -13,6 +13,7 @@ from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
 from precondqsm_bids.numerics.expected_risk import field_powers
+from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -56,6 +57,8 @@ class MapInputs(NamedTuple):
     """Lambda of it, mm; None where the field is zero and nothing was inverted."""
     clip_outliers: bool = False
     """Whether the inversion took the field through :func:`without_outliers`."""
+    model_error: float = MODEL_ERROR
+    """Of the weights that it had in that, ppm."""
 
 
 class RegionUncertainty(NamedTuple):
@@ -239,7 +242,8 @@ class _Model:
         self.width = form.geometry.voxel_length / np.asarray(geometry.voxel_size, float)
         field = np.where(self.mask, given.local_field, 0).astype(np.float32)
         if given.clip_outliers:
-            field = without_outliers(field, self.mask)
+            weights = noise_weights(given.field_sd, self.mask, given.model_error)
+            field = without_outliers(field, self.mask, weights)
         sd = given.field_sd[self.mask].astype(float)
         white = float(np.mean(np.minimum(sd, 5 * np.median(sd)) ** 2))
         self.relative = np.zeros(self.mask.shape, np.float32)

@@ -266,6 +266,7 @@ def _edges(method, one_echo):
         ('background_removal', 'uncertainty', _same('local_field')),
         ('echo_fit', 'uncertainty', _same('field_sd')),
         (estimate, 'uncertainty', _same('prior_chi')),
+        (estimate, 'uncertainty', [('expected_size', 'model_error')] * method.describes_interior),
         ('dipole_inversion', 'uncertainty', [
             ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
         (known, 'uncertainty', [('roi_mask', 'mask')]),
@@ -303,7 +304,7 @@ def _arm_edges(method, arm: Arm):
         f'{arm.prefix}{stage}'
         for stage in ('quality_mask', 'background_removal', 'dipole_inversion', 'recombination')
     )
-    weighted = arm.inversion != 'l2'
+    weighted = arm.inversion != 'l2' or arm.clip_outliers
     edges = [
         ('echo_fit', quality, _same('field_sd')),
         ('shape_mask', quality, [('roi_mask', 'mask')]),

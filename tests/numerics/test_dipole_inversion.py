@@ -334,6 +334,62 @@ def test_without_outliers_is_zero_outside():
     assert not without_outliers(np.ones(mask.shape), mask)[:5].any()
 
 
+def test_an_uncertain_voxel_takes_after_its_neighbours():
+    """By a loop over the neighbours of one voxel, and by what is left of its error."""
+    rng = np.random.default_rng(1)
+    shape = EVERYWHERE.shape
+    smooth = 0.05 * np.sin(np.indices(shape).sum(axis=0) / 6)
+    sd = np.full(shape, 0.01)
+    sd[rng.random(shape) < 0.03] = 1.0
+    sd[9:11, 9:11, 9:11] = 1.0  # a void of eight voxels, which no median sees
+    field = smooth + sd * rng.normal(size=shape)
+    weights = 1 / np.hypot(sd, 0.02)
+    kept = without_outliers(field, EVERYWHERE, weights)
+    void = (slice(9, 11),) * 3
+    assert np.abs(kept - smooth)[void].max() < 0.05
+    assert np.abs(without_outliers(field, EVERYWHERE) - smooth)[void].max() > 0.3
+    uncertain = sd == 1
+    assert np.sqrt(np.mean((kept - smooth)[uncertain] ** 2)) < 0.02
+    # The others are as they were.
+    alone = without_outliers(np.where(uncertain, smooth, field), EVERYWHERE)
+    assert np.abs(kept - alone)[~uncertain].max() < 0.03
+    centre, certainty = (10, 10, 10), weights**2
+    total = among = 0.0
+    for at in np.ndindex(shape):
+        distance = np.subtract(at, centre)
+        if np.abs(distance).max() <= 6:
+            g = np.exp(-(distance @ distance) / (2 * 1.5**2)) * certainty[at]
+            total, among = total + g * field[at], among + g
+    lacking = np.median(certainty) / certainty[centre] - 1
+    expected = (field[centre] + lacking * total / among) / (1 + lacking)
+    assert kept[centre] == pytest.approx(expected, abs=0.01)
+
+
+def test_weights_alike_change_nothing():
+    field = np.random.default_rng(2).normal(0, 0.01, EVERYWHERE.shape)
+    mask = EVERYWHERE.copy()
+    mask[:4] = False
+    weights = np.where(mask, 0.3, 0)
+    same = without_outliers(field, mask, weights)
+    np.testing.assert_array_equal(same, without_outliers(field, mask))
+
+
+def test_a_hole_of_the_signal_costs_the_map_little():
+    """A source beside voxels whose field is noise: the closed form alone believes them."""
+    points = np.stack(np.indices(EVERYWHERE.shape), axis=-1) - 9.5
+    inside = np.linalg.norm(points, axis=-1) < 4
+    rng = np.random.default_rng(3)
+    sd = np.where(rng.random(inside.shape) < 0.02, 0.5, 0.002)
+    field = 0.2 * sphere_field(points, 4.0, np.array([0, 0, 1.0])) + sd * rng.normal(size=sd.shape)
+    arm = Arm(rule='risk', clip_outliers=True)
+    geometry = Geometry(EVERYWHERE, (1, 1, 1), (0, 0, 1))
+    errors = []
+    for weights in (None, 1 / np.hypot(sd, 0.02)):
+        chi = invert(field, geometry, arm, weights).chi
+        errors.append(np.std(chi - 0.2 * inside))
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_the_inversion_clips_outliers_where_it_is_asked_to():
     field = np.random.default_rng(0).normal(0, 0.01, EVERYWHERE.shape)
     field[5, 6, 7] += 2.5

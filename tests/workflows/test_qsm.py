@@ -283,7 +283,13 @@ def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none()
         for arm in ('', 'conventional_'):
             assert workflow.get_node(f'{arm}dipole_inversion').inputs.rule == 'risk'
         assert 'total variation [@rudin1992' in workflow.__desc__
-    assert wired(init_precondqsm_wf(), 'dipole_inversion') == {'local_field', 'mask'}
+    plain = init_precondqsm_wf(Method(prior='r2prime'))
+    assert wired(plain, 'dipole_inversion') == {'local_field', 'mask'}
+    # By default the uncertain voxels are held to their neighbours by the same weights.
+    default = init_precondqsm_wf()
+    assert wired(default, 'dipole_inversion') == {'local_field', 'mask', 'field_sd', 'model_error'}
+    assert wired(default, 'uncertainty') >= {'field_sd', 'model_error'}
+    assert wired(default, 'conventional_dipole_inversion') == {'local_field', 'mask'}
 
 
 @pytest.mark.parametrize('background', ['pdf', 'vsharp'])
