@@ -14,7 +14,9 @@ class DipoleInversionInputSpec(WeightedInputSpec):
     reg_weight = traits.Float(desc='lambda, mm; by the rule if undefined')
     rule = traits.Enum(*RULES, usedefault=True, desc='how lambda is chosen if it is undefined')
     clip_outliers = traits.Bool(
-        False, usedefault=True, desc='hold single outliers and uncertain voxels to their neighbours'
+        False,
+        usedefault=True,
+        desc='hold single outliers and uncertain voxels to their neighbours',
     )
 
 
