@@ -351,8 +351,8 @@ def test_storage_does_not_matter(storage, arm):
     difference = np.abs(maps_of(storage)[arm] - maps_of(AS_IT_IS)[arm])
     # Rounding in the float32 transforms grows late in the conjugate gradients of PDF and of the
     # prior's fit, from 2e-5 ppm at 20 iterations to up to 4e-3 at 30: smooth, and no bias.
-    # That of the whole method stands out in single voxels, where it is free to: those of this small
-    # object are a tenth of it, and rounding comes back twice in each round of the fit.
+    # That of the whole method stands out in single voxels, where it is free to: a tenth of this
+    # small object, and rounding comes back once in each round of the fit.
     whole = arm == 'default'
     assert np.median(difference) < (5e-5 if whole else 1e-3)
     assert np.percentile(difference, 99) < (6e-3 if whole else 4e-3)
