@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import MAP, term
-from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.arrays import check_map, side_by_side
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior
+from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
@@ -155,12 +155,17 @@ def estimate_prior(
     if shape_chi is not None:
         field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
     flat = [basis for group in bases.values() for basis in group]
-    verdict = judge_prior(field, flat, geometry, inputs.field_sd, inputs.shape_sd)
+    sd, shape_sd = inputs.field_sd, inputs.shape_sd
+    start, verdict = side_by_side(
+        workers,
+        lambda: [outer_start(field, sd, geometry)],  # in a list, which gives it away
+        lambda: judge_prior(field, flat, geometry, sd, shape_sd),
+    )
     flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
     used = _used(flat, verdict.gains)
     fitted = fit_prior(
-        field, [flat[i] for i in used], mask, voxel_size, b0_dir, inputs.field_sd,
-        inputs.shape_sd, iterations, free_voxels=free_voxels, workers=workers, tissue_shift=True,
+        field, [flat[i] for i in used], mask, voxel_size, b0_dir, sd, shape_sd, iterations,
+        free_voxels=free_voxels, workers=workers, tissue_shift=True, start=start.pop(),
     )  # fmt: skip
     fitted = _with_left_out(fitted, flat, used)
     record = builder.record(bases, fitted)

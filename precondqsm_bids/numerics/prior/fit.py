@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry
-from precondqsm_bids.numerics.dipole_inversion import l2_inversion
+from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
+from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.columns import Columns
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
@@ -331,15 +333,14 @@ class _Fit:
 
     def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""
-        if not self.residual[self.inside].any():
+        mask = self.geometry.mask
+        residual = without_outliers(self.grid.extract(self.residual, mask.shape), mask)
+        if np.abs(residual).max() <= NOTHING:
             return
-        mask, voxel_size, b0_dir, workers = self.geometry
-        residual = self.grid.extract(self.residual, mask.shape)
-        shown = l2_inversion(
-            residual, mask, voxel_size, b0_dir,
-            workers=workers, rule='risk', clip_outliers=True,
-        )  # fmt: skip
-        self.free_squared = self.grid.embed(free_sizes(shown.chi, mask)) ** 2
+        form = closed_form(self.geometry)
+        spectrum = form.spectrum(residual)
+        shown = form.volume(form.divided(spectrum, least_risk(form, spectrum)))
+        self.free_squared = self.grid.embed(free_sizes(shown, mask)) ** 2
         self.expected_squared += self.free_squared
 
     def descend(self, iterations: int) -> None:

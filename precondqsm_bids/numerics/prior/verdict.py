@@ -1,12 +1,14 @@
 """Verdict: how far the field supports a prior, against priors that know nothing."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.columns import cells_of
@@ -128,23 +130,27 @@ def judge_prior(
     sd_of_shape = None if shape_sd is None else coarse.mean(shape_sd)
     maps = [coarse.rows(basis) for basis in bases]
 
-    start = outer_start(images[0], images[1], coarse.geometry, margin=coarse.margin)._replace(
-        outer_size=OUTER_SIZE
-    )
+    # One thread for each fit: on so small a grid more of them wait for each other.
+    start = outer_start(
+        images[0], images[1], coarse.geometry._replace(workers=1), margin=coarse.margin
+    )._replace(outer_size=OUTER_SIZE)
 
     def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
         on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
         return fit_prior(
             images[0], on_grid, *coarse.geometry[:3], images[1], sd_of_shape, ITERATIONS, ROUNDS,
-            workers=geometry.workers, start=start,
+            workers=start.system.workers, start=start,
         )  # fmt: skip
 
     own = fitted(maps)
     variance = np.square(own.part_sd)
     turns = _least_alike(own.prior_chi[coarse.geometry.mask], coarse.geometry.mask)
     explained, chance = [], []
-    for _, rho, source in turns:
-        null = fitted([rows[source] for rows in maps])
+    nulls = side_by_side(
+        geometry.workers,
+        *(partial(fitted, [rows[source] for rows in maps]) for _, _, source in turns),
+    )
+    for null, (_, rho, _) in zip(nulls, turns, strict=True):
         alike = min(rho, MOST_ALIKE) ** 2
         explained.append((null.explained - alike * own.explained) / (1 - alike))
         theirs = np.square(null.part_sd)
@@ -253,9 +259,8 @@ def _least_alike(
     prior: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> list[tuple[str, float, npt.NDArray[np.intp]]]:
     """Turns that make the prior least like itself: name, rank correlation, source voxels."""
-    from scipy.stats import rankdata  # here: importing the nodes must stay quick
-
-    ranks = rankdata(prior)
+    _, number, count = np.unique(prior, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[number]  # the mean rank of equal values
     ranks -= ranks.mean()
     energy = max(float(ranks @ ranks), 1.0)
     turns = []
