@@ -29,9 +29,9 @@ class Scale(NamedTuple):
 
 SCALES = (
     Scale(np.inf, (24, 12), 1.5),
-    Scale(3 / 8, (8, 8), 0.3),
-    Scale(3 / 16, (6, 6), 0.2),
-    Scale(3 / 32, (4, 4), 0.1),
+    Scale(3 / 8, (8, 8), 0.9),
+    Scale(3 / 16, (6, 6), 0.6),
+    Scale(3 / 32, (4, 4), 0.3),
 )
 """Nodes 40, 20 and 10 mm apart in a brain of 1.2 l, and 2 mm, 1 mm and 0.5 mm in that of a rat."""
 
