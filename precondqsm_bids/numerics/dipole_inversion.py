@@ -25,6 +25,8 @@ MEAN_TO_SD = 1.2533
 """Standard deviation over mean absolute deviation of a normal distribution."""
 NEIGHBOURS = 1.5
 """Width of the Gaussian over the neighbours of a voxel whose field is uncertain, voxels."""
+LESS_CERTAIN = 4.0
+"""Weight (1 / variance) of the neighbours over that of a voxel from which it takes after them."""
 NOTHING = 1e-9
 """Largest field, ppm, that counts as zero: far below what float32 resolves of a field of 1 ppm."""
 
@@ -79,13 +81,14 @@ def without_outliers(
     source that a prior does not know has a residual in many voxels together and stays, and so
     does noise of the usual size: it is the inversion's to weigh, not the data's to lose.
 
-    With ``weights``, a voxel whose field is less certain than that of most takes after its
-    neighbours before, each by its certainty,
+    With ``weights``, a voxel whose field has more than twice the standard deviation of those around
+    it takes after them before, each by its certainty,
 
-        ``f' = (f + v F) / (1 + v),  v = max(median(W^2) / W^2 - 1, 0),  F = g * W^2 f / g * W^2``
+        ``f' = (f + v F) / (1 + v),  v = max(g * W^2 / (W^2 g * M) - 4, 0),  F = g * W^2 f / g * W^2``
 
-    with ``g`` a Gaussian of 1.5 voxels: the closed form weighs all voxels alike, and where the
-    signal is void, at a pole of the receive phase, the field that was measured is none.
+    with ``g`` a Gaussian of 1.5 voxels and ``M`` the mask: the closed form weighs all voxels alike,
+    and in a void of the signal, at a pole of the receive phase, the field that was measured is
+    none. Where all are as uncertain together, the residual stays.
 
     Parameters
     ----------
@@ -124,12 +127,14 @@ def _by_neighbours(field: F32, weights: F32) -> F32:
     """Field in which uncertain voxels take after their neighbours; weights are zero outside."""
     certainty = weights**2
     inside = certainty > 0
-    smooth = ndimage.gaussian_filter(certainty * field, NEIGHBOURS, mode='constant')
-    around = ndimage.gaussian_filter(certainty, NEIGHBOURS, mode='constant')
-    np.divide(smooth, around, out=smooth, where=around > 0)
-    lacking = np.zeros_like(field)
-    lacking[inside] = np.maximum(np.median(certainty[inside]) / certainty[inside] - 1, 0)
-    return (field + lacking * smooth) / (1 + lacking)
+    count, total, smooth = (
+        ndimage.gaussian_filter(image, NEIGHBOURS, mode='constant')[inside]
+        for image in (inside.astype(np.float32), certainty, certainty * field)
+    )
+    lacking = np.maximum(total / (count * certainty[inside]) - LESS_CERTAIN, 0)
+    out = np.zeros_like(field)
+    out[inside] = (field[inside] + lacking * smooth / total) / (1 + lacking)
+    return out
 
 
 def l2_inversion(

@@ -354,13 +354,13 @@ def test_an_uncertain_voxel_takes_after_its_neighbours():
     alone = without_outliers(np.where(uncertain, smooth, field), EVERYWHERE)
     assert np.abs(kept - alone)[~uncertain].max() < 0.03
     centre, certainty = (10, 10, 10), weights**2
-    total = among = 0.0
+    total = among = weighed = 0.0
     for at in np.ndindex(shape):
         distance = np.subtract(at, centre)
         if np.abs(distance).max() <= 6:
             g = np.exp(-(distance @ distance) / (2 * 1.5**2)) * certainty[at]
-            total, among = total + g * field[at], among + g
-    lacking = np.median(certainty) / certainty[centre] - 1
+            total, among, weighed = total + g * field[at], among + g, weighed + g / certainty[at]
+    lacking = among / weighed / certainty[centre] - 4
     expected = (field[centre] + lacking * total / among) / (1 + lacking)
     assert kept[centre] == pytest.approx(expected, abs=0.01)
 
