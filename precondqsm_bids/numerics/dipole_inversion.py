@@ -81,14 +81,15 @@ def without_outliers(
     source that a prior does not know has a residual in many voxels together and stays, and so
     does noise of the usual size: it is the inversion's to weigh, not the data's to lose.
 
-    With ``weights``, a voxel whose field has more than twice the standard deviation of those around
-    it takes after them before, each by its certainty,
+    With ``weights``, a voxel whose field has more than twice the standard deviation of those
+    around it takes after them before, each by its certainty,
 
-        ``f' = (f + v F) / (1 + v),  v = max(g * W^2 / (W^2 g * M) - 4, 0),  F = g * W^2 f / g * W^2``
+        ``f' = (f + v F) / (1 + v)``
+        ``v = max(g * W^2 / (W^2 g * M) - 4, 0),  F = g * W^2 f / g * W^2``
 
-    with ``g`` a Gaussian of 1.5 voxels and ``M`` the mask: the closed form weighs all voxels alike,
-    and in a void of the signal, at a pole of the receive phase, the field that was measured is
-    none. Where all are as uncertain together, the residual stays.
+    with ``g`` a Gaussian of 1.5 voxels and ``M`` the mask: the closed form weighs all voxels
+    alike, and in a void of the signal, at a pole of the receive phase, the field that was measured
+    is none. Where all are as uncertain together, the residual stays.
 
     Parameters
     ----------
