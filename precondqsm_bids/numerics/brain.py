@@ -53,6 +53,9 @@ DOUBT = 0.4
 """Fraction of rays from which a body that is not taken for a brain is mentioned."""
 IN_VIEW = 0.3
 """Fraction of the rays that must end inside the field of view for them to tell anything."""
+WHOLE_HEAD = 0.7
+"""Part of the object that a region of interest has at least if it holds a head with its scalp: of
+simulated heads the brain is half, all that has signal 0.83 to 0.90."""
 LEAST_VOXELS = 1000
 """Voxels, as they were joined, of the smallest brain."""
 
@@ -192,6 +195,22 @@ def brain_if_any(
             'brain if it is one'
         ]
     return (brain if brain.certain else None), []
+
+
+def scalp(
+    region: Bools, magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike
+) -> list[str]:
+    """A sentence if a region of interest holds a whole head, scalp and marrow with it."""
+    if np.count_nonzero(region) < WHOLE_HEAD * np.count_nonzero(object_mask):
+        return []
+    brain, _ = brain_if_any(magnitude, object_mask, voxel_size, asked=False)
+    if brain is None:
+        return []
+    return [
+        'the region of interest holds a whole head: the fat of scalp and marrow has a frequency of '
+        'its own, -3.4 ppm, which is taken for a field, and its error reaches into the brain; ask '
+        'for the brain, or give a mask of it'
+    ]
 
 
 def _structure(body: Bools, level: F32, size: Sizes) -> float:

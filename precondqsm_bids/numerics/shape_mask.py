@@ -9,7 +9,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
-from precondqsm_bids.numerics.brain import brain_if_any
+from precondqsm_bids.numerics.brain import brain_if_any, scalp
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, gaussian
 from precondqsm_bids.numerics.object_search import (
@@ -348,6 +348,8 @@ def region_of_interest(
     record['warnings'] += _thin(roi, voxel_size)
     if mask is None and not whole_view:
         record['warnings'] += _doubts(magnitude, roi, found, volume)
+    if not brain and (kind == 'given' or inside == 'object'):
+        record['warnings'] += scalp(roi, magnitude, found.shape_mask, voxel_size)
     if kind == 'given':
         record['warnings'] += _holes(roi, found.shape_mask, volume)
     factor = np.float32(used)

@@ -133,6 +133,8 @@ def test_object_without_a_brain_stays_whole(name):
     magnitude = noisy(1.0 * OBJECTS[name])
     region = region_of_interest(magnitude, (3, 3, 3), 'auto')
     assert (region.record['mask'], region.record['brain']) == ('object', None)
+    asked = region_of_interest(magnitude, (3, 3, 3), 'object')
+    assert not [said for said in asked.record['warnings'] if 'whole head' in said]
 
 
 @pytest.mark.parametrize('name', ['round_phantom_3t', 'crop_brain_7t'])
@@ -152,6 +154,12 @@ def test_region_of_a_head():
     assert region.inner
     whole = region_of_interest(magnitude, size)
     assert whole.roi_mask.sum() > 1.3 * truth.sum()
+    # The fat of scalp and marrow is in it, and that is said; not of a brain that was given.
+    (said,) = whole.record['warnings']
+    assert said.startswith('the region of interest holds a whole head: the fat of scalp')
+    everything = region_of_interest(magnitude, size, np.ones(truth.shape))
+    assert said in everything.record['warnings']
+    assert region_of_interest(magnitude, size, truth).record['warnings'] == []
 
 
 def test_brain_that_was_asked_for():
