@@ -24,7 +24,7 @@ MOST_GAIN = 30.0
 class Overlap(NamedTuple):
     """Voxels that belong to a second parcel too, because they lie near an edge of the first."""
 
-    voxels: npt.NDArray[np.int64]
+    voxels: npt.NDArray[np.signedinteger]
     """Each voxel once, as its index in the flattened (X, Y, Z), in ascending order."""
     labels: npt.NDArray[np.int32]
     """Parcel of each of them."""

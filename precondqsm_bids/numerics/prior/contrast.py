@@ -117,7 +117,7 @@ def contrast_cells(
     """
     inside = np.nonzero(mask)
     values = [np.asarray(contrast)[mask] for contrast in contrasts]
-    voxels = np.flatnonzero(mask)
+    voxels = np.flatnonzero(mask).astype(np.int32 if mask.size < 2**31 else np.int64)
     bases = []
     gains = [1.0] * len(scales) if gains is None else gains
     for scale, gain in zip(scales, gains, strict=True):
@@ -195,7 +195,7 @@ def _soft_bin(
 
 
 def _soft_cells(
-    places: Sequence[_Places], voxels: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]
+    places: Sequence[_Places], voxels: npt.NDArray[np.signedinteger], mask: npt.NDArray[np.bool_]
 ) -> Basis:
     """Constants of the cells of the histogram, with overlaps where a voxel has two bins."""
     entries = []
