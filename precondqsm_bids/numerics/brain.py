@@ -207,8 +207,8 @@ def scalp(
     if brain is None:
         return []
     return [
-        'the region of interest holds a whole head: the fat of scalp and marrow has a frequency of '
-        'its own, -3.4 ppm, which is taken for a field, and its error reaches into the brain; ask '
+        'the region of interest holds a whole head: the fat of scalp and marrow has a frequency '
+        'of its own, -3.4 ppm, which is taken for a field, and its error reaches the brain; ask '
         'for the brain, or give a mask of it'
     ]
 

@@ -117,7 +117,9 @@ def contrast_cells(
     """
     inside = np.nonzero(mask)
     values = [np.asarray(contrast)[mask] for contrast in contrasts]
-    voxels = np.flatnonzero(mask).astype(np.int32 if mask.size < 2**31 else np.int64)
+    # Few images have more voxels than 32 bits can number.
+    number: type[np.signedinteger] = np.int32 if mask.size < 2**31 else np.int64
+    voxels = np.flatnonzero(mask).astype(number)
     bases = []
     gains = [1.0] * len(scales) if gains is None else gains
     for scale, gain in zip(scales, gains, strict=True):
