@@ -42,11 +42,11 @@ def test_contrast_that_knows_counts_and_contrast_that_does_not_is_dropped():
     assert knows.trust == 1
     assert knows.gains[0] > 0.9
     assert knows.warnings == ()
-    # By chance one may explain a little more than its null.
-    verdicts = [judged(field, smooth(seed)) for seed in (2, 4, 5, 6)]
-    assert max(verdict.trust for verdict in verdicts) < 0.1
+    # By chance one of many, on so few voxels, is like the truth and counts for a part.
+    verdicts = [judged(field, smooth(seed)) for seed in range(2, 10)]
+    assert max(verdict.trust for verdict in verdicts) < 0.5
     dropped = [verdict for verdict in verdicts if verdict.trust == 0]
-    assert len(dropped) >= 3
+    assert len(dropped) >= 7
     for nothing in dropped:
         assert nothing.explained - nothing.null < DROPPED
         (warning,) = nothing.warnings
