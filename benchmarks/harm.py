@@ -379,8 +379,9 @@ run warns that it explains less of the field's longest waves.
 ![Head at 3 T](figures/real_head_siemens_3t.png)
 
 A crop of a brain at 7 T, three echoes, no air in the field of view: its contrast explains no more
-than chance, the prior is dropped, and the map is the field's alone, smoother than the
-conventional one.
+than chance, the prior is dropped, and the map is the field's alone, with the lambda of the
+corner: by least expected error it would be 2.5 times that, and the veins, which all three maps
+show, half as strong. What the field decided stands out in veins and nuclei.
 
 ![Crop of a brain at 7 T](figures/real_crop_brain_7t.png)
 """

@@ -18,6 +18,9 @@ class DipoleInversionInputSpec(WeightedInputSpec):
         usedefault=True,
         desc='hold single outliers and uncertain voxels to their neighbours',
     )
+    trust = traits.Range(
+        0.0, 1.0, value=1.0, usedefault=True, desc='how far lambda by risk may exceed the corner'
+    )
 
 
 class DipoleInversionOutputSpec(TraitedSpec):
@@ -39,7 +42,8 @@ class DipoleInversion(Stage):
         arm = Arm(**{name: self._given(name) for name in names})
         geometry = self._geometry()
         weights = self._weights(geometry.mask)
-        result = invert(self._load('local_field'), geometry, arm, weights)
+        local_field = self._load('local_field')
+        result = invert(local_field, geometry, arm, weights, self.inputs.trust)
         record = result.record(arm)
         return {
             'chi': result.chi,

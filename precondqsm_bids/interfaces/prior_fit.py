@@ -78,6 +78,7 @@ class PriorFitOutputSpec(TraitedSpec):
         desc='sources outside that the fit has found, ppm, on the grid of the solver (NumPy)'
     )
     expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
+    trust = traits.Float(desc='how far the prior counts, 0 to 1')
     tissue_shift = File(desc='frequency of the tissue that is no field of a dipole, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 

@@ -254,11 +254,16 @@ def invert(
     geometry: Geometry,
     arm: Arm,
     weights: npt.NDArray | None = None,
+    trust: float = 1.0,
 ) -> DipoleInversion:
     """Susceptibility of a local field, as an arm of the method has it.
 
     Lambda is given, or chosen by the rule of the arm for the closed form of
     :func:`l2_inversion`; ``l2`` takes that map, ``tv`` that of :func:`tv_inversion`.
+
+    What a good prior leaves is mostly noise, and lambda by :func:`least_risk` is then larger than
+    the corner. What a dropped one leaves is the whole field: lambda is at most the corner, and
+    between them it is ``risk^trust min(risk, corner)^(1 - trust)``.
 
     Parameters
     ----------
@@ -271,6 +276,8 @@ def invert(
     weights : (X, Y, Z) ndarray, optional
         ``W``, see :func:`noise_weights`: of the data term of ``tv``, and of
         :func:`without_outliers`; the closed form itself has none.
+    trust : float
+        How far the prior counts that left this field, 0 to 1; for the rule ``risk``.
 
     Raises
     ------
@@ -308,6 +315,7 @@ def invert(
         weight = float(reg_weight)
     elif rule == 'risk':
         weight = least_risk(form, spectrum)
+        weight *= min(curve.reg_weight / weight, 1) ** (1 - trust)
     elif rule == 'risk-or-corner':
         weight = min(least_risk(form, spectrum), curve.reg_weight)
     else:

@@ -285,12 +285,14 @@ def flatten(total_field: npt.NDArray, geometry: Geometry, prior: PriorEstimate) 
 def left_by(prior: PriorEstimate, arm: Arm) -> dict[str, Any]:
     """What a first estimate leaves to the background removal of an arm.
 
-    ``model_error`` (ppm) of its weights, and the sources outside from where it goes on, ``start``.
+    ``model_error`` (ppm) of its weights, the sources outside from where it goes on, ``start``, and
+    how far the prior counts, ``trust``.
     """
     size = prior.expected_size if arm.clip_outliers else None
     return {
         'model_error': MODEL_ERROR if size is None else size,
         'start': prior.outer_chi if arm.continued else None,
+        'trust': prior.trust if arm.clip_outliers else 1.0,
     }
 
 
@@ -302,12 +304,14 @@ def invert_field(
     model_error: float = MODEL_ERROR,
     local: BackgroundRemoval | None = None,
     start: npt.NDArray | None = None,
+    trust: float = 1.0,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
     ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm. With ``local``
     the background is that which was removed already; ``start`` are the sources outside that the
-    background removal begins with (:func:`pdf`).
+    background removal begins with (:func:`pdf`), and ``trust`` is how far the prior counts
+    (:func:`invert`).
     """
     if arm.certain_field:
         geometry = geometry._replace(mask=quality_mask(field_sd, geometry.mask).mask)
@@ -316,7 +320,7 @@ def invert_field(
         local = remove_background(field, geometry, arm, weights, start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, model_error)
-    return local, invert(local.local_field, known, arm, weights)
+    return local, invert(local.local_field, known, arm, weights, trust)
 
 
 def theory_prior(

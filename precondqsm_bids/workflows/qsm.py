@@ -338,6 +338,7 @@ def _arm_edges(method, arm: Arm):
         (estimate, pdf, [('outer_chi', 'start')] * (arm.continued and arm.background == 'pdf')),
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
+        (estimate, inversion, _same('trust') * method.describes_interior),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),

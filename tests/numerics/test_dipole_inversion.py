@@ -390,6 +390,21 @@ def test_a_hole_of_the_signal_costs_the_map_little():
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_lambda_beyond_the_corner_takes_a_prior_that_counts():
+    geometry, arm = Geometry(EVERYWHERE, (1, 1, 1), (0, 0, 1)), Arm(rule='risk')
+    noise = np.random.default_rng(4).normal(size=EVERYWHERE.shape)
+    found = {t: invert(noise, geometry, arm, trust=t) for t in (1.0, 0.5, 0.0)}
+    corner = found[1.0].curve.reg_weight
+    assert found[1.0].reg_weight > 1.2 * corner
+    assert found[0.0].reg_weight == pytest.approx(corner)
+    assert found[0.5].reg_weight == pytest.approx(np.sqrt(found[1.0].reg_weight * corner))
+    points = np.stack(np.indices(EVERYWHERE.shape), axis=-1) - 9.5
+    source = sphere_field(points, 4.0, np.array([0, 0, 1.0])) + 1e-4 * noise
+    below = [invert(source, geometry, arm, trust=t) for t in (1.0, 0.0)]
+    assert below[0].reg_weight < below[0].curve.reg_weight  # nothing to hold back
+    assert below[0].reg_weight == below[1].reg_weight
+
+
 def test_the_inversion_clips_outliers_where_it_is_asked_to():
     field = np.random.default_rng(0).normal(0, 0.01, EVERYWHERE.shape)
     field[5, 6, 7] += 2.5

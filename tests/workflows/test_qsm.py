@@ -287,7 +287,8 @@ def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none()
     assert wired(plain, 'dipole_inversion') == {'local_field', 'mask'}
     # By default the uncertain voxels are held to their neighbours by the same weights.
     default = init_precondqsm_wf()
-    assert wired(default, 'dipole_inversion') == {'local_field', 'mask', 'field_sd', 'model_error'}
+    ports = {'local_field', 'mask', 'field_sd', 'model_error', 'trust'}
+    assert wired(default, 'dipole_inversion') == ports
     assert wired(default, 'uncertainty') >= {'field_sd', 'model_error'}
     assert wired(default, 'conventional_dipole_inversion') == {'local_field', 'mask'}
 

@@ -90,6 +90,8 @@ class PriorEstimate(NamedTuple):
     outer_chi: npt.NDArray[np.float32] | None = None
     """Sources outside the region that the fit has found, ppm, on the grid of
     :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; None without a fit."""
+    trust: float = 1.0
+    """How far the prior counts, 0 to 1: that of the verdict on it."""
 
 
 def estimate_prior(
@@ -196,6 +198,7 @@ def estimate_prior(
         record,
         shift,
         fitted.outer_chi,
+        verdict.trust,
     )
 
 
