@@ -30,6 +30,7 @@ from precondqsm_bids.outputs.charts import (
     COLOURS,
     STYLE,
     draw_echo_phase,
+    draw_explained,
     draw_histograms,
     draw_l_curves,
     draw_roi_values,
@@ -199,6 +200,8 @@ class Derivatives(SimpleInterface):
             for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
         })  # fmt: skip
+        if chart := draw_explained(record.get('prior_fit', {}), record.get('comparison', {})):
+            yield 'explained', chart
         mask = maps['roi_mask'] > 0
         yield 'histogram', draw_histograms({
             arm: maps[f'{arm}_chi'][mask & (maps.get(f'{arm}_mask', mask) > 0)]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from precondqsm_bids.numerics.field_quality import LARGE_ECHO_PHASE
+from precondqsm_bids.numerics.prior.verdict import COUNTED, DROPPED
 
 STYLE: dict[Any, Any] = {
     'font.size': 9,
@@ -201,6 +202,50 @@ def draw_histograms(inside: Mapping[str, np.ndarray]) -> Figure:
     axes.set(xlabel='susceptibility (ppm)', ylabel='share of the region', yscale='log')
     axes.axvline(0, color='#888888', linewidth=0.6)
     _plain(axes)
+    return figure
+
+
+def draw_explained(fit: Mapping[str, Any], comparison: Mapping[str, Any]) -> Figure | None:
+    """What the prior explains of the local field beside its null, and what both maps do by scale.
+
+    ``fit`` and ``comparison`` as in the record; None if neither was measured.
+    """
+    judged, scales = fit.get('judged'), comparison.get('explained_by_scale')
+    if not (judged or scales):
+        return None
+    figure = Figure(figsize=(9, 2.8))
+    margins = {'left': 0.09, 'right': 0.99, 'bottom': 0.18, 'top': 0.84, 'wspace': 0.25}
+    left, right = figure.subplots(1, 2, gridspec_kw=margins, width_ratios=(1, 2))
+    if judged:
+        null = max(judged['null'], 0)
+        bars = left.bar((0, 1), (judged['explained'], null), 0.6)
+        for bar, arm in zip(bars, ('precond', 'prior'), strict=True):
+            bar.set_color(COLOURS[arm])
+        for beyond, style, what in (
+            (COUNTED, '--', 'in full above'),
+            (DROPPED, ':', 'dropped below'),
+        ):
+            left.axhline(null + beyond, color='#444444', linestyle=style, linewidth=1, label=what)
+        left.set_xticks((0, 1), ('prior', 'prior turned'))
+        left.set_ylabel('share of the local field')
+        _plain(left, columns=2)
+    else:
+        left.set_axis_off()
+    if scales:
+        # The longest of the first shell is that of all that is longer.
+        lengths = [np.sqrt(2) * scale['shortest'] for scale in scales]
+        for colour, key in (('conventional', 'conventional'), ('precond', 'preconditioned')):
+            shares = [scale[key] for scale in scales]
+            right.semilogx(lengths, shares, 'o-', color=COLOURS[colour], label=f'{key} map')
+        right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        right.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+        right.xaxis.set_minor_formatter(NullFormatter())
+        right.invert_xaxis()
+        right.axhline(0, color='#888888', linewidth=0.6)
+        right.set(xlabel='wavelength (mm)', ylabel="share of the field's power")
+        _plain(right, columns=2)
+    else:
+        right.set_axis_off()
     return figure
 
 

@@ -115,6 +115,19 @@ FIGURES = (
         'that the prior explains too little or too much everywhere.',
     ),
     FigureText(
+        'estimate', 'explained', 'fieldmap', 'svg',
+        'What prior and map explain of the field',
+        'Bars: share of the local field that the prior explains, and the same prior turned; '
+        'lines: what both maps explain at each wavelength',
+        'Left: the share of the energy of the local field that the prior explains, beside the '
+        'same prior mirrored, turned or shifted, which knows nothing: what that explains is '
+        'chance. A prior below the dotted line was dropped, one above the dashed line counts in '
+        'full. Right: what either map explains of the measured local field, from long to short '
+        'wavelengths, both at one weight of the regularisation. Where the preconditioned line '
+        'lies well below the other, the residual was silenced there.',
+        optional=True,
+    ),
+    FigureText(
         'estimate', 'lcurve', 'Chimap', 'svg',
         'Choice of the regularisation weight',
         'L-curves of both maps with the weight in use, and their curvature',

@@ -355,3 +355,25 @@ def test_numbers_beside_the_figures_have_the_signal_over_noise(tmp_path):
     maps['magnitude'] = save(tmp_path, 'm', 6 * ONES, np.eye(4))
     folder = write(maps, tmp_path, record={'echo_fit': {'noise_sd': 0.25}})
     assert json.loads((folder / f'sub-01_{report.SUMMARY}').read_text())['snr'] == 24
+
+
+SCALES = [
+    {'longest': 1e6, 'shortest': 64.0, 'preconditioned': 0.9, 'conventional': 0.8},
+    {'longest': 64.0, 'shortest': 32.0, 'preconditioned': 0.7, 'conventional': 0.75},
+]
+
+
+def test_what_prior_and_maps_explain():
+    judged = {'judged': {'explained': 0.6, 'null': 0.2}}
+    figure = charts.draw_explained(judged, {'explained_by_scale': SCALES})
+    bars, lines = figure.axes
+    assert [bar.get_height() for bar in bars.patches] == [0.6, 0.2]
+    # In full and not at all, beyond the null: 0.12 and 0.03 by the page on methods.
+    assert [line.get_ydata()[0] for line in bars.lines] == pytest.approx([0.32, 0.23])
+    shown = {line.get_label(): line.get_ydata() for line in lines.lines[:2]}
+    np.testing.assert_array_equal(shown['preconditioned map'], [0.9, 0.7])
+    np.testing.assert_array_equal(shown['conventional map'], [0.8, 0.75])
+    np.testing.assert_allclose(lines.lines[0].get_xdata(), [90.5, 45.3], atol=0.1)
+    for some in ((judged, {}), ({}, {'explained_by_scale': SCALES})):
+        assert len(charts.draw_explained(*some).axes) == 2
+    assert charts.draw_explained({}, {}) is None

@@ -174,6 +174,7 @@ def estimate_prior(
     record['fit'], record['iterations'] = fit, iterations
     record['trust'], record['gains'] = verdict.trust, list(verdict.gains)
     record['beyond_null'] = verdict.explained - verdict.null
+    record['judged'] = {'explained': verdict.explained, 'null': verdict.null}
     record['turns'] = list(verdict.turns)
     record['warnings'] += verdict.warnings
     if free_voxels:
