@@ -89,7 +89,7 @@ RUN python -c 'import numpy, scipy, skimage, nibabel, precondqsm_bids' && rm -rf
 USER app
 WORKDIR /tmp
 # Equal to precondqsm_bids.__version__, which no instruction here can read; a test compares them.
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 ENV PRECONDQSM_BIDS_DOCKER_TAG=precondqsm_bids:${VERSION} \
     PRECONDQSM_BIDS_REVISION=${REVISION}

@@ -8,7 +8,7 @@ answers at once, and the functions on arrays need no workflow engine.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 if TYPE_CHECKING:
     from precondqsm_bids.method import Method
