@@ -123,7 +123,7 @@ def test_folder_of_maps_is_recombined(flattened, phantom):
         whole = (maps['residual'] + maps['prior'])[mask]
         np.testing.assert_allclose(maps['precond'][mask], whole - whole.mean(), atol=1e-5)
         true = phantom.chi[mask] - phantom.chi[mask].mean()
-        assert np.linalg.norm(maps['precond'][mask] - true) < 0.35 * np.linalg.norm(true)
+        assert np.linalg.norm(maps['precond'][mask] - true) < 0.4 * np.linalg.norm(true)
         sidecar = json.loads((anat / f'{stem}_desc-precond_Chimap.json').read_text())
         assert sidecar['Sources'][-1].endswith('theirs_Chimap.nii.gz')
         assert 'by another program' in sidecar['EstimationAlgorithm']
