@@ -370,7 +370,7 @@ the QSM consensus (black in the rim that it does not know), of the preconditione
 prior, from -0.1 to 0.1 ppm.
 
 A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior, a function of the magnitude alone, counts
-for 80 %. The map has the anatomy of the conventional map with less noise, and none of the tiles
+in full. The map has the anatomy of the conventional map with less noise, and none of the tiles
 that were there before there were windows. Its centre is brighter than any brain's: a single echo
 has no R2* to tell the magnitude's shading by, and the prior takes it for contrast. To our eyes
 the preconditioned map is the better of the two for edges, and the conventional one for level; the

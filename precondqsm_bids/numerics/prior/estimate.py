@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.arrays import check_map, side_by_side
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
-from precondqsm_bids.numerics.prior.contrast import contrast_cells
+from precondqsm_bids.numerics.prior.contrast import WITHOUT_R2STAR, contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
@@ -298,7 +298,8 @@ class _Builder:
         if inputs.r2star is None:
             first, *further = images.values()
             pairs = [[first], *([first, image] for image in further)]
-            return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
+            given = mask, voxel_size, WITHOUT_R2STAR
+            return [cells for pair in pairs for cells in contrast_cells(pair, *given)]
         r2star = np.nan_to_num(inputs.r2star)
         known = mask if inputs.reliable is None else mask & inputs.reliable
         if inputs.r2star_sd is not None:
