@@ -27,7 +27,7 @@ import heads_page
 import nibabel as nib
 import numpy as np
 import opponents
-from reconstruction import WORKERS, Arm, Error, assess, clipping_weights
+from reconstruction import WORKERS, Arm, Error, assess
 from scipy import ndimage
 from validation import PACKAGE, ROOT, SEED, case_named, digest, load, save, scaled, versions
 
@@ -38,6 +38,7 @@ from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Geometry, b0_direction
+from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.phantom.dataset import write_dataset
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
 from precondqsm_bids.phantom.tissues import INDEX, LESIONS, NUCLEI, of_tissues
@@ -287,7 +288,7 @@ def arm_of(outputs, arm):
     if not prefix:
         if inversion.record['outliers_clipped']:
             size = outputs['prior_fit'].expected_size
-            weights = clipping_weights(True, field_sd, geometry.mask, size)
+            weights = noise_weights(field_sd, geometry.mask, size)
         stage = 'prior_fit' if 'prior_fit' in outputs else 'r2prime_prior'
         prior_chi = load_volume(outputs[stage].prior_chi)
     return Arm(

@@ -224,22 +224,19 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         arm = arm._replace(clip_outliers=variant.clip_outliers)
     with timed(seconds, 'background_removal and dipole_inversion'):
         local, inversion = invert_field(field, measured.field_sd, geometry, arm, **left)
+    model_error = left.get('model_error', MODEL_ERROR)
+    weights = noise_weights(measured.field_sd, geometry.mask, model_error)
     return Arm(
         name,
         geometry,
         measured.field_sd,
         prior.prior_chi if prior else None,
         local.local_field,
-        clipping_weights(arm.clip_outliers, measured.field_sd, geometry.mask, **left),
+        weights if arm.clip_outliers else None,
         inversion,
         fit_record(prior.record) if prior and prior.record else None,
         seconds,
     )
-
-
-def clipping_weights(clip_outliers, field_sd, mask, model_error=MODEL_ERROR, **rest):
-    """Weights of `without_outliers` in an arm, None if it does not take the field through it."""
-    return noise_weights(field_sd, mask, model_error) if clip_outliers else None
 
 
 def fit_record(record):

@@ -283,7 +283,7 @@ def flatten(total_field: npt.NDArray, geometry: Geometry, prior: PriorEstimate) 
 
 
 def left_by(prior: PriorEstimate, arm: Arm) -> dict[str, Any]:
-    """What a first estimate leaves to the background removal of an arm.
+    """What a first estimate leaves to the background removal and the inversion of an arm.
 
     ``model_error`` (ppm) of its weights, the sources outside from where it goes on, ``start``, and
     how far the prior counts, ``trust``.

@@ -135,8 +135,8 @@ def fit_prior(
     iterations are split into ``rounds``; before each but the first, voxels whose residual exceeds
     four robust standard deviations lose weight (Huber), which keeps wrapped voxels out of the fit.
 
-    With ``free_voxels``, what the fit leaves is inverted before the last round
-    (:func:`~precondqsm_bids.numerics.l2_inversion`, rule ``risk``), and where that shows a source
+    With ``free_voxels``, what the fit leaves is inverted before the last round in closed form
+    (lambda by :func:`~precondqsm_bids.numerics.least_risk`), and where that shows a source
     (:func:`free_sizes`) each voxel becomes an unknown: lesions that no contrast shows,
     parts of a nucleus that its cells do not follow.
 
