@@ -79,6 +79,7 @@ class PriorFitOutputSpec(TraitedSpec):
     )
     expected_size = traits.Float(desc='expected size of the fitted susceptibility, ppm')
     trust = traits.Float(desc='how far the prior counts, 0 to 1')
+    prior_sd = File(desc='standard deviation of the prior by its fit, ppm')
     tissue_shift = File(desc='frequency of the tissue that is no field of a dipole, ppm')
     record = traits.Dict(desc='what the stage measured and chose')
 

@@ -15,6 +15,7 @@ class UncertaintyInputSpec(WeightedInputSpec):
     residual_chi = File(
         exists=True, mandatory=True, desc='susceptibility of the preconditioned local field, ppm'
     )
+    prior_sd = File(exists=True, desc='standard deviation of the prior by its fit, ppm')
     reg_weight = traits.Float(desc='lambda of residual_chi, mm; undefined where it is zero')
     clip_outliers = traits.Bool(
         False, usedefault=True, desc='whether outliers of the field were held to their neighbours'
@@ -43,8 +44,8 @@ class Uncertainty(Stage):
     def _compute(self):
         geometry, names = self._geometry(), self._given('label_names')
         images = (self._load(name) for name in MapInputs._fields[:4])
-        choices = (self._given(name) for name in MapInputs._fields[4:])
-        given = MapInputs(*images, *choices)
+        choices = (self._given(name) for name in MapInputs._fields[4:-1])
+        given = MapInputs(*images, *choices, self._load('prior_sd', np.float32))
         labels = self._load('labels', None)
         if labels is not None:
             labels = np.rint(labels).astype(int)

@@ -268,6 +268,7 @@ def reconstruct_field(
         inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
         arm.clip_outliers,
         left_by(prior, arm)['model_error'],
+        prior.prior_sd,
     )
     known = geometry._replace(mask=local.known)
     uncertainty = map_uncertainty(made_of, known, labels, reference)

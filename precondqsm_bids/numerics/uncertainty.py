@@ -38,6 +38,8 @@ MOST_NOISE = 100.0
 WALL = 3.0
 """Standard deviation over the median one from which voxels are walls of strong sources, whose
 errors have one sign."""
+PATCHES = 130
+"""Independent pieces, in the whole region, of what two fits of a prior differ in."""
 HALF = 0.5
 """Support below which a value, or a pattern, is the prior's rather than the field's."""
 
@@ -59,6 +61,8 @@ class MapInputs(NamedTuple):
     """Whether the inversion took the field through :func:`without_outliers`."""
     model_error: float = MODEL_ERROR
     """Of the weights that it had in that, ppm."""
+    prior_sd: npt.NDArray | None = None
+    """Standard deviation of the prior by its fit, ppm, (X, Y, Z); None: it has none."""
 
 
 class RegionUncertainty(NamedTuple):
@@ -141,9 +145,11 @@ def map_uncertainty(
 
     ``tau^2`` is the power of the Wiener estimate of ``q`` in a window of 150 voxels over what the
     formula lets expect of it with ``tau = 1``. In the two layers of voxels beneath the border it
-    is divided by the part of the field's power that the background removal leaves there. Nothing
-    is drawn, and all is a convolution: an estimate by resampling would need hundreds of maps for
-    what this takes in about 30 transforms.
+    is divided by the part of the field's power that the background removal leaves there. To this
+    comes ``prior_sd^2``, what the fit of the prior leaves open without a residual that shows it
+    (:func:`~precondqsm_bids.numerics.prior.spread.prior_spread`). Nothing
+    is drawn, and all else is a convolution: an estimate by resampling would need hundreds of maps
+    for what this takes in about 30 transforms.
 
     The **support** comes from a split of the map itself: ``F = W D prior + W f`` is what passes
     through the field, ``C = (1 - W D) prior`` what the contrast adds where the field tells
@@ -155,8 +161,9 @@ def map_uncertainty(
 
     Of a **region** with weights ``x`` (one over its voxels, less one over those of the
     reference) the mean's variance is ``sum |F x|^2`` times the same transfer functions, which
-    counts how errors go together over voxels; and two parts that are one error in the whole
-    region: ``(1 - R) / R`` times the larger of the residual's mean there and what its spectrum
+    counts how errors go together over voxels, and ``prior_sd^2`` over its independent pieces;
+    and two parts that are one error in the whole region: ``(1 - R) / R`` times the larger of the
+    residual's mean there and what its spectrum
     lets expect of a region of this shape, ``R = <x, W D x> / <x, x>`` being the part that
     regularisation shows; and the border, and in the reference the walls of strong sources (voxels
     of three times the median standard deviation), whose errors have one sign.
@@ -210,6 +217,8 @@ def map_uncertainty(
         raise ValueError('the mask is empty: there is no map to be uncertain of')
     box = bounding_box(mask)
     images: Any = {name: np.asarray(getattr(given, name)[box], np.float32) for name in shapes}
+    if given.prior_sd is not None:
+        images['prior_sd'] = np.asarray(given.prior_sd[box], np.float32)
     made = given._replace(**images)
     model = _Model(made, geometry._replace(mask=mask[box]))
 
@@ -266,6 +275,9 @@ class _Model:
         self.resolution = shown / max(float(np.sum(counted, dtype=float)), 1e-30)
         ones = self.mask.astype(np.float32)
         self.size = (ones if nothing else self._size(spectrum, seen)) / self.left
+        self.spread = (
+            np.square(given.prior_sd) if given.prior_sd is not None else 0 * self.relative
+        )
         self.of_noise, self.variance = self._variances()
 
     def _powers(self, spectrum: Spectrum, white: float) -> tuple[F32, F32]:
@@ -293,7 +305,7 @@ class _Model:
         noise = self._spread(self.noise, self._power(self.inverse * of_noise))
         noise += self._spread(size, self._power(self.inverse * rest))
         prior = self._spread(size, self._power((1 - self.passed) * sources))
-        return noise, (noise + prior + self._cut(size)).astype(np.float32)
+        return noise, (noise + prior + self._cut(size) + self.spread).astype(np.float32)
 
     def _cut(self, size: Spectrum) -> npt.NDArray:
         """Variance of the map by the field beyond the region, which is not measured, ppm^2.
@@ -389,6 +401,8 @@ class _Model:
         missed = (1 - resolution) / max(resolution, LEAST_RESOLUTION)
         shown = float(np.sum(x * given.residual_chi, where=mask, dtype=float))
         variance += missed**2 * max(float(shown**2), through(usual))
+        patches = PATCHES * np.count_nonzero(region) / np.count_nonzero(mask)
+        variance += float(np.mean(self.spread[region], dtype=float)) / max(patches, 1)
         sd = np.sqrt(self.variance)
         edge = float(np.sum(x * sd, where=self.border, dtype=float))
         if reference is not None:

@@ -268,6 +268,7 @@ def _edges(method, one_echo):
         ('echo_fit', 'uncertainty', _same('field_sd')),
         (estimate, 'uncertainty', _same('prior_chi')),
         (estimate, 'uncertainty', [('expected_size', 'model_error')] * method.describes_interior),
+        ('prior_fit', 'uncertainty', _same('prior_sd') * bool(method.fit)),
         ('dipole_inversion', 'uncertainty', [
             ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),
         (known, 'uncertainty', [('roi_mask', 'mask')]),

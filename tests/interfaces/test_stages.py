@@ -20,6 +20,7 @@ from precondqsm_bids import interfaces
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load, load_echoes, save
 from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.background_removal import pdf, remove_background
+from precondqsm_bids.numerics.coarse import CoarseRegion
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
 from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
@@ -48,7 +49,11 @@ from precondqsm_bids.outputs.sidecars import reference_of
 def counting_in_full(monkeypatch):
     """Priors of the noise here would be dropped: that is the test of the verdict."""
     monkeypatch.setattr(
-        estimate, 'judge_prior', lambda field, bases, *_: Verdict(1, 0, 1, (1,) * len(bases), ())
+        estimate,
+        'judge_prior',
+        lambda field, bases, geometry, *_: Verdict(
+            1, 0, 1, (1,) * len(bases), (), CoarseRegion(geometry).mean(field)
+        ),
     )
 
 
@@ -822,6 +827,7 @@ def test_uncertainty(data, tmp_path, reference):
         field_sd=data.file('sd'),
         prior_chi=data.file('chi'),
         residual_chi=data.file('residual', 0.1 * data.chi),
+        prior_sd=data.file('spread', 0.1 * np.abs(data.chi)),
         reg_weight=0.2,
         mask=data.file('mask'),
         reference=reference,
@@ -830,6 +836,7 @@ def test_uncertainty(data, tmp_path, reference):
     )
     region = {'none': None, 'roi-mean': data.mask, 'agar': labels == 2}[reference]
     given = MapInputs(data.field, data.sd, data.chi, 0.1 * data.chi, 0.2)
+    given = given._replace(prior_sd=0.1 * np.abs(data.chi))
     geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
     expected = map_uncertainty(given, geometry, labels, region)
     for port in ('chi_sd', 'support'):  # the voxel size of a header is rounded

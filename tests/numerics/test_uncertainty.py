@@ -102,6 +102,25 @@ def test_error_is_larger_where_the_prior_lacks_more():
         assert 0.6 < found / true < 1.6
 
 
+def test_what_the_fit_of_the_prior_leaves_open_adds_to_every_value_and_to_the_means():
+    rng = np.random.default_rng(0)
+    mask = ball()
+    given, geometry, _ = mapped(lacking(rng, mask, 0.1, 3), lacking(rng, mask), rng)
+    labels = np.where(np.indices(SHAPE)[0] < 18, 1, 2) * mask
+    labels[16:19, 18:21, 14:17] = 3
+    without = map_uncertainty(given, geometry, labels, mask)
+    spread = np.full(SHAPE, 0.02, np.float32)
+    found = map_uncertainty(given._replace(prior_sd=spread), geometry, labels, mask)
+    np.testing.assert_allclose(
+        found.chi_sd[mask] ** 2, without.chi_sd[mask] ** 2 + 0.02**2, rtol=1e-4
+    )
+    added = {
+        i: np.sqrt(found.regions[i].error ** 2 - without.regions[i].error ** 2) for i in (1, 3)
+    }
+    assert added[1] < 0.01  # many independent pieces
+    assert added[3] == pytest.approx(0.02, rel=0.3)  # less than one
+
+
 def blocks():
     """Three blocks: in prior and field, in the prior alone, in the field alone."""
     blocks = np.zeros((3, 40, 40, 40), np.float32)

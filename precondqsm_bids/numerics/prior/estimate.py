@@ -19,6 +19,7 @@ from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
+from precondqsm_bids.numerics.prior.spread import prior_spread
 from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import judge_prior
 
@@ -92,6 +93,8 @@ class PriorEstimate(NamedTuple):
     :class:`~precondqsm_bids.numerics.solver.DipoleSystem`; None without a fit."""
     trust: float = 1.0
     """How far the prior counts, 0 to 1: that of the verdict on it."""
+    prior_sd: npt.NDArray[np.float32] | None = None
+    """Standard deviation of the prior by its fit, ppm, (X, Y, Z); None without a fit."""
 
 
 def estimate_prior(
@@ -190,6 +193,8 @@ def estimate_prior(
     if shift is not None:
         shift *= np.float32(verdict.trust)
         record['tissue_shift_sd'] = float(np.std(shift[mask], dtype=np.float64))
+    spread = prior_spread(verdict.coarse_chi, fitted.prior_chi, geometry)
+    record['prior_sd'] = float(np.sqrt(np.mean(spread[mask] ** 2, dtype=np.float64)))
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
         np.float32(verdict.trust) * fitted.prior_chi,
@@ -200,6 +205,7 @@ def estimate_prior(
         shift,
         fitted.outer_chi,
         verdict.trust,
+        np.float32(verdict.trust) * spread,
     )
 
 

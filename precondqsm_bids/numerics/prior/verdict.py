@@ -9,24 +9,19 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 
 from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.coarse import CoarseRegion
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.columns import cells_of
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.lattice import Axis, lattice
-from precondqsm_bids.numerics.solver import MARGIN
 
 F32 = npt.NDArray[np.float32]
-VOXELS = 20_000
-"""Voxels of the coarse region, about: enough for the field to tell the coefficients of cells, at a
-tenth of the work."""
 ITERATIONS, ROUNDS = 76, 2
 """Of each fit on the coarse grid."""
 OUTER_SIZE = 9.0
 """Expected size of what these fits add to the sources outside, ppm: more than in the fit itself.
 Less is faster, and lets a prior that knows nothing take up more of the background."""
-LEAST_MARGIN = 4
-"""Blocks around the coarse region, at least."""
 NULLS = 2
 """Fits of the turned prior."""
 MOST_ALIKE = 0.7
@@ -49,6 +44,8 @@ class Verdict(NamedTuple):
     """Factor on the expected size of each basis: the part of its size that is not chance."""
     turns: tuple[str, ...]
     """How the prior was turned."""
+    coarse_chi: F32
+    """The prior as it was fitted on the coarse grid, ppm."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -163,33 +160,12 @@ def judge_prior(
         float(np.clip((beyond - DROPPED) / (COUNTED - DROPPED), 0, 1)),
         tuple(np.sqrt(np.clip(1 - share, 0, 1)).tolist()),
         tuple(name for name, _, _ in turns),
+        own.prior_chi,
     )
 
 
-class _Coarse:
-    """Means over blocks of voxels, and the region of interest on the grid of the blocks."""
-
-    def __init__(self, geometry: Geometry):
-        mask = geometry.mask
-        size = np.asarray(geometry.voxel_size, float)
-        edge = (np.count_nonzero(mask) * np.prod(size) / VOXELS) ** (1 / 3)
-        self.blocks = np.maximum(np.rint(edge / size), 1).astype(int)
-        self.shape = tuple(int(n) for n in -(-np.array(mask.shape) // self.blocks))
-        place = [i // k for i, k in zip(np.nonzero(mask), self.blocks, strict=True)]
-        self.number = np.ravel_multi_index(place, self.shape)
-        self.mask = mask
-        self.count = np.bincount(self.number, minlength=int(np.prod(self.shape)))
-        # As much room for sources outside as on the grid of the voxels.
-        self.margin = max(LEAST_MARGIN, round(MARGIN / float(np.cbrt(np.prod(self.blocks)))))
-        # Half a block of object at least, as in a voxel of the region itself.
-        inside = (self.count >= np.prod(self.blocks) / 2).reshape(self.shape)
-        self.geometry = Geometry(inside, size * self.blocks, *geometry[2:])
-
-    def mean(self, image: npt.NDArray) -> F32:
-        """Mean over the voxels of the region in each block, zero outside the coarse region."""
-        total = np.bincount(self.number, image[self.mask], self.count.size)
-        mean = (total / np.maximum(self.count, 1)).reshape(self.shape)
-        return np.where(self.geometry.mask, mean, 0).astype(np.float32)
+class _Coarse(CoarseRegion):
+    """The prior on the grid of the blocks."""
 
     def rows(self, basis: Basis) -> sparse.csr_array:
         """Cells of the coarse region, (voxels, cells): means of the weights of the voxels."""
