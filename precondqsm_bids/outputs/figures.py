@@ -133,10 +133,10 @@ FIGURES = (
         'L-curves of both maps with the weight in use, and their curvature',
         'Left: size of the regularisation term against the data term for every weight λ; the ring '
         'is the weight that was used, the cross the corner. Right: curvature of that curve '
-        'against the logarithm of the weight; the corner is where the curve bends downwards most, '
-        'because signal is lost from there on. A flat curvature, or a bend at the end of the '
-        'range, means that the corner is not to be trusted. With a good prior the preconditioned '
-        'corner lies at a lower weight.',
+        'against the logarithm of the weight, dashed the weight that was used; the corner is '
+        'where the curve bends downwards most, because signal is lost from there on. A flat '
+        'curvature, or a bend at the end of the range, means that the corner is not to be '
+        'trusted. With a good prior the preconditioned corner lies at a lower weight.',
     ),
     FigureText(
         'data', 'masks', 'mask', 'png',

@@ -335,6 +335,11 @@ def test_phase_of_each_echo_is_drawn_with_the_limit_of_the_warning():
     assert [*axes.lines[0].get_ydata()] == found['constant']
     assert axes.lines[2].get_ydata()[0] == 0.3
     assert [t.get_text() for t in axes.get_xticklabels()][1] == '2\n5 ms'
+    assert not axes.texts
+    nothing = charts.draw_echo_phase({'size': [0, 0, 0], 'constant': [0, 0, 0]}, [0.1, 0.2, 0.3])
+    assert [text.get_text() for text in nothing.axes[0].texts] == [
+        'nothing was taken off: every echo agrees with the others'
+    ]
 
 
 def test_figures_have_the_same_bytes_each_time(tmp_path):

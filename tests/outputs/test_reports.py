@@ -134,7 +134,13 @@ def test_report_says_the_numbers(output_dir):
     text = write_report(
         output_dir, '01', Account(boilerplate='Fitted [@liu2013; @liu2011].')
     ).read_text()
-    for number in ('3 T Philips', '3 (2:3:8 ms)', '64 × 64 × 53', '0.1234 (l-curve)', '12.5°'):
+    for number in (
+        '3 T Philips',
+        '3 (2:3:8 ms)',
+        '64 × 64 × 53',
+        '0.1234 mm (corner of the L-curve)',
+        '12.5°',
+    ):
         assert number in text
     assert 'roi-mean: 0.0567 ppm subtracted' in text
     assert 'none: nothing was subtracted' in text
@@ -503,6 +509,37 @@ def test_page_without_such_numbers_has_no_such_tables(output_dir):
     assert not [name for name in rows if name.startswith('Misfit')]
     assert rows['Phase offset'] == 'in the field'
     assert rows['Bodies of the region'] == 'one'
+
+
+@pytest.mark.parametrize(
+    ('trust', 'clipped', 'words'),
+    [
+        (1.0, True, '0.5 mm (least expected error)'),
+        (0.4, False, '0.5 mm (least expected error)'),  # the residual is the correction
+        (
+            0.4,
+            True,
+            '0.5 mm (least expected error, moved towards the corner of the L-curve, where this is '
+            'smaller, as the prior counts for 40%)',
+        ),
+        (
+            0.0,
+            True,
+            '0.5 mm (least expected error, at most the corner of the L-curve, as the prior does '
+            'not count)',
+        ),
+    ],
+)
+def test_row_of_the_weight_says_how_far_the_prior_moved_it(trust, clipped, words):
+    chosen = {'reg_weight': 0.5, 'rule': 'risk', 'outliers_clipped': clipped}
+    record = {
+        'dipole_inversion': chosen,
+        'conventional_dipole_inversion': chosen | {'rule': 'l-curve', 'outliers_clipped': False},
+        'prior_fit': {'trust': trust, 'beyond_null': 0.1, 'priors': {}},
+    }
+    rows = dict(report._summary_rows(SUMMARY | {'record': record}))
+    assert rows['Preconditioned: λ'] == words
+    assert rows['Conventional: λ'] == '0.5 mm (corner of the L-curve)'
 
 
 def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):
