@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from precondqsm_bids.method import MAP, Arm, Method, term
+from precondqsm_bids.outputs.wording import stopped
 
 NAMED = 20
 """Runs that a text names."""
@@ -83,14 +84,20 @@ def sentences(
 
 
 def sentences_around(
-    method: Method, takes: str | None, one_echo: bool = False, phase_difference: bool = False
+    method: Method,
+    takes: str | None,
+    one_echo: bool = False,
+    phase_difference: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """Methods text around an inversion of somebody else's, or up to the flattening (``None``).
+
+    ``record`` as in `sentences`.
 
     >>> sentences_around(Method(), 'total').splitlines()[-1]
     'Maps are relative to the mean of the region of interest.'
     """
-    text = before(method, one_echo, phase_difference)
+    text = before(method, one_echo, phase_difference, record)
     if takes == 'local':
         arm = method.preconditioned
         removal = BACKGROUNDS[arm.background].format(arm.iterations)
@@ -179,7 +186,12 @@ def done(summary: Mapping[str, Any]) -> str | None:
     fit, region = record.get('echo_fit', {}), record.get('shape_mask', {})
     without_r2star = 'r2prime_prior' not in record
     difference = str(fit.get('offset_model')).startswith('none')
-    text = sentences(method, without_r2star, difference, record)
+    if stopped(record):
+        text = sentences_around(method, None, without_r2star, difference, record)
+    elif 'take_map' in record:  # --resume-with
+        text = sentences_around(method, 'total', without_r2star, difference, record)
+    else:
+        text = sentences(method, without_r2star, difference, record)
     return region_sentence(_region(region.get('mask', 'object')), region.get('erosion', 0)) + text
 
 

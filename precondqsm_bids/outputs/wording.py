@@ -273,6 +273,11 @@ def no_echo(fit: Numbers, record: Numbers) -> str | None:
     return few_echoes({**fit, 'echo_times': ()}, record) if one_echo(fit) else None
 
 
+def stopped(record: Numbers) -> bool:
+    """Whether the record is that of a run which was stopped after the flattening."""
+    return 'flattening' in record and 'recombination' not in record
+
+
 def one_echo(fit: Numbers) -> bool:
     """Whether the record of the echo fit is that of a single echo."""
     return len(fit.get('echo_times', ())) == 1

@@ -16,6 +16,7 @@ RECORD = {
     'r2prime_prior': {},
     'prior_fit': {'trust': 1.0},
     'flattening': {'shape': True},
+    'recombination': {},
 }
 
 
@@ -108,6 +109,23 @@ OTHERS = (
 def test_weight_that_does_not_depend_on_the_estimate_is_said_as_it_is(method):
     texts = [done(summary(method, prior_fit={'trust': trust})) for trust in (1.0, 0.4)]
     assert texts[0] == texts[1].replace('shifted: in part', 'shifted: in full')
+
+
+def test_what_was_not_done_here_is_not_said():
+    whole = summary()
+    resumed, stopped = (
+        {**whole, 'record': {**whole['record'], 'take_map': {}}},
+        {**whole, 'record': {k: v for k, v in whole['record'].items() if k != 'recombination'}},
+    )
+    assert 'was inverted in closed form' in done(whole)
+    for one in (resumed, stopped):
+        assert 'turned or shifted: in full.' in done(one)
+        assert 'closed form' not in done(one)
+        assert 'conventional' not in done(one)
+    assert 'inverted by another program, and the estimate added back.' in done(resumed)
+    assert 'relative to the mean of the region' in done(resumed)
+    assert 'inverted' not in done(stopped)
+    assert 'relative to' not in done(stopped)
 
 
 def test_one_echo_and_phase_difference_are_told_by_the_record():
