@@ -154,8 +154,13 @@ RUNS = {
         {'sign': 'bad'},
         edit=negate_skull_stripped,
     ),
+    # Dipoles along that axis do not make the field: beyond the same prior turned the prior
+    # explains 0.11 of it and not 0.57, and the map has the ends of the tubes alone (error 96 %).
     'wrong-b0': Prepared(
-        'B0 stated along the wrong axis', TUBES, {'sign': 'doubtful'}, ('--b0-dir', '1', '0', '0')
+        'B0 stated along the wrong axis',
+        TUBES,
+        {'sign': 'doubtful', 'prior': 'doubtful'},
+        ('--b0-dir', '1', '0', '0'),
     ),
     'wraps': Prepared(
         'Echoes 40 ms apart: turns are lost',
@@ -203,19 +208,24 @@ RUNS = {
         (*TUBES, '--slices', '6'),
         {'sign': 'doubtful', 'region': 'doubtful'},
     ),
+    # But for its sign the map is the better one (error 50 %, the conventional one 87). Beyond
+    # 96 mm, longer than the piece, it explains 0.63 of the field and not 0.86: none is silenced.
     'no-air': Prepared(
         'The middle of the head alone, no air: the sign is found wrong',
         HEAD,
-        {'sign': 'bad', 'region': 'doubtful', 'consistency': 'bad'},
+        {'sign': 'bad', 'region': 'doubtful', 'consistency': 'doubtful'},
         edit=crop,
     ),
     'two-bodies': Prepared(
         'A bottle beside the tubes', (*TUBES, '--scanner', 'two-bodies'), {'region': 'doubtful'}
     ),
+    # By the walls, where the field dephases, the prior counts for 47 %, and it harms: at one
+    # lambda the error is 38 % with it and 35 without, beyond 96 mm 96 and 91, which the light
+    # finds, though at its limit of 0.1: 0.1001.
     'no-relation': Prepared(
         "R2' says nothing of the susceptibility",
         (*TUBES, '--relaxivity-scale', '0'),
-        {'prior': 'doubtful'},
+        {'prior': 'doubtful', 'consistency': 'doubtful'},
         ('--prior', 'r2prime', '--prior-fit', 'global'),
     ),
     'silent': Prepared(

@@ -66,10 +66,9 @@ def _write_report(
     settings = call.settings
     folder = settings.output_dir
     try:
-        if not settings.stop_after:  # there is no map to report on
-            account = account or Account()
-            path = write_report(folder, subject, account, settings.report_self_contained)
-            say(f'sub-{subject} | report {path}')
+        account = account or Account()
+        path = write_report(folder, subject, account, settings.report_self_contained)
+        say(f'sub-{subject} | report {path}')
         for label in warn_of:
             for text in run_warnings(folder, subject, label):
                 say(f'{label} | warning: {text}')

@@ -44,6 +44,7 @@ def resume(call: Call) -> int:
     runs.
     """
     from precondqsm_bids.cli.environment import logging_to
+    from precondqsm_bids.outputs.report import write_report
 
     settings = call.settings
     runs = flattened_runs(settings)
@@ -65,6 +66,11 @@ def resume(call: Call) -> int:
             for words in warnings:
                 say(f'{run.label} | warning: {words}')
             say(f'{run.label} | {target}')
+        for subject in sorted({run.subject for run in runs if run.label in given}):
+            if (settings.output_dir / f'sub-{subject}.html').is_file():  # it says: no map yet
+                write_report(
+                    settings.output_dir, subject, self_contained=settings.report_self_contained
+                )
         done = len(given) - len(failed)
         say(f'finished: {done} of {len(given)} maps', sys.stderr if failed else sys.stdout)
         return conclude(failed)

@@ -86,7 +86,7 @@ class Derivatives(SimpleInterface):
     """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
     The maps are compressed in threads while the figures are drawn from the same files, which are
-    mapped into memory. Where nothing was inverted there are none to draw.
+    mapped into memory. Where nothing was inverted they are those of what comes before.
     """
 
     input_spec = _DerivativesInputSpec
@@ -104,9 +104,8 @@ class Derivatives(SimpleInterface):
                 for name, file in maps.items()
                 if name in WRITTEN
             }
-            if isdefined(inputs.precond_chi):
-                known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps)
-                self._draw({name: view(maps[name]) for name in known}, facts)
+            known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps)
+            self._draw({name: view(maps[name]) for name in known}, facts)
             self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
         if isdefined(inputs.precond_chi):
@@ -161,7 +160,7 @@ class Derivatives(SimpleInterface):
         """Draw slices of the maps and echoes, and the charts."""
         inputs, names = self.inputs, {figure.desc: figure.name for figure in FIGURES}
         labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
-        grid = nb.as_closest_canonical(nb.load(inputs.precond_chi)).header
+        grid = nb.as_closest_canonical(nb.load(self._grid)).header
         slices = draw_maps(
             maps | self._echoes(),
             np.array(grid.get_zooms()[:3], float),
@@ -194,22 +193,24 @@ class Derivatives(SimpleInterface):
     def _charts(self, maps: dict[str, np.ndarray], facts: Facts) -> Iterator[tuple[str, Figure]]:
         """The figures that are no slices."""
         inputs, record = self.inputs, self.inputs.record
+        if chart := draw_explained(record.get('prior_fit', {}), record.get('comparison', {})):
+            yield 'explained', chart
+        if found := record.get('echo_fit', {}).get('echo_phase'):
+            yield 'echophase', draw_echo_phase(found, facts.echo_times)
+        if not isdefined(inputs.precond_chi):
+            return
         curves = {arm: getattr(inputs, name) for name, arm in CURVES.items()}
         yield 'lcurve', draw_l_curves({
             arm: curve
             for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
         })  # fmt: skip
-        if chart := draw_explained(record.get('prior_fit', {}), record.get('comparison', {})):
-            yield 'explained', chart
         mask = maps['roi_mask'] > 0
         yield 'histogram', draw_histograms({
             arm: maps[f'{arm}_chi'][mask & (maps.get(f'{arm}_mask', mask) > 0)]
             for arm in COLOURS
             if f'{arm}_chi' in maps
         })  # fmt: skip
-        if found := record.get('echo_fit', {}).get('echo_phase'):
-            yield 'echophase', draw_echo_phase(found, facts.echo_times)
         if isdefined(inputs.table):
             reference = record.get('recombination', {}).get('reference', '')
             words = REFERENCE_NAMES.get(reference, reference)

@@ -255,7 +255,14 @@ def draw_echo_phase(found: Mapping[str, Any], echo_times: Sequence[float]) -> Fi
     axes = figure.subplots(gridspec_kw={'left': 0.09, 'right': 0.99, 'bottom': 0.2, 'top': 0.87})
     positions = np.arange(1, len(echo_times) + 1)
     axes.bar(positions, found['size'], 0.6, color=COLOURS['precond'], label='root mean square')
-    axes.plot(positions, found['constant'], 'o', color=COLOURS['conventional'], label='constant')
+    axes.plot(
+        positions,
+        found['constant'],
+        'o',
+        color=COLOURS['conventional'],
+        label='constant',
+        clip_on=False,
+    )
     axes.axhline(0, color='#888888', linewidth=0.6)
     axes.axhline(
         LARGE_ECHO_PHASE,
@@ -267,6 +274,9 @@ def draw_echo_phase(found: Mapping[str, Any], echo_times: Sequence[float]) -> Fi
     times = [f'{i}\n{1e3 * time:.4g} ms' for i, time in enumerate(echo_times, 1)]
     axes.set_xticks(positions[:: 1 + len(times) // 16], times[:: 1 + len(times) // 16])
     axes.set(xlabel='echo', ylabel='phase (rad)')
+    if not any(found['size']):
+        words = 'nothing was taken off: every echo agrees with the others'
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha='center')
     _plain(axes)
     return figure
 

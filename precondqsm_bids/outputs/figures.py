@@ -133,10 +133,10 @@ FIGURES = (
         'L-curves of both maps with the weight in use, and their curvature',
         'Left: size of the regularisation term against the data term for every weight λ; the ring '
         'is the weight that was used, the cross the corner. Right: curvature of that curve '
-        'against the logarithm of the weight; the corner is where the curve bends downwards most, '
-        'because signal is lost from there on. A flat curvature, or a bend at the end of the '
-        'range, means that the corner is not to be trusted. With a good prior the preconditioned '
-        'corner lies at a lower weight.',
+        'against the logarithm of the weight, dashed the weight that was used; the corner is '
+        'where the curve bends downwards most, because signal is lost from there on. A flat '
+        'curvature, or a bend at the end of the range, means that the corner is not to be '
+        'trusted. With a good prior the preconditioned corner lies at a lower weight.',
     ),
     FigureText(
         'data', 'masks', 'mask', 'png',
@@ -202,6 +202,36 @@ FIGURES = (
         optional=True,
     ),
 )  # fmt: skip
+
+_WITHOUT_MAP: dict[str, dict[str, Any]] = {
+    'prior': {
+        'title': 'Prior',
+        'alt': 'Three planes of the prior',
+        'caption': "The prior is the first estimate: R2' by theory or, fitted, what the field "
+        'makes of the contrasts; the numbers below say which. ' + _SLICES,
+    },
+    'explained': {
+        'title': 'What the prior explains of the field',
+        'alt': 'Share of the local field that the prior explains, and the same prior turned',
+        'caption': 'The share of the energy of the local field that the prior explains, beside '
+        'the same prior mirrored, turned or shifted, which knows nothing: what that explains is '
+        'chance. A prior below the dotted line was dropped, one above the dashed line counts in '
+        'full.',
+    },
+    'fields': {
+        'alt': 'Three planes of the total and of the flattened field',
+        'caption': 'The total field as measured, and the flattened field (minus the field '
+        'calculated from the prior and from the shape), in Hz and on one scale. Abrupt steps in '
+        'the total field are unwrapping errors. Flattening should remove the dipole patterns '
+        'around objects; what it leaves must be smooth, a shim for example.',
+    },
+}
+BEFORE_MAP = tuple(
+    figure._replace(**_WITHOUT_MAP.get(figure.desc, {}))
+    for figure in FIGURES
+    if figure.section != 'map' and figure.desc != 'lcurve'
+)
+"""Those of a run that was stopped after the flattening."""
 
 
 def save(figure: Figure | Image.Image, path: Path) -> None:

@@ -122,7 +122,7 @@ MEASURES = (
             other_key='beyond_null'),
     Measure('tissue_shift_sd', 'prior_fit',
             'Spread of the frequency of the tissue that is no field of a dipole', 'ppm', 'log',
-            report=Row(35, 'Tissue shift', '{tissue_shift_sd:.2g} ppm (standard deviation)')),
+            report=Row(35, 'Tissue shift', wording.shift)),
     Measure('down_weighted_fraction', 'prior_fit',
             'Share of voxels that the robust weights hold at less than half'),
     Measure('total_field_sd', 'flattening',

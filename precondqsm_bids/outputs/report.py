@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.charts import ARMS
 from precondqsm_bids.outputs.citations import Methods, write_out
-from precondqsm_bids.outputs.figures import FIGURES, SECTIONS, FigureText
+from precondqsm_bids.outputs.figures import BEFORE_MAP, FIGURES, SECTIONS, FigureText
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
-from precondqsm_bids.outputs.maps import WRITTEN
+from precondqsm_bids.outputs.maps import WRITTEN, up_to_flattening
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
 from precondqsm_bids.outputs.reporting import reporting_rows
 from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
-from precondqsm_bids.outputs.wording import fixed, number, signed
+from precondqsm_bids.outputs.wording import fixed, number, signed, stopped
 
 SUMMARY = 'desc-summary_report.json'
 """End of the name of the file with the numbers of a run, beside its figures."""
+
+LIGHTS_BEFORE_MAP = ('sign', 'echoes', 'region', 'prior')
+"""Those of a run that was stopped after the flattening."""
 
 MEDIA = {'png': 'image/png', 'svg': 'image/svg+xml'}
 
@@ -67,6 +70,9 @@ def summarise(
     known = facts._asdict()
     metadata = known.pop('metadata')
     scanner = ('Manufacturer', 'ManufacturersModelName')
+    judged = lights_of(record, metadata)
+    if stopped(record):
+        judged = {name: judged[name] for name in LIGHTS_BEFORE_MAP}
     return {
         **known,
         **stored,
@@ -74,7 +80,7 @@ def summarise(
         'echo_spacing': echo_spacing(facts.echo_times),
         'scanner': {key: metadata[key] for key in scanner if key in metadata},
         'record': record,
-        'lights': {name: light._asdict() for name, light in lights_of(record, metadata).items()},
+        'lights': {name: light._asdict() for name, light in judged.items()},
         'l_curve': curves.get('l_curve', {}),
         'conventional_l_curve': curves.get('conventional_l_curve', {}),
     }
@@ -124,6 +130,7 @@ def write_report(
         subject=subject,
         about=about,
         methods=_methods(found, about['boilerplate']),
+        some_stopped=any(stopped(summary.get('record', {})) for summary in found.values()),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[
             _run_section(output_dir, subject, name, found.get(name), self_contained)
@@ -169,8 +176,11 @@ def _run_section(
     table = next(
         iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_desc-rois_values.tsv')), None
     )
+    early = stopped((summary or {}).get('record', {}))
+    sidecar = _sidecar(output_dir, subject, name)
+    resumed = early and 'take_map' in sidecar.get('Parameters', {})
     figures = []
-    for figure in FIGURES:
+    for figure in BEFORE_MAP if early else FIGURES:
         path = Path(f'sub-{subject}') / 'figures' / f'{name}_{figure.name}'
         expected = not figure.optional or (figure.desc == 'rois' and table is not None)
         if expected or (output_dir / path).is_file():
@@ -179,8 +189,9 @@ def _run_section(
     return {
         'name': name,
         'title': name.removeprefix(f'sub-{subject}').lstrip('_').replace('_', ', ') or 'Results',
-        'maps': _maps(output_dir, subject, name),
-        'reporting': _reporting(output_dir, subject, name),
+        'stopped': 'resumed' if resumed else 'stopped' if early else '',
+        'maps': _maps(output_dir, subject, name, early and not resumed),
+        'reporting': reporting_rows(sidecar) if sidecar and early == resumed else [],
         'figures': figures if known else [],
         'stack': [figure for figure in figures if figure['stacked']],
         'table_path': table.relative_to(output_dir).as_posix() if table else '',
@@ -232,10 +243,13 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
-    """Path from the output folder and words of each map of a run that is there."""
+def _maps(output_dir: Path, subject: str, name: str, early: bool) -> list[tuple[str, str]]:
+    """Path from the output folder and words of each map of a run that is there.
+
+    ``early``: of those before the inversion; others are of another call.
+    """
     found = []
-    for output in WRITTEN.values():
+    for output in map(WRITTEN.__getitem__, up_to_flattening(WRITTEN) if early else WRITTEN):
         # Under fmap, entities that BIDS does not allow there are folded into acq.
         pattern = f'**/{output.datatype}/{name}_{output.ending}.nii.gz'
         for path in (output_dir / f'sub-{subject}').glob(pattern):
@@ -243,12 +257,11 @@ def _maps(output_dir: Path, subject: str, name: str) -> list[tuple[str, str]]:
     return found
 
 
-def _reporting(output_dir: Path, subject: str, name: str) -> list[tuple[str, str, str, bool]]:
-    """Items of the consensus from the sidecar of a run's map; none where there is none."""
+def _sidecar(output_dir: Path, subject: str, name: str) -> dict[str, Any]:
+    """Sidecar of a run's map; empty where there is none."""
     pattern = f'**/anat/{name}_desc-precond_Chimap.json'
     path = next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
-    sidecar = _read_json(path) if path else {}
-    return reporting_rows(sidecar) if sidecar else []
+    return _read_json(path) if path else {}
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,7 +270,9 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     judged = 'median_field_sd' in record.get('echo_fit', {})
     return {
         'lights': summary.get('lights', {}),
-        'verdict': _verdict(summary.get('lights', {})),
+        'verdict': _verdict(
+            summary.get('lights', {}), 'field and prior' if stopped(record) else 'the map'
+        ),
         'facts': _facts(summary) if summary else '',
         'summary': _summary_rows(summary) if summary else [],
         'quality': report_rows(record, of_field=True) if judged else [],
@@ -269,8 +284,8 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the lights say together, the worst first."""
+def _verdict(found: Mapping[str, Mapping[str, Any]], of: str = 'the map') -> str:
+    """What the lights say together of the map, or of what comes before; the worst first."""
     if not found:
         return ''
     said = []
@@ -284,7 +299,7 @@ def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
             said.append(f'{level.capitalize()}: {", ".join(names)} ({meaning}).')
     good = sum(light['level'] == 'good' for light in found.values())
     if good == len(found):
-        return f'All {good} lights are good: no test of this program speaks against the map.'
+        return f'All {good} lights are good: no test of this program speaks against {of}.'
     return ' '.join([*said, f'Good: {good} of {len(found)}.'])
 
 

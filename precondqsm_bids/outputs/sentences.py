@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from precondqsm_bids.method import MAP, Arm, Method, term
+from precondqsm_bids.outputs.wording import stopped
 
 NAMED = 20
 """Runs that a text names."""
@@ -17,6 +18,12 @@ RULES = {
     'risk-or-corner': 'the regularisation weight of least expected error, at most that at the '
     'corner of the L-curve',
 }
+TOWARDS_CORNER = (
+    'the regularisation weight of least expected error, moved towards that at the corner of the '
+    'L-curve, where this is smaller, by the part for which the estimate does not count (on a '
+    'scale of logarithms)'
+)
+"""The rule `risk` behind an estimate that counts in part."""
 BACKGROUNDS = {
     'pdf': '{} iterations of projection onto dipole fields [@liu2011]',
     'vsharp': 'means over spheres of several radii [@wu2012], which leave out the rim of the '
@@ -62,27 +69,35 @@ def sentences(
     'Maps are not referenced.'
     """
     arm, *conventional = method.arms
+    trust = (record or {}).get('prior_fit', {}).get('trust')
+    weight = _weight(arm, 1.0 if trust is None else trust)
     text = [
         *before(method, one_echo, phase_difference, record),
         'From the flattened field the background was removed by '
         f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
-        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; '
+        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {weight}; '
         'and the estimate was added back.',
-        *(_comparison(other, arm) for other in conventional),
+        *(_comparison(other, arm, weight) for other in conventional),
         _reference(method.reference),
     ]
     return '\n'.join(text) + '\n'
 
 
 def sentences_around(
-    method: Method, takes: str | None, one_echo: bool = False, phase_difference: bool = False
+    method: Method,
+    takes: str | None,
+    one_echo: bool = False,
+    phase_difference: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """Methods text around an inversion of somebody else's, or up to the flattening (``None``).
+
+    ``record`` as in `sentences`.
 
     >>> sentences_around(Method(), 'total').splitlines()[-1]
     'Maps are relative to the mean of the region of interest.'
     """
-    text = before(method, one_echo, phase_difference)
+    text = before(method, one_echo, phase_difference, record)
     if takes == 'local':
         arm = method.preconditioned
         removal = BACKGROUNDS[arm.background].format(arm.iterations)
@@ -171,7 +186,12 @@ def done(summary: Mapping[str, Any]) -> str | None:
     fit, region = record.get('echo_fit', {}), record.get('shape_mask', {})
     without_r2star = 'r2prime_prior' not in record
     difference = str(fit.get('offset_model')).startswith('none')
-    text = sentences(method, without_r2star, difference, record)
+    if stopped(record):
+        text = sentences_around(method, None, without_r2star, difference, record)
+    elif 'take_map' in record:  # --resume-with
+        text = sentences_around(method, 'total', without_r2star, difference, record)
+    else:
+        text = sentences(method, without_r2star, difference, record)
     return region_sentence(_region(region.get('mask', 'object')), region.get('erosion', 0)) + text
 
 
@@ -249,10 +269,15 @@ def _field(one_echo: bool, phase_difference: bool) -> str:
     )
 
 
-def _weight(arm: Arm) -> str:
-    if arm.reg_weight is None:
-        return RULES[arm.rule]
-    return f'a regularisation weight of {arm.reg_weight:g} mm'
+def _weight(arm: Arm, trust: float = 1.0) -> str:
+    """Lambda of an arm in words; ``trust`` is how far the estimate counts that it follows."""
+    if arm.reg_weight is not None:
+        return f'a regularisation weight of {arm.reg_weight:g} mm'
+    if arm.rule == 'risk' and arm.clip_outliers and trust < 1:
+        if trust > 0:
+            return TOWARDS_CORNER
+        return f'{RULES["risk-or-corner"]}, as the estimate does not count'
+    return RULES[arm.rule]
 
 
 def _start(arm: Arm) -> str:
@@ -261,8 +286,8 @@ def _start(arm: Arm) -> str:
     return ', which went on from the sources outside that the fit of the prior had found'
 
 
-def _comparison(conventional: Arm, arm: Arm) -> str:
-    """An arm beside the preconditioned one, and how it differs from that."""
+def _comparison(conventional: Arm, arm: Arm, weight: str) -> str:
+    """An arm beside the preconditioned one with its weight in words, and how it differs."""
     if conventional.certain_field:
         return _consensus(conventional)
     if conventional.local_of is not None:
@@ -270,7 +295,7 @@ def _comparison(conventional: Arm, arm: Arm) -> str:
     differs = ''
     if _start(arm):
         differs += ', from no sources on'
-    if _weight(conventional) != _weight(arm):
+    if _weight(conventional) != weight:
         differs += f', with {_weight(conventional)}'
     return (
         'The same background removal and inversion of the field that was not flattened gave the '

@@ -31,7 +31,7 @@ from precondqsm_bids.outputs.maps import (
     Map,
 )
 from precondqsm_bids.outputs.reporting import consensus_deviations, readout_polarity
-from precondqsm_bids.outputs.wording import describe_prior, field_given, one_echo
+from precondqsm_bids.outputs.wording import describe_prior, field_given, one_echo, weight
 
 Record = Mapping[str, Mapping[str, Any]]
 """Stage -> what it used, chose and measured."""
@@ -238,9 +238,7 @@ def _algorithm(algorithm: Algorithm, stages: Record) -> str:
         if stage.endswith('dipole_inversion') and 'reg_weight' in numbers:
             if numbers['reg_weight'] is None:
                 return f'{words}; the field is zero, and nothing was inverted'
-            return (
-                f'{words}; lambda = {numbers["reg_weight"]:.4g} ({numbers.get("rule", "given")})'
-            )
+            return f'{words}; lambda = {weight(numbers, stages)}'
     return words
 
 

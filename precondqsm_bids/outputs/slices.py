@@ -258,7 +258,8 @@ def draw_maps(
 ) -> Iterator[tuple[str, Image.Image]]:
     """Figures of the slices of a run: ``desc`` of each, and the figure.
 
-    The maps, (X, Y, Z), are those of ``DRAWN`` and, where they are known, of ``DRAWN_IF_KNOWN``
+    The maps, (X, Y, Z), are those of ``DRAWN`` (of a run that was stopped before there is a
+    susceptibility map, those it has) and, where they are known, of ``DRAWN_IF_KNOWN``
     and ``EXTRA``; fields in ppm, shown in Hz as they are written, axes towards right, anterior,
     superior. Voxels are in mm, labels a segmentation.
     """
@@ -266,7 +267,7 @@ def draw_maps(
     if 'conventional_chi' in maps:
         maps['difference'] = maps['precond_chi'] - maps['conventional_chi']
     mask, shape = maps['roi_mask'] > 0, maps['shape_mask'] > 0
-    slices = choose_slices(maps['precond_chi'], mask, labels)
+    slices = choose_slices(maps.get('precond_chi', maps['prior_chi']), mask, labels)
     around = {everywhere: _View(region, voxel_size, slices)
               for everywhere, region in ((False, mask), (True, shape | mask))}  # fmt: skip
     gather = _Gather(maps, mask, hz_per_ppm)
@@ -306,7 +307,7 @@ class _Gather:
         factor = self.hz_per_ppm if row and row.file_unit != row.unit else 1.0
         limits = panel.window
         if callable(limits):
-            known = [name for name in panel.of or (panel.name,) if name in self.maps]
+            known = [name for name in panel.of if name in self.maps] or [panel.name]
             limits = limits([self.inside(name) for name in known])
         wide = [limits]
         if panel.second and callable(panel.window):

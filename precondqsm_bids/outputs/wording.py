@@ -18,6 +18,13 @@ BRAIN_RELAXIVITY = (110.0, 274.0)
 """R2' per susceptibility that is published for brain tissue at 3 T, 1/s per ppm: the range; 137 is
 that of Shin et al., NeuroImage 2021;240:118371."""
 
+RULES = {
+    'l-curve': 'corner of the L-curve',
+    'risk': 'least expected error',
+    'risk-or-corner': 'least expected error, at most the corner of the L-curve',
+}
+"""``rule`` of the record, how lambda was chosen, in words."""
+
 NOISE_SOURCES = {
     'phase': 'from what the phase fit leaves',
     'magnitude': 'from second differences of the magnitude',
@@ -205,7 +212,27 @@ def weight(inversion: Numbers, record: Numbers) -> str | None:
         return None
     if inversion['reg_weight'] is None:
         return 'none: the field is zero, and nothing was inverted'
-    return f'{number(inversion["reg_weight"])} ({inversion.get("rule", "given")})'
+    rule, trust = str(inversion.get('rule', 'given')), record.get('prior_fit', {}).get('trust')
+    words = RULES.get(rule, rule)
+    # Behind a prior whose residual is clipped lambda depends on how far that counts.
+    if rule == 'risk' and inversion.get('outliers_clipped') and trust is not None and trust < 1:
+        words = RULES['risk-or-corner'] + ', as the prior does not count'
+        if trust:
+            words = f'{RULES["risk"]}, moved towards the corner of the L-curve, where this is '
+            words += f'smaller, as the prior counts for {trust:.0%}'
+    return f'{number(inversion["reg_weight"])} mm ({words})'
+
+
+def shift(fit: Numbers, record: Numbers) -> str | None:
+    """Spread of the frequency that is no field of a dipole; what is next to nothing in words.
+
+    >>> shift({'tissue_shift_sd': 1e-5}, {}), shift({'tissue_shift_sd': 0.00234}, {})
+    ('below 0.0001 ppm (standard deviation)', '0.0023 ppm (standard deviation)')
+    """
+    spread = fit.get('tissue_shift_sd')
+    if spread is None:
+        return None
+    return f'{"below 0.0001" if spread < 1e-4 else f"{spread:.2g}"} ppm (standard deviation)'
 
 
 def reference(numbers: Numbers, record: Numbers) -> str | None:
@@ -244,6 +271,11 @@ def few_echoes(fit: Numbers, record: Numbers) -> str | None:
 def no_echo(fit: Numbers, record: Numbers) -> str | None:
     """Share of the region in which the only echo is not above the noise."""
     return few_echoes({**fit, 'echo_times': ()}, record) if one_echo(fit) else None
+
+
+def stopped(record: Numbers) -> bool:
+    """Whether the record is that of a run which was stopped after the flattening."""
+    return 'flattening' in record and 'recombination' not in record
 
 
 def one_echo(fit: Numbers) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.numerics import pdf
+from precondqsm_bids.outputs.figures import BEFORE_MAP
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
@@ -94,7 +95,18 @@ def test_flattened_field_and_prior_are_written_and_no_map(flattened):
         names = {path.name for path in folder(root, subject).glob('anat/*')}
         assert {f'{stem}_desc-prior_Chimap.nii.gz', f'{stem}_desc-roi_mask.json'} <= names
         assert not [name for name in names if 'precond' in name or 'residual' in name]
-        assert not (root / f'out/sub-{subject}.html').exists()
+        page = (root / f'out/sub-{subject}.html').read_text()
+        assert 'stopped after the flattening of the field, as asked' in page
+        assert f'{stem}_Chimap.nii.gz' in page
+        assert 'Are field and prior to be trusted?' in page
+        assert not [
+            words for words in ('box error', 'not finish', 'was inverted') if words in page
+        ]
+        figures = {path.name for path in folder(root, subject).glob('figures/*')}
+        for name in (f'{stem}_{figure.name}' for figure in BEFORE_MAP if not figure.optional):
+            assert name in figures
+            assert f'figures/{name}' in page
+        assert f'{stem}_desc-precond_Chimap' not in page
     flat, mask = flat_of(root, 'a')
     assert flat[mask].std() > 0
     assert 'conventional' not in said
@@ -130,6 +142,10 @@ def test_folder_of_maps_is_recombined(flattened, phantom):
         assert sidecar['Units'] == 'ppm'
         assert sidecar['Parameters']['take_map']['field_slope'] > 0.3
         assert sidecar['Reference']['Region'] == 'roi-mean'
+        page = (root / f'out/sub-{subject}.html').read_text()
+        assert 'Its map is that of another program' in page
+        assert 'there is no susceptibility map yet' not in page
+        assert f'{stem}_desc-precond_Chimap.nii.gz' in page
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ RECORD = {
     'r2prime_prior': {},
     'prior_fit': {'trust': 1.0},
     'flattening': {'shape': True},
+    'recombination': {},
 }
 
 
@@ -74,6 +75,57 @@ def test_text_of_a_run_says_what_was_found_and_done():
     given = done(summary(shape_mask={'mask': 'synthstrip_desc-brain_mask.nii.gz'}))
     assert '[@synthstrip]' in given
     assert 'given mask' in done(summary(shape_mask={'mask': 'mine.nii.gz'}))
+
+
+LEAST, TOWARDS, AT_MOST = (
+    'with the regularisation weight of least expected error; and the estimate was',
+    'with the regularisation weight of least expected error, moved towards that at the corner',
+    'least expected error, at most that at the corner of the L-curve, as the estimate does not',
+)
+
+
+@pytest.mark.parametrize(('trust', 'said'), [(1.0, LEAST), (0.4, TOWARDS), (0.0, AT_MOST)])
+def test_weight_is_said_by_how_far_the_estimate_counted(trust, said):
+    text = done(summary(prior_fit={'trust': trust}))
+    assert [words in text for words in (LEAST, TOWARDS, AT_MOST)] == [
+        words == said for words in (LEAST, TOWARDS, AT_MOST)
+    ]
+    assert 'comparison, from no sources on, with the corner of the L-curve as reg' in text
+    both = done(summary(Method(reg_rule='risk'), prior_fit={'trust': trust}))
+    other = (
+        'comparison, from no sources on, with the regularisation weight of least expected error.'
+    )
+    assert (other in both) == (trust < 1)  # the conventional arm knows of no estimate
+
+
+OTHERS = (
+    Method(reg_weight=0.1),
+    Method(reg_rule='l-curve'),
+    Method(prior='r2prime', prior_fit='global'),  # the residual is a correction: lambda is whole
+)
+
+
+@pytest.mark.parametrize('method', OTHERS, ids=['given', 'corner', 'r2prime'])
+def test_weight_that_does_not_depend_on_the_estimate_is_said_as_it_is(method):
+    texts = [done(summary(method, prior_fit={'trust': trust})) for trust in (1.0, 0.4)]
+    assert texts[0] == texts[1].replace('shifted: in part', 'shifted: in full')
+
+
+def test_what_was_not_done_here_is_not_said():
+    whole = summary()
+    resumed, stopped = (
+        {**whole, 'record': {**whole['record'], 'take_map': {}}},
+        {**whole, 'record': {k: v for k, v in whole['record'].items() if k != 'recombination'}},
+    )
+    assert 'was inverted in closed form' in done(whole)
+    for one in (resumed, stopped):
+        assert 'turned or shifted: in full.' in done(one)
+        assert 'closed form' not in done(one)
+        assert 'conventional' not in done(one)
+    assert 'inverted by another program, and the estimate added back.' in done(resumed)
+    assert 'relative to the mean of the region' in done(resumed)
+    assert 'inverted' not in done(stopped)
+    assert 'relative to' not in done(stopped)
 
 
 def test_one_echo_and_phase_difference_are_told_by_the_record():

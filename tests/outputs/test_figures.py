@@ -13,7 +13,8 @@ from written import SHAPE, save, write, zeros
 from precondqsm_bids.interfaces import derivatives
 from precondqsm_bids.outputs import canvas, charts, figures, report, slices
 from precondqsm_bids.outputs.charts import STYLE, draw_l_curves, draw_roi_values
-from precondqsm_bids.outputs.figures import FIGURES, SECTIONS
+from precondqsm_bids.outputs.figures import BEFORE_MAP, FIGURES, SECTIONS
+from precondqsm_bids.outputs.maps import up_to_flattening
 from precondqsm_bids.outputs.slices import Panel, choose_slices, draw_maps
 from precondqsm_bids.outputs.tables import read_table
 
@@ -127,6 +128,10 @@ def test_every_figure_of_slices_is_drawn_and_has_its_text():
     optional = {'quality', 'conventionalmosaic', 'echoes', 'consensusmosaic'}
     optional.add('conventionalriskmosaic')
     assert set(needed) == known - optional
+    # of a run that was stopped before anything was inverted
+    early = dict.fromkeys(up_to_flattening(slices.DRAWN), ONES)
+    drawn = {desc for desc, _ in draw_maps(early, np.ones(3))} - {'priormosaic'}
+    assert drawn == {f.desc for f in BEFORE_MAP if f.extension == 'png'} - optional
 
 
 def test_mosaic_has_the_slices_of_the_region_from_the_top():
@@ -335,6 +340,11 @@ def test_phase_of_each_echo_is_drawn_with_the_limit_of_the_warning():
     assert [*axes.lines[0].get_ydata()] == found['constant']
     assert axes.lines[2].get_ydata()[0] == 0.3
     assert [t.get_text() for t in axes.get_xticklabels()][1] == '2\n5 ms'
+    assert not axes.texts
+    nothing = charts.draw_echo_phase({'size': [0, 0, 0], 'constant': [0, 0, 0]}, [0.1, 0.2, 0.3])
+    assert [text.get_text() for text in nothing.axes[0].texts] == [
+        'nothing was taken off: every echo agrees with the others'
+    ]
 
 
 def test_figures_have_the_same_bytes_each_time(tmp_path):

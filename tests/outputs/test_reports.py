@@ -134,7 +134,13 @@ def test_report_says_the_numbers(output_dir):
     text = write_report(
         output_dir, '01', Account(boilerplate='Fitted [@liu2013; @liu2011].')
     ).read_text()
-    for number in ('3 T Philips', '3 (2:3:8 ms)', '64 × 64 × 53', '0.1234 (l-curve)', '12.5°'):
+    for number in (
+        '3 T Philips',
+        '3 (2:3:8 ms)',
+        '64 × 64 × 53',
+        '0.1234 mm (corner of the L-curve)',
+        '12.5°',
+    ):
         assert number in text
     assert 'roi-mean: 0.0567 ppm subtracted' in text
     assert 'none: nothing was subtracted' in text
@@ -503,6 +509,77 @@ def test_page_without_such_numbers_has_no_such_tables(output_dir):
     assert not [name for name in rows if name.startswith('Misfit')]
     assert rows['Phase offset'] == 'in the field'
     assert rows['Bodies of the region'] == 'one'
+
+
+def test_stopped_run_shows_what_there_is_and_nothing_of_an_earlier_call(output_dir):
+    record = {'echo_fit': {'phase_sign_source': 'given'}, 'flattening': {'shape': True}}
+    figures = output_dir / 'sub-01/figures'
+    path = figures / f'{RUNS[0]}_desc-summary_report.json'
+    judged = {name: light._asdict() for name, light in lights(record, {}).items()}
+    kept = {name: judged[name] for name in report.LIGHTS_BEFORE_MAP}
+    path.write_text(json.dumps(SUMMARY | {'record': record, 'lights': kept}))
+    anat = output_dir / 'sub-01/ses-a/anat'
+    for desc in ('prior', 'precond', 'residual'):
+        (anat / f'{RUNS[0]}_desc-{desc}_Chimap.nii.gz').write_text('')
+    sidecar = anat / f'{RUNS[0]}_desc-precond_Chimap.json'
+    sidecar.write_text(json.dumps({'Parameters': {}, 'MagneticFieldStrength': 3}))
+    text = write_report(output_dir, '01').read_text()
+    assert 'there is no susceptibility map yet' in text
+    assert f'{RUNS[0]}_Chimap.nii.gz' in text
+    assert 'No run of this participant has a map.' in text
+    for figure in FIGURES:
+        early = figure.section != 'map' and figure.desc != 'lcurve'
+        assert (f'{RUNS[0]}_{figure.name}' in text) == early
+    assert f'{RUNS[0]}_desc-prior_Chimap.nii.gz' in text
+    assert f'{RUNS[0]}_desc-precond_Chimap.nii.gz' not in text
+    assert 'residual' not in text
+    WellFormed(text)
+
+    sidecar.write_text(json.dumps({'Parameters': {'take_map': {}}, 'MagneticFieldStrength': 3}))
+    text = write_report(output_dir, '01').read_text()
+    assert 'Its map is that of another program' in text
+    assert 'there is no susceptibility map yet' not in text
+    assert f'{RUNS[0]}_desc-precond_Chimap.nii.gz' in text
+    assert 'No run of this participant has a map.' not in text
+
+
+def test_numbers_of_a_stopped_run_have_the_lights_that_can_be_told():
+    facts = report.Facts([], [0.01, 0.02], 3.0, {}, {}, [4, 4, 4], [1.0, 1.0, 1.0])
+    record = {'flattening': {'shape': True}, 'prior_fit': {'trust': 1.0, 'beyond_null': 0.5}}
+    assert [*report.summarise(facts, record, {})['lights']] == [*report.LIGHTS_BEFORE_MAP]
+    whole = report.summarise(facts, record | {'recombination': {}}, {})
+    assert len(whole['lights']) == 6
+
+
+@pytest.mark.parametrize(
+    ('trust', 'clipped', 'words'),
+    [
+        (1.0, True, '0.5 mm (least expected error)'),
+        (0.4, False, '0.5 mm (least expected error)'),  # the residual is the correction
+        (
+            0.4,
+            True,
+            '0.5 mm (least expected error, moved towards the corner of the L-curve, where this is '
+            'smaller, as the prior counts for 40%)',
+        ),
+        (
+            0.0,
+            True,
+            '0.5 mm (least expected error, at most the corner of the L-curve, as the prior does '
+            'not count)',
+        ),
+    ],
+)
+def test_row_of_the_weight_says_how_far_the_prior_moved_it(trust, clipped, words):
+    chosen = {'reg_weight': 0.5, 'rule': 'risk', 'outliers_clipped': clipped}
+    record = {
+        'dipole_inversion': chosen,
+        'conventional_dipole_inversion': chosen | {'rule': 'l-curve', 'outliers_clipped': False},
+        'prior_fit': {'trust': trust, 'beyond_null': 0.1, 'priors': {}},
+    }
+    rows = dict(report._summary_rows(SUMMARY | {'record': record}))
+    assert rows['Preconditioned: λ'] == words
+    assert rows['Conventional: λ'] == '0.5 mm (corner of the L-curve)'
 
 
 def test_a_field_of_zero_has_no_weight_and_the_page_says_so(tmp_path):

@@ -275,7 +275,7 @@ def test_susceptibility_travels_with_what_the_consensus_asks_for(derivatives):
     }
     assert sidecar['Parameters']['background_removal'] == {'iterations': 30}
     assert sidecar['Parameters']['dipole_inversion']['flatness'] is None
-    assert 'lambda = 0.12 (l-curve)' in sidecar['EstimationAlgorithm']
+    assert 'lambda = 0.12 mm (corner of the L-curve)' in sidecar['EstimationAlgorithm']
     assert 'conventional_recombination' not in sidecar['Parameters']
     assert sidecar['ExclusionCriteria']
 
@@ -345,7 +345,7 @@ def test_arms_of_the_consensus(raw, tmp_path):
     sidecar = json.loads(path.with_name(path.name.replace('.nii.gz', '.json')).read_text())
     assert 'V-SHARP' in sidecar['EstimationAlgorithm']
     assert 'total variation, alpha = 0.02 ppm mm' in sidecar['EstimationAlgorithm']
-    assert 'lambda = 0.4 (risk)' in sidecar['EstimationAlgorithm']
+    assert 'lambda = 0.4 mm (least expected error)' in sidecar['EstimationAlgorithm']
     assert '10.1002/mrm.30006' in sidecar['EstimationReference']
     assert 'Wu B' in sidecar['EstimationReference']
     assert 'desc-consensus_mask' in sidecar['ExclusionCriteria']
