@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arrays import in_parts
 from precondqsm_bids.numerics.dipole import bounding_box, cyclic_prism_kernel
 
 F32 = npt.NDArray[np.float32]
@@ -128,11 +129,17 @@ class FieldUnknowns(Protocol):
     values: npt.NDArray[np.float64]
     """``z`` in units of their expected sizes ``t``: the start, and then the solution."""
 
-    def add(self, field: F32, values: npt.NDArray[np.float64]) -> None:
-        """Add ``F t z`` to a field, ppm, on the solver's grid."""
+    def set(self, values: npt.NDArray[np.float64]) -> None:
+        """Take these values for :meth:`add`."""
 
-    def transposed(self, w_squared: F32, residual: F32) -> npt.NDArray[np.float64]:
-        """``(F t)' W^2 r``."""
+    def add(self, i: int, field: F32) -> None:
+        """Add ``F t z`` to part ``i`` of a field, ppm."""
+
+    def collect(self, i: int, w_squared: F32, residual: F32) -> None:
+        """Take part ``i`` of ``W^2`` and ``r`` for :meth:`transposed`."""
+
+    def transposed(self) -> npt.NDArray[np.float64]:
+        """``(F t)' W^2 r`` of the residual that was collected."""
 
 
 class DipoleSystem:
@@ -177,7 +184,7 @@ class DipoleSystem:
     def convolve(self, chi: F32) -> F32:
         """Field (ppm) of ``chi`` (ppm), a new array."""
         spectrum = fft.rfftn(chi, workers=self.workers)
-        spectrum *= self.kernel
+        in_parts(self.workers, np.multiply, spectrum, self.kernel, spectrum)
         return fft.irfftn(spectrum, s=self.grid.shape, overwrite_x=True, workers=self.workers)
 
     def descend(
@@ -286,7 +293,7 @@ class _Descent:
             if self.shift:
                 self.z_direction *= self.beta
                 self.z_direction += self.z_gradient
-                self.shift.add(self.image, self.z_direction)
+                self.shift.set(self.z_direction)
             self.weighted = np.empty_like(self.image)
             self.alpha = gamma / sum(each(self._weigh))
             self.change = self.system.convolve(self.weighted)
@@ -302,7 +309,7 @@ class _Descent:
         if self.unknowns:
             self.y_gradient = self.unknowns.transposed()
         if self.shift:
-            self.z_gradient = self.shift.transposed(self.w_squared, self.residual)
+            self.z_gradient = self.shift.transposed()
         return energy + float(np.sum(self.y_gradient**2) + np.sum(self.z_gradient**2))
 
     def _measure(self, i: int) -> float:
@@ -310,6 +317,8 @@ class _Descent:
         g = self.gradient[part]
         if self.unknowns:
             self.unknowns.collect(i, self.gradient[self.system.boxes[i]].reshape(-1))
+        if self.shift:
+            self.shift.collect(i, self.w_squared[part], self.residual[part])
         return float(np.sum(self.expected_squared[part] * g * g, dtype=np.float64))
 
     def _turn(self, i: int) -> None:
@@ -324,6 +333,8 @@ class _Descent:
 
     def _weigh(self, i: int) -> float:
         part = self.system.parts[i]
+        if self.shift:
+            self.shift.add(i, self.image[part])
         np.multiply(self.image[part], self.w_squared[part], out=self.weighted[part])
         return float(np.sum(self.image[part] * self.weighted[part], dtype=np.float64))
 

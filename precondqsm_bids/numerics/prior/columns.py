@@ -7,12 +7,14 @@ has twice the entries.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.lattice import Lattice
 from precondqsm_bids.numerics.solver import DipoleSystem
@@ -82,7 +84,10 @@ class Columns:
                 self.hats.append(_Hats(basis.lattice, here, box))
                 self.width += self.hats[-1].width
         self.plain = np.concatenate([np.zeros(0, int), *plain])
-        self.parts = [self._rows(terms, planes, box, mask.shape) for planes in self.planes]
+        self.parts: list[tuple[Any, Any]] = side_by_side(
+            system.workers,
+            *(partial(self._rows, terms, planes, box, mask.shape) for planes in self.planes),
+        )
         self.found = [np.zeros(0, np.float32)] * len(self.parts)
         self.coefficients = np.zeros(0, np.float32)
         self.unseen: list[tuple[slice, npt.NDArray[np.float64]]] = []

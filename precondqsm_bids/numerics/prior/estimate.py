@@ -21,7 +21,7 @@ from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
 from precondqsm_bids.numerics.prior.spread import prior_spread
 from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
-from precondqsm_bids.numerics.prior.verdict import judge_prior
+from precondqsm_bids.numerics.prior.verdict import Verdict, judge_prior
 
 LEAST_SUPPORT = 0.01
 """Fraction of the local field's energy below which the field does not support a term."""
@@ -149,9 +149,8 @@ def estimate_prior(
     if fit is None and len(terms) != 1:
         raise ValueError(f'prior {" ".join(terms)}: only one term can be taken without a fit')
     builder = _Builder(inputs, geometry, terms, fit or 'global')
-    bases = {word: builder.bases(word) for word in terms}
     if fit is None:
-        word, (basis, *_) = next(iter(bases.items()))
+        word, (basis, *_) = terms[0], builder.bases(terms[0])
         unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
         record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
         return PriorEstimate(basis.weight, inputs.shape_chi, None, None, record)
@@ -159,13 +158,17 @@ def estimate_prior(
     field, shape_chi = inputs.total_field, inputs.shape_chi
     if shape_chi is not None:
         field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
-    flat = [basis for group in bases.values() for basis in group]
     sd, shape_sd = inputs.field_sd, inputs.shape_sd
-    start, verdict = side_by_side(
-        workers,
-        lambda: [outer_start(field, sd, geometry)],  # in a list, which gives it away
-        lambda: judge_prior(field, flat, geometry, sd, shape_sd),
-    )
+
+    def judged() -> tuple[dict[str, list[Basis]], Verdict]:
+        bases = {word: builder.bases(word) for word in terms}
+        flat = [basis for group in bases.values() for basis in group]
+        return bases, judge_prior(field, flat, geometry, sd, shape_sd)
+
+    (bases, verdict), start = side_by_side(
+        workers, judged, lambda: [outer_start(field, sd, geometry)]
+    )  # the start in a list, which gives it away
+    flat = [basis for group in bases.values() for basis in group]
     flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
     used = _used(flat, verdict.gains)
     fitted = fit_prior(

@@ -230,7 +230,7 @@ def fit_prior(
     state = _Fit(start, bases, geometry, weights, shape_sd)
     del start  # its arrays are needed no more
     if tissue_shift and (own := shifted(bases)):
-        state.shift = TissueShift(own, mask, state.rows, inner_size)
+        state.shift = TissueShift(own, mask, state.rows, state.system, inner_size)
     for i in range(rounds):
         if i:
             state.reweigh()

@@ -8,6 +8,7 @@ from scipy import sparse
 
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.columns import cells_of
+from precondqsm_bids.numerics.solver import DipoleSystem
 
 F32 = npt.NDArray[np.float32]
 
@@ -49,6 +50,7 @@ class TissueShift:
         bases: Sequence[Basis],
         mask: npt.NDArray[np.bool_],
         rows: npt.NDArray[np.intp],
+        system: DipoleSystem,
         inner_size: float,
     ):
         found, first = [], 0
@@ -61,19 +63,39 @@ class TissueShift:
         self.rows, self.inner_size = rows, inner_size
         self.size = START * inner_size
         self.values = np.zeros(first)
+        # Of each part of the solver's grid: its voxels in the region, and their rows.
+        plane = int(np.prod(system.grid.shape[1:]))
+        firsts = [part.start * plane for part in system.parts]
+        bounds = [*np.searchsorted(rows, firsts), rows.size]
+        self.parts = [
+            (rows[a:b] - start, self.cells[a:b])
+            for a, b, start in zip(bounds, bounds[1:], firsts, strict=False)
+        ]
+        self.coefficients = np.zeros(first, np.float32)
+        self.found = [np.zeros(first)] * len(self.parts)
 
     def field(self, values: npt.NDArray[np.float64]) -> F32:
         """Shift of each voxel of the mask, ppm, of values in units of their expected size."""
         return self.cells @ (self.size * values).astype(np.float32)
 
-    def add(self, field: F32, values: npt.NDArray[np.float64]) -> None:
-        """Add their shift to a field, ppm, on the solver's grid."""
-        field.reshape(-1)[self.rows] += self.field(values)
+    def set(self, values: npt.NDArray[np.float64]) -> None:
+        """Take these values, in units of their expected size, for :meth:`add`."""
+        self.coefficients = (self.size * values).astype(np.float32)
 
-    def transposed(self, w_squared: F32, residual: F32) -> npt.NDArray[np.float64]:
-        """The gradient: their cells' sums of the weighted residual."""
-        weighted = w_squared.reshape(-1)[self.rows] * residual.reshape(-1)[self.rows]
-        return self.size * (self.cells.T @ weighted.astype(np.float64))
+    def add(self, i: int, field: F32) -> None:
+        """Add their shift to part ``i`` of a field, ppm, on the solver's grid."""
+        place, cells = self.parts[i]
+        field.reshape(-1)[place] += cells @ self.coefficients
+
+    def collect(self, i: int, w_squared: F32, residual: F32) -> None:
+        """Take part ``i`` of the residual and its weights for :meth:`transposed`."""
+        place, cells = self.parts[i]
+        weighted = w_squared.reshape(-1)[place] * residual.reshape(-1)[place]
+        self.found[i] = cells.T @ weighted.astype(np.float64)
+
+    def transposed(self) -> npt.NDArray[np.float64]:
+        """The gradient: their cells' sums of the weighted residual that was collected."""
+        return self.size * np.sum(self.found, axis=0)
 
     def resize(self, residual: F32) -> None:
         """Take the size that the shift has as the one that is expected.

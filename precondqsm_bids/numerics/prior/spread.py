@@ -20,10 +20,11 @@ def prior_spread(coarse_chi: npt.NDArray, prior_chi: npt.NDArray, geometry: Geom
     A prior was fitted to the means over blocks of voxels, too
     (:func:`~precondqsm_bids.numerics.prior.verdict.judge_prior`). Field and contrast are the same,
     what the grids do not share is an accident: how the walls of strong sources fill
-    the voxels, where the iterations end, what goes to the sources outside. If both are off by the
-    same and independently, the variance of each is half the mean square of their difference
+    the voxels, where the iterations end, what goes to the sources outside. If their errors are
+    independent, and of variances as the edges of block and voxel, whose ratio is ``r``, that of
+    the prior is
 
-        sd^2 = < (G (a - b))^2 > / 2
+        sd^2 = < (G (a - b))^2 > / (1 + r)
 
     with ``G`` a Gaussian window of 1.5 blocks and the mean over one of 3. What is wrong with both
     alike it cannot show.
@@ -56,4 +57,5 @@ def prior_spread(coarse_chi: npt.NDArray, prior_chi: npt.NDArray, geometry: Geom
     difference = coarse_chi - coarse.mean(prior_chi)
     difference -= np.median(difference[inside])  # the field does not tell a constant
     square = coarse.smoothed(coarse.smoothed(difference, SMOOTHED) ** 2, WINDOW)
-    return np.sqrt(coarse.on_voxels(square) / 2)
+    edge = np.float32(np.cbrt(np.prod(coarse.blocks)))
+    return np.sqrt(coarse.on_voxels(square) / (1 + edge))

@@ -47,13 +47,17 @@ def test_transposed_is_the_adjoint():
     system = DipoleSystem(MASK, VOXEL_SIZE, B0_DIR)
     inside = np.zeros(system.grid.shape, bool)
     inside[system.grid.inner] = MASK[system.grid.box]
-    shift = TissueShift(cells, MASK, np.flatnonzero(inside), 0.02)
+    shift = TissueShift(cells, MASK, np.flatnonzero(inside), system, 0.02)
     z, w = rng.normal(size=shift.values.size), rng.uniform(size=inside.shape).astype(np.float32)
     other = rng.normal(size=inside.shape).astype(np.float32)
     field = np.zeros(inside.shape, np.float32)
-    shift.add(field, z)
+    shift.set(z)
+    for i, part in enumerate(system.parts):
+        shift.add(i, field[part])
+        shift.collect(i, w[part], other[part])
     assert not field[~inside].any()
-    there, back = np.sum(field * w * other, dtype=float), z @ shift.transposed(w, other)
+    np.testing.assert_array_equal(field[inside], shift.field(z))
+    there, back = np.sum(field * w * other, dtype=float), z @ shift.transposed()
     assert there == pytest.approx(back, rel=1e-4)
 
 
@@ -67,7 +71,8 @@ def test_descent_is_the_least_squares_solution():
     inside = np.zeros(grid.shape, bool)
     inside[grid.inner] = mask[grid.box]
     rows = np.flatnonzero(inside)
-    shift = TissueShift([constant_parcels(np.indices(mask.shape)[0] % 2 + 1, mask)], mask, rows, 1)
+    cells = [constant_parcels(np.indices(mask.shape)[0] % 2 + 1, mask)]
+    shift = TissueShift(cells, mask, rows, system, 1)
     field, w = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.float32)
     field[inside], w[inside] = rng.normal(size=(2, rows.size))
     expected = np.zeros(grid.shape, np.float32)

@@ -25,9 +25,10 @@ def test_two_fits_with_errors_of_their_own_say_how_large_these_are(voxel_size):
     coarse = CoarseRegion(geometry)
     rng = np.random.default_rng(1)
     truth = rng.normal(size=SHAPE)  # which both have right, whatever its detail
+    larger = 0.01 * np.sqrt(np.cbrt(np.prod(coarse.blocks)))  # error of larger voxels
     found = [
         prior_spread(
-            coarse.mean(truth + slow_error(rng, 0.01)), truth + slow_error(rng, 0.01), geometry
+            coarse.mean(truth + slow_error(rng, larger)), truth + slow_error(rng, 0.01), geometry
         )
         for _ in range(8)
     ]
