@@ -344,13 +344,13 @@ def _term(word: str, method: Method, one_echo: bool) -> str:
 
 
 def _contrast(method: Method, one_echo: bool) -> str:
-    first, histogram, shading = 'magnitude', 'histogram of the magnitude', ''
+    first, histogram, polynomial = 'magnitude', 'histogram of the magnitude', 'degree 2'
     if not one_echo:
         first, histogram = 'R2*', 'joint histogram of R2* and magnitude'
-        shading = (
-            '; images were freed of their shading by a polynomial of degree 4 beside any '
-            'function of R2* [@vanleemput1999]'
-        )
+        polynomial = 'degree 4 beside any function of R2*'
+    shading = (
+        f'; images were freed of their shading by a polynomial of {polynomial} [@vanleemput1999]'
+    )
     further = ''.join(f' and of that of {first} and {name}' for name in method.contrasts)
     return (
         f'one constant for each cell of the {histogram}{further}, over the whole region and in '

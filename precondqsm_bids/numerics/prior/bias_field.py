@@ -10,8 +10,11 @@ from scipy import sparse
 from precondqsm_bids.numerics.dipole import bounding_box
 
 F32 = npt.NDArray[np.float32]
-ORDER = 4
+ORDER, ORDER_ALONE = 4, 2
 """Degree of the polynomial."""
+LEAST_EXPLAINED = 0.05
+"""Part of the variance of log image that a polynomial without R2* explains at least: less is
+contrast that happens to lie so."""
 GROUPS = 64
 """Groups of equal R2* and, nearly, equal volume."""
 ROUNDS = 4
@@ -23,7 +26,10 @@ MOST_VOXELS = 250_000
 
 
 def bias_field(
-    image: npt.NDArray, r2star: npt.NDArray, mask: npt.NDArray[np.bool_], order: int = ORDER
+    image: npt.NDArray,
+    r2star: npt.NDArray | None,
+    mask: npt.NDArray[np.bool_],
+    order: int | None = None,
 ) -> F32:
     """Smooth factor of an image that has nothing to do with what is imaged.
 
@@ -33,6 +39,10 @@ def bias_field(
     keep their contrast. Tissue boundaries, vessels and lesions lose weight (Cauchy, beyond two
     robust standard deviations). A mask of more than 250,000 voxels is thinned; which voxels stay
     depends on how the axes are stored, and moves the bias by up to 0.1 % at the corners.
+
+    Of a single echo there is no R2*, and ``g`` is a constant: all of the image that is a
+    polynomial, of a lower degree, counts as bias, what tissue has of it too, unless that is less
+    than a twentieth of its variance.
 
     A prior that reads susceptibility from the image needs this: where the image is shaded, its
     cells have a place in space, and can describe a susceptibility that varies slowly over the
@@ -44,12 +54,12 @@ def bias_field(
     ----------
     image : (X, Y, Z) ndarray
         Magnitude, any unit, not negative.
-    r2star : (X, Y, Z) ndarray
-        R2*, 1/s.
+    r2star : (X, Y, Z) ndarray or None
+        R2*, 1/s; None if it is not known.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
-    order : int
-        Degree of the polynomial.
+    order : int, optional
+        Degree of the polynomial; 4 if omitted, and 2 without R2*.
 
     Returns
     -------
@@ -73,8 +83,13 @@ def bias_field(
     >>> print((bias[15] / bias[0]).round(3).mean(), round(float(np.exp(0.3 * 15 / 16)), 3))
     1.325 1.325
     """
-    if not image.shape == r2star.shape == mask.shape:
-        raise ValueError(f'image {image.shape}, r2star {r2star.shape} or mask {mask.shape} differ')
+    shapes = {'image': image.shape, 'mask': mask.shape}
+    if r2star is not None:
+        shapes['r2star'] = r2star.shape
+    if len(set(shapes.values())) > 1:
+        raise ValueError(
+            ', '.join(f'{name} {shape}' for name, shape in shapes.items()) + ' differ'
+        )
     if not mask.any():
         raise ValueError('the mask is empty: there is no image to find a bias field in')
     voxels = np.flatnonzero(mask)
@@ -83,9 +98,13 @@ def bias_field(
     if not np.any(values > 0):
         raise ValueError('the image is zero in the whole mask: it has no bias field')
     log_image = np.log(np.maximum(values, 1e-3 * np.median(values[values > 0])))
-    r2 = r2star.reshape(-1)[voxels]
-    edges = np.unique(np.quantile(r2, np.linspace(0, 1, GROUPS + 1)[1:-1]))
-    group = np.digitize(r2, edges)
+    group = np.zeros(values.size, np.intp)
+    if r2star is not None:
+        r2 = r2star.reshape(-1)[voxels]
+        edges = np.unique(np.quantile(r2, np.linspace(0, 1, GROUPS + 1)[1:-1]))
+        group = np.digitize(r2, edges)
+    if order is None:
+        order = ORDER_ALONE if r2star is None else ORDER
     polynomial = _Polynomial(mask, order)
     indices = np.unravel_index(voxels, mask.shape)
     weight = np.ones(values.size)
@@ -96,9 +115,20 @@ def bias_field(
             left -= _means(left, weight, group)[group]
             scale = 1.4826 * float(np.median(np.abs(left)))
             weight = 1 / (1 + (left / (2 * scale + 1e-9)) ** 2)
+    if r2star is None and _explained(log_image, fitted, weight) < LEAST_EXPLAINED:
+        return np.ones(mask.shape, np.float32)
     log_bias = polynomial.everywhere()
     log_bias -= np.float32(log_bias[mask].mean(dtype=float))
     return np.where(mask, np.exp(log_bias), np.float32(1))
+
+
+def _explained(values: npt.NDArray, fitted: npt.NDArray, weight: npt.NDArray) -> float:
+    """Part of the weighted variance that a fit explains."""
+    left, total = (
+        np.average((v - np.average(v, weights=weight)) ** 2, weights=weight)
+        for v in (values - fitted, values)
+    )
+    return 1 - float(left / total) if total > 0 else 0.0
 
 
 def _means(values: npt.NDArray, weight: npt.NDArray, group: npt.NDArray) -> npt.NDArray:

@@ -35,12 +35,6 @@ SCALES = (
 )
 """Nodes 40, 20 and 10 mm apart in a brain of 1.2 l, and 2 mm, 1 mm and 0.5 mm in that of a rat."""
 
-WITHOUT_R2STAR = tuple(
-    scale._replace(size=scale.size / 3) if np.isfinite(scale.spacing) else scale
-    for scale in SCALES
-)
-"""Scales where no R2* is known, whose relaxivity may vary in space: windows bend less."""
-
 LEAST_SPACING = 2.0
 """Distance of the nodes in voxels (cube root of a voxel's volume), at least: at one voxel each
 would be a coefficient of its own, which tells nothing of its contrast."""

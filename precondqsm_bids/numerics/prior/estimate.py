@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.arrays import check_map, side_by_side
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
-from precondqsm_bids.numerics.prior.contrast import WITHOUT_R2STAR, contrast_cells
+from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
 from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
@@ -304,23 +304,23 @@ class _Builder:
                     'nothing: leave it out'
                 )
             images[name] = image
-        if inputs.r2star is None:
-            first, *further = images.values()
-            pairs = [[first], *([first, image] for image in further)]
-            given = mask, voxel_size, WITHOUT_R2STAR
-            return [cells for pair in pairs for cells in contrast_cells(pair, *given)]
-        r2star = np.nan_to_num(inputs.r2star)
-        known = mask if inputs.reliable is None else mask & inputs.reliable
-        if inputs.r2star_sd is not None:
-            r2star = without_noise(r2star, inputs.r2star_sd, known)
+        r2star, known = None, mask
+        if inputs.r2star is not None:
+            r2star = np.nan_to_num(inputs.r2star)
+            known = mask if inputs.reliable is None else mask & inputs.reliable
+            if inputs.r2star_sd is not None:
+                r2star = without_noise(r2star, inputs.r2star_sd, known)
         for name, image in images.items():
             if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
                 continue
             bias = bias_field(image, r2star, mask)
             images[name] = image / bias
             self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
-        r2star = np.where(known, r2star, np.float32(np.nan))
-        pairs = [[r2star, image] for image in images.values()]
+        first, *further = images.values()
+        pairs = [[first], *([first, image] for image in further)]
+        if r2star is not None:
+            r2star = np.where(known, r2star, np.float32(np.nan))
+            pairs = [[r2star, image] for image in images.values()]
         return [cells for pair in pairs for cells in contrast_cells(pair, mask, voxel_size)]
 
     def record(self, bases: Mapping[str, Sequence[Basis]], fitted: PriorFit) -> dict[str, Any]:
