@@ -1,5 +1,6 @@
 """Noise of one channel: from the object itself, and from what the phase fit leaves."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,8 +8,8 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
-from precondqsm_bids.numerics.arrays import side_by_side
-from precondqsm_bids.numerics.echoes import Echoes, in_place
+from precondqsm_bids.numerics.arrays import median, side_by_side
+from precondqsm_bids.numerics.echoes import Echoes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -41,7 +42,7 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
         second = values[:-2] - 2 * values[1:-1] + values[2:]
         differences.append(np.abs(second[whole]))
     found = np.concatenate(differences)
-    return float(1.4826 * np.median(found) / np.sqrt(6)) if found.size else 0.0
+    return float(1.4826 * median(found) / np.sqrt(6)) if found.size else 0.0
 
 
 def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float, F32]:
@@ -67,7 +68,7 @@ def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float,
     measured = variance[variance > 0]  # a scanner may have set some of the voxels to zero
     if measured.size == 0:
         return 0.0, variance
-    noise_sd = float(np.sqrt(np.median(measured) / _chi2_median(freedom)))
+    noise_sd = float(np.sqrt(median(measured) / _chi2_median(freedom)))
     kinds = [(variance, freedom, 7)]
     if rough is not None:
         kinds.append((rough, number - 1 - _degree(number), 3))
@@ -154,30 +155,42 @@ def _variance_level(ratio: F32, freedom: int, mask: npt.NDArray[np.bool_], size:
     return local_level(root.astype(np.float32), deviation, mask, size) ** 3
 
 
-def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7) -> F32:
+def local_level(
+    values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7, workers: int = 1
+) -> F32:
     """Robust mean of values (V,) over the cube of ``size`` voxels around each masked voxel.
 
     Weights are ``1 / sd^2`` by the values' standard deviations, but no voxel counts more than the
     median one; values beyond three deviations of the level are left out, in four rounds.
     """
 
-    def box(v: npt.NDArray) -> F32:
-        return ndimage.uniform_filter(in_place(v, mask), size, mode='constant')[mask]
+    def means() -> Callable[[F32], F32]:
+        volume = np.zeros(mask.shape, np.float32)
+        mean = np.empty_like(volume)
 
-    limit = np.float32(np.median(sd))
+        def box(v: F32) -> F32:
+            volume[mask] = v
+            ndimage.uniform_filter(volume, size, mean, mode='constant')
+            return mean[mask]
+
+        return box
+
+    one = means()
+    other = means() if workers > 1 else one
+    limit = np.float32(median(sd))
     tiny = np.float32(np.finfo(np.float32).tiny)
     least = np.float32(0.5e-6 / size**3)
     weight = np.square(limit / np.maximum(sd, limit), dtype=np.float32)
     weight = np.maximum(weight, np.float32(1e-6))  # beyond which sums over the cube lose it
-    low, high = np.median(values) + np.array([-100, 100], np.float32) * limit
+    low, high = median(values) + np.array([-100, 100], np.float32) * limit
     clipped = np.clip(values, low, high)
     level, kept = clipped, weight
     for _ in range(4):
-        total = box(kept)
-        found = box(kept * clipped) / np.maximum(total, tiny)
+        total, found = side_by_side(workers, partial(one, kept), partial(other, kept * clipped))
+        found /= np.maximum(total, tiny)
         # Where all of a cube were left out its last level stands.
         level = np.where(total > least, found, level)
         left = np.abs(clipped - level)
-        deviation = np.maximum(sd, np.float32(1.4826 * np.median(left)))
+        deviation = np.maximum(sd, np.float32(1.4826 * median(left)))
         kept = np.where(left < 3 * deviation, weight, np.float32(0))
     return level.astype(np.float32)
