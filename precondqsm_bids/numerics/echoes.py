@@ -16,6 +16,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 TWO_PI = np.float32(2 * np.pi)
+PLANES = 4
+"""Planes of a volume that are gathered at a time."""
 _CHUNK = 1 << 13  # voxels handled at a time: temporaries stay in the processor's cache
 
 
@@ -58,15 +60,19 @@ class Echoes:
         """
         te = check_echoes(magnitude, phase, echo_times, least=1)
         signal = np.empty((te.size, np.count_nonzero(mask)), np.complex64).T
-        first = without_floor(magnitude[..., 0][mask], air)
-        unit, middle = 1.0, float(median(first))
+        unit, middle = 1.0, float(median(without_floor(magnitude[..., 0][mask], air)))
         if 0 < middle < np.inf:
             unit = float(np.exp2(np.round(np.log2(middle))))
 
         def fill(e: int) -> None:
-            amplitude = without_floor(magnitude[..., e][mask], air) if e else first
-            turn_back(-phase[..., e][mask], signal[:, e])
-            signal[:, e] *= amplitude / amplitude.dtype.type(unit)
+            end = 0
+            for k in range(0, len(mask), PLANES):
+                where, planes = mask[k : k + PLANES], slice(k, k + PLANES)
+                turned = turn_back(-phase[planes, ..., e][where])
+                amplitude = without_floor(magnitude[planes, ..., e][where], air)
+                turned *= amplitude / amplitude.dtype.type(unit)
+                begin, end = end, end + len(turned)
+                signal[begin:end, e] = turned
 
         side_by_side(workers, *(partial(fill, e) for e in range(te.size)))
         echoes = cls(signal, te, mask, field_strength, unit, workers)
@@ -172,11 +178,9 @@ def sample(mask: Bools, most: int) -> npt.NDArray[np.intp]:
     return np.flatnonzero(distance[mask] < np.uint32(2**32 * most / count))
 
 
-def turn_back(
-    phase: npt.NDArray, out: npt.NDArray[np.complex64] | None = None
-) -> npt.NDArray[np.complex64]:
+def turn_back(phase: npt.NDArray) -> npt.NDArray[np.complex64]:
     """``exp(-i phase)``; from sine and cosine, several times faster than the exponential."""
-    out = np.empty_like(phase, np.complex64) if out is None else out
+    out = np.empty_like(phase, np.complex64)
     out.real = np.cos(phase)
     out.imag = np.sin(-phase)
     return out

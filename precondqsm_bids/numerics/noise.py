@@ -13,6 +13,8 @@ from precondqsm_bids.numerics.echoes import Echoes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+PLANES = 4
+"""Planes whose second differences are taken at a time."""
 
 
 def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
@@ -36,11 +38,16 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     """
     differences = []
     for axis in range(3):
-        values, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
-        values = values.astype(np.float32, copy=False)  # integers without a sign would wrap
-        whole = inside[:-2] & inside[1:-1] & inside[2:]
-        second = values[:-2] - 2 * values[1:-1] + values[2:]
-        differences.append(np.abs(second[whole]))
+        places = [
+            tuple(part if a == axis else slice(None) for a in range(3))
+            for part in (slice(None, -2), slice(1, -1), slice(2, None))
+        ]
+        for k in range(0, len(mask), PLANES):
+            near = slice(k, k + PLANES + (2 if axis == 0 else 0))
+            values = magnitude[near].astype(np.float32, copy=False)  # unsigned ones would wrap
+            whole = np.logical_and.reduce([mask[near][place] for place in places])
+            low, middle, high = (values[place] for place in places)
+            differences.append(np.abs((low - 2 * middle + high)[whole]))
     found = np.concatenate(differences)
     return float(1.4826 * median(found) / np.sqrt(6)) if found.size else 0.0
 
