@@ -211,7 +211,10 @@ def load_signal(
         Matrix sizes differ; an echo is infinite, NaN inside the object of the first magnitude, or
         one value everywhere.
     """
-    magnitude, phase = (load_echoes(paths, workers) for paths in (magnitudes, phases))
+    half = max(workers // 2, 1)
+    magnitude, phase = side_by_side(
+        workers, *(partial(load_echoes, paths, half) for paths in (magnitudes, phases))
+    )
     if magnitude.shape != phase.shape:
         raise ValueError(
             f'{magnitudes[0]} {magnitude.shape} and {phases[0]} {phase.shape} differ in matrix '

@@ -13,6 +13,8 @@ from precondqsm_bids.numerics.echoes import Echoes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+CHUNK = 1 << 15
+"""Voxels that are handled at a time: temporaries stay in the processor's cache."""
 PLANES = 4
 """Planes whose second differences are taken at a time."""
 
@@ -191,13 +193,20 @@ def local_level(
     weight = np.maximum(weight, np.float32(1e-6))  # beyond which sums over the cube lose it
     low, high = median(values) + np.array([-100, 100], np.float32) * limit
     clipped = np.clip(values, low, high)
-    level, kept = clipped, weight
-    for _ in range(4):
-        total, found = side_by_side(workers, partial(one, kept), partial(other, kept * clipped))
-        found /= np.maximum(total, tiny)
-        # Where all of a cube were left out its last level stands.
-        level = np.where(total > least, found, level)
-        left = np.abs(clipped - level)
-        deviation = np.maximum(sd, np.float32(1.4826 * median(left)))
-        kept = np.where(left < 3 * deviation, weight, np.float32(0))
+    level, left, kept, product = clipped.copy(), np.empty_like(clipped), weight, weight * clipped
+    chunks = [slice(k, k + CHUNK) for k in range(0, len(values), CHUNK)]
+    for last in (False, False, False, True):
+        total, found = side_by_side(workers, partial(one, kept), partial(other, product))
+        for part in chunks:
+            # Where all of a cube were left out its last level stands.
+            mean = found[part] / np.maximum(total[part], tiny)
+            level[part] = np.where(total[part] > least, mean, level[part])
+            left[part] = np.abs(clipped[part] - level[part])
+        if last:
+            break
+        usual, kept = np.float32(1.4826 * median(left)), np.empty_like(weight)
+        for part in chunks:
+            near = left[part] < 3 * np.maximum(sd[part], usual)
+            kept[part] = np.where(near, weight[part], np.float32(0))
+            product[part] = kept[part] * clipped[part]
     return level.astype(np.float32)

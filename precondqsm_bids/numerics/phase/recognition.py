@@ -291,10 +291,13 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
     echoes = Echoes.of(scan.magnitude[box][..., :2], scan.phase[box][..., :2], times, mask)
-    first, second = (echoes.volume(echo) for echo in echoes.signal.T)
     # Slices whose sign alternates are repaired later.
     axes = set(range(3)) - set(alternating_axes(echoes))
-    moments, number = _step_moments(shape_field, (first, second * first.conj()), inner, axes)
+    first, second = (echoes.volume(echo) for echo in echoes.signal.T)
+    del echoes
+    for one, two in zip(first, second, strict=True):
+        two *= one.conj()
+    moments, number = _step_moments(shape_field, (first, second), inner, axes)
     scale = TWO_PI * hz_per_ppm(scan.field_strength) * (times[1] - times[0])
     power = scale**2 * moments[0, 0]
     if power <= 0:
