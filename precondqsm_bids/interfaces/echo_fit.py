@@ -1,5 +1,7 @@
 """Echo fitting: total field, its standard deviation, R2* and S0."""
 
+from functools import partial
+
 import nibabel as nb
 from nipype.interfaces.base import (
     File,
@@ -19,6 +21,7 @@ from precondqsm_bids.interfaces.volumes import (
     stated_b0,
     stored_axes,
 )
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.measure_field import measure_field
 from precondqsm_bids.numerics.scan import Scan
@@ -97,9 +100,12 @@ class EchoFit(SimpleInterface):
             workers=inputs.num_threads,
             overwrite_phase=True,
         )
-        for name, data in found._asdict().items():
-            if name != 'record' and data is not None:
-                self._results[name] = save(data, inputs.magnitude[0], runtime.cwd, name)
+        maps = {name: data for name, data in found._asdict().items() if data is not None}
+        del maps['record']
+        like, folder = inputs.magnitude[0], runtime.cwd
+        saving = [partial(save, data, like, folder, name) for name, data in maps.items()]
+        files = side_by_side(inputs.num_threads, *saving)
+        self._results.update(zip(maps, files, strict=True))
         self._results['record'] = found.record | {
             'field_strength_source': inputs.field_strength_source or 'given',
             'b0_dir': stored_b0(inputs.magnitude[0]),

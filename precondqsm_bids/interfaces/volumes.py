@@ -8,6 +8,7 @@ same array, and so gives the same map to the last bit.
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nibabel as nb
@@ -16,7 +17,7 @@ from isal import igzip
 from scipy import ndimage
 
 from precondqsm_bids.inputs.grid import GRID_TOLERANCE
-from precondqsm_bids.numerics.arrays import check_finite
+from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.phase.checks import check_not_phase
 
@@ -210,7 +211,10 @@ def load_signal(
         Matrix sizes differ; an echo is infinite, NaN inside the object of the first magnitude, or
         one value everywhere.
     """
-    magnitude, phase = (load_echoes(paths, workers) for paths in (magnitudes, phases))
+    half = max(workers // 2, 1)
+    magnitude, phase = side_by_side(
+        workers, *(partial(load_echoes, paths, half) for paths in (magnitudes, phases))
+    )
     if magnitude.shape != phase.shape:
         raise ValueError(
             f'{magnitudes[0]} {magnitude.shape} and {phases[0]} {phase.shape} differ in matrix '
@@ -220,10 +224,13 @@ def load_signal(
         inside = object_in(magnitude[..., 0])
         for i, paths in enumerate(zip(magnitudes, phases, strict=True)):
             clear_pair(magnitude[..., i], phase[..., i], paths, inside)
-    for paths, echoes in ((magnitudes, magnitude), (phases, phase)):
-        for i, path in enumerate(paths):
-            check_finite(echoes[..., i], path)
-            check_varies(echoes[..., i], path)
+
+    def check(echo: np.ndarray, path: str) -> None:
+        check_finite(echo, path)
+        check_varies(echo, path)
+
+    pairs = zip((*magnitude.T, *phase.T), (*magnitudes, *phases), strict=True)
+    side_by_side(workers, *(partial(check, echo.T, path) for echo, path in pairs))
     return magnitude, phase
 
 

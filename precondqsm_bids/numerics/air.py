@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaincinv
 
+from precondqsm_bids.numerics.arrays import median as middle
 from precondqsm_bids.numerics.morphology import dilated
 
 AIR_TOLERANCE = 0.03
@@ -100,9 +101,9 @@ def _is_dark(
 ) -> bool:
     """The outside is darker than the object and does not decay, as noise does not."""
     first = magnitude[..., 0]
-    if object_mask.any() and median > MOST_BRIGHT * np.median(first[object_mask]):
+    if object_mask.any() and median > MOST_BRIGHT * middle(first[object_mask]):
         return False
-    return bool(np.median(first[outside]) < MOST_DECAY * median)
+    return bool(middle(first[outside]) < MOST_DECAY * median)
 
 
 def _unevenness(

@@ -56,6 +56,36 @@ def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> N
         raise ValueError(f'{name} is not finite in {unknown} voxels of the region')
 
 
+def median(values: npt.NDArray[np.floating]) -> Any:
+    """The median, to the last bit that of numpy, of many values several times faster.
+
+    Two ranks of a sample enclose it, so that only what lies between them is sorted; where they do
+    not, all is.
+
+    >>> values = np.random.default_rng(0).normal(size=300_000)
+    >>> bool(median(values) == np.median(values))
+    True
+    """
+    flat = values.ravel()
+    if flat.size < 50_000:
+        return np.median(flat)
+    some = np.sort(flat[:: (flat.size // 8000) | 1])
+    low, high = some[some.size // 2 - 250], some[some.size // 2 + 250]
+    below, above, between = 0, 0, []
+    for k in range(0, flat.size, 1 << 15):  # temporaries stay in the processor's cache
+        part = flat[k : k + (1 << 15)]
+        from_low, to_high = part >= low, part <= high
+        between.append(part[from_low & to_high])
+        below += np.count_nonzero(to_high) - between[-1].size
+        above += np.count_nonzero(from_low) - between[-1].size
+    near = np.concatenate(between)
+    ranks = [(flat.size - 1) // 2 - below, flat.size // 2 - below]
+    # With NaN not all are counted.
+    if ranks[0] < 0 or ranks[1] >= near.size or below + near.size + above < flat.size:
+        return np.median(flat)
+    return np.partition(near, ranks)[ranks].mean()
+
+
 def side_by_side(workers: int, *tasks: Callable[[], Any]) -> list[Any]:
     """Results of functions that are called at the same time, on up to ``workers`` threads.
 

@@ -263,16 +263,18 @@ def _enclosed(body: Bools, tissue: Bools, size: Sizes) -> float:
     border = np.argwhere(body & ~eroded(body))
     if not len(border):
         return 0.0
-    last = np.array(body.shape) - 1
     outwards = -_gradient(gaussian(body, 2 * FINEST / size), border, size)
     outwards /= np.maximum(np.linalg.norm(outwards, axis=-1, keepdims=True), 1e-12)
+    starts, directions = (np.ascontiguousarray(v.T) for v in (border, outwards))
     codes = (body + 2 * tissue).ravel()
     left, met, touches, again = np.zeros((4, len(border)), bool)
     seen = np.ones(len(border), bool)
     for step in np.arange(FINEST / 3, REACH, FINEST / 3):
-        points = np.rint(border + outwards * step / size).astype(np.intp)
-        seen &= ((points >= 0) & (points <= last)).all(axis=1)
-        index = np.ravel_multi_index(tuple(points.T), body.shape, mode='clip')
+        index = np.zeros(len(border), np.intp)
+        for place, direction, edge, n in zip(starts, directions, size, body.shape, strict=True):
+            point = np.rint(place + direction * step / edge).astype(np.intp)
+            seen &= (point >= 0) & (point < n)
+            index = n * index + np.clip(point, 0, n - 1)
         code = np.where(seen, codes[index], 0)
         inside, beyond = (code & 1).astype(bool), code == 2
         again |= inside & left

@@ -1,11 +1,13 @@
 """Decay of the echoes: R2* and S0 in turn with the phase, and of voxels together."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, along_echoes, phase_line, turn_back
 
 F32 = npt.NDArray[np.float32]
@@ -13,7 +15,7 @@ DEEPEST = np.float32(5.0)
 """Largest ``R2* TE1``: a first echo below exp(-5) of S0 cannot be measured."""
 
 
-def field_across_voxels(field: F32, mask: npt.NDArray[np.bool_]) -> F32:
+def field_across_voxels(field: F32, mask: npt.NDArray[np.bool_], workers: int = 1) -> F32:
     """Change of the field (ppm) across each voxel along the three axes, (V, 3).
 
     Central differences, one-sided at the border of the mask; the smaller of the two one-sided
@@ -23,7 +25,8 @@ def field_across_voxels(field: F32, mask: npt.NDArray[np.bool_]) -> F32:
     volume = np.full(mask.shape, np.nan, np.float32)
     volume[mask] = field
     out = np.empty((len(field), 3), np.float32)
-    for axis in range(3):
+
+    def along(axis: int) -> None:
         step = np.diff(volume, axis=axis)
         pad = [(0, 0)] * 3
         pad[axis] = (1, 0)
@@ -33,6 +36,8 @@ def field_across_voxels(field: F32, mask: npt.NDArray[np.bool_]) -> F32:
         smaller = np.where(np.abs(before) <= np.abs(after), before, after)
         one_sided = np.where(np.isnan(before), after, np.where(np.isnan(after), before, smaller))
         out[:, axis] = np.nan_to_num(one_sided)
+
+    side_by_side(workers, *(partial(along, axis) for axis in range(3)))
     return out
 
 
@@ -135,8 +140,12 @@ def pool_decay(
         volume[where] = values
         return ndimage.uniform_filter(volume, 3, mode='constant')[where] * np.float32(27)
 
-    count = np.maximum(np.round(pool(np.ones(short.size))), 1)
-    real = (np.stack([pool(echo) for echo in real.T], axis=1) / count[:, None]).astype(np.float32)
+    count, *pooled = side_by_side(
+        echoes.workers,
+        *(partial(pool, values) for values in (np.ones(short.size, np.float32), *real.T)),
+    )
+    count = np.maximum(np.round(count), 1)
+    real = (np.stack(pooled, axis=1) / count[:, None]).astype(np.float32)
     own_noise = noise[short]
     pooled_noise = own_noise / np.sqrt(count)
     dephasing = np.ones_like(real)

@@ -11,13 +11,15 @@ signal, and for the field again. The demodulated signal has zero-mean noise, so 
 hold only noise do not bias R2* as they would bias a fit of magnitudes.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, air_around
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
@@ -178,8 +180,7 @@ def fit_echoes(
         raise ValueError('the mask is empty: there is no voxel to fit')
     air = air_around(magnitude, mask if object_mask is None else object_mask)
     box = bounding_box(mask)
-    echoes = Echoes.of(magnitude[box], phase[box], te, mask[box], field_strength, air)
-    echoes = replace(echoes, workers=workers)
+    echoes = Echoes.of(magnitude[box], phase[box], te, mask[box], field_strength, air, workers)
     prediction = np.zeros(len(echoes.signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[box][echoes.mask]
@@ -199,29 +200,36 @@ def fit_echoes(
     if smooth.model != 'voxelwise':
         repair_wraps(echoes, field, smooth.offset, smooth.own)
         fit_phase(echoes, field, smooth.offset, fit_offset)
-    across = field_across_voxels(field + prediction, echoes.mask)
+    across = field_across_voxels(field + prediction, echoes.mask, workers)
     decay = fit_signal(echoes, field, smooth.offset, across, noise.local, fit_offset)
     _doubt_field(echoes, field, smooth, decay, noise.local)
     pooled = pool_decay(echoes, field, smooth.offset, decay, noise.local)
     # A decay of which one echo or none is seen could be any: no number is better than noise.
     decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
+    unit, deviation = np.float32(echoes.unit), np.float32(noise.sd)
+    maps: dict[str, Callable[[], npt.NDArray]] = {
+        'total_field': lambda: field + prediction,
+        'field_sd': lambda: decay.field_sd,
+        'r2star': lambda: decay.r2star,
+        'r2star_sd': lambda: decay.r2star_sd,
+        'magnitude_sd': lambda: noise.local * unit,
+        's0': lambda: decay.s0 * unit,
+        'phase_offset': lambda: np.angle(np.exp(1j * smooth.offset)).astype(np.float32),
+        'usable_echoes': lambda: decay.usable_echoes,
+        'reliable': lambda: pooled >= 2,
+        'misfit': lambda: np.sqrt(decay.misfit) * noise.local / deviation,
+        'own_offset': lambda: smooth.own,
+    }
+    volumes = side_by_side(
+        workers, *(partial(lambda values: in_place(values(), mask), v) for v in maps.values())
+    )
     return EchoFit(
-        total_field=in_place(field + prediction, mask),
-        field_sd=in_place(decay.field_sd, mask),
-        r2star=in_place(decay.r2star, mask),
-        r2star_sd=in_place(decay.r2star_sd, mask),
-        magnitude_sd=in_place(noise.local * np.float32(echoes.unit), mask),
-        s0=in_place(decay.s0 * np.float32(echoes.unit), mask),
-        phase_offset=in_place(np.angle(np.exp(1j * smooth.offset)).astype(np.float32), mask),
-        usable_echoes=in_place(decay.usable_echoes, mask),
-        reliable=in_place(pooled >= 2, mask),
-        misfit=in_place(np.sqrt(decay.misfit) * noise.local / np.float32(noise.sd), mask),
+        **dict(zip(maps, volumes, strict=True)),
         noise_sd=float(noise.sd * echoes.unit),
         noise_source=noise.source,
         air=air,
         offset_model=smooth.model,
         offset_misfit=float(smooth.misfit),
-        own_offset=in_place(smooth.own, mask),
         echo_phase=own_phase,
         body_turns=turns,
     )
@@ -305,7 +313,7 @@ def _follow_initial_slope(
     sd = np.hypot(a / amplitude[:, 0], b / amplitude[:, 1])
     change = (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32)
     sd = np.hypot(sd * noise, smooth.error * (1 / t1 + 1 / t2))
-    around = local_level(change, sd, echoes.mask)[mixed]
+    around = local_level(change, sd, echoes.mask, workers=echoes.workers)[mixed]
     change, sd = change[mixed] - around, sd[mixed]
     bent = np.abs(change) > 3 * sd
     field[mixed[bent]] += change[bent]

@@ -142,14 +142,17 @@ def _aligned(echoes: Echoes, field: F32, design: F32, size: F64) -> F64:
     first = signal[:, 0].conj()
 
     def align(e: int) -> None:
-        turned = signal[:, e] * first
-        turned /= np.sqrt(np.maximum(np.abs(turned), np.finfo(np.float32).tiny))
-        turned *= turn_back(field * (to_rad[e] - to_rad[0]))
+        turned = np.empty_like(first)
+        for part in echoes.chunks():
+            step = signal[part, e] * first[part]
+            step /= np.sqrt(np.maximum(np.abs(step), np.finfo(np.float32).tiny))
+            turned[part] = step * turn_back(field[part] * (to_rad[e] - to_rad[0]))
         volume = echoes.volume(turned)
+        reverse = volume.conj()
         for axis in range(3):
-            along = np.moveaxis(volume, axis, 0)
-            step = np.sum(along[1:] * along[:-1].conj(), dtype=complex)
-            out[e, 1 + axis] = np.angle(step) / size[axis]
+            along, back = np.moveaxis(volume, axis, 0), np.moveaxis(reverse, axis, 0)
+            total = np.sum(along[1:] * back[:-1], dtype=complex)
+            out[e, 1 + axis] = np.angle(total) / size[axis]
         turned *= turn_back(design[:, 1:] @ out[e, 1:].astype(np.float32))
         out[e, 0] = np.angle(np.sum(turned, dtype=complex))
 

@@ -3,17 +3,21 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, without_floor
+from precondqsm_bids.numerics.arrays import median, side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 TWO_PI = np.float32(2 * np.pi)
+PLANES = 4
+"""Planes of a volume that are gathered at a time."""
 _CHUNK = 1 << 13  # voxels handled at a time: temporaries stay in the processor's cache
 
 
@@ -48,6 +52,7 @@ class Echoes:
         mask: Bools,
         field_strength: float = np.nan,
         air: Air | None = None,
+        workers: int = 1,
     ) -> 'Echoes':
         """Echoes of the masked voxels from magnitude and phase (rad), (X, Y, Z, E) each.
 
@@ -55,16 +60,26 @@ class Echoes:
         """
         te = check_echoes(magnitude, phase, echo_times, least=1)
         signal = np.empty((te.size, np.count_nonzero(mask)), np.complex64).T
-        unit = 1.0
-        for e in range(te.size):
-            amplitude = without_floor(magnitude[..., e][mask], air)
-            if e == 0 and 0 < (median := float(np.median(amplitude))) < np.inf:
-                unit = float(np.exp2(np.round(np.log2(median))))
-            signal[:, e] = turn_back(-phase[..., e][mask])
-            signal[:, e] *= amplitude / amplitude.dtype.type(unit)
-        if bad := np.count_nonzero(~np.isfinite(signal.sum(1))):
+        unit, middle = 1.0, float(median(without_floor(magnitude[..., 0][mask], air)))
+        if 0 < middle < np.inf:
+            unit = float(np.exp2(np.round(np.log2(middle))))
+
+        def fill(e: int) -> None:
+            end = 0
+            for k in range(0, len(mask), PLANES):
+                where, planes = mask[k : k + PLANES], slice(k, k + PLANES)
+                turned = turn_back(-phase[planes, ..., e][where])
+                amplitude = without_floor(magnitude[planes, ..., e][where], air)
+                turned *= amplitude / amplitude.dtype.type(unit)
+                begin, end = end, end + len(turned)
+                signal[begin:end, e] = turned
+
+        side_by_side(workers, *(partial(fill, e) for e in range(te.size)))
+        echoes = cls(signal, te, mask, field_strength, unit, workers)
+        bad = sum(np.count_nonzero(~np.isfinite(signal[k].sum(1))) for k in echoes.chunks())
+        if bad:
             raise ValueError(f'magnitude or phase is not finite in {bad} voxels of the mask')
-        return cls(signal, te, mask, field_strength, unit)
+        return echoes
 
     @property
     def te(self) -> F32:
@@ -94,8 +109,11 @@ class Echoes:
 
     def take_off(self, field: F32) -> None:
         """Take the phase of a field (ppm) off the signal, in place."""
-        for part in self.chunks():
+
+        def turn(part: slice) -> None:
             self.signal[part] *= turn_back(along_echoes(field[part], self.to_rad))
+
+        self.in_chunks(turn)
 
     def in_chunks(self, function: Callable[[slice], None]) -> None:
         """Call ``function`` with slices that cover the voxels, on the threads."""

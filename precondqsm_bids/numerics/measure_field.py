@@ -13,7 +13,7 @@ from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase.checks import check_phase, check_stored
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, apply_scale, phase_scale
-from precondqsm_bids.numerics.phase.shape_field import shape_field
+from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
 
@@ -119,27 +119,31 @@ def measure_field(
     0.059 radians
     """
     _check(scan, mask, shape_mask)
-    shape = None
-    if shape_mask is not None:
-        placed = shape_mask, scan.voxel_size, scan.b0_dir, mask, workers
-        shape = shape_field(*placed, apart=False)
-    check_stored(scan, mask)
+    check_stored(scan, mask, workers)
     with scan.named():
         scale = phase_scale(scan.phase, scan.phase_units)
         scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite_phase))
-
-    def repaired() -> PhaseRepair:
-        with scan.named():
-            return repair_phase(scan, mask, shape_mask, workers)
-
-    _, repair = side_by_side(workers, lambda: check_phase(scan, mask, shape), repaired)
+    shape, repair = _shape_and_repair(scan, mask, shape_mask, workers)
     fields = (shape.field if shape else None), repair.first_field
-    fit = _fit(scan._replace(phase=repair.phase), mask, shape_mask, fields, workers)
-    with scan.named():
-        quality = judge_field(fit, mask)
-    record = _record(scan, scale, repair) | _record_of_fit(scan, fit, quality, mask)
-    record['warnings'] = _warnings(scan, scale, repair, quality, record['ambiguous_fraction'])
-    magnitude = np.sqrt(np.einsum('...e,...e->...', scan.magnitude, scan.magnitude))
+    right = scan._replace(phase=repair.phase)
+    _, fit = side_by_side(
+        workers,
+        lambda: check_phase(scan, mask, shape),
+        lambda: _fit(right, mask, shape_mask, fields, workers),
+    )
+
+    def judged() -> FieldQuality:
+        with scan.named():
+            return judge_field(fit, mask)
+
+    quality, ambiguous, magnitude = side_by_side(
+        workers,
+        judged,
+        lambda: _ambiguous(scan, fit, mask),
+        lambda: np.sqrt(np.einsum('...e,...e->...', scan.magnitude, scan.magnitude)),
+    )
+    record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, mask)
+    record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
     maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, record
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
@@ -151,6 +155,31 @@ def measure_field(
 def t2star_of(r2star: F32) -> F32:
     """T2* (s) of R2* (1/s), 0 where that is 0."""
     return np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
+
+
+def _shape_and_repair(
+    scan: Scan, mask: Bools, shape_mask: Bools | None, workers: int
+) -> tuple[ShapeField | None, PhaseRepair]:
+    """Field of the object's shape, and the phase repaired, side by side.
+
+    Where the repair refuses the phase, what :func:`check_phase` refuses is said first.
+    """
+
+    def expected() -> ShapeField | None:
+        if shape_mask is None:
+            return None
+        placed = shape_mask, scan.voxel_size, scan.b0_dir, mask, workers
+        return shape_field(*placed, apart=False)
+
+    try:
+        with scan.named():
+            shape, repair = side_by_side(
+                workers, expected, lambda: repair_phase(scan, mask, shape_mask, workers)
+            )
+    except ValueError:
+        check_phase(scan, mask, expected())
+        raise
+    return shape, repair
 
 
 def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
@@ -221,7 +250,7 @@ def _record(scan: Scan, scale: PhaseScale, repair: PhaseRepair) -> dict[str, Any
 
 
 def _record_of_fit(
-    scan: Scan, fit: EchoFit | OneEcho, quality: FieldQuality, mask: Bools
+    fit: EchoFit | OneEcho, scan: Scan, quality: FieldQuality, ambiguous: float, mask: Bools
 ) -> dict[str, Any]:
     """Record of the fit and its quality."""
     many = fit if isinstance(fit, EchoFit) else None
@@ -235,9 +264,7 @@ def _record_of_fit(
         'noise_ratio': quality.noise_ratio,
         'own_offset_fraction': quality.own_offset_fraction,
         'bodies': quality.bodies,
-        'ambiguous_fraction': ambiguous_fraction(
-            fit.total_field, fit.field_sd, _times(scan), scan.field_strength, mask
-        ),
+        'ambiguous_fraction': ambiguous,
         'noise_sd': fit.noise_sd,
         'noise_source': fit.noise_source,
         'channels': many.air.channels if many and many.air else None,
@@ -253,6 +280,12 @@ def _record_of_fit(
         'echo_phase_size': float(phases.size.max()) if phases else None,
         'body_turns': list(many.body_turns) if many else [],
     }
+
+
+def _ambiguous(scan: Scan, fit: EchoFit | OneEcho, mask: Bools) -> float:
+    """Fraction of neighbours that unwrapping may have a turn apart."""
+    maps = fit.total_field, fit.field_sd
+    return ambiguous_fraction(*maps, _times(scan), scan.field_strength, mask)
 
 
 def _times(scan: Scan) -> npt.NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Noise of one channel: from the object itself, and from what the phase fit leaves."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -7,11 +8,15 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
-from precondqsm_bids.numerics.arrays import side_by_side
-from precondqsm_bids.numerics.echoes import Echoes, in_place
+from precondqsm_bids.numerics.arrays import median, side_by_side
+from precondqsm_bids.numerics.echoes import Echoes
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+CHUNK = 1 << 15
+"""Voxels that are handled at a time: temporaries stay in the processor's cache."""
+PLANES = 4
+"""Planes whose second differences are taken at a time."""
 
 
 def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
@@ -35,13 +40,18 @@ def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     """
     differences = []
     for axis in range(3):
-        values, inside = np.moveaxis(magnitude, axis, 0), np.moveaxis(mask, axis, 0)
-        values = values.astype(np.float32, copy=False)  # integers without a sign would wrap
-        whole = inside[:-2] & inside[1:-1] & inside[2:]
-        second = values[:-2] - 2 * values[1:-1] + values[2:]
-        differences.append(np.abs(second[whole]))
+        places = [
+            tuple(part if a == axis else slice(None) for a in range(3))
+            for part in (slice(None, -2), slice(1, -1), slice(2, None))
+        ]
+        for k in range(0, len(mask), PLANES):
+            near = slice(k, k + PLANES + (2 if axis == 0 else 0))
+            values = magnitude[near].astype(np.float32, copy=False)  # unsigned ones would wrap
+            whole = np.logical_and.reduce([mask[near][place] for place in places])
+            low, middle, high = (values[place] for place in places)
+            differences.append(np.abs((low - 2 * middle + high)[whole]))
     found = np.concatenate(differences)
-    return float(1.4826 * np.median(found) / np.sqrt(6)) if found.size else 0.0
+    return float(1.4826 * median(found) / np.sqrt(6)) if found.size else 0.0
 
 
 def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float, F32]:
@@ -67,7 +77,7 @@ def noise_from_residual(echoes: Echoes, field: F32, offset: F32) -> tuple[float,
     measured = variance[variance > 0]  # a scanner may have set some of the voxels to zero
     if measured.size == 0:
         return 0.0, variance
-    noise_sd = float(np.sqrt(np.median(measured) / _chi2_median(freedom)))
+    noise_sd = float(np.sqrt(median(measured) / _chi2_median(freedom)))
     kinds = [(variance, freedom, 7)]
     if rough is not None:
         kinds.append((rough, number - 1 - _degree(number), 3))
@@ -154,30 +164,49 @@ def _variance_level(ratio: F32, freedom: int, mask: npt.NDArray[np.bool_], size:
     return local_level(root.astype(np.float32), deviation, mask, size) ** 3
 
 
-def local_level(values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7) -> F32:
+def local_level(
+    values: F32, sd: F32, mask: npt.NDArray[np.bool_], size: int = 7, workers: int = 1
+) -> F32:
     """Robust mean of values (V,) over the cube of ``size`` voxels around each masked voxel.
 
     Weights are ``1 / sd^2`` by the values' standard deviations, but no voxel counts more than the
     median one; values beyond three deviations of the level are left out, in four rounds.
     """
 
-    def box(v: npt.NDArray) -> F32:
-        return ndimage.uniform_filter(in_place(v, mask), size, mode='constant')[mask]
+    def means() -> Callable[[F32], F32]:
+        volume = np.zeros(mask.shape, np.float32)
+        mean = np.empty_like(volume)
 
-    limit = np.float32(np.median(sd))
+        def box(v: F32) -> F32:
+            volume[mask] = v
+            ndimage.uniform_filter(volume, size, mean, mode='constant')
+            return mean[mask]
+
+        return box
+
+    one = means()
+    other = means() if workers > 1 else one
+    limit = np.float32(median(sd))
     tiny = np.float32(np.finfo(np.float32).tiny)
     least = np.float32(0.5e-6 / size**3)
     weight = np.square(limit / np.maximum(sd, limit), dtype=np.float32)
     weight = np.maximum(weight, np.float32(1e-6))  # beyond which sums over the cube lose it
-    low, high = np.median(values) + np.array([-100, 100], np.float32) * limit
+    low, high = median(values) + np.array([-100, 100], np.float32) * limit
     clipped = np.clip(values, low, high)
-    level, kept = clipped, weight
-    for _ in range(4):
-        total = box(kept)
-        found = box(kept * clipped) / np.maximum(total, tiny)
-        # Where all of a cube were left out its last level stands.
-        level = np.where(total > least, found, level)
-        left = np.abs(clipped - level)
-        deviation = np.maximum(sd, np.float32(1.4826 * np.median(left)))
-        kept = np.where(left < 3 * deviation, weight, np.float32(0))
+    level, left, kept, product = clipped.copy(), np.empty_like(clipped), weight, weight * clipped
+    chunks = [slice(k, k + CHUNK) for k in range(0, len(values), CHUNK)]
+    for last in (False, False, False, True):
+        total, found = side_by_side(workers, partial(one, kept), partial(other, product))
+        for part in chunks:
+            # Where all of a cube were left out its last level stands.
+            mean = found[part] / np.maximum(total[part], tiny)
+            level[part] = np.where(total[part] > least, mean, level[part])
+            left[part] = np.abs(clipped[part] - level[part])
+        if last:
+            break
+        usual, kept = np.float32(1.4826 * median(left)), np.empty_like(weight)
+        for part in chunks:
+            near = left[part] < 3 * np.maximum(sd[part], usual)
+            kept[part] = np.where(near, weight[part], np.float32(0))
+            product[part] = kept[part] * clipped[part]
     return level.astype(np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import median
 from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, within
 from precondqsm_bids.numerics.noise import noise_inside
 
@@ -94,7 +95,8 @@ def without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
     >>> print(without_spikes(magnitude).max())
     1.0
     """
-    if magnitude.size <= LEAST_REGION:
+    bright = np.count_nonzero(magnitude > 0.11 * magnitude.max())
+    if magnitude.size <= LEAST_REGION or bright >= LEAST_REGION:
         return magnitude
     last = np.partition(magnitude, -LEAST_REGION, axis=None)[-LEAST_REGION]
     return np.minimum(magnitude, last) if magnitude.max() > 10 * last > 0 else magnitude
@@ -169,7 +171,7 @@ def find_object(
     filled, sources = _fill(kept, magnitude, limit, size)
     fading = 0.0 if threshold is not None else _fading(magnitude, filled, kept, noise)
     return ObjectSearch(
-        filled, kept | sources, float(np.median(limit[kept])), float(noise), fading, left_out
+        filled, kept | sources, float(median(limit[kept])), float(noise), fading, left_out
     )
 
 
@@ -180,7 +182,7 @@ def _fading(magnitude: npt.NDArray, filled: Bools, kept: Bools, noise: float) ->
     around = magnitude[dilated(near, 4) & ~near]
     if not surface.any() or not around.size:
         return 0.0
-    beside = 4 * float(np.median(around)) / np.sqrt(2 * np.log(2))
+    beside = 4 * float(median(around)) / np.sqrt(2 * np.log(2))
     return float(np.mean(magnitude[surface] < FADED * min(noise, beside)))
 
 
@@ -190,7 +192,7 @@ def _thresholds(magnitude: npt.NDArray, noise: float | None) -> tuple[float, flo
     from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
 
     otsu = float(threshold_otsu(magnitude))
-    half = 0.5 * float(np.median(magnitude[magnitude > otsu]))
+    half = 0.5 * float(median(magnitude[magnitude > otsu]))
     least = min(otsu, half) / 2
     return least, noise if noise is not None else _dark_noise(magnitude, 2 * least)
 
@@ -205,9 +207,9 @@ def _dark_noise(magnitude: npt.NDArray, limit: float) -> float:
     values = magnitude[dark]
     if not values.size:
         return 0.0
-    median = float(np.median(values))
-    by_median = 4 * median / np.sqrt(2 * np.log(2))
-    spread = 1.4826 * float(np.median(np.abs(values - median)))
+    middle = float(median(values))
+    by_median = 4 * middle / np.sqrt(2 * np.log(2))
+    spread = 1.4826 * float(median(np.abs(values - middle)))
     from_differences = noise_inside(magnitude, dark)
     if from_differences > WHITE * spread:
         return by_median
@@ -227,14 +229,15 @@ def smooth_level(magnitude: npt.NDArray, mask: Bools, widths: npt.ArrayLike) -> 
     array([2., 2., 0.], dtype=float32)
     """
     weight = mask.astype(np.float32)
-    total = np.where(mask, magnitude, 0).astype(np.float32)
+    total = np.where(mask, magnitude, 0).astype(np.float32, copy=False)
     for _ in range(3):
         for axis, width in enumerate(np.asarray(widths, int)):
             for volume in (weight, total):
                 ndimage.uniform_filter1d(volume, int(width), axis, volume, mode='constant')
-    known = weight > LEAST_WEIGHT
-    level = total / np.maximum(weight, np.float32(LEAST_WEIGHT))
-    return np.where(known, level, np.float32(0)), weight
+    for level, known in zip(total, weight, strict=True):
+        level /= np.maximum(known, np.float32(LEAST_WEIGHT))
+        level[known <= LEAST_WEIGHT] = 0
+    return total, weight
 
 
 def _grow(
@@ -242,15 +245,19 @@ def _grow(
 ) -> tuple[Bools, F32]:
     """Voxels above the noise and a quarter of the smooth level, and that level."""
     mask = magnitude > max(least, noise)
-    level = np.full(magnitude.shape, least / SIGNAL, np.float32)
     for _ in range(12):
         extent = np.cbrt(np.count_nonzero(mask) * np.prod(size))
         level, weight = smooth_level(magnitude, mask, _odd(2 * REACH * extent / size))
-        limit = np.where(weight > LEAST_WEIGHT, np.float32(SIGNAL) * level, np.float32(least))
-        previous, mask = mask, magnitude > np.maximum(limit, np.float32(noise))
-        if np.count_nonzero(mask ^ previous) <= 1e-3 * np.count_nonzero(mask):
+        changed = 0
+        for k, known in enumerate(weight > LEAST_WEIGHT):
+            limit = np.where(known, np.float32(SIGNAL) * level[k], np.float32(least))
+            above = magnitude[k] > np.maximum(limit, np.float32(noise))
+            changed += int(np.count_nonzero(above ^ mask[k]))
+            mask[k] = above
+        if changed <= 1e-3 * np.count_nonzero(mask):
             break
-    return mask, np.where(weight > LEAST_WEIGHT, level, np.float32(least / SIGNAL))
+    level[weight <= LEAST_WEIGHT] = least / SIGNAL
+    return mask, level
 
 
 def _odd(widths: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
@@ -297,7 +304,7 @@ def _medians(
     out = np.zeros(len(wanted))
     boxes = ndimage.find_objects(labels)
     for i in np.flatnonzero(wanted):
-        out[i] = np.median(values[boxes[i]][labels[boxes[i]] == i + 1])
+        out[i] = median(values[boxes[i]][labels[boxes[i]] == i + 1])
     return out
 
 

@@ -11,6 +11,7 @@ from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any, scalp
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, gaussian
 from precondqsm_bids.numerics.object_search import (
     LEAST_REGION,
@@ -388,7 +389,7 @@ def _eroded(
 def _thin(roi: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike) -> list[str]:
     """A warning for each axis along which the region is a thin slab, cut at both ends."""
     size = np.asarray(voxel_size, float)
-    extent = np.array([np.ptp(index) + 1 for index in np.nonzero(roi)]) * size
+    extent = np.array([side.stop - side.start for side in bounding_box(roi)]) * size
     said = []
     for axis in range(3):
         across = float(np.sqrt(np.prod(np.delete(extent, axis))))

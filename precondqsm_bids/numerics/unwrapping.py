@@ -6,12 +6,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import median
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, fit_phase, turn_back
 
 F32 = npt.NDArray[np.float32]
+PLANES = 4
+"""Planes whose neighbours are looked at together: temporaries stay in the processor's cache."""
 
 
 def phase_advance(echoes: Echoes) -> tuple[npt.NDArray, float]:
@@ -101,11 +104,16 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
     """
     jumps = pairs = 0.0
     for axis in range(3):
-        step = np.moveaxis(np.abs(np.diff(volume, axis=axis)), axis, 0)
-        along = np.moveaxis(weight, axis, 0)
-        pair = np.minimum(along[1:], along[:-1])
-        jumps += float(np.sum(pair[step > limit], dtype=float))
-        pairs += float(np.sum(pair, dtype=float))
+        low, high = (
+            tuple(half if a == axis else slice(None) for a in range(3))
+            for half in (slice(None, -1), slice(1, None))
+        )
+        for k in range(0, len(volume), PLANES):
+            part = slice(k, k + PLANES)
+            step = np.abs(volume[high][part] - volume[low][part])
+            pair = np.minimum(weight[high][part], weight[low][part])
+            jumps += float(np.sum(pair[step > limit], dtype=float))
+            pairs += float(np.sum(pair, dtype=float))
     return jumps, pairs
 
 
@@ -131,7 +139,13 @@ def field_from_advance(echoes: Echoes, prediction: F32, known: F32 | None = None
         plain = _plain(advance, step, echoes.mask, known)
         if not jumps(plain):
             return _centred(plain - step * prediction) / step
-    unwrapped = unwrap(np.angle(advance * turn_back(step * prediction)), echoes.mask)
+    wrapped = np.empty_like(prediction)
+
+    def turn(part: slice) -> None:
+        wrapped[part] = np.angle(advance[part] * turn_back(step * prediction[part]))
+
+    echoes.in_chunks(turn)
+    unwrapped = unwrap(wrapped, echoes.mask)
     if left := jumps(unwrapped):
         plain = _plain(advance, step, echoes.mask, known)
         if jumps(plain) < left:
@@ -151,7 +165,7 @@ def _plain(
 
 def _centred(phase: F32) -> F32:
     """A phase (rad) moved by whole turns so that its median is within half a turn of 0."""
-    return phase - TWO_PI * np.float32(np.round(np.median(phase) / TWO_PI))
+    return phase - TWO_PI * np.float32(np.round(median(phase) / TWO_PI))
 
 
 def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bool_]) -> None:
@@ -164,7 +178,8 @@ def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bo
     step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
     candidates = np.array([0, -1, 1], np.float32)
     middle = np.median(field)
-    for part in echoes.chunks():
+
+    def repair(part: slice) -> None:
         rotated = echoes.demodulated(field, offset, part)
         rotated *= np.abs(signal[part])
         score = np.stack(
@@ -181,6 +196,8 @@ def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bo
         clear = score.max(0) - score[0] > 0.5 * (np.abs(signal[part]) ** 2).sum(1)
         clear &= ~own[part]  # an offset of the voxel's own holds the turn
         field[part] += np.where(clear, candidates[best] * step, 0)
+
+    echoes.in_chunks(repair)
 
 
 def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:

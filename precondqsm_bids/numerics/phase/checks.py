@@ -1,8 +1,11 @@
 """Images that are not what their names say, refused by name, with values and way out."""
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.phase.recognition import (
     SAME_IMAGE,
     fills_quarter_turn,
@@ -46,14 +49,16 @@ def check_signed(real: npt.NDArray, imaginary: npt.NDArray, names: tuple[str, st
         )
 
 
-def check_stored(scan: Scan, mask: Bools) -> None:
+def check_stored(scan: Scan, mask: Bools, workers: int = 1) -> None:
     """Raise ValueError if a stored phase is a magnitude, or the magnitude grows with time.
 
     Before the phase is scaled: the values of a magnitude are those of no phase.
     """
-    magnitudes = scan.names('magnitude')
-    for e, name in enumerate(scan.names('phase')):
-        values, differences = likeness(scan.phase[..., e], scan.magnitude[..., e], mask)
+    magnitudes, names = scan.names('magnitude'), scan.names('phase')
+    pairs = zip(scan.phase.T, scan.magnitude.T, strict=True)
+    alike = [partial(likeness, phase.T, magnitude.T, mask) for phase, magnitude in pairs]
+    likenesses = side_by_side(workers, *alike)
+    for e, (name, (values, differences)) in enumerate(zip(names, likenesses, strict=True)):
         if min(values, differences) > SAME_IMAGE:
             raise ValueError(
                 f'{name}, a phase by its name, is a magnitude: it correlates with '

@@ -3,10 +3,14 @@
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.echoes import Echoes
+from precondqsm_bids.numerics.dipole import bounding_box
+from precondqsm_bids.numerics.echoes import Echoes, in_place
 from precondqsm_bids.numerics.unwrapping import phase_advance
 
 Bools = npt.NDArray[np.bool_]
+Complex = npt.NDArray[np.complexfloating]
+PLANES = 4
+"""Planes whose neighbours are looked at together: temporaries stay in the processor's cache."""
 
 
 def alternating_axes(echoes: Echoes) -> tuple[int, ...]:
@@ -29,27 +33,40 @@ def alternating_axes(echoes: Echoes) -> tuple[int, ...]:
     (2,)
     """
     advance, spacing = phase_advance(echoes)
-    first, te = echoes.signal[:, 0], echoes.echo_times
+    te = echoes.echo_times
+    part = te[0] / spacing if te.size > 1 else 0.0
+    box = bounding_box(echoes.mask)
+    mask = echoes.mask[box]
+    first, advance = (in_place(values, mask) for values in (echoes.signal[:, 0], advance))
     found = []
     for axis in range(3):
-        low, high = _neighbours(echoes.mask, axis)
-        if low.size < 100:
-            continue
-        step = first[high] * first[low].conj()
-        turn = np.angle(step)
-        if te.size > 1:
-            turn -= te[0] / spacing * np.angle(advance[high] * advance[low].conj())
-        cosine = np.cos(turn)
-        weight = np.sqrt(np.abs(step)).astype(np.float64)
-        if np.sum(weight * cosine) < -0.3 * np.sum(weight):
+        number, along, weight = _alternation(mask, first, advance, part, axis)
+        if number >= 100 and along < -0.3 * weight:
             found.append(axis)
     return tuple(found)
 
 
-def _neighbours(mask: Bools, axis: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Indices among the masked voxels of all pairs of neighbours along ``axis``."""
-    index = np.full(mask.shape, -1, np.intp)
-    index[mask] = np.arange(np.count_nonzero(mask))
-    index = np.moveaxis(index, axis, 0)
-    both = (index[:-1] >= 0) & (index[1:] >= 0)
-    return index[:-1][both], index[1:][both]
+def _alternation(
+    mask: Bools, first: Complex, advance: Complex, part: float, axis: int
+) -> tuple[int, float, float]:
+    """Neighbours along ``axis``, their weighted cosines, and their weights, a few planes at a
+    time."""
+    number, sums = 0, np.zeros(2)
+    low, high = (
+        tuple(half if a == axis else slice(None) for a in range(3))
+        for half in (slice(None, -1), slice(1, None))
+    )
+    both = mask[low] & mask[high]
+    for k in range(0, len(both), PLANES):
+        planes = slice(k, k + PLANES)
+        where = both[planes]
+        one, two = (volume[high][planes][where] for volume in (first, advance))
+        one *= first[low][planes][where].conj()
+        turn = np.angle(one)
+        if part:
+            two *= advance[low][planes][where].conj()
+            turn -= part * np.angle(two)
+        weight = np.sqrt(np.abs(one)).astype(np.float64)
+        number += one.size
+        sums += np.sum(weight * np.cos(turn)), np.sum(weight)
+    return number, float(sums[0]), float(sums[1])

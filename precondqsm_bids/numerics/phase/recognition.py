@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import median
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes
@@ -182,7 +183,7 @@ def growth(magnitude: npt.NDArray, mask: Bools) -> Growth:
         return Growth(1.0, 0.0, False)
     ratio = last[there].astype(np.float64) / first[there]
     fraction = float(np.mean(ratio > GROWTH[0]))
-    return Growth(float(np.median(ratio)), fraction, fraction > GROWTH[1])
+    return Growth(float(median(ratio)), fraction, fraction > GROWTH[1])
 
 
 class SlowPhase(NamedTuple):
@@ -211,7 +212,7 @@ def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     """
     times, phase = np.asarray(scan.echo_times, np.float64), scan.phase
     # An echo whose noise hides its slow phase would seem filtered.
-    level = [float(np.median(scan.magnitude[..., e][mask])) for e in range(times.size)]
+    level = [float(median(scan.magnitude[..., e][mask])) for e in range(times.size)]
     usable = [e for e in range(times.size) if level[e] > 0.3 * max(level)]
     box = ndimage.find_objects(mask.astype(np.int8))[0]
     inside = mask[box]
@@ -290,10 +291,13 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
     echoes = Echoes.of(scan.magnitude[box][..., :2], scan.phase[box][..., :2], times, mask)
-    first, second = (echoes.volume(echo) for echo in echoes.signal.T)
     # Slices whose sign alternates are repaired later.
     axes = set(range(3)) - set(alternating_axes(echoes))
-    moments, number = _step_moments(shape_field, (first, second * first.conj()), inner, axes)
+    first, second = (echoes.volume(echo) for echo in echoes.signal.T)
+    del echoes
+    for one, two in zip(first, second, strict=True):
+        two *= one.conj()
+    moments, number = _step_moments(shape_field, (first, second), inner, axes)
     scale = TWO_PI * hz_per_ppm(scan.field_strength) * (times[1] - times[0])
     power = scale**2 * moments[0, 0]
     if power <= 0:

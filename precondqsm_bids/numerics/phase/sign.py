@@ -1,12 +1,14 @@
 """Sign of stored phase: by the field of the object's shape, the vendor, the convention."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
     closed_outline,
@@ -216,12 +218,17 @@ def shape_evidence(
     """
     if np.count_nonzero(coarse.mask) < LEAST_VOXELS or not coarse.shape.any():
         return None
-    found = []
-    for radius in outline_radii(coarse.shape, coarse.voxel_size):
+
+    def test(radius: float) -> PhaseSign | None:
         body = closed_outline(coarse.shape, coarse.voxel_size, radius)
-        if not body.all():
-            predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask, workers)
-            found.append(_test(coarse, body, predicted, radius))
+        if body.all():
+            return None
+        predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask)
+        return _test(coarse, body, predicted, radius)
+
+    radii = outline_radii(coarse.shape, coarse.voxel_size)
+    tests = side_by_side(workers, *(partial(test, radius) for radius in radii))
+    found = [test for test in tests if test is not None]
     return max(found, key=lambda test: (test.decisive, abs(test.correlation)), default=None)
 
 
@@ -246,12 +253,12 @@ def compare_axes(
     if header is None or cut_fraction(coarse.shape, coarse.voxel_size) > MOST_CUT:
         return None
     body = closed_outline(coarse.shape, coarse.voxel_size, header.radius)
-    one, two = (
-        shape_field(body, coarse.voxel_size, axis, coarse.mask, workers) for axis in np.eye(3)[:2]
-    )
+    along = (partial(shape_field, body, coarse.voxel_size, b, coarse.mask) for b in np.eye(3)[:2])
+    one, two = side_by_side(workers, *along)
     beyond = tuple(-(u + v) for u, v in zip(one.beyond, two.beyond, strict=True))
     three = ShapeField(-(one.field + two.field), beyond)
-    tests = [_test(coarse, body, field, header.radius) for field in (one, two, three)]
+    fields = (partial(_test, coarse, body, field, header.radius) for field in (one, two, three))
+    tests = side_by_side(workers, *fields)
     correlations = [test.correlation for test in tests]
     b = np.abs(np.asarray(b0_dir, np.float64)) / np.linalg.norm(b0_dir)
     others = np.flatnonzero(np.degrees(np.arccos(np.minimum(b, 1))) >= FAR)
