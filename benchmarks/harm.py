@@ -369,12 +369,12 @@ coronal and sagittal planes of the conventional map (published rule), of the map
 the QSM consensus (black in the rim that it does not know), of the preconditioned map and of its
 prior, from -0.1 to 0.1 ppm.
 
-A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior, a function of the magnitude alone, counts
-in full. The map has the anatomy of the conventional map with less noise, and none of the tiles
-that were there before there were windows. Its centre is brighter than any brain's: a single echo
-has no R2* to tell the magnitude's shading by, and the prior takes it for contrast. To our eyes
-the preconditioned map is the better of the two for edges, and the conventional one for level; the
-run warns that it explains less of the field's longest waves.
+A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior is a function of the magnitude alone, freed
+of its shading: ventricles and sinuses, which count for a third. The map has the levels and the
+anatomy of the conventional one, a little less noise beside strong sources and none of the tiles
+that were there before there were windows; to our eyes it is the better of the two, by little.
+When the shading was left in, it was the prior: the centre was brighter than any brain's, and it
+counted in full.
 
 ![Head at 3 T](figures/real_head_siemens_3t.png)
 
