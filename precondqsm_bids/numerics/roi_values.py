@@ -77,9 +77,8 @@ def region_values(values: ArrayLike, region: ArrayLike) -> RegionValues:
     RegionValues(mean=3.0, sd=2.160246899469287, median=2.0, n_voxels=3)
     """
     values, region = np.asarray(values), np.asarray(region, dtype=bool)
-    if (
-        values.strides[0] < values.strides[-1]
-    ):  # as files are: along the memory is several times faster
+    # As files are: along the memory is several times faster.
+    if values.strides[0] < values.strides[-1]:
         values, region = values.T, region.T
     inside = values[region].astype(float)
     inside = inside[np.isfinite(inside)]

@@ -234,7 +234,7 @@ def map_uncertainty(
     if labels is not None:
         in_box = np.where(model.mask, labels[box], 0)
         references = None if reference is None else _References(model.mask, reference[box])
-        numbers = np.unique(in_box[in_box > 0]).tolist()
+        numbers = np.unique(in_box[in_box > 0]).astype(int).tolist()
         regions = dict(zip(numbers, model.regions(in_box, numbers, references), strict=True))
     return Uncertainty(in_volume(model.sd), in_volume(model.support()), model.resolution, regions)
 
