@@ -6,6 +6,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,11 @@ def execute(
     }
     subjects = {node_name(f'participant-{name}'): name for name in found.subjects}
     progress = Progress(stages)
+
+    def tick() -> None:
+        progress.tick()
+        prepare()
+
     plugin_args = {
         # Threads of a stage are idle at times: one stage of one thread has room beside it.
         'n_procs': settings.nprocs + (settings.omp_nthreads > 1),
@@ -92,7 +98,7 @@ def execute(
         'raise_insufficient': False,
         'node_timeout': 60 * settings.node_timeout if settings.node_timeout else None,
         'status_callback': progress.follow,
-        'tick': progress.tick,
+        'tick': tick,
         'at_once': max(1, settings.nprocs // settings.omp_nthreads),
         'finished': lambda name: finished(subjects[name]),
         **plugin.args,
@@ -114,6 +120,19 @@ def execute(
     if settings.resource_monitor and monitored.exists():
         shutil.copy(monitored, call.log_dir)
     return error
+
+
+@cache
+def prepare() -> None:
+    """Import and compile what the last nodes and the report take.
+
+    The plugin calls it for the first time while the first nodes run, which need none of it, and
+    those that follow are forked from this process.
+    """
+    from precondqsm_bids.outputs import charts, slices  # noqa: F401
+    from precondqsm_bids.outputs.page import compile_report
+
+    compile_report()
 
 
 def _nodes(workflow: Any) -> dict[str, Any]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import nibabel as nb
 import numpy as np
 from isal import isal_zlib
-from matplotlib.figure import Figure
 from nipype.interfaces.base import (
     File,
     InputMultiPath,
@@ -24,25 +22,20 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import b0_along, load, view
+from precondqsm_bids.interfaces.volumes import b0_along, view
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.outputs.charts import (
-    COLOURS,
-    STYLE,
-    draw_echo_phase,
-    draw_explained,
-    draw_histograms,
-    draw_l_curves,
-    draw_roi_values,
-)
-from precondqsm_bids.outputs.figures import FIGURES, save
+from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.outputs.files import json_ready, sidecar_of, whole, write_atomic
 from precondqsm_bids.outputs.maps import MAPS, WRITTEN
-from precondqsm_bids.outputs.report import SUMMARY, summarise
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
-from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
 from precondqsm_bids.outputs.strip import STRIP, draw_strip, write_strip
 from precondqsm_bids.outputs.tables import read_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What draws is imported where it is called: it takes half a second, and the main process, which
+# only builds the node, has it by then (`cli.execution.prepare`).
 
 CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
 """Input with an L-curve -> name of its arm."""
@@ -99,13 +92,13 @@ class Derivatives(SimpleInterface):
         self._grid = maps['prior_chi']
         facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
+            echoes = pool.submit(self._echoes)  # read while the charts are drawn
             written = {
                 name: pool.submit(self._write_map, name, file, facts)
                 for name, file in maps.items()
                 if name in WRITTEN
             }
-            known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in maps)
-            self._draw({name: view(maps[name]) for name in known}, facts)
+            self._draw(maps, facts, echoes)
             self._write_numbers(facts, signal_to_noise(maps, inputs.record))
             self._results['out_files'] = [str(file.result()) for file in written.values()]
         if isdefined(inputs.precond_chi):
@@ -131,6 +124,8 @@ class Derivatives(SimpleInterface):
 
     def _write_numbers(self, facts: Facts, snr: float | None) -> None:
         """Write the table of values with its data dictionary, and the numbers of the report."""
+        from precondqsm_bids.outputs.report import SUMMARY, summarise
+
         inputs = self.inputs
         if isdefined(inputs.table):
             target = self._path('anat', 'desc-rois_values.tsv')
@@ -156,20 +151,30 @@ class Derivatives(SimpleInterface):
         strip = draw_strip(view(maps['precond_chi']), view(maps['roi_mask']), np.array(size))
         write_strip(self._path('figures', STRIP), strip)
 
-    def _draw(self, maps: dict[str, np.ndarray], facts: Facts) -> None:
-        """Draw slices of the maps and echoes, and the charts."""
+    def _draw(
+        self, files: dict[str, str], facts: Facts, echoes: Future[dict[str, np.ndarray]]
+    ) -> None:
+        """Draw the charts, and slices of the maps and echoes."""
+        from matplotlib import rc_context
+
+        from precondqsm_bids.outputs.charts import STYLE
+        from precondqsm_bids.outputs.figures import FIGURES, save
+        from precondqsm_bids.outputs.slices import DRAWN, DRAWN_IF_KNOWN, draw_maps
+
         inputs, names = self.inputs, {figure.desc: figure.name for figure in FIGURES}
-        labels = load(inputs.labels, int) if isdefined(inputs.labels) else None
-        grid = nb.as_closest_canonical(nb.load(self._grid)).header
-        slices = draw_maps(
-            maps | self._echoes(),
-            np.array(grid.get_zooms()[:3], float),
-            labels,
-            hz_per_ppm(facts.field_strength),
-        )
-        with mpl.rc_context(STYLE):
-            for desc, figure in (*slices, *self._charts(maps, facts)):
+        known = (name for name in (*DRAWN, *DRAWN_IF_KNOWN) if name in files)
+        maps = {name: view(files[name]) for name in known}
+        with rc_context(STYLE):
+            for desc, figure in self._charts(maps, facts):
                 save(figure, self._path('figures', names[desc]))
+        labels = view(inputs.labels) if isdefined(inputs.labels) else None
+        if labels is not None and labels.dtype.kind not in 'iu':
+            labels = labels.astype(int)
+        size = nb.as_closest_canonical(nb.load(self._grid)).header.get_zooms()[:3]
+        known_maps = maps | echoes.result()
+        field = hz_per_ppm(facts.field_strength)
+        for desc, figure in draw_maps(known_maps, np.array(size, float), labels, field):
+            save(figure, self._path('figures', names[desc]))
 
     def _echoes(self) -> dict[str, np.ndarray]:
         """First and last echo as they are stored, the phase in rad."""
@@ -192,6 +197,15 @@ class Derivatives(SimpleInterface):
 
     def _charts(self, maps: dict[str, np.ndarray], facts: Facts) -> Iterator[tuple[str, Figure]]:
         """The figures that are no slices."""
+        from precondqsm_bids.outputs.charts import (
+            COLOURS,
+            draw_echo_phase,
+            draw_explained,
+            draw_histograms,
+            draw_l_curves,
+            draw_roi_values,
+        )
+
         inputs, record = self.inputs, self.inputs.record
         if chart := draw_explained(record.get('prior_fit', {}), record.get('comparison', {})):
             yield 'explained', chart
@@ -205,9 +219,11 @@ class Derivatives(SimpleInterface):
             for arm, curve in curves.items()
             if isdefined(curve) and curve and curve['reg_weight'] is not None
         })  # fmt: skip
-        mask = maps['roi_mask'] > 0
+        box = bounding_box(maps['roi_mask'] > 0)
+        within = {name: values[box] for name, values in maps.items()}
+        mask = within['roi_mask'] > 0
         yield 'histogram', draw_histograms({
-            arm: maps[f'{arm}_chi'][mask & (maps.get(f'{arm}_mask', mask) > 0)]
+            arm: within[f'{arm}_chi'][mask & (within.get(f'{arm}_mask', mask) > 0)]
             for arm in COLOURS
             if f'{arm}_chi' in maps
         })  # fmt: skip
@@ -222,7 +238,8 @@ def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float
     noise, mask = record.get('echo_fit', {}).get('noise_sd'), view(maps['roi_mask']) > 0
     if not noise or not mask.any():
         return None
-    return float(np.median(view(maps.get('s0', maps['magnitude']))[mask]) / noise)
+    signal = view(maps.get('s0', maps['magnitude']))
+    return float(np.median(signal.T[mask.T]) / noise)  # along the memory of files
 
 
 def write_compressed(source: str | os.PathLike[str], target: Path, factor: float = 1.0) -> None:

@@ -18,6 +18,7 @@ class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
         exists=True, mandatory=True, desc='region of interest: voxels outside it do not count'
     )
     record = traits.Dict(desc='stage -> its numbers; of the uncertainty those of each label')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads that share the work')
 
 
 class _RoiValuesOutputSpec(TraitedSpec):
@@ -37,7 +38,9 @@ class RoiValues(SimpleInterface):
 
     def _run_interface(self, runtime):
         image = nb.load(self.inputs.labels)
-        labels = np.rint(np.asanyarray(image.dataobj)).astype(int)
+        labels = np.asanyarray(image.dataobj)
+        if labels.dtype.kind not in 'iu':
+            labels = np.rint(labels).astype(int)
         mask = _load_on_grid(self.inputs.mask, image) > 0
         files = defined_maps(self.inputs)
         maps = {name: _load_on_grid(file, image) for name, file in files.items()}
@@ -46,7 +49,8 @@ class RoiValues(SimpleInterface):
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
         record = self.inputs.record if isdefined(self.inputs.record) else {}
         regions = record.get('uncertainty', {}).get('regions')
-        rows = roi_rows(labels, names, mask, maps, image.affine, regions)
+        threads = self.inputs.num_threads
+        rows = roi_rows(labels, names, mask, maps, image.affine, regions, threads)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'
         write_table(out_file, columns, rows)

@@ -47,7 +47,7 @@ class Uncertainty(Stage):
         choices = (self._given(name) for name in MapInputs._fields[4:-1])
         given = MapInputs(*images, *choices, self._load('prior_sd', np.float32))
         labels = self._load('labels', None)
-        if labels is not None:
+        if labels is not None and labels.dtype.kind not in 'iu':
             labels = np.rint(labels).astype(int)
         reference = reference_region(self.inputs.reference, geometry.mask, labels, names)
         found = map_uncertainty(given, geometry, labels, reference)

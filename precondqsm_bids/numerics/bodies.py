@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.dipole import bounding_box
+
 LEAST_VOXELS = 27
 """Voxels of the smallest body: smaller pieces belong to the largest."""
 
@@ -30,7 +32,11 @@ def bodies(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     >>> np.unique(bodies(mask), return_counts=True)[1].tolist()
     [1872, 768, 360]
     """
-    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    labels = np.zeros(mask.shape, np.int32)
+    box = bounding_box(mask)
+    count = ndimage.label(mask[box], np.ones((3, 3, 3)), output=labels[box])
+    if count < 2:
+        return labels
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     order = np.argsort(-sizes, kind='stable')[:count]

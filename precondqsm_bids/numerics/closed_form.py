@@ -52,16 +52,22 @@ class ClosedForm(NamedTuple):
 
     def spectrum(self, volume: npt.NDArray) -> npt.NDArray[np.complex64]:
         """``F f`` of a volume (X, Y, Z), of which the region alone counts. One transform."""
-        values = self.grid.embed(volume * self.geometry.mask)
+        values = self.grid.embed(volume)
+        values[self.grid.inner] *= self.geometry.mask[self.grid.box]
         return fft.rfftn(values, workers=self.geometry.workers)
 
     def volume(self, spectrum: npt.NDArray[np.complex64]) -> F32:
         """``F^-1`` back on the input's grid (X, Y, Z), zero outside the region. One transform."""
-        mask = self.geometry.mask
-        values = fft.irfftn(spectrum, s=self.grid.shape, workers=self.geometry.workers)
-        out = self.grid.extract(values, mask.shape)
-        out[~mask] = 0
+        mask, grid = self.geometry.mask, self.grid
+        values = fft.irfftn(spectrum, s=grid.shape, workers=self.geometry.workers)
+        out = np.zeros(mask.shape, np.float32)
+        np.copyto(out[grid.box], values[grid.inner], where=mask[grid.box])
         return out
+
+    def inside(self, spectrum: npt.NDArray[np.complex64]) -> F32:
+        """The values of :meth:`volume` within the region, (V,)."""
+        values = fft.irfftn(spectrum, s=self.grid.shape, workers=self.geometry.workers)
+        return values[self.grid.inner][self.geometry.mask[self.grid.box]]
 
     def divided(self, spectrum: npt.NDArray, reg_weight: float) -> npt.NDArray:
         """Spectrum of the susceptibility at one lambda (mm), complex64; its mean is zero."""

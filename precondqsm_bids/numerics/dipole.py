@@ -299,13 +299,13 @@ def _add_octant(kernel: Array, octant: Array, odd: tuple[int, ...]) -> None:
     """Add ``octant`` (offsets >= 0) and its mirror images, odd along the axes ``odd``."""
     forward, backward = slice(0, None), slice(None, 0, -1)
     for mirror in np.ndindex(2, 2, 2):
-        sign = -1.0 if sum(mirror[axis] for axis in odd) % 2 else 1.0
+        add = np.subtract if sum(mirror[axis] for axis in odd) % 2 else np.add
         part = octant[tuple(backward if m else forward for m in mirror)]
         target = tuple(
             slice(-n, None) if m else slice(0, n) for m, n in zip(mirror, part.shape, strict=True)
         )
         if part.size:
-            kernel[target] += sign * part
+            add(kernel[target], part, out=kernel[target], casting='same_kind')
 
 
 def padded_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -434,7 +434,11 @@ class PrismConvolution:
         n0, n1, n2 = self.shape
         spectrum = fft.rfft(np.asarray(chi, np.float32), n=m0, axis=0, workers=self.workers)
         for plane, kernel in zip(spectrum, self.spectrum, strict=True):
-            padded = fft.fftn(plane, s=(m1, m2), workers=self.workers)
+            # What fftn and ifftn do, without the lines that are zero or not needed.
+            padded = fft.fft(plane, m1, axis=0, workers=self.workers)
+            padded = fft.fft(padded, m2, axis=1, workers=self.workers)
             padded *= kernel
-            plane[...] = fft.ifftn(padded, overwrite_x=True, workers=self.workers)[:n1, :n2]
+            padded = fft.ifft(padded, axis=0, norm='forward', workers=self.workers)[:n1]
+            padded *= np.float32(1 / (m1 * m2))
+            plane[...] = fft.ifft(padded, axis=1, norm='forward', workers=self.workers)[:, :n2]
         return fft.irfft(spectrum, n=m0, axis=0, workers=self.workers)[:n0]

@@ -12,6 +12,7 @@ from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
+from precondqsm_bids.numerics.morphology import gaussian_of_lines, median_of_27
 from precondqsm_bids.numerics.total_variation import tv_inversion
 
 F32 = npt.NDArray[np.float32]
@@ -71,7 +72,10 @@ def _finite(value: float) -> float | None:
 
 
 def without_outliers(
-    local_field: npt.NDArray, mask: npt.NDArray[np.bool_], weights: npt.NDArray | None = None
+    local_field: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    weights: npt.NDArray | None = None,
+    workers: int = 1,
 ) -> F32:
     """Field whose single outliers are limited to four robust deviations of their neighbours.
 
@@ -100,6 +104,8 @@ def without_outliers(
     weights : (X, Y, Z) ndarray, optional
         ``W``, see :func:`noise_weights`: their model error tells how much of a field's error is
         no more than what lies between neighbours anyway.
+    workers : int
+        Threads.
 
     References
     ----------
@@ -116,20 +122,21 @@ def without_outliers(
     box = bounding_box(mask, 4)  # beyond the reach of the filters all is zero
     field = out[box]
     if weights is not None:
-        field = _by_neighbours(field, np.where(mask, weights, 0)[box].astype(np.float32))
-    middle = ndimage.median_filter(field, 3)
+        certainty = np.where(mask[box], weights[box], 0).astype(np.float32)
+        certainty *= certainty
+        field = _by_neighbours(field, certainty, workers)
+    middle = median_of_27(field, workers)
     # A mean absolute deviation over 125 voxels: an outlier among them hardly moves it.
     limit = OUTLIER * MEAN_TO_SD * ndimage.uniform_filter(np.abs(field - middle), 5)
     out[box] = np.where(mask[box], np.clip(field, middle - limit, middle + limit), 0)
     return out
 
 
-def _by_neighbours(field: F32, weights: F32) -> F32:
-    """Field in which uncertain voxels take after their neighbours; weights are zero outside."""
-    certainty = weights**2
+def _by_neighbours(field: F32, certainty: F32, workers: int) -> F32:
+    """Field in which uncertain voxels take after their neighbours; certainty is zero outside."""
     inside = certainty > 0
     count, total, smooth = (
-        ndimage.gaussian_filter(image, NEIGHBOURS, mode='constant')[inside]
+        gaussian_of_lines(image, NEIGHBOURS, workers, mode='constant')[inside]
         for image in (inside.astype(np.float32), certainty, certainty * field)
     )
     lacking = np.maximum(total / (count * certainty[inside]) - LESS_CERTAIN, 0)
@@ -303,14 +310,16 @@ def invert(
     if arm.inversion not in SOLVE:
         raise ValueError(f'the inversion is one of {", ".join(SOLVE)}, not {arm.inversion!r}')
     if arm.clip_outliers:
-        local_field = without_outliers(local_field, mask, weights)
+        local_field = without_outliers(local_field, mask, weights, geometry.workers)
     if np.abs(local_field[mask]).max() <= NOTHING:
         weight = np.nan if reg_weight is None else float(reg_weight)
         return DipoleInversion(np.zeros(mask.shape, np.float32), weight, NO_CURVE)
     form = closed_form(geometry)
     spectrum = form.spectrum(local_field)
     tried = REG_WEIGHTS * form.geometry.voxel_length
-    curve = l_curve(form.power(spectrum), form.kernel**2, form.gradient, tried)
+    power, workers = form.power(spectrum), geometry.workers
+    curve = l_curve(power, form.kernel**2, form.gradient, tried, workers)
+    del power
     if reg_weight is not None:
         weight = float(reg_weight)
     elif rule == 'risk':

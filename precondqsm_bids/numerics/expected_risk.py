@@ -44,7 +44,8 @@ class Classes:
         shell = np.minimum(radius * SHELLS * 0.9987, 1.8 * SHELLS).astype(np.int32)
         power = form.kernel**2
         self.place = shell * (len(CONE_EDGES) + 1)
-        self.place += np.digitize(power, np.square(CONE_EDGES)).astype(np.int32)
+        for edge in np.square(CONE_EDGES):
+            self.place += power >= edge
         self.shape = (int(shell.max()) + 1, len(CONE_EDGES) + 1)
         self.multiplicity = form.multiplicity
         self.count = self._sum(form.multiplicity)
@@ -146,7 +147,9 @@ def least_risk(form: ClosedForm, spectrum: Spectrum) -> float:
     overlap = _transformed_back(form, np.abs(form.spectrum(mask)) ** 2) / np.float32(mask.sum())
 
     def risk(reg_weight: float) -> float:
-        error = form.volume(form.divided(field, reg_weight) - truth)[mask]
+        missed = form.divided(field, reg_weight)
+        missed -= truth
+        error = form.inside(missed)
         filtered = _transformed_back(form, form.divided(noise, reg_weight))
         filtered *= filtered
         variance = np.vdot(filtered, overlap)

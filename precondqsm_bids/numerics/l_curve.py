@@ -1,9 +1,12 @@
 """L-curve of the closed form, and its corner."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from precondqsm_bids.numerics.arrays import side_by_side
 
 F64 = npt.NDArray[np.float64]
 
@@ -50,6 +53,7 @@ def l_curve(
     kernel_power: npt.NDArray,
     gradient: npt.NDArray,
     reg_weights: npt.ArrayLike = REG_WEIGHTS,
+    workers: int = 1,
 ) -> LCurve:
     """L-curve of the closed-form l2 inversion, from spectra alone.
 
@@ -69,6 +73,8 @@ def l_curve(
         ``p`` (scaled to norms over voxels), ``d``, ``e`` (1/mm^2), of one shape.
     reg_weights : (L,) array_like
         Lambda, mm, increasing.
+    workers : int
+        Threads.
 
     Returns
     -------
@@ -111,10 +117,13 @@ def l_curve(
     if not keep.any():
         raise ValueError('the field is zero everywhere: there is no L-curve')
     p, d, e = power[keep], kernel_power[keep], gradient[keep]
+    parts = [slice(first, first + PART) for first in range(0, len(p), PART)]
+    found = side_by_side(
+        workers, *(partial(_sums, p[part], d[part], e[part], weights) for part in parts)
+    )
     sums = np.zeros((3, len(weights)))
-    for first in range(0, len(p), PART):
-        part = slice(first, first + PART)
-        sums += _sums(p[part], d[part], e[part], weights)
+    for of_part in found:  # in an order that the number of threads does not change
+        sums += of_part
     (rho, eta, slope), l2 = sums, weights**2
     # Against t = ln lambda: rho' = -lambda^2 eta', so that eta'' cancels from the numerator.
     down, right = slope / (2 * eta), -l2 * slope / (2 * rho)
@@ -127,15 +136,19 @@ def _sums(p: npt.NDArray, d: npt.NDArray, e: npt.NDArray, weights: F64) -> F64:
     """Squares of both norms, and the slope of the second, at each lambda, (3, L)."""
     out = np.empty((3, len(weights)))
     pde = p * d * e
+    q, g, product = np.empty_like(pde), np.empty_like(pde), np.empty_like(pde)
     for column, weight in zip(out.T, weights, strict=True):
-        q = np.float32(weight**2) * e
-        g = 1 / (d + q)
+        np.multiply(e, np.float32(weight**2), out=q)
+        np.add(d, q, out=g)
+        np.divide(1, g, out=g)
         q *= g  # lambda^2 e / (d + lambda^2 e)
         g *= g
         g *= pde
-        column[0] = np.sum(p * q * q, dtype=np.float64)
+        np.multiply(p, q, out=product)
+        product *= q
+        column[0] = np.sum(product, dtype=np.float64)
         column[1] = np.sum(g, dtype=np.float64)
-        column[2] = -4 * np.sum(g * q, dtype=np.float64)
+        column[2] = -4 * np.sum(np.multiply(g, q, out=product), dtype=np.float64)
     return out
 
 

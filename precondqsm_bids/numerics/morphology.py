@@ -1,17 +1,35 @@
-"""Erosion, dilation, balls and Gaussian means of whole volumes, fast.
+"""Erosion, dilation, balls, Gaussian means and medians of whole volumes, fast.
 
 Layers and balls are unions of shifted masks, eight voxels a byte: an exact distance of every voxel
 takes ten times as long where the question is whether it is below one radius.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import side_by_side
+
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+
+EXCHANGES = (
+    (12, 2), (24, 19), (19, 14), (10, 12), (6, 4), (6, 10), (2, 24), (10, 4), (4, 15), (12, 2),
+    (12, 10), (19, 7), (13, 5), (5, 15), (7, 24), (15, 24), (19, 7), (15, 22), (5, 2), (13, 19),
+    (7, 22), (4, 5), (10, 4), (13, 10), (15, 2), (2, 7), (10, 4), (10, 5), (16, 7), (18, 15),
+    (5, 19), (4, 5), (4, 18), (19, 15), (15, 16), (2, 16), (19, 21), (18, 19), (18, 5), (2, 21),
+    (21, 15), (8, 2), (8, 5), (19, 8), (2, 21), (2, 11), (2, 8), (5, 11), (5, 2), (2, 8), (8, 20),
+    (8, 2),
+)  # fmt: skip
+"""Of a cube of 27 values that is sorted along each axis (index 9 i + 3 j + k), pairs of which the
+smaller comes first: after the last of them the median is at MIDDLE. It was searched for by chance:
+that it holds for the 980 sorted cubes of zeros and ones proves it for any values."""
+MIDDLE = 2
 
 
 def dilated(mask: Bools, layers: int = 1) -> Bools:
@@ -120,6 +138,97 @@ def gaussian(volume: npt.NDArray, sigma: npt.ArrayLike, truncate: float = 4.0) -
         for n, width in zip(volume.shape, np.broadcast_to(sigma, 3), strict=True)
     ]
     return _along_axes(volume, rows)
+
+
+def gaussian_of_lines(
+    volume: F32, sigma: npt.ArrayLike, workers: int = 1, **given: Any
+) -> npt.NDArray[np.float32]:
+    """What :func:`scipy.ndimage.gaussian_filter` gives, to the last bit, on several threads.
+
+    >>> point = np.zeros((5, 5, 5), np.float32); point[2, 2, 2] = 1
+    >>> np.array_equal(gaussian_of_lines(point, 1.0, 2), ndimage.gaussian_filter(point, 1.0))
+    True
+    """
+    out = volume
+    for axis, width in enumerate(np.broadcast_to(np.asarray(sigma, float), 3)):
+        source, out = out, out if axis else np.empty(volume.shape, np.float32)
+        # Lines along one axis know nothing of each other.
+        ends = np.linspace(0, volume.shape[axis == 0], workers + 1).astype(int)
+        parts = [
+            (slice(None),) * (axis == 0) + (slice(low, high),) for low, high in pairwise(ends)
+        ]
+        side_by_side(
+            workers,
+            *(
+                partial(
+                    ndimage.gaussian_filter1d, source[part], width, axis, output=out[part], **given
+                )
+                for part in parts
+            ),
+        )
+    return out
+
+
+def median_of_27(volume: F32, workers: int = 1) -> F32:
+    """Median of each voxel and its 26 neighbours as :func:`scipy.ndimage.median_filter`, mirrored.
+
+    Triples are sorted along one axis after the other, which neighbours share; 19 of the 27 are
+    then left, and :data:`EXCHANGES` among them. All are minima and maxima of whole planes: a tenth
+    of the time. Memory: 120 bytes per voxel of a plane for each thread.
+
+    >>> print(median_of_27(np.arange(27, dtype=np.float32).reshape(3, 3, 3))[1, 1, 1])
+    13.0
+    """
+    out = np.empty_like(volume)
+    steps = _steps(EXCHANGES, MIDDLE)
+
+    def one(i: int) -> None:
+        around = volume[[max(i - 1, 0), i, min(i + 1, len(volume) - 1)]]
+        around = np.pad(around, ((0, 0), (1, 1), (1, 1)), mode='edge')
+        cube = list(_sorted(*around))
+        cube = [one for part in cube for one in _sorted(part[:-2], part[1:-1], part[2:])]
+        cube = [one for part in cube for one in _sorted(part[:, :-2], part[:, 1:-1], part[:, 2:])]
+        out[i] = _exchanged(cube, steps)
+
+    side_by_side(workers, *(partial(one, i) for i in range(len(volume))))
+    return out
+
+
+def _sorted(a: npt.NDArray, b: npt.NDArray, c: npt.NDArray) -> tuple[npt.NDArray, ...]:
+    """Smallest, middle and largest of three images."""
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    middle = np.minimum(high, c)
+    np.maximum(high, c, out=high)
+    smallest = np.minimum(low, middle)
+    return smallest, np.maximum(low, middle, out=middle), high
+
+
+def _steps(
+    pairs: Sequence[tuple[int, int]], last: int
+) -> list[tuple[tuple[int, int], bool, bool]]:
+    """Pairs, and whether what comes after one needs its smaller and its larger value."""
+    needed, steps = {last}, []
+    for pair in reversed(pairs):
+        steps.append((pair, pair[0] in needed, pair[1] in needed))
+        needed.update(pair)
+    return steps[::-1]
+
+
+def _exchanged(
+    cube: list[npt.NDArray], steps: Sequence[tuple[tuple[int, int], bool, bool]]
+) -> npt.NDArray:
+    """Median of a sorted cube of images, which it takes for its own."""
+    spare = np.empty_like(cube[MIDDLE])
+    for (a, b), smaller, larger in steps:
+        if smaller and larger:
+            np.minimum(cube[a], cube[b], out=spare)
+            np.maximum(cube[a], cube[b], out=cube[b])
+            cube[a], spare = spare, cube[a]
+        elif smaller:
+            np.minimum(cube[a], cube[b], out=cube[a])
+        else:
+            np.maximum(cube[a], cube[b], out=cube[b])
+    return cube[MIDDLE]
 
 
 def interpolated(volume: npt.NDArray, places: Sequence[npt.NDArray[np.float64]]) -> F32:

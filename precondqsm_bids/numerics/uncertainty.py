@@ -1,18 +1,21 @@
 """Uncertainty: how far each value of the map may be off, and whether the field decided it."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage
+from scipy import fft
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
 from precondqsm_bids.numerics.expected_risk import field_powers
+from precondqsm_bids.numerics.morphology import deeper, gaussian_of_lines
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 F32 = npt.NDArray[np.float32]
@@ -23,10 +26,10 @@ WINDOW = 1.5
 """Width (standard deviation) of the window in which power is measured, voxels: 150 of them."""
 NEAR = 0.7
 """Width of the window in which field and contrast are compared, voxels: 15 of them."""
-LAYERS = ((0.0, 1.01), (1.01, 2.1))
-"""Layers beneath the border of the region, depth in voxels."""
-BELOW = (2.1, 4.5)
-"""The layer below, which they are held against."""
+LAYERS = (1.01, 2.1)
+"""Ends of the layers beneath the border of the region, depth in voxels."""
+BELOW = 4.5
+"""End of the layer below, which they are held against."""
 LEAST_LEFT = 0.02
 """Part of a layer's power that the background removal leaves at least."""
 LEAST_POWER = 0.1
@@ -229,17 +232,29 @@ def map_uncertainty(
 
     regions: dict[int, RegionUncertainty] = {}
     if labels is not None:
-        numbers, of_body = np.unique(labels[mask]), bodies(model.mask)
-        for i in numbers[numbers > 0].tolist():
-            region, held = labels[box] == i, None
-            if reference is not None:
-                # Each body has a reference of its own, see `recombine`.
-                body = of_body == np.bincount(of_body[region & model.mask]).argmax()
-                held = body & reference[box] if np.any(body & reference[box]) else body
-            regions[int(i)] = model.region(region, held)
-    return Uncertainty(
-        in_volume(np.sqrt(model.variance)), in_volume(model.support()), model.resolution, regions
-    )
+        in_box = np.where(model.mask, labels[box], 0)
+        references = None if reference is None else _References(model.mask, reference[box])
+        numbers = np.unique(in_box[in_box > 0]).astype(int).tolist()
+        regions = dict(zip(numbers, model.regions(in_box, numbers, references), strict=True))
+    return Uncertainty(in_volume(model.sd), in_volume(model.support()), model.resolution, regions)
+
+
+class _References:
+    """The reference of each body of a region: a body has one of its own, see `recombine`."""
+
+    def __init__(self, mask: Bools, reference: Bools):
+        self._of_body, self._reference = bodies(mask), reference
+        self._found: dict[int, F32] = {}
+
+    def of(self, region: Bools) -> F32:
+        """Weights, of sum one, of the voxels that the body of most of a region is relative to."""
+        number = int(np.bincount(self._of_body[region]).argmax())
+        if number not in self._found:
+            body = self._of_body == number
+            held = body & self._reference
+            held = held if held.any() else body
+            self._found[number] = held / np.float32(held.sum())
+        return self._found[number]
 
 
 class _Model:
@@ -248,11 +263,12 @@ class _Model:
     def __init__(self, given: MapInputs, geometry: Geometry):
         self.given, self.mask = given, geometry.mask
         self.form = form = closed_form(geometry)
+        self._shares: dict[float, F32] = {}  # of the mask in each window
         self.width = form.geometry.voxel_length / np.asarray(geometry.voxel_size, float)
         field = np.where(self.mask, given.local_field, 0).astype(np.float32)
         if given.clip_outliers:
             weights = noise_weights(given.field_sd, self.mask, given.model_error)
-            field = without_outliers(field, self.mask, weights)
+            field = without_outliers(field, self.mask, weights, geometry.workers)
         sd = given.field_sd[self.mask].astype(float)
         white = float(np.mean(np.minimum(sd, 5 * np.median(sd)) ** 2))
         self.relative = np.zeros(self.mask.shape, np.float32)
@@ -279,6 +295,8 @@ class _Model:
             np.square(given.prior_sd) if given.prior_sd is not None else 0 * self.relative
         )
         self.of_noise, self.variance = self._variances()
+        del self.noise
+        self._shares.clear()
 
     def _powers(self, spectrum: Spectrum, white: float) -> tuple[F32, F32]:
         """Powers of the prior's error and of the noise within the region, ppm^2."""
@@ -335,13 +353,13 @@ class _Model:
 
     def _left(self, field: F32) -> F32:
         """Part of the field's power that the background removal leaves, by the layer."""
-        depth = ndimage.distance_transform_edt(np.pad(self.mask, 1))[1:-1, 1:-1, 1:-1]
-        power, left = field**2, np.ones(field.shape, np.float32)
-        below = self.mask & (depth > BELOW[0]) & (depth <= BELOW[1])
+        padded, power = np.pad(self.mask, 1), field**2
+        # Whether a voxel is deeper than each of these; the edge of the volume is a border, too.
+        inner = [deeper(padded, depth, (1, 1, 1))[1:-1, 1:-1, 1:-1] for depth in (*LAYERS, BELOW)]
+        *layers, below = (wider & ~narrower for wider, narrower in pairwise((self.mask, *inner)))
         middle = float(np.median(power[below])) if below.any() else 0.0
-        self.border = self.mask & (depth <= LAYERS[0][1])
-        for low, high in LAYERS:
-            layer = self.mask & (depth > low) & (depth <= high)
+        self.border, left = layers[0], np.ones(field.shape, np.float32)
+        for layer in layers:
             if middle > 0 and layer.any():
                 left[layer] = np.clip(np.median(power[layer]) / middle, LEAST_LEFT, 1)
         return left
@@ -379,14 +397,34 @@ class _Model:
         residual /= np.float32(np.count_nonzero(self.mask))
         return local, (self.inverse * of_noise) ** 2, residual
 
-    def region(self, region: Bools, reference: Bools | None) -> RegionUncertainty:
-        """What is known of the mean of a region, relative to that of the reference."""
+    @cached_property
+    def sd(self) -> F32:
+        """Standard deviation of the map, ppm."""
+        return np.sqrt(self.variance)
+
+    @cached_property
+    def walls(self) -> Bools:
+        """Voxels beside strong sources, whose errors have one sign."""
+        return self.mask & ~self.border & (self.sd > WALL * np.median(self.sd[self.mask]))
+
+    def regions(
+        self, labels: npt.NDArray, numbers: Sequence[int], references: _References | None
+    ) -> list[RegionUncertainty]:
+        """What is known of the means of regions by their labels, which are 0 outside the mask."""
+        # What they share is made before threads ask for it.
+        _ = self.parts, self.transfers, self.walls
+
+        def one(number: int) -> RegionUncertainty:
+            region = labels == number
+            return self.region(region, None if references is None else references.of(region))
+
+        return side_by_side(self.form.geometry.workers, *(partial(one, i) for i in numbers))
+
+    def region(self, region: Bools, share: F32 | None) -> RegionUncertainty:
+        """What is known of the mean of a region, relative to that of voxels with these weights."""
         form, mask, given = self.form, self.mask, self.given
-        region = region & mask
         x = region.astype(np.float32) / np.float32(np.count_nonzero(region))
-        if reference is not None:
-            held = reference & mask
-            share = held / np.float32(held.sum() or 1)
+        if share is not None:
             x -= share
         power = form.power(form.spectrum(x))
         energy = max(float(np.sum(power, dtype=float)), 1e-30)
@@ -403,11 +441,9 @@ class _Model:
         variance += missed**2 * max(float(shown**2), through(usual))
         patches = PATCHES * np.count_nonzero(region) / np.count_nonzero(mask)
         variance += float(np.mean(self.spread[region], dtype=float)) / max(patches, 1)
-        sd = np.sqrt(self.variance)
-        edge = float(np.sum(x * sd, where=self.border, dtype=float))
-        if reference is not None:
-            walls = mask & ~self.border & (sd > WALL * np.median(sd[mask]))
-            edge -= float(np.sum(share * sd, where=walls, dtype=float))
+        edge = float(np.sum(x * self.sd, where=self.border, dtype=float))
+        if share is not None:
+            edge -= float(np.sum(share * self.sd, where=self.walls, dtype=float))
         return RegionUncertainty(
             float(np.sqrt(variance + edge**2)), resolution, *self._of_region(region, x)
         )
@@ -417,7 +453,8 @@ class _Model:
         field, contrast = self.parts
         mean, other = (abs(float(np.sum(x * part, dtype=float))) for part in (field, contrast))
         unknown = float(np.sqrt(np.mean(self.variance[region], dtype=float)))
-        field, chi = field[region].astype(float), (field + contrast)[region].astype(float)
+        field, chi = field[region], field[region] + contrast[region]
+        field, chi = field.astype(float), chi.astype(float)
         field, chi = field - field.mean(), chi - chi.mean()
         energy = float(chi @ chi)
         share = float(np.clip(field @ chi / energy, 0, 1)) if energy > 0 else 0.0
@@ -426,10 +463,14 @@ class _Model:
 
     def _window(self, values: F32, width: float) -> F32:
         """Mean over a window of the region, its width in voxels of cubes."""
-        sigma = width * self.width
-        total = ndimage.gaussian_filter(np.where(self.mask, values, 0), sigma, truncate=3)
-        share = ndimage.gaussian_filter(self.mask.astype(np.float32), sigma, truncate=3)
-        return np.where(self.mask, total / np.maximum(share, 1e-6), 0).astype(np.float32)
+        if width not in self._shares:
+            self._shares[width] = np.maximum(self._smooth(self.mask, width), 1e-6)
+        total = self._smooth(np.where(self.mask, values, 0), width)
+        return np.where(self.mask, total / self._shares[width], 0).astype(np.float32)
+
+    def _smooth(self, values: npt.NDArray, width: float) -> F32:
+        sigma, workers = width * self.width, self.form.geometry.workers
+        return gaussian_of_lines(values.astype(np.float32), sigma, workers, truncate=3)
 
     def _power(self, *transfers: npt.NDArray) -> Spectrum:
         """Spectrum of the sum of squares of filters, given by their transfer functions."""

@@ -7,6 +7,7 @@ template loads style sheets from the network, which leaves the page bare on a no
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -17,6 +18,19 @@ from precondqsm_bids.outputs.wording import duration, number, ppm
 
 def render(template: str, **content: Any) -> str:
     """A page from a template of ``precondqsm_bids.data`` and what it shows."""
+    return _environment().get_template(template).render(version=__version__, **content)
+
+
+def compile_report() -> None:
+    """Compile the templates of the report, which takes as long as the rest of it."""
+    templates = _environment()
+    for name in templates.list_templates(extensions=['html', 'css', 'js']):
+        if not name.startswith('group'):
+            templates.get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('precondqsm_bids', 'data'),  # the style sheet is a file
         autoescape=True,
@@ -25,4 +39,4 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {'number': number, 'ppm': ppm, 'duration': duration}
-    return environment.get_template(template).render(version=__version__, **content)
+    return environment

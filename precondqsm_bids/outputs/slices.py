@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from precondqsm_bids.numerics.roi_values import surrounding_label
+from precondqsm_bids.numerics.dipole import bounding_box
+from precondqsm_bids.numerics.roi_values import label_boxes, surrounding_label
 from precondqsm_bids.outputs.canvas import Sheet, enlarge, grey, outline
 from precondqsm_bids.outputs.maps import MAPS
 
@@ -201,14 +202,20 @@ def choose_slices(chi: np.ndarray, mask: np.ndarray, labels: np.ndarray | None =
         return Slices(*(n // 2 for n in chi.shape))
     strength = np.abs(chi - np.median(chi[mask])) * mask
     if labels is not None and (labels > 0).any():
-        medium = surrounding_label(labels)
-        indices = [i for i in np.unique(labels) if i > 0 and i != medium]
-        means = ndimage.mean(strength, labels, indices)
+        boxes = label_boxes(labels)
+        medium = surrounding_label(labels, boxes)
+        means = {
+            i: np.mean(strength[box], where=labels[box] == i, dtype=float)
+            for i, box in boxes.items()
+            if i != medium
+        }
+        chosen = max(means, key=means.__getitem__)
+        box = boxes[chosen]
         # Of a label on both sides, the middle of one of them.
-        parts, count = ndimage.label(labels == indices[int(np.argmax(means))])
+        parts, count = ndimage.label(labels[box] == chosen)
         sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
         centre = ndimage.center_of_mass(parts == 1 + np.argmax(sizes))
-        return Slices(*(round(c) for c in centre))
+        return Slices(*(round(c + side.start) for c, side in zip(centre, box, strict=True)))
     return Slices(*(_strongest(strength, mask, axis) for axis in range(3)))
 
 
@@ -294,11 +301,23 @@ class _Gather:
     def __init__(self, maps: Maps, mask: np.ndarray, hz_per_ppm: float):
         self.maps, self.mask, self.hz_per_ppm = maps, mask, hz_per_ppm
         self._inside: dict[str, np.ndarray] = {}
+        self._limits: dict[tuple[Window, tuple[str, ...]], Limits] = {}
+        box = bounding_box(mask)
+        self._box = (*box[::-1],), np.ascontiguousarray(mask[box].T)
 
     def inside(self, name: str) -> np.ndarray:
+        """Values of a map inside the region, in an order that is the same for all."""
         if name not in self._inside:
-            self._inside[name] = np.asarray(self.maps[name][self.mask], np.float32)
+            box, mask = self._box  # along the memory of files
+            self._inside[name] = np.asarray(self.maps[name].T[box][mask], np.float32)
         return self._inside[name]
+
+    def limits(self, window: Window, names: tuple[str, ...]) -> Limits:
+        """Limits of a window of some maps; several panels have those of one map."""
+        key = window, names
+        if key not in self._limits:
+            self._limits[key] = window([self.inside(name) for name in names])
+        return self._limits[key]
 
     def shown(self, panel: Panel) -> list[Shown]:
         """A map in its window and, where it is small in it and should be, in its own."""
@@ -307,11 +326,11 @@ class _Gather:
         factor = self.hz_per_ppm if row and row.file_unit != row.unit else 1.0
         limits = panel.window
         if callable(limits):
-            known = [name for name in panel.of if name in self.maps] or [panel.name]
-            limits = limits([self.inside(name) for name in known])
+            known = tuple(name for name in panel.of if name in self.maps) or (panel.name,)
+            limits = self.limits(limits, known)
         wide = [limits]
         if panel.second and callable(panel.window):
-            own = panel.window([self.inside(panel.name)])
+            own = self.limits(panel.window, (panel.name,))
             if own[1] - own[0] < SMALL * (limits[1] - limits[0]):
                 wide.append(own)
         titles = (title, f'{title}, own window')

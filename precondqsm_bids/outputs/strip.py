@@ -60,12 +60,13 @@ def draw_strip(chi: np.ndarray, mask: np.ndarray, voxel_size: np.ndarray) -> Str
     >>> strip.pixels.shape, strip.limit
     ((96, 696), 0.1)
     """
-    chi, mask = np.asarray(chi, float), np.asarray(mask) > 0
+    mask = np.asarray(mask) > 0
     if not mask.any():
         mask = np.ones(chi.shape, bool)
-    values = np.nan_to_num(chi)
+    box = bounding_box(mask)
+    values, mask = np.nan_to_num(np.asarray(chi[box], float)), mask[box]
     limit = float(np.percentile(np.abs(values[mask]), 99)) or 1e-6
-    shown = np.where(mask, values, 0)[bounding_box(mask)]
+    shown = np.where(mask, values, 0)
     size = np.asarray(voxel_size, float)
     middle = [n // 2 for n in shown.shape]
     planes = [(shown[:, :, round(share * (shown.shape[2] - 1))], size[[0, 1]]) for share in AXIAL]

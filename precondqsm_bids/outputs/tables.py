@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.roi_values import (
     Cylinder,
     cylinder_reference,
     find_cylinder,
+    label_boxes,
     region_values,
     surrounding_label,
 )
@@ -62,35 +65,43 @@ def roi_rows(
     maps: Mapping[str, np.ndarray],
     affine: np.ndarray,
     uncertainty: Mapping[str, Mapping[str, Any]] | None = None,
+    workers: int = 1,
 ) -> list[dict[str, Any]]:
     """One dictionary per label, with the columns of the table in order.
 
     ``*_minus_medium`` is the mean minus the mean in the label that surrounds all others (the
     agar of a phantom), where there is one: the quantity of the abstract's figure 2.
-    ``uncertainty`` is ``regions`` of the record of that stage.
+    ``uncertainty`` is ``regions`` of the record of that stage; ``workers`` threads share the work.
     """
-    indices = [int(i) for i in np.unique(labels) if i > 0]
-    regions = {i: labels == i for i in indices}
-    medium = surrounding_label(labels)
-    cylinders = {
-        i: cylinder
-        for i, region in regions.items()
-        if (cylinder := find_cylinder(region, affine)) is not None
-    }
+    boxes = label_boxes(labels)
+    regions = {i: labels[box] == i for i, box in boxes.items()}
+    known = {i: region & mask[boxes[i]] for i, region in regions.items()}
+    medium = surrounding_label(labels, boxes)
+    pairs = [(i, name) for i in boxes for name in maps]
+    found = side_by_side(
+        workers,
+        *(
+            partial(find_cylinder, region, affine, [side.start for side in boxes[i]])
+            for i, region in regions.items()
+        ),
+        *(partial(region_values, maps[name][boxes[i]], known[i]) for i, name in pairs),
+    )
+    cylinders = {i: one for i, one in zip(boxes, found, strict=False) if one is not None}
+    summaries = dict(zip(pairs, found[len(boxes) :], strict=True))
     in_medium = {
-        name: region_values(values, regions[medium] & mask).mean
-        for name, values in maps.items()
+        name: summaries[medium, name].mean
+        for name in maps
         if medium is not None and MAPS[name].suffix == 'Chimap' and not MAPS[name].of_trust
     }
     rows = []
-    for i in indices:
+    for i in boxes:
         row: dict[str, Any] = {
             'index': i,
             'name': names.get(i, f'label-{i}'),
             'n_voxels': int(regions[i].sum()),
         }
-        for name, values in maps.items():
-            summary = region_values(values, regions[i] & mask)
+        for name in maps:
+            summary = summaries[i, name]
             row[f'{name}_mean'] = summary.mean
             row[f'{name}_sd'] = summary.sd
             row[f'{name}_median'] = summary.median
@@ -98,8 +109,8 @@ def roi_rows(
             if name in in_medium:
                 row[f'{name}_minus_medium'] = summary.mean - in_medium[name]
             if name == 'precond_chi' and uncertainty is not None:
-                known = uncertainty.get(str(i), {})
-                row.update({column: known.get(key) for column, (key, _, _) in ERROR.items()})
+                of_label = uncertainty.get(str(i), {})
+                row.update({column: of_label.get(key) for column, (key, _, _) in ERROR.items()})
         if 'total_field' in maps:
             row.update(_cylinder_columns(i, cylinders, maps['total_field'], affine, mask))
         rows.append(row)

@@ -55,9 +55,10 @@ def init_outputs_wf(run: Run, settings: Settings, *, name: str = 'outputs_wf') -
         derivatives.inputs.labels_source = _uri(run.labels, settings)
         inputnode.inputs.labels = run.labels
         roi_values = pe.Node(
-            RoiValues(label_names=run.label_names or {}),
+            RoiValues(label_names=run.label_names or {}, num_threads=settings.omp_nthreads),
             name='roi_values',
             mem_gb=VALUES_BYTES * math.prod(run.matrix) / 1024**3,
+            n_procs=settings.omp_nthreads,
         )
         with_values = [port for port in ports if port in (*WITH_VALUES, 'consensus_mask')]
         workflow.connect([

@@ -201,10 +201,10 @@ def stage_node(name, interface, threads, mem_gb):
     """A stage as a node, with its memory and threads.
 
     The arms beside the preconditioned one have one thread, so that they are computed beside the
-    fit of the prior, which takes longer; so have the last two, which do not wait for each other.
+    fit of the prior, which takes longer; so has the comparison, beside the uncertainty.
     """
     node = pe.Node(interface, name=name, mem_gb=mem_gb)
-    alone = ('shape_mask', 'comparison', 'uncertainty')
+    alone = ('shape_mask', 'comparison')
     if threads > 1 and name in ('echo_fit', *STAGE_MEMORY) and name not in alone:
         node.inputs.num_threads = node.n_procs = threads
     return node

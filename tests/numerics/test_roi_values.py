@@ -6,6 +6,7 @@ import pytest
 from precondqsm_bids.numerics.roi_values import (
     cylinder_reference,
     find_cylinder,
+    label_boxes,
     region_values,
     surrounding_label,
 )
@@ -166,3 +167,13 @@ def test_too_few_voxels_are_refused_with_the_numbers():
     result = cylinder_reference(unit_field, 1, {1: find_cylinder(mask, affine)}, affine, mask)
     assert np.isnan(result.chi)
     assert '0 in the medium' in result.note
+
+
+def test_boxes_of_labels_however_large_their_numbers():
+    labels = np.zeros((4, 5, 6), np.int64)
+    labels[1:3, 2, 1:], labels[0, 0, 0], labels[3, 4, 5] = 3, 7, -2
+    expected = {3: np.s_[1:3, 2:3, 1:6], 7: np.s_[0:1, 0:1, 0:1]}
+    assert label_boxes(labels) == expected
+    large = {2**40 * i: box for i, box in expected.items()}
+    assert label_boxes(2**40 * labels) == large
+    assert label_boxes(0 * labels) == {}

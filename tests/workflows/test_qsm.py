@@ -259,7 +259,7 @@ def test_settings_reach_their_nodes():
         assert get(f'{arm}background_removal').inputs.iterations == 11
         assert get(f'{arm}dipole_inversion').inputs.reg_weight == 0.3
         assert get(f'{arm}recombination').inputs.reference == 'agar'
-    for stage in ('echo_fit', 'background_removal', 'dipole_inversion'):
+    for stage in ('echo_fit', 'background_removal', 'dipole_inversion', 'uncertainty'):
         assert get(stage).inputs.num_threads == get(stage).n_procs == 3
 
 
@@ -270,6 +270,7 @@ def test_conventional_arm_has_room_beside_the_fit():
         node = get(f'conventional_{stage}')
         assert node.inputs.num_threads == node.n_procs == 1
         assert get('prior_fit').n_procs + node.n_procs == 2 + 1
+    assert get('uncertainty').n_procs + get('comparison').n_procs == 2 + 1
 
 
 def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none():
