@@ -159,7 +159,7 @@ RUNS = {
     'wrong-b0': Prepared(
         'B0 stated along the wrong axis',
         TUBES,
-        {'sign': 'doubtful', 'prior': 'doubtful'},
+        {'sign': 'bad', 'prior': 'doubtful'},
         ('--b0-dir', '1', '0', '0'),
     ),
     'wraps': Prepared(

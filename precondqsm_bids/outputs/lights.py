@@ -172,7 +172,9 @@ def _sign(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     if reversed_ and source != 'field of the shape' and level in ('bad', 'doubtful'):
         sentence += '; the susceptibility falls where R2* rises, right for calcium, not for iron'
     if fit.get('b0_contradicted'):
-        level = 'bad' if level == 'bad' else 'doubtful'
+        # What explains no field by dipoles along this axis is the second witness.
+        unsupported = record.get('prior_fit', {}).get('trust', 1.0) < 1
+        level = 'bad' if level == 'bad' or unsupported else 'doubtful'
         sentence = (
             'the field of the shape fits B0 along another axis better: check the header, and '
             'state --b0-dir if it is wrong'

@@ -220,6 +220,16 @@ def moved():
     return still._replace(magnitude=magnitude, phase=phase)
 
 
+@pytest.mark.parametrize(('trust', 'level'), [(1.0, 'doubtful'), (0.85, 'bad')])
+def test_b0_that_shape_and_prior_contradict_is_a_bad_light(trust, level):
+    record = {
+        **GOOD,
+        'echo_fit': {**GOOD['echo_fit'], 'b0_contradicted': True},
+        'prior_fit': {'trust': trust, 'beyond_null': 0.1},
+    }
+    assert levels(record)['sign'] == level
+
+
 @pytest.mark.parametrize(
     'make, name, level',
     [
