@@ -104,7 +104,7 @@ def test_dry_run_foresees_what_a_large_slab_takes(dataset, app, monkeypatch):
         os.truncate(path, 352 + 4 * 500 * 500 * 40)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: mock.Mock(free=5e8))
     output = app('--dry-run', '--mem', '1.5G', '--nprocs', '2')[1]
-    fit = 400 * 1e7 / 1024**3  # of the prior: bytes a voxel, where the object fills the slab
+    fit = 344 * 1e7 / 1024**3  # of the prior: bytes a voxel, where the object fills the slab
     assert f'takes about {0.2 + fit:.1f} GB of memory (of 1.5, which may not do' in output
     assert 'is to be given with --phase-sign: in a slab, 8% as thick as wide' in output
     minutes = math.ceil((3e7 * SECONDS_PER_VALUE + SECONDS_PER_RUN) / 60)
