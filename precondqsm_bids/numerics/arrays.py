@@ -1,6 +1,6 @@
 """Checks that arrays are what they are taken for, and work on several at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -27,19 +27,53 @@ def check_finite(data: npt.NDArray, name: str) -> None:
     )
 
 
-def check_map(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
-    """Raise ValueError unless a map has the matrix of the mask and finite values.
+def check_grid(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Raise ValueError unless a map has the matrix of the mask; it may have classes beside.
 
-    >>> check_map(np.zeros((2, 2, 2)), 'r2_map', np.ones((2, 2, 3), bool))
+    >>> check_grid(np.zeros((2, 2, 2)), 'r2_map', np.ones((2, 2, 3), bool))
     Traceback (most recent call last):
     ...
     ValueError: r2_map (2, 2, 2) and mask (2, 2, 3) differ in matrix size: resample the first
     """
-    if data.shape != mask.shape:
+    if data.shape[:3] != mask.shape:
         raise ValueError(
             f'{name} {data.shape} and mask {mask.shape} differ in matrix size: resample the first'
         )
+
+
+def check_map(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
+    """Raise ValueError unless a map has the matrix of the mask and finite values."""
+    check_grid(data, name, mask)
     check_finite(data, name)
+
+
+def in_box(images: Any, name: str, mask: npt.NDArray, box: tuple[slice, slice, slice]) -> Any:
+    """Images, and those of a mapping, in a box of the mask whose matrix they have; else unchanged.
+
+    >>> mask = np.ones((4, 4, 4), bool); box = (slice(1, 3),) * 3
+    >>> found = in_box({'map': np.zeros((4, 4, 4, 2)), 'b0': 3.0}, '', mask, box)
+    >>> print(found['map'].shape, found['b0'])
+    (2, 2, 2, 2) 3.0
+    """
+    if isinstance(images, Mapping):
+        return {key: in_box(image, key, mask, box) for key, image in images.items()}
+    if not isinstance(images, np.ndarray):
+        return images
+    check_grid(images, name, mask)
+    return images[box]
+
+
+def from_box(
+    values: npt.NDArray, box: tuple[slice, slice, slice], shape: tuple[int, ...]
+) -> npt.NDArray:
+    """Values of a box on the whole grid, zero outside.
+
+    >>> print(from_box(np.ones((1, 1, 1)), (slice(1, 2),) * 3, (2, 2, 2)).sum())
+    1.0
+    """
+    out = np.zeros(shape, values.dtype)
+    out[box] = values
+    return out
 
 
 def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:

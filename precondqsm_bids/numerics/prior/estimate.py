@@ -1,7 +1,7 @@
 """Estimate: the first estimate of the susceptibility, the sum of the terms of the method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import MAP, term
-from precondqsm_bids.numerics.arrays import check_map, side_by_side
-from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.arrays import check_map, from_box, in_box, side_by_side
+from precondqsm_bids.numerics.dipole import Geometry, bounding_box, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
@@ -148,17 +148,26 @@ def estimate_prior(
     """
     if fit is None and len(terms) != 1:
         raise ValueError(f'prior {" ".join(terms)}: only one term can be taken without a fit')
-    builder = _Builder(inputs, geometry, terms, fit or 'global')
     if fit is None:
+        builder = _Builder(inputs, geometry, terms, 'global')
         word, (basis, *_) = terms[0], builder.bases(terms[0])
         unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
         record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
         return PriorEstimate(basis.weight, inputs.shape_chi, None, None, record)
     mask, voxel_size, b0_dir, workers = geometry
-    field, shape_chi = inputs.total_field, inputs.shape_chi
+    shape_chi = inputs.shape_chi
     if shape_chi is not None:
-        field = field - forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
-    sd, shape_sd = inputs.field_sd, inputs.shape_sd
+        of_shape = forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
+        inputs = inputs._replace(total_field=inputs.total_field - of_shape)
+        del of_shape
+    # Beyond the box of the region no term looks: empty slices change nothing, and cost nothing.
+    box = bounding_box(mask)
+    inputs = PriorInputs(**in_box(inputs._asdict(), 'images', mask, box))
+    on_grid = partial(from_box, box=box, shape=mask.shape)
+    mask = mask[box]
+    geometry = geometry._replace(mask=mask)
+    builder = _Builder(inputs, geometry, terms, fit)
+    field, sd, shape_sd = inputs.total_field, inputs.field_sd, inputs.shape_sd
 
     def judged() -> tuple[dict[str, list[Basis]], Verdict]:
         bases = {word: builder.bases(word) for word in terms}
@@ -200,15 +209,15 @@ def estimate_prior(
     record['prior_sd'] = float(np.sqrt(np.mean(spread[mask] ** 2, dtype=np.float64)))
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
-        np.float32(verdict.trust) * fitted.prior_chi,
-        None if shape_chi is None else shape_chi + fitted.surface_chi,
-        (finest.labels + 1).astype(np.int32),
+        on_grid(np.float32(verdict.trust) * fitted.prior_chi),
+        None if shape_chi is None else shape_chi + on_grid(fitted.surface_chi),
+        on_grid((finest.labels + 1).astype(np.int32)),
         fitted.inner_size,
         record,
-        shift,
+        None if shift is None else on_grid(shift),
         fitted.outer_chi,
         verdict.trust,
-        np.float32(verdict.trust) * spread,
+        on_grid(np.float32(verdict.trust) * spread),
     )
 
 

@@ -105,3 +105,29 @@ def test_a_voxel_that_is_turned_out_of_the_region_takes_the_nearest(name):
     source = dict(_turns(mask))[name]
     assert source.size == np.count_nonzero(mask)
     assert source.min() >= 0
+
+
+def test_empty_slices_change_nothing():
+    """Blocks of the verdict and windows of the cells stand in the region, not in the image."""
+    structure = smooth(1)
+    inputs = PriorInputs(field_of(0.05 * np.tanh(structure)), SD, magnitude=np.exp(structure))
+    alone = estimate_prior(inputs, GEOMETRY, ['contrast'])
+    more = ((1, 4), (2, 0), (3, 5))
+    images = {
+        name: np.pad(image, more)
+        for name, image in inputs._asdict().items()
+        if isinstance(image, np.ndarray)
+    }
+    geometry = GEOMETRY._replace(mask=np.pad(MASK, more))
+    found = estimate_prior(PriorInputs(**images), geometry, ['contrast'])
+    assert found.record['gains'] == pytest.approx(alone.record['gains'], abs=1e-5)
+    for name in ('prior_chi', 'prior_sd', 'prior_labels'):
+        there, here = getattr(found, name), np.pad(getattr(alone, name), more)
+        np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_images_of_another_matrix_are_refused():
+    larger = np.zeros([n + 2 for n in SHAPE])
+    inputs = PriorInputs(0 * SD, SD, magnitude=larger)
+    with pytest.raises(ValueError, match='differ in matrix size'):
+        estimate_prior(inputs, GEOMETRY, ['contrast'])
