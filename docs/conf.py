@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.environment import repair_environment
 
-repair_environment(omp_nthreads=1)
+repair_environment()
 os.environ['MPLBACKEND'] = 'agg'
 
 project = 'precondqsm_bids'

@@ -10,7 +10,7 @@ import pytest
 from precondqsm_bids.cli.environment import repair_environment
 
 # Before any test module imports niworkflows, which would unpack templates into the home folder.
-repair_environment(omp_nthreads=1)
+repair_environment()
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (4, 5, 6)

@@ -19,13 +19,14 @@ _BEFORE_END: list[Callable[[], None]] = []
 THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
-def repair_environment(omp_nthreads: int) -> None:
+def repair_environment() -> None:
     """Make the environment fit for the libraries; to be called before they are imported.
 
     niworkflows unpacks a catalogue of templates that we do not use into the home folder, and
     fails where there is none: a container run by a user without a passwd entry. Nipype asks a
-    server for its newest version, and its batch plugins want a LOGNAME. The numerical libraries
-    have ``omp_nthreads`` threads in each process.
+    server for its newest version, and its batch plugins want a LOGNAME. The linear algebra
+    has one thread in each process: its matrices are small, its threads wait by turning in circles
+    on the cores of other nodes, and its sums must not depend on their number.
     """
     home = os.environ.get('HOME', '')
     if not home or home == '/' or not os.access(home, os.W_OK | os.X_OK):
@@ -43,7 +44,7 @@ def repair_environment(omp_nthreads: int) -> None:
     os.environ.setdefault('MPLBACKEND', 'agg')
     os.environ.setdefault('LOGNAME', _user_name())
     for name in THREAD_VARIABLES:
-        os.environ[name] = str(omp_nthreads)
+        os.environ[name] = '1'
 
 
 def configure_nipype(

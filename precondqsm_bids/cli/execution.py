@@ -166,7 +166,7 @@ def _supervised(
         plugin_args,
         # Nipype's own names the jobs by the user.
         environment={**call.environment, 'LOGNAME': os.environ['LOGNAME']},
-        launcher=[*python_command(), '-m', NODE_JOB, str(call.settings.omp_nthreads)],
+        launcher=[*python_command(), '-m', NODE_JOB],
         warn=say,
     )
     return plugin, before_sigterm_ends(plugin.cancel)

@@ -180,7 +180,8 @@ OPTIONS = {
              help='CPUs to use (default: those of the affinity mask, the control group and '
              'SLURM)'),
         _row('--omp-nthreads', type=count, metavar='N',
-             help=f'threads of one node (default: --nprocs, at most {MAX_OMP_NTHREADS})'),
+             help='threads of one node (default: --nprocs over the participants that are in '
+             f'progress at a time, at most {MAX_OMP_NTHREADS})'),
         _row('--mem', dest='mem_gb', type=memory, metavar='SIZE',
              help='memory to use: a number of MB, or with K, M, G or T, such as 1.5G (default: '
              f'{100 * MEMORY_SHARE:g}%% of what host, control group and SLURM allow)'),

@@ -11,17 +11,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from precondqsm_bids.cli import environment, failures, work_folder
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
 from precondqsm_bids.cli.execution import Plugin, execute, read_plugin, write_graph
-from precondqsm_bids.cli.parser import parse_args
+from precondqsm_bids.cli.parser import parse_args, stated_settings
 from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.reports import group, reports_only, write_reports
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
+from precondqsm_bids.cost import cost_of
 from precondqsm_bids.revision import full_version
 
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     command = shlex.join(['precondqsm_bids', *(sys.argv[1:] if argv is None else argv)])
     call = Call(settings, command, environment=dict(os.environ))
-    environment.repair_environment(settings.omp_nthreads)
+    environment.repair_environment()
     at_group = settings.analysis_level == 'group'
     again = f'the same command {"does it" if at_group else "goes on from the work folder"}'
     try:
@@ -90,7 +92,22 @@ def run_app(call: Call) -> int:
         return failures.DONE
     if settings.dry_run:
         return failures.FAILED if found.fatal else failures.DONE
+    if plugin.is_local and 'omp_nthreads' not in stated_settings(call.argv):
+        threads = threads_of_each(settings, found)
+        call = replace(call, settings=replace(settings, omp_nthreads=threads))
     return process(call, found, plugin)
+
+
+def threads_of_each(settings: Settings, found: Found) -> int:
+    """Threads of a node where they were not stated: of several participants, fewer.
+
+    Beside each other, with nodes of one thread, they take less time than one after the other with
+    all threads, as far as the memory of their largest stages goes.
+    """
+    memory = max((cost_of([run], settings.method).memory_gb for run in found.runs), default=1.0)
+    subjects = {run.subject for run in found.runs}
+    together = min(len(subjects), settings.nprocs, int(settings.mem_gb // memory))
+    return min(settings.omp_nthreads, settings.nprocs // max(1, together))
 
 
 def find(settings: Settings, here: bool) -> Found:

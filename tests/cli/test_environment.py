@@ -27,7 +27,7 @@ def test_home_is_repaired(environment, home):
     if home is not None:
         environment['HOME'] = home
     environment['XDG_CACHE_HOME'] = '/nonexistent/cache'
-    repair_environment(1)
+    repair_environment()
     assert os.access(environment['HOME'], os.W_OK)
     assert environment['HOME'] != home
     assert 'XDG_CACHE_HOME' not in environment
@@ -35,21 +35,21 @@ def test_home_is_repaired(environment, home):
 
 def test_a_home_that_works_is_left_alone(environment, tmp_path):
     environment['HOME'] = str(tmp_path)
-    repair_environment(3)
+    repair_environment()
     assert environment['HOME'] == str(tmp_path)
     assert 'MPLCONFIGDIR' not in environment
     assert not list(tmp_path.iterdir())
-    assert {environment[f'{lib}_NUM_THREADS'] for lib in ('OMP', 'OPENBLAS', 'MKL')} == {'3'}
+    assert {environment[f'{lib}_NUM_THREADS'] for lib in ('OMP', 'OPENBLAS', 'MKL')} == {'1'}
     assert environment['NIPYPE_NO_ET'] == '1'
     assert environment['LOGNAME']
 
 
 def test_templateflow_finds_something(environment, tmp_path):
-    repair_environment(1)
+    repair_environment()
     assert os.listdir(environment['TEMPLATEFLOW_HOME'])
     (tmp_path / 'tpl-x').touch()
     environment['TEMPLATEFLOW_HOME'] = str(tmp_path)
-    repair_environment(1)
+    repair_environment()
     assert environment['TEMPLATEFLOW_HOME'] == str(tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_niworkflows_imports_without_a_home():
     code = (
         'import os, sys, json\n'
         'from precondqsm_bids.cli.environment import repair_environment\n'
-        'repair_environment(1)\n'
+        'repair_environment()\n'
         'import niworkflows.interfaces.bids\n'
         'found = [f for _, _, files in os.walk(os.environ["HOME"]) for f in files]\n'
         'print(json.dumps([os.environ["HOME"], found]))\n'

@@ -121,7 +121,7 @@ def test_without_limit_and_time(dataset, submit, folder, slurm):
     assert submit()[0] == 0
     options = head(scripts(folder)[0])
     assert options['array'] == '0-0'
-    assert options['time'] == str(module.LEAST_MINUTES + 4), 'next to no voxels'
+    assert options['time'] == str(module.LEAST_MINUTES + 3), 'next to no voxels'
     assert 'time' not in head(scripts(folder)[1])
 
 
