@@ -140,13 +140,13 @@ def test_time_is_that_of_the_largest_participant(dataset, folder):
     runs, _ = find_runs(dataset.root)
     words = [str(dataset.root), str(folder / 'out'), 'participant']
     settings = parse_args(words)
-    # 18 s and 3 echoes of 10 million voxels at 10 us: 5.3 minutes, and ten times as long.
+    # 12 s and 3 echoes of 10 million voxels at 2 us: 1.2 minutes, and ten times as long.
     large = [runs[0], replace(runs[1], matrix=(250, 200, 200))]
-    assert module.estimated_minutes(settings, large) == 30 + 53
+    assert module.estimated_minutes(settings, large) == 30 + 12
     two_runs = [*large, replace(large[1])]
-    assert module.estimated_minutes(settings, two_runs) == 30 + 106
+    assert module.estimated_minutes(settings, two_runs) == 30 + 24
     longer = parse_args([*words, '--pdf-iterations', '60'])
-    assert module.estimated_minutes(longer, large) == 30 + 103
+    assert module.estimated_minutes(longer, large) == 30 + 22
     assert module.estimated_minutes(settings, []) == 30
 
 
