@@ -102,7 +102,7 @@ def test_every_storage_gives_the_same_map(reconstruct):
     np.testing.assert_array_equal(found['axis'][0], plain)
     np.testing.assert_array_equal(found['difference'][0], plain)
     off = (found['cartesian'][0] - plain)[plain != 0]
-    assert np.sqrt(np.mean(off**2)) < 0.03 * plain[plain != 0].std()
+    assert np.sqrt(np.mean(off**2)) < 0.05 * plain[plain != 0].std()
     assert found['difference'][1]['offset_model'] == 'none (phase difference)'
     assert found['plain'][1]['offset_model'] == 'in the field'
     told = ' '.join(found['difference'][1]['warnings'])
