@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.arrays import in_parts
+from precondqsm_bids.numerics.arrays import from_box, in_parts
 from precondqsm_bids.numerics.dipole import bounding_box, cyclic_prism_kernel
 
 F32 = npt.NDArray[np.float32]
@@ -45,9 +45,7 @@ class DipoleGrid(NamedTuple):
 
     def extract(self, volume: npt.NDArray, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Copy of ``volume`` back on the input's grid of ``shape``, zero outside the box."""
-        out = np.zeros(shape, dtype=np.float32)
-        out[self.box] = volume[self.inner]
-        return out
+        return from_box(volume[self.inner].astype(np.float32, copy=False), self.box, shape)
 
 
 MARGIN = 12

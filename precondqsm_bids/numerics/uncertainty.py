@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
@@ -226,9 +226,7 @@ def map_uncertainty(
     model = _Model(made, geometry._replace(mask=mask[box]))
 
     def in_volume(of_box: npt.NDArray) -> F32:
-        out = np.zeros(mask.shape, np.float32)
-        out[box] = np.where(model.mask, of_box, 0)
-        return out
+        return from_box(np.where(model.mask, of_box, 0), box, mask.shape)
 
     regions: dict[int, RegionUncertainty] = {}
     if labels is not None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import from_box
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
@@ -377,16 +378,11 @@ class _Fit:
             frequency = self.shift.field(self.shift.values)
             shift[mask] = frequency - np.median(frequency)  # the field does not tell a constant
 
-        def in_volume(of_box: F32) -> F32:
-            out = np.zeros(mask.shape, np.float32)
-            out[grid.box] = of_box
-            return out
-
         return PriorFit(
             grid.extract(prior, mask.shape),
             tuple(np.split(self.size * values, last[:-1])),
-            in_volume(free),
-            in_volume(surface),
+            from_box(free, grid.box, mask.shape),
+            from_box(surface, grid.box, mask.shape),
             self.inner_size,
             explained,
             fractions,
