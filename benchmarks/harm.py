@@ -370,7 +370,7 @@ the QSM consensus (black in the rim that it does not know), of the preconditione
 prior, from -0.1 to 0.1 ppm.
 
 A head at 3 x 3 x 3.6 mm, one echo of 2.5 ms. The prior is a function of the magnitude alone, freed
-of its shading: ventricles and sinuses, which count for a third. The map has the levels and the
+of its shading: ventricles and sinuses, which count for 41 %. The map has the levels and the
 anatomy of the conventional one, a little less noise beside strong sources and none of the tiles
 that were there before there were windows; to our eyes it is the better of the two, by little.
 When the shading was left in, it was the prior: the centre was brighter than any brain's, and it
