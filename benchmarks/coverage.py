@@ -4,6 +4,7 @@ import numpy as np
 from reconstruction import WORKERS, first_stages, tube_labels
 
 from precondqsm_bids.numerics import (
+    Geometry,
     b0_direction,
     clusters,
     coefficient_errors,
@@ -29,12 +30,12 @@ def tubes(spec, seeds):
     for seed in seeds:
         measured = phantom.remeasure(seed)
         stages = first_stages(measured)
-        roi, voxel_size, b0_dir = geometry = stages.geometry[:3]
+        roi, voxel_size, b0_dir, _ = geometry = stages.geometry
         shape = forward_field(stages.region.shape_chi, voxel_size, b0_dir, roi, WORKERS)
         field, field_sd = stages.measured.total_field - shape, stages.measured.field_sd
         basis = clusters(stages.theory, roi)
-        fit = fit_prior(field, [basis], *geometry, field_sd, workers=WORKERS)
-        errors = coefficient_errors(field, basis, fit, *geometry, field_sd, workers=WORKERS)
+        fit = fit_prior(field, [basis], *geometry[:3], field_sd, workers=WORKERS)
+        errors = coefficient_errors(field, basis, fit, geometry, field_sd)
         row = []
         for j in range(basis.parcels):
             inside = basis.labels == j
@@ -51,6 +52,7 @@ def head(spec, seeds):
     mask, size = phantom.brain_mask, spec.voxel_size
     b0_dir = b0_direction(phantom.affine)
     basis = susceptibility_map(phantom.chi * mask, mask, 'global')
+    geometry = Geometry(mask, size, b0_dir, WORKERS)
     for seed in seeds:
         measured = phantom.remeasure(seed)
         echoes = fit_echoes(
@@ -63,7 +65,5 @@ def head(spec, seeds):
         )
         given = echoes.total_field, [basis], mask, size, b0_dir
         fit = fit_prior(*given, echoes.field_sd, workers=WORKERS)
-        errors = coefficient_errors(
-            echoes.total_field, basis, fit, mask, size, b0_dir, echoes.field_sd, workers=WORKERS
-        )
+        errors = coefficient_errors(echoes.total_field, basis, fit, geometry, echoes.field_sd)
         yield [(float(fit.coefficients[0][0]), float(errors[0]), 1.0)]

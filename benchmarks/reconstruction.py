@@ -35,6 +35,7 @@ from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
 from precondqsm_bids.numerics.prior.fit import outer_start
 from precondqsm_bids.numerics.reconstruct import (
+    Left,
     first_estimate,
     flatten,
     invert_field,
@@ -42,7 +43,7 @@ from precondqsm_bids.numerics.reconstruct import (
     prior_inputs,
     theory_prior,
 )
-from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights, solver_grid
+from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
 WORKERS = 2
@@ -208,7 +209,7 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
     method = replace(METHODS[name], shape=shape)
     arm = method.arms[name == 'conventional']
     measured, geometry = stages.measured, stages.geometry
-    field, prior, left = measured.total_field, None, {}
+    field, prior, left = measured.total_field, None, Left()
     if not arm.conventional:
         with timed(seconds, 'prior_fit'):
             if variant.fit:
@@ -219,13 +220,12 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         with timed(seconds, 'flattening'):
             field = flatten(field, geometry, prior).flattened_field
     if variant.pdf_model_error is not None:
-        left['model_error'] = variant.pdf_model_error
+        left = left._replace(model_error=variant.pdf_model_error)
     if variant.clip_outliers is not None:
         arm = arm._replace(clip_outliers=variant.clip_outliers)
     with timed(seconds, 'background_removal and dipole_inversion'):
-        local, inversion = invert_field(field, measured.field_sd, geometry, arm, **left)
-    model_error = left.get('model_error', MODEL_ERROR)
-    weights = noise_weights(measured.field_sd, geometry.mask, model_error)
+        local, inversion = invert_field(field, measured.field_sd, geometry, arm, left)
+    weights = noise_weights(measured.field_sd, geometry.mask, left.model_error)
     return Arm(
         name,
         geometry,

@@ -69,8 +69,8 @@ class Preconditioned(NamedTuple):
         """
         arm, geometry = self.method.preconditioned, self.found.geometry
         left = left_by(self.prior, arm)
-        weights = noise_weights(self.found.images.field_sd, geometry.mask, left['model_error'])
-        return remove_background(self.flattened_field, geometry, arm, weights, left['start'])
+        weights = noise_weights(self.found.images.field_sd, geometry.mask, left.model_error)
+        return remove_background(self.flattened_field, geometry, arm, weights, left.start)
 
     def around(self, inner: Inversion, takes: str = 'total') -> Recombination:
         """Susceptibility by an inversion of somebody else's.

@@ -1,7 +1,7 @@
 """The method on arrays: preconditioned and conventional susceptibility of one scan."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -252,7 +252,7 @@ def reconstruct_field(
         field = images.total_field if arm.conventional else flattened_field
         shared = None if arm.local_of is None else found[arm.local_of].local
         local, inversion = invert_field(
-            field, images.field_sd, geometry, arm, local=shared, **left_by(prior, arm)
+            field, images.field_sd, geometry, arm, left_by(prior, arm), shared
         )
         prior_chi = None if arm.conventional else prior.prior_chi
         of_arm = local.known if arm.certain_field else reference
@@ -267,7 +267,7 @@ def reconstruct_field(
         inversion.chi,
         inversion.reg_weight if np.isfinite(inversion.reg_weight) else None,
         arm.clip_outliers,
-        left_by(prior, arm)['model_error'],
+        left_by(prior, arm).model_error,
         prior.prior_sd,
     )
     known = geometry._replace(mask=local.known)
@@ -283,18 +283,25 @@ def flatten(total_field: npt.NDArray, geometry: Geometry, prior: PriorEstimate) 
     )  # fmt: skip
 
 
-def left_by(prior: PriorEstimate, arm: Arm) -> dict[str, Any]:
-    """What a first estimate leaves to the background removal and the inversion of an arm.
+class Left(NamedTuple):
+    """What a first estimate leaves to the background removal and the inversion of an arm."""
 
-    ``model_error`` (ppm) of its weights, the sources outside from where it goes on, ``start``, and
-    how far the prior counts, ``trust``.
-    """
+    model_error: float = MODEL_ERROR
+    """What the weights allow for besides the field's standard deviation, ppm."""
+    start: F32 | None = None
+    """Sources outside that the background removal begins with (:func:`pdf`), ppm."""
+    trust: float = 1.0
+    """How far the prior counts (:func:`invert`)."""
+
+
+def left_by(prior: PriorEstimate, arm: Arm) -> Left:
+    """What a first estimate leaves to an arm."""
     size = prior.expected_size if arm.clip_outliers else None
-    return {
-        'model_error': MODEL_ERROR if size is None else size,
-        'start': prior.outer_chi if arm.continued else None,
-        'trust': prior.trust if arm.clip_outliers else 1.0,
-    }
+    return Left(
+        MODEL_ERROR if size is None else size,
+        prior.outer_chi if arm.continued else None,
+        prior.trust if arm.clip_outliers else 1.0,
+    )
 
 
 def invert_field(
@@ -302,26 +309,22 @@ def invert_field(
     field_sd: npt.NDArray,
     geometry: Geometry,
     arm: Arm,
-    model_error: float = MODEL_ERROR,
+    left: Left = Left(),  # noqa: B008 (never changed)
     local: BackgroundRemoval | None = None,
-    start: npt.NDArray | None = None,
-    trust: float = 1.0,
 ) -> tuple[BackgroundRemoval, DipoleInversion]:
     """Background removal and dipole inversion of a field (ppm), as an arm of the method has it.
 
-    ``model_error`` is what the weights allow for besides ``field_sd``, both in ppm. With ``local``
-    the background is that which was removed already; ``start`` are the sources outside that the
-    background removal begins with (:func:`pdf`), and ``trust`` is how far the prior counts
-    (:func:`invert`).
+    ``left`` is what the first estimate leaves; with ``local`` the background is that which was
+    removed already.
     """
     if arm.certain_field:
         geometry = geometry._replace(mask=quality_mask(field_sd, geometry.mask).mask)
     if local is None:
-        weights = noise_weights(field_sd, geometry.mask, model_error)
-        local = remove_background(field, geometry, arm, weights, start)
+        weights = noise_weights(field_sd, geometry.mask, left.model_error)
+        local = remove_background(field, geometry, arm, weights, left.start)
     known = geometry._replace(mask=local.known)
-    weights = noise_weights(field_sd, local.known, model_error)
-    return local, invert(local.local_field, known, arm, weights, trust)
+    weights = noise_weights(field_sd, local.known, left.model_error)
+    return local, invert(local.local_field, known, arm, weights, left.trust)
 
 
 def theory_prior(

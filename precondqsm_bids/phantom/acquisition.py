@@ -4,6 +4,8 @@ Planes of a grid finer than the voxels come in one by one; voxels, noise, magnit
 out. Nothing here knows what is measured.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import fft
 
@@ -98,7 +100,24 @@ def fit_shim(points, field, length):
     return np.linalg.lstsq(harmonics, field, rcond=None)[0]
 
 
-def echo_planes(on, amplitude, offset, field, r2star, echo_times, field_strength):
+class Spins(NamedTuple):
+    """What makes the signal of a plane of points, arrays of one shape."""
+
+    amplitude: np.ndarray
+    """Signal at TE = 0."""
+    offset: np.ndarray
+    """Phase there, radians; with a first axis more it has one of each echo."""
+    field: np.ndarray
+    """Relative field, ppm."""
+    r2star: np.ndarray
+    """R2*, 1/s."""
+
+    def at(self, where):
+        """Those of the points of a mask, (N,) each."""
+        return Spins(*(values[where] for values in self))
+
+
+def echo_planes(on, spins, echo_times, field_strength):
     """Complex signal of one plane of points at each echo.
 
     ``amplitude exp(-R2* TE) exp(i (offset + 2 pi gammabar B0 field TE))``
@@ -107,9 +126,8 @@ def echo_planes(on, amplitude, offset, field, r2star, echo_times, field_strength
     ----------
     on : (X, Y) ndarray of bool
         Where there is signal.
-    amplitude, offset, field, r2star : (N,) ndarray
-        At the points that are on: signal at TE = 0, phase there (radians; an (E, N) ndarray has
-        one of each echo), relative field (ppm) and R2* (1/s).
+    spins : Spins
+        Of the points that are on, (N,) each.
     echo_times : tuple of float
         Echo times, s.
     field_strength : float
@@ -119,8 +137,9 @@ def echo_planes(on, amplitude, offset, field, r2star, echo_times, field_strength
     ------
     (X, Y) ndarray of complex64
     """
+    amplitude, phase, field, r2star = spins
     omega = 2 * np.pi * hz_per_ppm(field_strength) * field
-    offsets = np.broadcast_to(offset, (len(echo_times), *np.shape(field)))
+    offsets = np.broadcast_to(phase, (len(echo_times), *np.shape(field)))
     for time, offset in zip(echo_times, offsets, strict=True):
         plane = np.zeros(on.shape, np.complex64)
         # the angle in double precision, its sine and cosine in single: they take the time

@@ -7,6 +7,7 @@ import numpy as np
 
 from precondqsm_bids.phantom.acquisition import (
     Readout,
+    Spins,
     coil_magnitude,
     fit_shim,
     mean_of,
@@ -349,16 +350,13 @@ def simulate_head(spec=None, *, seed=0):
             material = _Material(*(values[in_x, in_y] for values in material))
             planes.append((*material, field[i]))
             on = material.amplitude > 0
-            echoes = plane_signal(
-                spec,
-                on,
+            spins = Spins(
                 coil * material.amplitude,
                 np.broadcast_to(phase_offset(x, y, z, RADIUS, HEIGHT), on.shape),
                 field[i],
                 material.r2star,
-                head.extras(tissue[whole], z),
             )
-            readout.add(i, echoes)
+            readout.add(i, plane_signal(spec, on, spins, head.extras(tissue[whole], z)))
         slices.append(_reduce(planes, factor))
     del tissue, brain, field
     signal = acquire(readout.voxels()[:, :, spec.slab], spec)

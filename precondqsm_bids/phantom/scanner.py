@@ -54,7 +54,7 @@ class Extras(NamedTuple):
     """(3, X, Y) ndarray: velocity of what flows, mm/s."""
 
 
-def plane_signal(spec, on, amplitude, offset, field, r2star, extras=None):
+def plane_signal(spec, on, spins, extras=None):
     """Complex signal of one fine plane at each echo, with what the spins do beside.
 
     Parameters
@@ -63,8 +63,8 @@ def plane_signal(spec, on, amplitude, offset, field, r2star, extras=None):
         Protocol and scanner.
     on : (X, Y) ndarray of bool
         Where there is signal.
-    amplitude, offset, field, r2star : (X, Y) ndarray
-        As in `precondqsm_bids.phantom.acquisition.echo_planes`, on the whole plane.
+    spins : Spins
+        Of the whole plane, (X, Y) each.
     extras : Extras, optional
         What is not ideal.
 
@@ -75,18 +75,20 @@ def plane_signal(spec, on, amplitude, offset, field, r2star, extras=None):
     frequency, fat, velocity = extras or Extras()
     protocol = spec.echo_times, spec.field_strength
     if frequency is not None:
-        field = field + frequency
+        spins = spins._replace(field=spins.field + frequency)
     water = on if fat is None else on & ~fat
-    phase = offset[water]
+    of_water = spins.at(water)
     if velocity is not None:
-        phase = phase + flow_phase(spec, velocity[:, water])
-    planes = echo_planes(water, amplitude[water], phase, field[water], r2star[water], *protocol)
+        turn = flow_phase(spec, velocity[:, water])
+        of_water = of_water._replace(offset=of_water.offset + turn)
+    planes = echo_planes(water, of_water, *protocol)
     if fat is None:
         yield from planes
         return
     fat = fat & on
-    shifted = field[fat] + spec.scanner.fat
-    fat_planes = echo_planes(fat, amplitude[fat], offset[fat], shifted, r2star[fat], *protocol)
+    of_fat = spins.at(fat)
+    of_fat = of_fat._replace(field=of_fat.field + spec.scanner.fat)
+    fat_planes = echo_planes(fat, of_fat, *protocol)
     shift = fat_displacement(spec) * spec.supersampling
     pairs = zip(planes, fat_planes, readout_polarity(spec), strict=True)
     for of_water, of_fat, polarity in pairs:

@@ -9,6 +9,7 @@ import numpy as np
 from precondqsm_bids.numerics.constants import AIR_CHI, GAMMA, WATER_CHI
 from precondqsm_bids.phantom.acquisition import (
     Readout,
+    Spins,
     coil_magnitude,
     fit_shim,
     mean_of,
@@ -302,7 +303,7 @@ class _Object:
         size = spec.container_radius, spec.container_height
         offset = phase_offset(self.x[:, None], self.y[None], self.z[k], *size)
         extras = self.extras(material)
-        return plane_signal(spec, on, self._coil, offset, field, r2star, extras)
+        return plane_signal(spec, on, Spins(self._coil, offset, field, r2star), extras)
 
 
 def simulate_tubes(spec=None, *, seed=0):

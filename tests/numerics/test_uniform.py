@@ -83,7 +83,7 @@ def test_a_map_that_is_zero_has_no_coefficient_that_the_field_could_tell():
     fit = fit_prior(field, [basis], BALL, *VIEW)
     assert not fit.prior_chi.any()
     assert fit.explained == pytest.approx(0, abs=1e-6)
-    assert np.isinf(coefficient_errors(field, basis, fit, BALL, *VIEW)).all()
+    assert np.isinf(coefficient_errors(field, basis, fit, Geometry(BALL, *VIEW))).all()
 
 
 def test_bias_field_of_what_has_no_contrast_is_one():

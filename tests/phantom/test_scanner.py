@@ -17,7 +17,7 @@ from scipy import ndimage
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI, hz_per_ppm
 from precondqsm_bids.phantom import coils
 from precondqsm_bids.phantom import scanner as effects
-from precondqsm_bids.phantom.acquisition import Readout, echo_planes, fit_shim, measure
+from precondqsm_bids.phantom.acquisition import Readout, Spins, echo_planes, fit_shim, measure
 from precondqsm_bids.phantom.cli import build_parser, main, spec_of
 from precondqsm_bids.phantom.fields import cylinder_field
 from precondqsm_bids.phantom.head import simulate_head
@@ -68,8 +68,8 @@ def test_ideal_scanner_changes_no_bit():
         on = (material >= 0) & (material <= 3)
         u, v = body.x[:, None] / 52, body.y[None] / 52
         offset = 0.4 + 0.3 * u + 0.25 * v**2 - 0.15 * (2 * body.z[k] / 95)
-        arguments = body._coil[on], offset[on], field[on], r2star[on]
-        readout.add(k, echo_planes(on, *arguments, spec.echo_times, 3.0))
+        spins = Spins(body._coil[on], offset[on], field[on], r2star[on])
+        readout.add(k, echo_planes(on, spins, spec.echo_times, 3.0))
     signal = readout.voxels()
     phantom = simulate_tubes(spec, seed=3)
     assert phantom.signal.tobytes() == signal.tobytes()
@@ -491,7 +491,8 @@ def test_fat_is_displaced_along_the_readout(bipolar):
     on[20:26, 10:20] = True
     ones, zeros = np.ones(shape), np.zeros(shape)
     extras = effects.Extras(fat=on)
-    planes = list(effects.plane_signal(spec, on, ones, zeros, zeros, zeros, extras))
+    spins = Spins(ones, zeros, zeros, zeros)
+    planes = list(effects.plane_signal(spec, on, spins, extras))
     shift = -3.4 * hz_per_ppm(3.0) / 1102 * 2  # points
     for plane, direction in zip(planes, (1, -1 if bipolar else 1), strict=True):
         size = np.abs(plane)

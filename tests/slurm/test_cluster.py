@@ -233,7 +233,7 @@ def test_array_of_four_one_of_them_broken(cluster, raw, reference):
     assert {job['JobState'] for job in tasks.values()} == {'COMPLETED', 'FAILED'}
     assert {job['BatchHost'] for job in tasks.values()} == {'c1', 'c2'}
     # Two runs of next to no voxels: the least that is asked for, and ten times 12 s for each.
-    assert {job['TimeLimit'] for job in tasks.values()} == {'00:34:00'}
+    assert {job['TimeLimit'] for job in tasks.values()} == {'00:33:00'}
 
     out = cluster.shared / 'out'
     for subject in ('01', '02', '03'):

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.background_removal import pdf
+from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.fit import PriorFit
 from precondqsm_bids.numerics.solver import DipoleSystem, noise_weights
@@ -17,12 +18,9 @@ def coefficient_errors(
     field: npt.NDArray,
     basis: Basis,
     fit: PriorFit,
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-    b0_dir: npt.ArrayLike,
+    geometry: Geometry,
     field_sd: npt.NDArray | None = None,
     block: float | None = None,
-    workers: int = 1,
 ) -> npt.NDArray[np.float64]:
     """Standard errors of the coefficients of a basis of few parcels.
 
@@ -40,18 +38,18 @@ def coefficient_errors(
 
     Parameters
     ----------
-    field, mask, voxel_size, b0_dir : array_like
-        As in :func:`fit_prior`.
+    field : (X, Y, Z) ndarray
+        As in :func:`fit_prior`, ppm.
     basis : Basis
         The only basis of the fit.
     fit : PriorFit
         What :func:`fit_prior` found.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm, as the fit had it.
     block : float, optional
         Edge of a block, mm; that of a 32nd of the region's volume if omitted.
-    workers : int
-        Threads of the Fourier transforms.
 
     Returns
     -------
@@ -71,13 +69,14 @@ def coefficient_errors(
     >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1)) + rng.normal(0, 0.01, chi.shape)
     >>> basis = whole_map(chi, mask)
     >>> fit = fit_prior(field, [basis], mask, (1, 1, 1), (0, 0, 1))
-    >>> error = coefficient_errors(field, basis, fit, mask, (1, 1, 1), (0, 0, 1))
+    >>> error = coefficient_errors(field, basis, fit, Geometry(mask, (1, 1, 1), (0, 0, 1)))
     >>> print(abs(fit.coefficients[0] - 1) < 3 * error, error < 0.02)
     [ True] [ True]
     """
+    mask, voxel_size, b0_dir, workers = geometry
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
     weights = noise_weights(sd, mask, fit.model_error)
-    system = DipoleSystem(mask, voxel_size, b0_dir, workers)
+    system = DipoleSystem(*geometry)
 
     def projected(values: npt.NDArray) -> npt.NDArray[np.float64]:
         local = pdf(values, mask, voxel_size, b0_dir, weights, workers=workers).local_field

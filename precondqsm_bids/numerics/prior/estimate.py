@@ -199,7 +199,7 @@ def estimate_prior(
         }
     if len(flat) == 1 and flat[0].expected != 0:
         record['coefficient_errors'] = coefficient_errors(
-            field, flat[0], fitted, mask, voxel_size, b0_dir, inputs.field_sd, workers=workers
+            field, flat[0], fitted, geometry, inputs.field_sd
         ).tolist()
     shift = fitted.tissue_shift
     if shift is not None:

@@ -24,6 +24,9 @@ OUTER_SIZE = 9.0
 Less is faster, and lets a prior that knows nothing take up more of the background."""
 NULLS = 2
 """Fits of the turned prior."""
+TIE = 2
+"""Decimals of a turned prior's rank correlation with itself that count: some turns of a symmetric
+object are equally unlike it, and rounding may not choose among them."""
 MOST_ALIKE = 0.7
 """Rank correlation with itself up to which a turned prior is a null."""
 DROPPED, COUNTED = 0.03, 0.12
@@ -244,4 +247,4 @@ def _least_alike(
         turned = ranks[source] - ranks[source].mean()
         norm = np.sqrt(energy * max(float(turned @ turned), 1.0))
         turns.append((name, abs(float(ranks @ turned)) / norm, source))
-    return sorted(turns, key=lambda turn: turn[1])[:NULLS]
+    return sorted(turns, key=lambda turn: round(turn[1], TIE))[:NULLS]

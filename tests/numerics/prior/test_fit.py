@@ -7,7 +7,7 @@ import pytest
 from scipy import fft, ndimage
 
 from precondqsm_bids.numerics.background_removal import pdf
-from precondqsm_bids.numerics.dipole import cyclic_prism_kernel, forward_field
+from precondqsm_bids.numerics.dipole import Geometry, cyclic_prism_kernel, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, clusters, constant_parcels, whole_map
 from precondqsm_bids.numerics.prior.contrast import Scale, bin_edges, contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
@@ -63,6 +63,9 @@ def measured(coefficients=TRUE, noise=0.002, seed=0):
     chi[used] = np.asarray(coefficients)[LABELS[used]] * WEIGHT[used]
     field = solver_field(chi, background)
     return field + noise * np.random.default_rng(seed).normal(size=field.shape) * MASK
+
+
+GEOMETRY = Geometry(MASK, VOXEL_SIZE, B0_DIR)
 
 
 def fit(field, bases, **keywords):
@@ -507,7 +510,7 @@ def test_standard_errors_cover_the_truth():
     for seed in range(40):
         field = clean + 0.02 * np.random.default_rng(seed).normal(size=MASK.shape) * MASK
         result = fit(field, [basis], field_sd=sd, inner_size=0.05, iterations=60)
-        error = coefficient_errors(field, basis, result, MASK, VOXEL_SIZE, B0_DIR, sd, 4)
+        error = coefficient_errors(field, basis, result, GEOMETRY, sd, 4)
         scores.append((result.coefficients[0][0] - 0.8) / error[0])
     assert np.mean(np.abs(scores) < 1.96) >= 0.9
     assert np.std(scores) > 0.5  # and are no larger than they must be
@@ -519,7 +522,7 @@ def test_parcel_without_a_field_has_no_finite_error():
     empty.weight[LABELS == 1] = 0
     field = measured()
     result = fit(field, [empty], iterations=30)
-    errors = coefficient_errors(field, empty, result, MASK, VOXEL_SIZE, B0_DIR)
+    errors = coefficient_errors(field, empty, result, GEOMETRY)
     assert np.isfinite(errors[0])
     assert np.isinf(errors[1])
 
@@ -562,7 +565,7 @@ def test_standard_errors_are_those_of_the_jackknife_over_blocks():
 
     def errors(coefficients):
         found = result._replace(coefficients=(coefficients,))
-        return coefficient_errors(field, basis, found, MASK, VOXEL_SIZE, B0_DIR, sd, edge)
+        return coefficient_errors(field, basis, found, GEOMETRY, sd, edge)
 
     # PDF amplifies rounding: fields in double and in single precision differ by 6 % in this.
     np.testing.assert_allclose(errors(best), np.sqrt(variance), rtol=0.1)

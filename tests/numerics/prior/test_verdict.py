@@ -8,7 +8,13 @@ from scipy import fft, ndimage
 from precondqsm_bids.numerics import constant_parcels, contrast_cells, whole_map
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
-from precondqsm_bids.numerics.prior.verdict import COUNTED, DROPPED, _turns, judge_prior
+from precondqsm_bids.numerics.prior.verdict import (
+    COUNTED,
+    DROPPED,
+    _least_alike,
+    _turns,
+    judge_prior,
+)
 
 SHAPE, VOXEL_SIZE, B0_DIR = (32, 36, 30), (2.0, 2.0, 2.5), np.array([0.0, 0.3, 0.954])
 X = np.stack(np.indices(SHAPE)) - (np.array(SHAPE)[:, None, None, None] - 1) / 2
@@ -131,3 +137,14 @@ def test_images_of_another_matrix_are_refused():
     inputs = PriorInputs(0 * SD, SD, magnitude=larger)
     with pytest.raises(ValueError, match='differ in matrix size'):
         estimate_prior(inputs, GEOMETRY, ['contrast'])
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_rounding_does_not_choose_among_turns_that_are_equally_unlike(seed):
+    # The same along all three axes: each of the shifts is as unlike it as the others.
+    x = np.stack(np.indices((24, 24, 24))) - 11.5
+    ball = (x**2).sum(axis=0) < 100
+    prior = np.cos(x / 3).sum(axis=0)[ball]
+    rounding = 1e-7 * np.random.default_rng(seed).standard_normal(prior.size)
+    names = [[name for name, *_ in _least_alike(p, ball)] for p in (prior, prior + rounding)]
+    assert names[0] == names[1]
