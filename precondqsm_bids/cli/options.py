@@ -104,8 +104,8 @@ OPTIONS = {
              + '; '.join(f'{word}, {preset.help}' for word, preset in PRESETS.items())
              + ' (default: none)'),
         _row('--field-strength', type=number(RANGES['field_strength']), metavar='TESLA',
-             help='field strength (T) of images whose metadata lack MagneticFieldStrength or have '
-             'one that cannot be'),
+             help='field strength (T) of images whose metadata lack MagneticFieldStrength, or '
+             'have one that cannot be or that ImagingFrequency contradicts'),
         _row('--b0-dir', nargs=3, type=number(Range(-1e6, 1e6, 'a component of a direction')),
              metavar=('X', 'Y', 'Z'),
              help='direction of B0 along the voxel axes; takes precedence over that of the '
@@ -177,8 +177,8 @@ OPTIONS = {
     ],
     'Resources': [
         _row('--nprocs', '--nthreads', '--n-cpus', type=count, metavar='N',
-             help='CPUs to use (default: those of the affinity mask, the control group and '
-             'SLURM)'),
+             help='CPUs to use (default: those of the affinity mask, the control group and the '
+             'batch system: SLURM, PBS, SGE or LSF)'),
         _row('--omp-nthreads', type=count, metavar='N',
              help='threads of one node (default: --nprocs over the participants that are in '
              f'progress at a time, at most {MAX_OMP_NTHREADS})'),

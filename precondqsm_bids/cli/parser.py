@@ -52,7 +52,8 @@ def build_parser() -> Parser:
         description='Preconditioned quantitative susceptibility mapping of the multi-echo '
         'gradient-echo images (_MEGRE, multi-echo _T2starw) in a BIDS dataset.',
         epilog='Exit status: 0 done; 1 a participant or its report failed (the last lines say '
-        'which, and where its crash file is); 2 usage; 70 nothing to do.',
+        'which, and where its crash file is); 2 usage; 70 nothing to do; 130, 143 interrupted, '
+        'terminated.',
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

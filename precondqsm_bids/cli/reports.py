@@ -5,8 +5,8 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.failures import DONE, Failure, conclude, nothing_to_do, of_participant
@@ -148,3 +148,27 @@ def group(call: Call) -> int:
         f'{result.outliers} outlying values'
     )
     return DONE
+
+
+def cite_what_was_done(call: Call, subjects: Iterable[str]) -> None:
+    """Put the methods text of the runs that left their numbers in place of the planned one."""
+    from precondqsm_bids.outputs.report import completed
+    from precondqsm_bids.outputs.sentences import text_of_runs
+
+    started = (call.log_dir / 'config.toml').stat().st_mtime
+    done: dict[str, Any] = {}
+    for subject in subjects:
+        done |= completed(call.settings.output_dir, subject, started)
+    write_citation(call, text_of_runs(done))
+
+
+def write_citation(call: Call, text: str) -> None:
+    """Write the methods text and the BibTeX of what it cites beside the log; nothing for none."""
+    from precondqsm_bids.outputs.citations import bibliography
+
+    for name, content in (('CITATION.md', text), ('CITATION.bib', bibliography(text))):
+        path = call.log_dir / name
+        if content:
+            path.write_text(content, encoding='utf-8')
+        else:
+            path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from precondqsm_bids.cli.call import Call
 from precondqsm_bids.cli.failures import Failure, conclude, of_participant
 from precondqsm_bids.cli.progress import say
+from precondqsm_bids.cli.reports import cite_what_was_done
 from precondqsm_bids.config import Settings
 from precondqsm_bids.outputs.files import sidecar_of
 
@@ -66,11 +67,13 @@ def resume(call: Call) -> int:
             for words in warnings:
                 say(f'{run.label} | warning: {words}')
             say(f'{run.label} | {target}')
-        for subject in sorted({run.subject for run in runs if run.label in given}):
+        subjects = sorted({run.subject for run in runs if run.label in given})
+        for subject in subjects:
             if (settings.output_dir / f'sub-{subject}.html').is_file():  # it says: no map yet
                 write_report(
                     settings.output_dir, subject, self_contained=settings.report_self_contained
                 )
+        cite_what_was_done(call, subjects)
         done = len(given) - len(failed)
         say(f'finished: {done} of {len(given)} maps', sys.stderr if failed else sys.stdout)
         return conclude(failed)

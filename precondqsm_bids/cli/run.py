@@ -20,7 +20,13 @@ from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
 from precondqsm_bids.cli.execution import Plugin, execute, read_plugin, write_graph
 from precondqsm_bids.cli.parser import parse_args, stated_settings
 from precondqsm_bids.cli.progress import say
-from precondqsm_bids.cli.reports import group, reports_only, write_reports
+from precondqsm_bids.cli.reports import (
+    cite_what_was_done,
+    group,
+    reports_only,
+    write_citation,
+    write_reports,
+)
 from precondqsm_bids.cli.resources import cpu_limit, memory_limit
 from precondqsm_bids.config import Settings
 from precondqsm_bids.cost import cost_of
@@ -242,33 +248,9 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failu
     for subject in found.subjects:
         if subject not in failed:
             finish(subject)
-    if found.runs and not settings.stop_after:
-        cite_what_was_done(call, found)
+    if found.runs:
+        cite_what_was_done(call, found.subjects)
     return [failure for own in failed.values() for failure in own]
-
-
-def cite_what_was_done(call: Call, found: Found) -> None:
-    """Put the methods text of the runs that were completed in the place of the planned one."""
-    from precondqsm_bids.outputs.report import completed
-    from precondqsm_bids.outputs.sentences import text_of_runs
-
-    started = (call.log_dir / 'config.toml').stat().st_mtime
-    done: dict[str, Any] = {}
-    for subject in found.subjects:
-        done |= completed(call.settings.output_dir, subject, started)
-    write_citation(call, text_of_runs(done))
-
-
-def write_citation(call: Call, text: str) -> None:
-    """Write the methods text and the BibTeX of what it cites beside the log; nothing for none."""
-    from precondqsm_bids.outputs.citations import bibliography
-
-    for name, content in (('CITATION.md', text), ('CITATION.bib', bibliography(text))):
-        path = call.log_dir / name
-        if content:
-            path.write_text(content, encoding='utf-8')
-        else:
-            path.unlink(missing_ok=True)
 
 
 def build(call: Call, found: Found) -> tuple[str, Any]:

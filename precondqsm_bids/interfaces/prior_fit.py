@@ -63,7 +63,9 @@ class PriorFitInputSpec(InputSpec):
         False, usedefault=True, desc='whether the border of the region is no surface of the object'
     )
     free_voxels = traits.Bool(
-        False, usedefault=True, desc='whether voxels where the fit leaves a source are unknowns'
+        False,
+        usedefault=True,
+        desc='whether voxels where the fit leaves a source are unknowns, and tissue has a shift',
     )
     field_strength = traits.Float(mandatory=True, desc='B0, T, for the implied relaxivity')
     iterations = traits.Range(1, 10000, value=66, usedefault=True, desc='gradient iterations')

@@ -41,7 +41,7 @@ class EchoPhase(NamedTuple):
     centre: F64
     """(3,) centre of the mask, voxel indices."""
     size: F64
-    """(E,) root mean square over the mask, rad."""
+    """(E,) root mean square over the voxels of the fit, rad."""
     field: F64
     """(4,) constant, ppm, and gradient, ppm/mm, that the first field has to be given: which part
     of the phase is linear in TE is a matter of convention."""
@@ -69,9 +69,9 @@ def echo_phase(
     spacing, but for a constant and a gradient, and the voxel size is in mm.
 
     Field and offset are free in each voxel. Their fit leaves of ``a_e + b_e . r`` what is neither
-    constant nor linear in TE, and four numbers for each echo are fitted to it robustly over the
-    whole mask (three rounds without what is beyond three deviations); then again, four times,
-    since voxels of different decay weight the echoes differently. Before the first round each
+    constant nor linear in TE, and four numbers for each echo are fitted to it robustly in up to
+    50,000 voxels of the mask (three rounds without what is beyond three deviations), four times in
+    all, since voxels of different decay weight the echoes differently. Before the first round each
     echo is brought in line with the first field on the circle, so that a phase of any size does
     not look like a turn.
 

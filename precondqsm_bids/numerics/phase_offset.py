@@ -73,8 +73,8 @@ def smooth_offset(
     near a pole, with the mean by 0.02. What a second such mean would still add is the local error
     of the offset. Voxels where it exceeds 0.1 rad keep an offset of their own, as do those where
     it exceeds 0.03 rad, or the spline is shorter than 0.8, and the voxel's own is four deviations
-    off. Both fits weight by the inverse variance and leave out, in four rounds, what is beyond
-    four deviations.
+    off. Both fits weight by the inverse variance and give next to no weight to what is beyond
+    four deviations, in six rounds the quartic and in four the spline.
     """
     good = np.flatnonzero(offset_sd < LEAST_KNOWN)
     nothing = np.zeros_like(offset)

@@ -152,7 +152,7 @@ def map_uncertainty(
     comes ``prior_sd^2``, what the fit of the prior leaves open without a residual that shows it
     (:func:`~precondqsm_bids.numerics.prior.spread.prior_spread`). Nothing
     is drawn, and all else is a convolution: an estimate by resampling would need hundreds of maps
-    for what this takes in about 30 transforms.
+    for what this takes in about 40 transforms.
 
     The **support** comes from a split of the map itself: ``F = W D prior + W f`` is what passes
     through the field, ``C = (1 - W D) prior`` what the contrast adds where the field tells

@@ -129,7 +129,7 @@ def write_report(
         'report.html',
         subject=subject,
         about=about,
-        methods=_methods(found, about['boilerplate']),
+        methods=_methods(completed(output_dir, subject, 0), about['boilerplate']),
         some_stopped=any(stopped(summary.get('record', {})) for summary in found.values()),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[
@@ -145,13 +145,22 @@ def write_report(
 
 
 def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[str, Any]]:
-    """Runs of a participant that left their numbers since a time, and these numbers."""
+    """Runs of a participant that left their numbers, or a map, since a time, and these numbers."""
     figures = output_dir / f'sub-{subject}' / 'figures'
-    return {
-        path.name.removesuffix(f'_{SUMMARY}'): _read_json(path)
-        for path in sorted(figures.glob(f'*_{SUMMARY}'))
-        if path.stat().st_mtime >= since
-    }
+    found = {}
+    for path in sorted(figures.glob(f'*_{SUMMARY}')):
+        name = path.name.removesuffix(f'_{SUMMARY}')
+        beside = _sidecar_path(output_dir, subject, name)
+        if any(p.stat().st_mtime >= since for p in (path, beside) if p):
+            found[name] = _with_map(_read_json(path), _read_json(beside) if beside else {})
+    return found
+
+
+def _with_map(summary: dict[str, Any], sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of a run with those of the map that another program inverted, if there is one."""
+    if stopped(summary.get('record', {})) and 'take_map' in sidecar.get('Parameters', {}):
+        return summary | {'record': sidecar['Parameters'], 'settings': sidecar['Settings']}
+    return summary
 
 
 def _methods(summaries: Mapping[str, Mapping[str, Any]], planned: str) -> Methods:
@@ -257,10 +266,15 @@ def _maps(output_dir: Path, subject: str, name: str, early: bool) -> list[tuple[
     return found
 
 
-def _sidecar(output_dir: Path, subject: str, name: str) -> dict[str, Any]:
-    """Sidecar of a run's map; empty where there is none."""
+def _sidecar_path(output_dir: Path, subject: str, name: str) -> Path | None:
+    """Sidecar of a run's map; None where there is none."""
     pattern = f'**/anat/{name}_desc-precond_Chimap.json'
-    path = next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
+    return next(iter((output_dir / f'sub-{subject}').glob(pattern)), None)
+
+
+def _sidecar(output_dir: Path, subject: str, name: str) -> dict[str, Any]:
+    """What it says; empty where there is none."""
+    path = _sidecar_path(output_dir, subject, name)
     return _read_json(path) if path else {}
 
 

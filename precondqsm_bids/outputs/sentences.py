@@ -48,6 +48,7 @@ R2 = {
     'literature': 'that of the literature for each tissue class [@gelman1999]',
 }
 
+HELD = ', its outliers and uncertain voxels held to their neighbours,'
 SHIFT = (
     ', and with it the frequency of each cell that the fit found to be no field of a dipole '
     '[@schweser2018]'
@@ -75,7 +76,8 @@ def sentences(
         *before(method, one_echo, phase_difference, record),
         'From the flattened field the background was removed by '
         f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
-        f'the residual was inverted {INVERSIONS[arm.inversion]}, with {weight}; '
+        f'the residual{HELD if arm.clip_outliers else ""} was inverted '
+        f'{INVERSIONS[arm.inversion]}, with {weight}; '
         'and the estimate was added back.',
         *(_comparison(other, arm, weight) for other in conventional),
         _reference(method.reference),
@@ -122,12 +124,17 @@ def before(
     used = record.get('flattening', {}).get('shape', method.shape)
     if used and 'flattening' in record:
         shape = ' and of the shape of the object in air'
+    trust = record.get('prior_fit', {}).get('trust')
+    offset = record.get('echo_fit', {}).get('offset_model')
+    shift = SHIFT if method.describes_interior and trust != 0 else ''
     return [
-        _given_field(one_echo) if method.field_given else _field(one_echo, phase_difference),
-        _estimate(method, one_echo, record.get('prior_fit', {}).get('trust')),
+        _given_field(one_echo)
+        if method.field_given
+        else _field(one_echo, phase_difference, offset == 'voxelwise'),
+        _estimate(method, one_echo, trust),
         f'The field of this estimate{shape if used else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
-        f'total field{SHIFT if method.describes_interior else ""}.',
+        f'total field{shift}.',
     ]
 
 
@@ -251,12 +258,13 @@ def _given_field(one_echo: bool) -> str:
     )
 
 
-def _field(one_echo: bool, phase_difference: bool) -> str:
+def _field(one_echo: bool, phase_difference: bool, own_offset: bool) -> str:
     if not one_echo:
+        offset = 'an offset of its own in each voxel' if own_offset else 'a smooth phase offset'
         return (
             'The total field, R2* and S0 were estimated by a nonlinear fit of the complex '
-            'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with a '
-            'smooth phase offset.'
+            'multi-echo signal [@liu2013], after spatial unwrapping [@herraez2002] and with '
+            f'{offset}.'
         )
     offset = (
         'it is the difference of two echoes, so that it has no phase offset'
@@ -297,6 +305,8 @@ def _comparison(conventional: Arm, arm: Arm, weight: str) -> str:
         differs += ', from no sources on'
     if _weight(conventional) != weight:
         differs += f', with {_weight(conventional)}'
+    if arm.clip_outliers:
+        differs += '; no voxel was held to its neighbours'
     return (
         'The same background removal and inversion of the field that was not flattened gave the '
         f'conventional map for comparison{differs}.'

@@ -112,6 +112,7 @@ def test_flattened_field_and_prior_are_written_and_no_map(flattened):
     assert 'conventional' not in said
     (citation,) = root.glob('out/logs/*/CITATION.md')
     assert 'was subtracted from the total field' in citation.read_text()
+    assert ': in ' in citation.read_text()  # how far the prior counts: it is that of what was done
     assert 'inverted' not in citation.read_text()
 
 
@@ -146,6 +147,9 @@ def test_folder_of_maps_is_recombined(flattened, phantom):
         assert 'Its map is that of another program' in page
         assert 'there is no susceptibility map yet' not in page
         assert f'{stem}_desc-precond_Chimap.nii.gz' in page
+        assert 'was inverted by another program' in page
+    newest = max(root.glob('out/logs/*/CITATION.md'), key=lambda path: path.stat().st_mtime)
+    assert 'was inverted by another program' in newest.read_text()
 
 
 @pytest.mark.slow

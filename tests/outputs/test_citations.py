@@ -62,6 +62,10 @@ def test_text_of_a_run_says_what_was_found_and_done():
     assert 'turned or shifted: in full.' in text
     assert 'and of the shape of the object in air' in text
     assert 'Only ' not in text
+    assert 'with a smooth phase offset' in text
+    assert 'no field of a dipole' in text
+    own = done(summary(echo_fit={'offset_model': 'voxelwise'}))
+    assert 'with an offset of its own in each voxel' in own
     text = done(
         summary(
             shape_mask={'mask': 'brain', 'erosion': 2.0},
@@ -71,6 +75,7 @@ def test_text_of_a_run_says_what_was_found_and_done():
     )
     assert text.startswith('Only the brain, found in the magnitude, less a border of 2 mm, was')
     assert 'turned or shifted: not at all.' in text
+    assert 'no field of a dipole' not in text  # of an estimate that is dropped, nothing is taken
     assert 'shape of the object in air' not in text
     given = done(summary(shape_mask={'mask': 'synthstrip_desc-brain_mask.nii.gz'}))
     assert '[@synthstrip]' in given
@@ -93,7 +98,7 @@ def test_weight_is_said_by_how_far_the_estimate_counted(trust, said):
     assert 'comparison, from no sources on, with the corner of the L-curve as reg' in text
     both = done(summary(Method(reg_rule='risk'), prior_fit={'trust': trust}))
     other = (
-        'comparison, from no sources on, with the regularisation weight of least expected error.'
+        'comparison, from no sources on, with the regularisation weight of least expected error;'
     )
     assert (other in both) == (trust < 1)  # the conventional arm knows of no estimate
 
@@ -109,6 +114,7 @@ OTHERS = (
 def test_weight_that_does_not_depend_on_the_estimate_is_said_as_it_is(method):
     texts = [done(summary(method, prior_fit={'trust': trust})) for trust in (1.0, 0.4)]
     assert texts[0] == texts[1].replace('shifted: in part', 'shifted: in full')
+    assert ('held to' in texts[0]) == (method.prior == ('contrast',))
 
 
 def test_what_was_not_done_here_is_not_said():

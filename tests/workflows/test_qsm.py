@@ -526,6 +526,7 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
         ({'prior': 'r2prime', 'conventional': False, 'pdf_iterations': 5, 'mask': 'brain'}, 4),
         ({'prior': 'r2prime', 'inversion': 'tv', 'background': 'vsharp'}, 4),
         ({'prior': 'r2prime', 'consensus': True, 'reference': 'agar', 'pdf_iterations': 5}, 4),
+        ({'prior': 'r2prime-by-tissue', 'conventional': False, 'pdf_iterations': 5}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
     ],
     ids=[
@@ -533,6 +534,7 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
         'published',
         'total variation after spheres',
         'consensus',
+        'tissue classes',
         'one echo and a map',
     ],
 )
@@ -551,6 +553,11 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     given.magnitude, given.phase = files['magnitude'][:echoes], files['phase'][:echoes]
     given.echo_times, given.field_strength = list(phantom.echo_times[:echoes]), 3.0
     given.labels, given.label_names = files['labels'], phantom.label_names
+    tissue = {}
+    if 'r2prime-by-tissue' in method.prior:
+        names = tuple(phantom.label_names.values())
+        given.tissue, given.tissue_names = files['labels'], list(names)
+        tissue = {'tissue': load(files['labels'], np.int16), 'tissue_names': names}
     logging.getLogger('nipype.workflow').setLevel(logging.ERROR)
     workflow.config['execution'] = {'remove_unnecessary_outputs': 'false'}
     nodes = {node.name: node for node in workflow.run(plugin='Linear').nodes()}
@@ -564,7 +571,7 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     scan = Scan(magnitude, phase, times, 3.0, size, b0_along(path))
     companions = Companions(
         maps={str(tmp_path / 'chi.nii'): chi}, labels=load(files['labels'], None),
-        label_names=phantom.label_names,
+        label_names=phantom.label_names, **tissue,
     )  # fmt: skip
     found = reconstruct(scan, method, companions)
     maps = found.maps

@@ -33,7 +33,7 @@ SCALES = (
     Scale(3 / 16, (6, 6), 0.6),
     Scale(3 / 32, (4, 4), 0.3),
 )
-"""Nodes 40, 20 and 10 mm apart in a brain of 1.2 l, and 2 mm, 1 mm and 0.5 mm in that of a rat."""
+"""Nodes 40, 20 and 10 mm apart in a brain of 1.2 l, and 5, 2.5 and 1 mm in one of 2 ml (rat)."""
 
 LEAST_SPACING = 2.0
 """Distance of the nodes in voxels (cube root of a voxel's volume), at least: at one voxel each

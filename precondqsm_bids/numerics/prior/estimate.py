@@ -122,7 +122,8 @@ def estimate_prior(
     fit : {'global', 'clusters', None}
         How whole maps are fitted; None takes the only one as it is.
     free_voxels : bool
-        Whether voxels where the fit leaves a source become unknowns.
+        Whether voxels where the fit leaves a source become unknowns, and tissue may have a
+        frequency of its own. Only for terms that describe what is inside.
     iterations : int
         Conjugate-gradient iterations of the fit.
 
@@ -182,7 +183,7 @@ def estimate_prior(
     used = _used(flat, verdict.gains)
     fitted = fit_prior(
         field, [flat[i] for i in used], mask, voxel_size, b0_dir, sd, shape_sd, iterations,
-        free_voxels=free_voxels, workers=workers, tissue_shift=True, start=start.pop(),
+        free_voxels=free_voxels, workers=workers, tissue_shift=free_voxels, start=start.pop(),
     )  # fmt: skip
     fitted = _with_left_out(fitted, flat, used)
     record = builder.record(bases, fitted)

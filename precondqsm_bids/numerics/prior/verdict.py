@@ -31,7 +31,7 @@ MOST_ALIKE = 0.7
 """Rank correlation with itself up to which a turned prior is a null."""
 DROPPED, COUNTED = 0.03, 0.12
 """What a prior explains beyond its null, from which it counts at all, and in full. Contrasts that
-know nothing reach -0.02 to 0.025, one that half follows the susceptibility 0.25 or more."""
+know nothing reach -0.03 to 0.025, one that half follows the susceptibility 0.25 or more."""
 
 
 class Verdict(NamedTuple):
