@@ -271,6 +271,9 @@ def _prior(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     if trust is None:
         sentence = 'the prior was not fitted, and not compared with a null: compare both maps'
         return Light('unknown', sentence if record else NOT_RECORDED)
+    if fit.get('beyond_null', 0) is None:
+        sentence = 'the prior is like itself when turned, and was not judged: compare both maps'
+        return Light('unknown', sentence)
     if trust == 0:
         sentence = (
             'the field does not support the prior, which was dropped: the map is that of the '

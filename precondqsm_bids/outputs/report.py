@@ -159,7 +159,7 @@ def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[st
 def _with_map(summary: dict[str, Any], sidecar: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of a run with those of the map that another program inverted, if there is one."""
     if stopped(summary.get('record', {})) and 'take_map' in sidecar.get('Parameters', {}):
-        return summary | {'record': sidecar['Parameters'], 'settings': sidecar['Settings']}
+        return summary | {'record': sidecar['Parameters'], 'settings': sidecar.get('Settings')}
     return summary
 
 

@@ -122,6 +122,8 @@ def trust(fit: Numbers, record: Numbers) -> str | None:
     """How far the prior counts, and why."""
     if fit.get('trust') is None:
         return None
+    if fit['beyond_null'] is None:
+        return f'{fit["trust"]:.0%}: not judged, as it is like itself when turned'
     beyond = f'{fit["beyond_null"]:.1%} of the local field'
     text = f'{fit["trust"]:.0%}: it explains {beyond} beyond what it does when turned'
     return text if fit['trust'] else f'{text}; the map is that of the field alone'

@@ -75,6 +75,8 @@ CASES = (  # what it is, stage -> changes, the one light that is not good
      'prior', 'doubtful'),
     ('prior of a contrast that knows nothing', {'prior_fit': {'trust': 0.0, 'beyond_null': 0.01}},
      'prior', 'doubtful'),
+    ('prior that no turn changes', {'prior_fit': {'trust': 1.0, 'beyond_null': None}},
+     'prior', 'unknown'),
     ('prior that adds field', {'comparison': {'explained': -0.4}}, 'prior', 'bad'),
     ('shape that explains nothing', {'comparison': {'explained': -0.01}}, 'prior', 'doubtful'),
     ('prior that harms one of two bodies', {'comparison': {'explained_by_body': [0.9, -0.2]}},

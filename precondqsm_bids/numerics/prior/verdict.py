@@ -40,19 +40,25 @@ class Verdict(NamedTuple):
     explained: float
     """Fraction of the local field's energy that the prior explains, on the coarse grid."""
     null: float
-    """The same of the prior turned, mean of the turns, without what it shares with the prior."""
+    """The same of the prior turned, mean of the turns, without what it shares with the prior; 0
+    where no turn is a null."""
     trust: float
     """0: the prior is dropped, 1: it counts in full."""
     gains: tuple[float, ...]
     """Factor on the expected size of each basis: the part of its size that is not chance."""
     turns: tuple[str, ...]
-    """How the prior was turned."""
+    """How the prior was turned; none if whatever is turned is like the prior itself."""
     coarse_chi: F32
     """The prior as it was fitted on the coarse grid, ppm."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """That the prior does not count in full, and why."""
+        """That the prior does not count in full, and why, or that it could not be judged."""
+        if not self.turns:
+            return (
+                'the prior could not be judged, and counts in full: mirrored, turned or shifted '
+                'it is like itself; compare with the conventional map',
+            )
         if self.trust == 1:
             return ()
         counts = f'counts for {self.trust:.0%}' if self.trust else 'is dropped'
@@ -86,7 +92,10 @@ def judge_prior(
     not at all below 0.03, and in proportion between. The expected size of a basis (a scale of the
     contrast's cells) is multiplied by ``sqrt(1 - n' / e)`` of its variances: a scale that takes
     up as much of the field when turned has nothing to say at that scale, and what it would take
-    up is background.
+    up is background. That of cells of the whole region is multiplied by no less than the same of
+    the energies: turned against the field, cells may strain to parts that are as large. Turns of a
+    rank correlation above 0.7 are no null. Where there is no other, as of layers, the prior counts
+    in full and a warning says that it was not judged.
 
     Free voxels have no part in it: where the sources are strong, they describe any field. All fits
     are made on a grid of about 20,000 voxels, whose field and basis maps are means over
@@ -151,18 +160,24 @@ def judge_prior(
         *(partial(fitted, [rows[source] for rows in maps]) for _, _, source in turns),
     )
     for null, (_, rho, _) in zip(nulls, turns, strict=True):
-        alike = min(rho, MOST_ALIKE) ** 2
+        alike = rho**2
         explained.append((null.explained - alike * own.explained) / (1 - alike))
         theirs = np.square(null.part_sd)
         chance.append(np.maximum(theirs - alike * variance, 0) / (1 - alike))
+    names = tuple(name for name, _, _ in turns)
+    if not names:
+        return Verdict(own.explained, 0.0, 1.0, (1.0,) * len(bases), names, own.prior_chi)
     beyond = own.explained - float(np.mean(explained))
     share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
+    kept = np.clip(1 - share, 0, 1)
+    whole = [basis.lattice is None for basis in bases]
+    kept[whole] = np.maximum(kept[whole], np.clip(beyond / max(own.explained, 1e-6), 0, 1))
     return Verdict(
         own.explained,
         float(np.mean(explained)),
         float(np.clip((beyond - DROPPED) / (COUNTED - DROPPED), 0, 1)),
-        tuple(np.sqrt(np.clip(1 - share, 0, 1)).tolist()),
-        tuple(name for name, _, _ in turns),
+        tuple(np.sqrt(kept).tolist()),
+        names,
         own.prior_chi,
     )
 
@@ -237,7 +252,10 @@ def _turns(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[str, npt.NDArray[np.in
 def _least_alike(
     prior: npt.NDArray, mask: npt.NDArray[np.bool_]
 ) -> list[tuple[str, float, npt.NDArray[np.intp]]]:
-    """Turns that make the prior least like itself: name, rank correlation, source voxels."""
+    """Turns that make the prior least like itself: name, rank correlation, source voxels.
+
+    Those that leave it alike are no null, and left out.
+    """
     _, number, count = np.unique(prior, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[number]  # the mean rank of equal values
     ranks -= ranks.mean()
@@ -247,4 +265,5 @@ def _least_alike(
         turned = ranks[source] - ranks[source].mean()
         norm = np.sqrt(energy * max(float(turned @ turned), 1.0))
         turns.append((name, abs(float(ranks @ turned)) / norm, source))
+    turns = [turn for turn in turns if turn[1] <= MOST_ALIKE]
     return sorted(turns, key=lambda turn: round(turn[1], TIE))[:NULLS]

@@ -148,3 +148,38 @@ def test_rounding_does_not_choose_among_turns_that_are_equally_unlike(seed):
     rounding = 1e-7 * np.random.default_rng(seed).standard_normal(prior.size)
     names = [[name for name, *_ in _least_alike(p, ball)] for p in (prior, prior + rounding)]
     assert names[0] == names[1]
+
+
+def test_strain_of_a_turned_prior_does_not_mute_a_core_along_b0():
+    # Few cells with strong fields: turned, their parts are as large as the prior's own.
+    x = np.stack(np.indices((46, 46, 60))) - np.array([22.5, 22.5, 29.5])[:, None, None, None]
+    cylinder = (x[0] ** 2 + x[1] ** 2 < 19**2) & (abs(x[2]) < 26)
+    core = cylinder & (x[0] ** 2 + x[1] ** 2 < 100)
+    double = tuple(2 * n for n in core.shape)
+    spectrum = fft.fftn(0.3 * core, double) * full_kernel(double, (2, 2, 2), (0, 0, 1))
+    field = fft.ifftn(spectrum).real[tuple(slice(n) for n in core.shape)]
+    rng = np.random.default_rng(0)
+    field = (field + rng.normal(0, 1e-3, core.shape)) * cylinder
+    r2star = 10 + 97 * core + rng.normal(0, 1, core.shape)
+    sd = np.full(core.shape, 1e-3, np.float32)
+    inputs = PriorInputs(field, sd, r2star=r2star, magnitude=np.exp(-4e-3 * r2star))
+    geometry = Geometry(cylinder, (2, 2, 2), (0, 0, 1))
+    found = estimate_prior(inputs, geometry, free_voxels=True)
+    medium = cylinder & ~core
+    step = found.prior_chi[core].mean() - found.prior_chi[medium].mean()
+    assert found.record['trust'] == 1
+    assert 0.25 < step < 0.33
+    shift = found.tissue_shift[core].mean() - found.tissue_shift[medium].mean()
+    assert abs(shift) < 0.02
+
+
+def test_a_prior_that_no_turn_changes_is_not_judged():
+    layers = (X[2] > 0) * 0.1
+    found = judge_prior(field_of(layers), [whole_map(layers, MASK)], GEOMETRY, SD)
+    assert (found.trust, found.gains, found.turns) == (1.0, (1.0,), ())
+    (warning,) = found.warnings
+    assert 'could not be judged' in warning
+    inputs = PriorInputs(field_of(layers), SD, maps={'layers.nii': layers})
+    record = estimate_prior(inputs, GEOMETRY, ['map:layers.nii']).record
+    assert (record['judged'], record['beyond_null'], record['turns']) == (None, None, [])
+    assert warning in record['warnings']
