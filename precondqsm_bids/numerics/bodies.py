@@ -10,7 +10,7 @@ LEAST_VOXELS = 27
 """Voxels of the smallest body: smaller pieces belong to the largest."""
 
 
-def bodies(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+def bodies(mask: npt.NDArray[np.bool_], by_faces: bool = False) -> npt.NDArray[np.int32]:
     """Connected bodies of a mask, numbered from the largest, 1; smaller pieces belong to it.
 
     What is not connected shares neither turns of the phase nor a reference: values between bodies
@@ -20,6 +20,9 @@ def bodies(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     ----------
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
+    by_faces : bool
+        Whether voxels have to share a face to be connected, as where phase is unwrapped; else an
+        edge or a corner will do.
 
     Returns
     -------
@@ -34,7 +37,7 @@ def bodies(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     """
     labels = np.zeros(mask.shape, np.int32)
     box = bounding_box(mask)
-    count = ndimage.label(mask[box], np.ones((3, 3, 3)), output=labels[box])
+    count = ndimage.label(mask[box], None if by_faces else np.ones((3, 3, 3)), labels[box])
     if count < 2:
         return labels
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

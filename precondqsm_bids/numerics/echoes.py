@@ -70,7 +70,7 @@ class Echoes:
                 where, planes = mask[k : k + PLANES], slice(k, k + PLANES)
                 turned = turn_back(-phase[planes, ..., e][where])
                 amplitude = without_floor(magnitude[planes, ..., e][where], air)
-                turned *= amplitude / amplitude.dtype.type(unit)
+                turned *= amplitude / np.result_type(amplitude, np.float32).type(unit)
                 begin, end = end, end + len(turned)
                 signal[begin:end, e] = turned
 

@@ -140,7 +140,7 @@ def measure_field(
         workers,
         judged,
         lambda: _ambiguous(scan, fit, mask),
-        lambda: np.sqrt(np.einsum('...e,...e->...', scan.magnitude, scan.magnitude)),
+        lambda: _root_sum_of_squares(scan.magnitude),
     )
     record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, mask)
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
@@ -225,6 +225,12 @@ def _fit(
         first_field=first,
         workers=workers,
     )
+
+
+def _root_sum_of_squares(magnitude: npt.NDArray) -> npt.NDArray:
+    """Over the echoes, floating: squares of stored integers would overflow."""
+    kind = np.result_type(magnitude, np.float32)
+    return np.sqrt(np.einsum('...e,...e->...', magnitude, magnitude, dtype=kind))
 
 
 def _record(scan: Scan, scale: PhaseScale, repair: PhaseRepair) -> dict[str, Any]:

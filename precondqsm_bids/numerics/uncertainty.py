@@ -16,6 +16,7 @@ from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
 from precondqsm_bids.numerics.expected_risk import field_powers
 from precondqsm_bids.numerics.morphology import deeper, gaussian_of_lines
+from precondqsm_bids.numerics.recombination import LEAST_FRACTION
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 F32 = npt.NDArray[np.float32]
@@ -241,7 +242,8 @@ class _References:
     """The reference of each body of a region: a body has one of its own, see `recombine`."""
 
     def __init__(self, mask: Bools, reference: Bools):
-        self._of_body, self._reference = bodies(mask), reference
+        self._of_body, self._reference = bodies(mask), reference & mask
+        self._least = max(1, LEAST_FRACTION * np.count_nonzero(self._reference))
         self._found: dict[int, F32] = {}
 
     def of(self, region: Bools) -> F32:
@@ -250,7 +252,7 @@ class _References:
         if number not in self._found:
             body = self._of_body == number
             held = body & self._reference
-            held = held if held.any() else body
+            held = held if np.count_nonzero(held) >= self._least else body
             self._found[number] = held / np.float32(held.sum())
         return self._found[number]
 

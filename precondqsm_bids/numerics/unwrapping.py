@@ -208,7 +208,7 @@ def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
     both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
     offset to half a radian, the field (a prediction taken off) to 1.5 ppm.
     """
-    labels, to_rad = bodies(echoes.mask), echoes.to_rad
+    labels, to_rad = bodies(echoes.mask, by_faces=True), echoes.to_rad
     if labels.max() < 2:
         return ()
     turn = float(TWO_PI / np.diff(to_rad).min())

@@ -433,6 +433,15 @@ def test_turns_of_a_second_body_are_undone(turns):
     assert result.offset_model == 'quartic'
 
 
+def test_bodies_that_share_an_edge_alone_are_unwrapped_apart_and_joined():
+    mask = np.zeros((36, 36, 18), bool)
+    mask[2:18, 2:18, 1:17] = mask[18:32, 18:32, 1:17] = True
+    field = 0.1 + 1.2 * (np.indices(mask.shape)[0] >= 18)
+    te = 1e-3 * np.array([1, 6, 11])
+    result = fit(noisy(signal(te, field, offset=0.3, mask=mask), 1.0), te, mask)
+    assert np.quantile(np.abs(result.total_field - field)[mask], 0.999) < 0.03
+
+
 def test_one_body_has_no_turns():
     pieces = MASK.copy()
     pieces[0, 0, 0] = True  # a stray voxel is no body

@@ -44,6 +44,15 @@ def test_maps_are_those_of_the_fit():
     assert np.abs(found.total_field - FIELD)[MASK].max() < 6 * found.field_sd[MASK].max()
 
 
+@pytest.mark.parametrize('largest', [4000, 32000])
+def test_stored_integers_are_no_less_than_their_numbers(largest):
+    scaled = np.rint(SCAN.magnitude * (largest / SCAN.magnitude.max()))
+    found = measure_field(SCAN._replace(magnitude=scaled.astype(np.int16)), MASK)
+    expected = measure_field(SCAN._replace(magnitude=scaled.astype(np.float32)), MASK)
+    np.testing.assert_allclose(found.total_field, expected.total_field, atol=1e-6)
+    np.testing.assert_allclose(found.magnitude, expected.magnitude, rtol=1e-6)
+
+
 def test_one_echo_has_no_decay():
     scan = SCAN._replace(
         magnitude=SCAN.magnitude[..., :1], phase=SCAN.phase[..., :1], echo_times=TE[:1]
