@@ -157,6 +157,10 @@ def parse_toml(text: str) -> dict[str, Any]:
     return {name: _convert(name, value, kinds[name]) for name, value in raw.items()}
 
 
+PREFIX = {'participant_label': 'sub-', 'session_label': 'ses-'}
+"""What a label may begin with."""
+
+
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """A TOML value as the type of its setting; a float may be written as an integer."""
     if name == 'bids_filters' and isinstance(value, str):
@@ -169,11 +173,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         return value if isinstance(value, str) else float(value)
     if kind == tuple[str, ...] and isinstance(value, list):
         if all(isinstance(item, str) for item in value):
-            return tuple(value)
+            return tuple(item.removeprefix(PREFIX.get(name, '')) for item in value)
     elif kind == tuple[float, ...] | None and isinstance(value, list):
         if all(type(item) in (int, float) for item in value):
             return tuple(float(item) for item in value)
-    elif kind in (Path, Path | None) and isinstance(value, str):
+    elif kind in (Path, Path | None) and isinstance(value, str) and value:
         return Path(value)
     elif kind in (float, float | None) and type(value) in (int, float):
         return float(value)

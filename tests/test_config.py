@@ -177,3 +177,8 @@ def test_every_setting_is_read():
     assert {f.name for f in fields(Settings)} - read(sources, {'settings'}) == set()
     names = {'method', 'self', 'settings.method', 'self.method'}
     assert {f.name for f in fields(Method)} - read(package.rglob('*.py'), names) == set()
+
+
+def test_labels_of_a_file_may_have_their_prefix():
+    text = 'participant_label = ["sub-01", "02"]\nsession_label = ["ses-a"]'
+    assert parse_toml(text) == {'participant_label': ('01', '02'), 'session_label': ('a',)}

@@ -67,7 +67,7 @@ def test_tissue_is_looked_for_where_it_is_read(values, expected):
         ),
         ({'inversion': 'l1'}, 'inversion = l1 is not one of l2 and tv'),
         ({'phase_sign': 0}, 'phase_sign = 0 should be 1 or -1'),
-        ({'b0_dir': (0.0, 0.0, 0.0)}, 'b0_dir .* three numbers, not all 0'),
+        ({'b0_dir': (0.0, 0.0, 0.0)}, 'b0_dir .* three finite numbers, not all 0'),
         ({'prior': 'shape', 'shape': False}, 'prior shape without the shape leaves'),
         ({'contrasts': ('T1w',), 'prior': 'tissue'}, 'contrasts T1w are for the prior contrast'),
         ({'contrasts': 'T1_w'}, '"T1_w" is not a suffix'),

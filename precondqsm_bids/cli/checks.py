@@ -4,9 +4,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from precondqsm_bids.cli.option_types import TIMEOUT
-from precondqsm_bids.cli.options import LEVELS
+from precondqsm_bids.cli.options import LEVELS, STOPS
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS
+
+LEAST_MEMORY = 0.1
+"""Memory with which anything can run, GiB."""
 
 
 def check(settings: Settings) -> None:
@@ -58,6 +61,11 @@ def _check_resources(settings: Settings) -> None:
         )
     if settings.nprocs < 1 or settings.omp_nthreads < 1 or settings.mem_gb <= 0:
         raise ValueError('--nprocs, --omp-nthreads and --mem should be positive')
+    if settings.mem_gb < LEAST_MEMORY:
+        raise ValueError(
+            f'--mem is {1024 * settings.mem_gb:.3g} MB, and nothing runs in less than '
+            f'{1024 * LEAST_MEMORY:.0f} MB: a number alone is MB; write 8G for gigabytes'
+        )
     if settings.resource_monitor and find_spec('psutil') is None:
         raise ValueError('--resource-monitor needs psutil: pip install psutil')
     if settings.node_timeout is None:
@@ -122,6 +130,8 @@ def _check_files(settings: Settings) -> None:
 def _check_inversion(settings: Settings) -> None:
     """Raise ValueError if options do not go with an inversion by another program."""
     found, method = settings.resume_with, settings.method
+    if settings.stop_after not in (None, *STOPS):
+        raise ValueError(f'stop_after = {settings.stop_after} is not one of {", ".join(STOPS)}')
     if found is None:
         if settings.stop_after and settings.reports_only:
             raise ValueError('--stop-after does not go with --reports-only: leave out one of them')

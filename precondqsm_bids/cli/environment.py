@@ -61,7 +61,7 @@ def configure_nipype(
     config.update_config(
         {
             'execution': {
-                'crashdump_dir': str(log_dir),
+                'crashdump_dir': str(log_dir).replace('%', '%%'),  # it is interpolated
                 'crashfile_format': 'txt',
                 # With the default of 2 s a run of twenty nodes spends most of its time waiting.
                 'poll_sleep_duration': '0.05',

@@ -39,6 +39,9 @@ from precondqsm_bids.method import (
     Range,
 )
 
+STOPS = ('flattening',)
+"""Stages after which a call may stop."""
+
 LEVELS = ('participant', 'group')
 
 GROUP_SETTINGS = frozenset(
@@ -215,7 +218,7 @@ OPTIONS = {
         _switch('--stop-on-first-crash',
                 'stop everything at the first failure instead of finishing the other '
                 'participants'),
-        _row('--stop-after', choices=('flattening',),
+        _row('--stop-after', choices=STOPS,
              help='write the flattened field, the prior and what comes before them, for an '
              'inversion by another program'),
         _row('--resume-with', type=path, metavar='PATH',

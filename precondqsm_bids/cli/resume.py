@@ -19,6 +19,7 @@ from precondqsm_bids.config import Settings
 from precondqsm_bids.outputs.files import sidecar_of
 
 FLAT, PRIOR, MASK = 'desc-flattened_fieldmap', 'desc-prior_Chimap', 'desc-roi_mask'
+PRECOND = 'desc-precond_Chimap'
 ENDINGS = ('.nii.gz', '.nii')
 
 
@@ -96,14 +97,26 @@ def flattened_runs(settings: Settings) -> list[Flattened]:
             continue
         if settings.session_label and entities.get('ses') not in settings.session_label:
             continue
-        if field.is_file():
+        if field.is_file() and not _inverted_here(prior.with_name(f'{label}_{PRECOND}.json')):
             runs.append(Flattened(label, field, prior, prior.with_name(f'{label}_{MASK}.nii.gz')))
     if not runs:
         raise InputError(
             f'{settings.output_dir} has no flattened field ({FLAT}) of these participants and '
-            'sessions: run --stop-after flattening first'
+            'sessions whose map would not be one of this program: run --stop-after flattening '
+            'first'
         )
     return runs
+
+
+def _inverted_here(sidecar: Path) -> bool:
+    """Whether a run has a map that this program inverted, with figures and values that go with it.
+
+    `--stop-after` takes them away.
+    """
+    if not sidecar.is_file():
+        return False
+    record = json.loads(sidecar.read_text(encoding='utf-8')).get('Parameters', {})
+    return 'take_map' not in record
 
 
 def maps_of(settings: Settings, runs: list[Flattened]) -> dict[str, Path]:
@@ -163,6 +176,7 @@ def recombine_run(run: Flattened, path: Path, settings: Settings) -> tuple[Path,
     from precondqsm_bids.interfaces.volumes import load, save
     from precondqsm_bids.numerics.given_field import in_ppm
 
+    _check_grid(path, run.field)
     _check_units(path)
     of_field = _sidecar(run.field)
     strength, mask = float(of_field['MagneticFieldStrength']), str(run.mask)
@@ -226,6 +240,19 @@ def _sidecar(path: Path) -> dict[str, Any]:
     """The JSON beside a map of this program."""
     content: dict[str, Any] = json.loads(sidecar_of(path).read_text(encoding='utf-8'))
     return content
+
+
+def _check_grid(path: Path, field: Path) -> None:
+    """Raise ValueError unless a map is a readable image of numbers on the grid of a field."""
+    from precondqsm_bids.inputs.grid import load_grid
+    from precondqsm_bids.inputs.run import RunError
+
+    try:
+        differs = load_grid(path).differs_from(load_grid(field))
+    except RunError as error:
+        raise ValueError(f'{error.path} {error}') from error
+    if differs:
+        raise ValueError(f'{path}: {differs}: resample the map to the grid of the field')
 
 
 def _check_units(path: Path) -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -156,8 +156,14 @@ def find(settings: Settings, here: bool) -> Found:
 def process(call: Call, found: Found, plugin: Plugin) -> int:
     """Reconstruct the runs and assemble the reports; the exit status."""
     settings, log_dir = call.settings, call.log_dir
-    make_folders(call, computing=bool(found.runs) and not settings.boilerplate_only)
-    with environment.logging_to(log_dir / 'precondqsm_bids.log', settings.verbose):
+    computing = bool(found.runs) and not settings.boilerplate_only
+    with ExitStack() as stack:
+        if settings.work_dir and (computing or settings.clean_workdir):
+            alone = settings.clean_workdir
+            stack.enter_context(work_folder.in_use(settings.work_dir, found.subjects, alone))
+        make_folders(call, computing)
+        log = environment.logging_to(log_dir / 'precondqsm_bids.log', settings.verbose)
+        stack.enter_context(log)
         introduce(call, found)
         with nullcontext() if settings.skip_bids_validation else validation(call):
             failed = reconstruct(call, found, plugin)

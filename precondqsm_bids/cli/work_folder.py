@@ -1,10 +1,15 @@
 """The work folder: where it is, whose intermediate results it has, and its room."""
 
+import errno
+import fcntl
 import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +70,43 @@ def rooms(settings: Settings, found: Found) -> list[Room]:
         )
         for of_disk in disks.values()
     ]
+
+
+@contextmanager
+def in_use(work_dir: Path, subjects: Sequence[str], alone: bool) -> Iterator[None]:
+    """Keep other calls from these participants' results, or with ``alone`` from all of them.
+
+    Two calls at one folder would take each other's files for their own. The locks are of bytes of
+    one file, a participant each, and end with the process, however that ends; where the file
+    system has none there are none.
+
+    Raises InputError if another call is at them.
+    """
+    from precondqsm_bids.inputs.run import InputError
+
+    path = work_dir / f'{_results(work_dir)[0].name}.lock'
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open('a+b')
+    except OSError as error:
+        raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
+    with file:
+        everyone = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        places = {'': (everyone, 0)} | {
+            subject: (fcntl.LOCK_EX, 1 + zlib.crc32(subject.encode())) for subject in subjects
+        }
+        for subject, (kind, place) in places.items():
+            try:
+                fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, place)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    break
+                what = f'sub-{subject}' if subject else 'it'
+                raise InputError(
+                    f'another call is at {what} in the work folder {work_dir}: wait for it, or '
+                    'give a folder of its own with -w'
+                ) from error
+        yield
 
 
 def clean(work_dir: Path) -> None:

@@ -43,6 +43,9 @@ CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
 REFERENCE_NAMES = {'roi-mean': 'mean of the region', 'none': ''}
 """What the maps are relative to, in words, where it is no label."""
 
+VALUES = 'desc-rois_values.tsv'
+"""Ending of the table of values."""
+
 LEVEL = 1
 """Of the compression: the next takes three times as long for half a per cent."""
 
@@ -79,7 +82,9 @@ class Derivatives(SimpleInterface):
     """Write the derivatives of one run, each file whole or not at all, a sidecar before its map.
 
     The maps are compressed in threads while the figures are drawn from the same files, which are
-    mapped into memory. Where nothing was inverted they are those of what comes before.
+    mapped into memory. Where nothing was inverted they are those of what comes before. What an
+    earlier call with other settings has left of the run and this one does not write is removed in
+    the end: beside each other they would pass for results of one call.
     """
 
     input_spec = _DerivativesInputSpec
@@ -89,7 +94,7 @@ class Derivatives(SimpleInterface):
     def _run_interface(self, runtime):
         inputs = self.inputs
         maps = defined_maps(inputs)
-        self._grid = maps['prior_chi']
+        self._grid, self._here = maps['prior_chi'], set[Path]()
         facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
             echoes = pool.submit(self._echoes)  # read while the charts are drawn
@@ -103,7 +108,21 @@ class Derivatives(SimpleInterface):
             self._results['out_files'] = [str(file.result()) for file in written.values()]
         if isdefined(inputs.precond_chi):
             self._write_strip(maps)  # not older than its map
+        self._remove_earlier()
         return runtime
+
+    def _remove_earlier(self) -> None:
+        """Remove the files of this run that an earlier call has written and this one has not."""
+        from precondqsm_bids.outputs.figures import FIGURES
+
+        maps = [self._path(row.datatype, f'{row.ending}.nii.gz') for row in WRITTEN.values()]
+        figures = [self._path('figures', name) for name in (STRIP, *(f.name for f in FIGURES))]
+        table = self._path('anat', VALUES)
+        for path in (*maps, table, *figures):
+            if path not in self._here:
+                path.unlink(missing_ok=True)
+                if path.parent.name != 'figures':
+                    sidecar_of(path).unlink(missing_ok=True)
 
     def _path(self, datatype: str, ending: str) -> Path:
         """Place of a file; figures are those of the participant."""
@@ -113,10 +132,16 @@ class Derivatives(SimpleInterface):
         stems = self.inputs.stems
         return folder / datatype / f'{stems.get(datatype, stems["anat"])}_{ending}'
 
+    def _own(self, datatype: str, ending: str) -> Path:
+        """Place of a file that this call writes."""
+        path = self._path(datatype, ending)
+        self._here.add(path)
+        return path
+
     def _write_map(self, name: str, file: str, facts: Facts) -> Path:
         """Write one map with its sidecar, a field in Hz; its path."""
         row = WRITTEN[name]
-        target = self._path(row.datatype, f'{row.ending}.nii.gz')
+        target = self._own(row.datatype, f'{row.ending}.nii.gz')
         _write_json(target, compose_sidecar(row, self.inputs.record, facts))
         factor = 1.0 if row.file_unit == row.unit else hz_per_ppm(facts.field_strength)
         write_compressed(file, target, factor)
@@ -128,7 +153,7 @@ class Derivatives(SimpleInterface):
 
         inputs = self.inputs
         if isdefined(inputs.table):
-            target = self._path('anat', 'desc-rois_values.tsv')
+            target = self._own('anat', VALUES)
             labels = [inputs.labels_source] if isdefined(inputs.labels_source) else []
             _write_json(target, {**inputs.columns, 'Sources': [*facts.sources, *labels]})
             write_atomic(target, Path(inputs.table).read_text(encoding='utf-8'))
@@ -149,7 +174,7 @@ class Derivatives(SimpleInterface):
         """Draw the slices that the page of the group shows."""
         size = nb.as_closest_canonical(nb.load(maps['precond_chi'])).header.get_zooms()[:3]
         strip = draw_strip(view(maps['precond_chi']), view(maps['roi_mask']), np.array(size))
-        write_strip(self._path('figures', STRIP), strip)
+        write_strip(self._own('figures', STRIP), strip)
 
     def _draw(
         self, files: dict[str, str], facts: Facts, echoes: Future[dict[str, np.ndarray]]
@@ -166,7 +191,7 @@ class Derivatives(SimpleInterface):
         maps = {name: view(files[name]) for name in known}
         with rc_context(STYLE):
             for desc, figure in self._charts(maps, facts):
-                save(figure, self._path('figures', names[desc]))
+                save(figure, self._own('figures', names[desc]))
         labels = view(inputs.labels) if isdefined(inputs.labels) else None
         if labels is not None and labels.dtype.kind not in 'iu':
             labels = labels.astype(int)
@@ -174,7 +199,7 @@ class Derivatives(SimpleInterface):
         known_maps = maps | echoes.result()
         field = hz_per_ppm(facts.field_strength)
         for desc, figure in draw_maps(known_maps, np.array(size, float), labels, field):
-            save(figure, self._path('figures', names[desc]))
+            save(figure, self._own('figures', names[desc]))
 
     def _echoes(self) -> dict[str, np.ndarray]:
         """First and last echo as they are stored, the phase in rad."""

@@ -7,6 +7,7 @@ import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
+from precondqsm_bids.interfaces.volumes import whole_numbers
 from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
@@ -38,9 +39,7 @@ class RoiValues(SimpleInterface):
 
     def _run_interface(self, runtime):
         image = nb.load(self.inputs.labels)
-        labels = np.asanyarray(image.dataobj)
-        if labels.dtype.kind not in 'iu':
-            labels = np.rint(labels).astype(int)
+        labels = whole_numbers(np.asanyarray(image.dataobj), self.inputs.labels)
         mask = _load_on_grid(self.inputs.mask, image) > 0
         files = defined_maps(self.inputs)
         maps = {name: _load_on_grid(file, image) for name, file in files.items()}

@@ -13,7 +13,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
+from precondqsm_bids.interfaces.volumes import canonical, load_stored, save, whole_numbers
 from precondqsm_bids.numerics.arrays import check_finite
 
 
@@ -65,7 +65,7 @@ class TissueMaps(SimpleInterface):
                 label: classes.index(name) + 1 for label, name in self.inputs.label_classes.items()
             }
             data, image = self._load(paths[0])
-            labels, inverse = np.unique(np.rint(data).astype(int), return_inverse=True)
+            labels, inverse = np.unique(whole_numbers(data, paths[0]), return_inverse=True)
             found = np.array([numbers.get(int(label), 0) for label in labels], np.int16)
             tissue = on_grid(found[inverse].reshape(data.shape), image, grid, 0).astype(np.int16)
             empty = not tissue.any()

@@ -4,6 +4,7 @@ import numpy as np
 from nipype.interfaces.base import File, TraitedSpec, traits
 
 from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
+from precondqsm_bids.interfaces.volumes import whole_numbers
 from precondqsm_bids.numerics.recombination import reference_region
 from precondqsm_bids.numerics.uncertainty import MapInputs, map_uncertainty
 
@@ -47,8 +48,8 @@ class Uncertainty(Stage):
         choices = (self._given(name) for name in MapInputs._fields[4:-1])
         given = MapInputs(*images, *choices, self._load('prior_sd', np.float32))
         labels = self._load('labels', None)
-        if labels is not None and labels.dtype.kind not in 'iu':
-            labels = np.rint(labels).astype(int)
+        if labels is not None:
+            labels = whole_numbers(labels, self.inputs.labels)
         reference = reference_region(self.inputs.reference, geometry.mask, labels, names)
         found = map_uncertainty(given, geometry, labels, reference)
         return {

@@ -272,6 +272,31 @@ def is_image(value: object) -> bool:
     return isinstance(value, str) and value.endswith(('.nii', '.nii.gz'))
 
 
+BETWEEN = 1e-3
+"""Distance from the next integer up to which a label is one."""
+
+
+def whole_numbers(data: np.ndarray, path: str) -> np.ndarray:
+    """Labels of an image as integers.
+
+    Raises ValueError for values between them, as an interpolation leaves them, or not finite.
+
+    >>> whole_numbers(np.array([0.0, 2.0]), 'labels.nii')
+    array([0, 2])
+    """
+    if data.dtype.kind in 'iu':
+        return data
+    with np.errstate(invalid='ignore'):
+        wrong = ~(np.abs(data - np.rint(data)) <= BETWEEN)
+    if wrong.any():
+        raise ValueError(
+            f'{path} has labels that are no whole numbers, such as {data[wrong][0]:g} (in '
+            f'{np.count_nonzero(wrong)} voxels): it was interpolated; resample it to the nearest '
+            'neighbour'
+        )
+    return np.rint(data).astype(int)
+
+
 def grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Matrix and affine of the array that :func:`load` gives, from the header alone."""
     image = nb.load(path)

@@ -10,7 +10,7 @@ from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
-from precondqsm_bids.numerics.phase.checks import check_phase, check_stored
+from precondqsm_bids.numerics.phase.checks import check_not_phase, check_phase, check_stored
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, apply_scale, phase_scale
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
@@ -120,8 +120,14 @@ def measure_field(
     """
     _check(scan, mask, shape_mask)
     check_stored(scan, mask, workers)
+    try:
+        with scan.named():
+            scale = phase_scale(scan.phase, scan.phase_units)
+    except ValueError:  # perhaps since magnitude and phase of one echo are swapped
+        for e, name in enumerate(scan.names('magnitude')):
+            check_not_phase(scan.magnitude[..., e], name)
+        raise
     with scan.named():
-        scale = phase_scale(scan.phase, scan.phase_units)
         scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite_phase))
     shape, repair = _shape_and_repair(scan, mask, shape_mask, workers)
     fields = (shape.field if shape else None), repair.first_field

@@ -193,4 +193,11 @@ def reference_region(
             f'no label is named {name!r} to reference the map to (labels: {known}); '
             'the reference is none, roi-mean or one of the labels'
         )
-    return np.isin(labels, indices)
+    region = np.isin(labels, indices)
+    if not (region & mask).any():
+        raise ValueError(
+            f'the label {name!r}, which the map is to be relative to, has no voxel in the region '
+            f'of interest ({np.count_nonzero(region)} in the image): take another label, '
+            'roi-mean or none, or a larger mask'
+        )
+    return region

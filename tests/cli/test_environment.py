@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from precondqsm_bids.cli.environment import logging_to, repair_environment
+from precondqsm_bids.cli.environment import configure_nipype, logging_to, repair_environment
 
 
 @pytest.fixture
@@ -114,3 +114,13 @@ def test_sigterm_ends_even_what_catches_it(caught):
         [sys.executable, '-c', code], check=False, timeout=30, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (128 + 15, 'ended\n')
+
+
+def test_folder_of_crash_files_may_have_a_percent_sign(tmp_path):
+    from nipype import config
+
+    folder = tmp_path / 'out 50%' / 'logs'
+    before = config.get('execution', 'crashdump_dir')
+    configure_nipype(folder, stop_on_first_crash=False, resource_monitor=False, debug=False)
+    assert config.get('execution', 'crashdump_dir') == str(folder)
+    config.set('execution', 'crashdump_dir', before)

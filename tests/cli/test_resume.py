@@ -171,10 +171,17 @@ def test_map_of_one_run_in_another_unit_is_told_and_the_other_is_written(flatten
     'words, status, message',
     [
         (('theirs.nii.gz',), 2, 'is one map, and there are 2 runs (sub-a_rec-x, sub-b)'),
-        (('theirs.nii.gz', '--participant-label', 'b'), 1, 'differ in the affines'),
+        (('theirs.nii.gz', '--participant-label', 'b'), 1, 'affine differs by 2 mm'),
         (('theirs.nii.gz', '--participant-label', 'b', '--reference', 'csf'), 2, 'is a label'),
         (('theirs.nii.gz', '--participant-label', 'c'), 2, 'has no flattened field'),
         (('nowhere',), 2, 'no such file or folder'),
+        (('bad.nii.gz', '--participant-label', 'b'), 1, 'is not a readable NIfTI file'),
+        (
+            ('small.nii.gz', '--participant-label', 'b'),
+            1,
+            'desc-flattened_fieldmap.nii.gz: resample',
+        ),
+        (('complex.nii.gz', '--participant-label', 'b'), 1, 'holds complex numbers'),
         (('raw',), 2, 'has no map of the runs sub-a_rec-x, sub-b'),
         (('theirs.nii.gz', '--dry-run'), 2, 'does not go with --dry-run'),
         (('hz_Chimap.nii.gz', '--participant-label', 'b'), 1, "Units 'Hz' are not ppm"),
@@ -186,6 +193,24 @@ def test_what_does_not_go_together_is_told(flattened, phantom, words, status, me
     moved[0, 3] += 2
     write(root / 'theirs.nii.gz', phantom.chi, moved)
     write(root / 'hz_Chimap.nii.gz', phantom.chi, phantom.affine, Units='Hz')
+    (root / 'bad.nii.gz').write_text('bad')
+    write(root / 'small.nii.gz', phantom.chi[..., :9], phantom.affine)
+    nb.save(nb.Nifti1Image(phantom.chi + 0j, phantom.affine), root / 'complex.nii.gz')
     found, said = app(root, '--resume-with', *words)
     assert found == status, said
     assert message in said
+
+
+@pytest.mark.slow
+def test_a_map_that_this_program_inverted_is_not_replaced(flattened, phantom):
+    root, _ = flattened
+    beside = folder(root, 'b') / f'anat/{RUNS["b"]}_desc-precond_Chimap.json'
+    before = beside.read_text() if beside.is_file() else None
+    beside.write_text(json.dumps({'Parameters': {'recombination': {}}}))
+    write(root / 'theirs.nii.gz', phantom.chi, phantom.affine)
+    found, said = app(root, '--resume-with', 'theirs.nii.gz', '--participant-label', 'b')
+    assert (found, 'run --stop-after flattening first' in said) == (2, True)
+    if before is None:
+        beside.unlink()
+    else:
+        beside.write_text(before)

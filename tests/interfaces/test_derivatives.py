@@ -6,9 +6,10 @@ import os
 import nibabel as nb
 import numpy as np
 import pytest
+from written import write, zeros
 
 from precondqsm_bids.interfaces.derivatives import write_compressed
-from precondqsm_bids.outputs import files
+from precondqsm_bids.outputs import files, maps
 
 
 @pytest.fixture
@@ -72,3 +73,27 @@ def test_field_in_hz(volume, tmp_path):
     written = nb.load(target)
     assert np.allclose(written.get_fdata(), nb.load(volume).get_fdata() * 298.034698, rtol=1e-6)
     assert written.get_data_dtype() == np.float32
+
+
+def test_what_an_earlier_call_wrote_and_this_one_does_not_is_gone(tmp_path):
+    """Of this run alone: maps, sidecars, figures and values of another one stay."""
+    given, out = zeros(tmp_path, np.eye(4)), tmp_path / 'out'
+    given['conventional_chi'] = given['prior_chi']
+    write(given, out)
+    of_run = {path for path in out.glob('**/sub-01_*') if path.is_file()}
+    for name in ('sub-01_desc-rois_values.tsv', 'sub-01_desc-rois_values.json'):
+        of_run.add(out / 'sub-01/anat' / name)
+    other = out / 'sub-01/anat/sub-01_run-2_desc-conventional_Chimap.nii.gz'
+    for path in (*of_run, other, out / 'sub-01/anat/sub-01_desc-mine_Chimap.nii.gz'):
+        path.touch()
+    fewer = {name: file for name, file in given.items() if not name.startswith('conventional')}
+    write(fewer, out)
+    left = {path for path in out.glob('**/sub-01_*') if path.is_file()}
+    assert other in left
+    assert out / 'sub-01/anat/sub-01_desc-mine_Chimap.nii.gz' in left
+    gone = {path.name for path in of_run - left}
+    conventional = maps.WRITTEN['conventional_chi'].ending
+    assert {f'sub-01_{conventional}.nii.gz', f'sub-01_{conventional}.json'} <= gone
+    assert {'sub-01_desc-rois_values.tsv', 'sub-01_desc-rois_values.json'} <= gone
+    assert 'sub-01_desc-conventionalmosaic_Chimap.png' in gone
+    assert not [name for name in gone if 'precond' in name]

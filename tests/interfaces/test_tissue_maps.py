@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.mask_on_grid import MaskOnGrid
+from precondqsm_bids.interfaces.roi_values import RoiValues
 from precondqsm_bids.interfaces.tissue_maps import TissueMaps
 
 GRID = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -124,3 +125,16 @@ def test_classes_without_an_image_are_named(tmp_path, grid):
         TissueMaps(**inputs, classes=['GM'], label_classes={1: 'GM', 2: 'CSF'}).run(cwd=tmp_path)
     with pytest.raises(ValueError, match='1 images of segmentation for 2 classes'):
         TissueMaps(**inputs, classes=['GM', 'WM']).run(cwd=tmp_path)
+
+
+@pytest.mark.parametrize('value', [1.5, np.nan])
+def test_labels_that_were_interpolated_are_refused(tmp_path, grid, value):
+    data = np.ones(SHAPE, np.float32)
+    data[0, 0, :3] = value
+    path = save(tmp_path / 'dseg.nii.gz', data)
+    words = r'no whole numbers, such as 1\.5 \(in 3 voxels\)|not finite'
+    with pytest.raises(ValueError, match=words):
+        tissue(tmp_path, segmentation=[path], grid=grid, **LABELS)
+    values = RoiValues(labels=path, mask=grid, precond_chi=grid)
+    with pytest.raises(ValueError, match='no whole numbers'):
+        values.run(cwd=str(tmp_path))

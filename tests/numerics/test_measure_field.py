@@ -122,3 +122,14 @@ def test_messages_name_parameters_and_no_options():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not re.search(r'(?<!-)--[a-z]', node.value), f'{path.name}: {node.value}'
+
+
+def test_a_later_echo_whose_magnitude_and_phase_are_swapped_is_the_one_that_is_named():
+    magnitude, phase = SCAN.magnitude * 100, SCAN.phase.copy()
+    magnitude[..., 1], phase[..., 1] = phase[..., 1].copy(), magnitude[..., 1].copy()
+    files = {'magnitude_files': ('m1', 'm2', 'm3'), 'phase_files': ('p1', 'p2', 'p3')}
+    scan = SCAN._replace(magnitude=magnitude, phase=phase, phase_units=None, **files)
+    with pytest.raises(
+        ValueError, match=r'^m2, a magnitude by its name, has the values of a phase'
+    ):
+        measure_field(scan, MASK)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.recombination import recombine
+from precondqsm_bids.numerics.recombination import recombine, reference_region
 
 RNG = np.random.default_rng(0)
 RESIDUAL, PRIOR = RNG.normal(0, 1, (2, 6, 7, 8))
@@ -147,3 +147,11 @@ def test_map_that_is_not_finite_or_of_another_shape_is_named(which):
     maps[which] = maps[which][..., None]  # numpy would spread it
     with pytest.raises(ValueError, match='differ in shape'):
         recombine(**maps, mask=MASK)
+
+
+def test_a_label_outside_the_region_is_no_reference():
+    labels = np.zeros((4, 4, 4), int)
+    labels[0] = 7
+    mask = np.arange(4)[:, None, None] > np.zeros((4, 4, 4))
+    with pytest.raises(ValueError, match=r"label 'csf', .* no voxel .* \(16 in the image\)"):
+        reference_region('csf', mask, labels, {7: 'csf'})

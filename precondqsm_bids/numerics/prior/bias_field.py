@@ -96,7 +96,10 @@ def bias_field(
     voxels = voxels[:: -(-voxels.size // MOST_VOXELS)]
     values = image.reshape(-1)[voxels].astype(np.float64)
     if not np.any(values > 0):
-        raise ValueError('the image is zero in the whole mask: it has no bias field')
+        raise ValueError(
+            f'the image has no positive value in the mask, where it is {values.min():g} to '
+            f'{values.max():g}: it has no shading'
+        )
     log_image = np.log(np.maximum(values, 1e-3 * np.median(values[values > 0])))
     group = np.zeros(values.size, np.intp)
     if r2star is not None:

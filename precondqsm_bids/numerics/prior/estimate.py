@@ -324,7 +324,10 @@ class _Builder:
         for name, image in images.items():
             if PurePath(name).name.split('.')[0].endswith('map'):  # in a unit, without shading
                 continue
-            bias = bias_field(image, r2star, mask)
+            try:
+                bias = bias_field(image, r2star, mask)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
             images[name] = image / bias
             self.shading[PurePath(name).name] = np.percentile(bias[mask], (1, 99)).tolist()
         first, *further = images.values()

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from precondqsm_bids.outputs.sentences import done
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
-    'incomplete': 'some of it is missing or cannot be read; the note says what',
+    'incomplete': 'some of it is missing, cannot be read or is of an earlier call than one that '
+    'failed; the note says what',
     'failed': 'no map, and the participant level left a crash file',
     'missing': 'the dataset has images, and the derivatives have nothing of them',
 }
@@ -130,7 +132,24 @@ def _read_runs(
         if folder is None:
             yield _without_outputs(subject, name, crashes, problem)
         else:
-            yield _read_run(folder, subject, name, crashes, problem)
+            values = _read_run(folder, subject, name, crashes, problem)
+            if crashes and _map_time(folder, name) < _failed_call(output_dir, crashes):
+                note = f'{values.note}; its maps are of an earlier call'
+                values = values._replace(status='incomplete', note=note)
+            yield values
+
+
+def _map_time(folder: Path, name: str) -> float:
+    """When the map of a run was written; infinity where there is none, which is told elsewhere."""
+    path = folder / f'{name}_desc-precond_Chimap.nii.gz'
+    return path.stat().st_mtime if path.is_file() else inf
+
+
+def _failed_call(output_dir: Path, crashes: Sequence[str]) -> float:
+    """When the last call began that left one of these crash files; 0 if its log is gone."""
+    folders = {parent for crash in crashes for parent in (output_dir / crash).parents}
+    settings = [path for folder in folders if (path := folder / 'config.toml').is_file()]
+    return max((path.stat().st_mtime for path in settings), default=0.0)
 
 
 def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:

@@ -303,6 +303,22 @@ def test_who_left_nothing_is_listed(derivatives):
     assert 'crash file: sub-3/log/now/crash-1.txt' in derivatives.table('quality')[3]['note']
 
 
+@pytest.mark.parametrize('age, status', [(100, 'incomplete'), (-100, 'complete')])
+def test_maps_that_are_older_than_a_call_that_failed_are_told(derivatives, age, status):
+    derivatives.add('sub-1')
+    crash = derivatives.crash('1')
+    derivatives.about('1', ['sub-1'], [crash])
+    settings = crash.with_name('config.toml')
+    settings.touch()
+    (written,) = derivatives.out.glob('**/sub-1_desc-precond_Chimap.nii.gz')
+    time_of_map = settings.stat().st_mtime - age
+    os.utime(written, (time_of_map, time_of_map))
+    group(derivatives)
+    (row,) = derivatives.table('quality')
+    assert row['status'] == status
+    assert ('its maps are of an earlier call' in row['note']) == (age > 0)
+
+
 def test_crash_files_are_found_where_the_output_folder_was_moved_to(derivatives):
     derivatives.add('sub-1')
     derivatives.crash('1')
