@@ -62,7 +62,7 @@ class Result(NamedTuple):
 
     name: str
     trust: float
-    beyond: float
+    beyond: float | None
     prior_less: float
     """Conventional map at the best lambda."""
     conventional: float
@@ -336,9 +336,10 @@ def against(result):
 
 def row(result):
     """One row of the table."""
+    beyond = '-' if result.beyond is None else f'{result.beyond:.3f}'
     return (
         result.name, f'{result.prior_less:.3f}', f'{result.conventional:.3f}',
-        f'{result.default:.3f}', f'{result.ratio:.2f}', f'{result.beyond:.3f}',
+        f'{result.default:.3f}', f'{result.ratio:.2f}', beyond,
         f'{result.trust:.0%}', result.verdict, *against(result),
     )  # fmt: skip
 

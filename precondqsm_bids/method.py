@@ -288,7 +288,7 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
             raise ValueError(f'r2 = {self.r2} is not a number (1/s) or one of {_list(R2_WORDS)}')
         if self.phase_sign not in (None, 1, -1):
             raise ValueError(f'phase_sign = {self.phase_sign} should be 1 or -1')
-        along = self.b0_dir or (0, 0, 1)
+        along = (0, 0, 1) if self.b0_dir is None else self.b0_dir
         if len(along) != 3 or not 0 < sum(x * x for x in along) < float('inf'):
             raise ValueError(f'b0_dir = {along} should be three finite numbers, not all 0')
         if wrong := [name for name in self.contrasts if not is_suffix(name)]:

@@ -64,7 +64,7 @@ def _check_resources(settings: Settings) -> None:
     if settings.mem_gb < LEAST_MEMORY:
         raise ValueError(
             f'--mem is {1024 * settings.mem_gb:.3g} MB, and nothing runs in less than '
-            f'{1024 * LEAST_MEMORY:.0f} MB: a number alone is MB; write 8G for gigabytes'
+            f'{1024 * LEAST_MEMORY:.0f} MB: give it with a unit, such as 8G'
         )
     if settings.resource_monitor and find_spec('psutil') is None:
         raise ValueError('--resource-monitor needs psutil: pip install psutil')

@@ -49,12 +49,18 @@ def resume(call: Call) -> int:
     from precondqsm_bids.outputs.report import write_report
 
     settings = call.settings
-    runs = flattened_runs(settings)
-    given = maps_of(settings, runs)
+    runs: list[Flattened] = []
+    inverted: list[Flattened] = []
+    for run in flattened_runs(settings):
+        kept = _inverted_here(run.prior.with_name(f'{run.label}_{PRECOND}.json'))
+        (inverted if kept else runs).append(run)
+    given = maps_of(settings, runs, inverted)
     call.log_dir.mkdir(parents=True, exist_ok=True)
     (call.log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
     failed: list[Failure] = []
     with logging_to(call.log_dir / 'precondqsm_bids.log', settings.verbose):
+        for run in inverted:
+            say(f'{run.label} | skipped: its map is of this program (--stop-after flattening)')
         for run in runs:
             if (path := given.get(run.label)) is None:
                 say(f'{run.label} | skipped: no map of it in {settings.resume_with}')
@@ -97,13 +103,12 @@ def flattened_runs(settings: Settings) -> list[Flattened]:
             continue
         if settings.session_label and entities.get('ses') not in settings.session_label:
             continue
-        if field.is_file() and not _inverted_here(prior.with_name(f'{label}_{PRECOND}.json')):
+        if field.is_file():
             runs.append(Flattened(label, field, prior, prior.with_name(f'{label}_{MASK}.nii.gz')))
     if not runs:
         raise InputError(
             f'{settings.output_dir} has no flattened field ({FLAT}) of these participants and '
-            'sessions whose map would not be one of this program: run --stop-after flattening '
-            'first'
+            'sessions: run --stop-after flattening first'
         )
     return runs
 
@@ -115,25 +120,37 @@ def _inverted_here(sidecar: Path) -> bool:
     """
     if not sidecar.is_file():
         return False
-    record = json.loads(sidecar.read_text(encoding='utf-8')).get('Parameters', {})
+    try:
+        record = json.loads(sidecar.read_text(encoding='utf-8')).get('Parameters', {})
+    except ValueError:  # it is written anew
+        return False
     return 'take_map' not in record
 
 
-def maps_of(settings: Settings, runs: list[Flattened]) -> dict[str, Path]:
+def maps_of(
+    settings: Settings, runs: list[Flattened], inverted: list[Flattened]
+) -> dict[str, Path]:
     """The map of each run: the file, or those of the folder by their names.
 
-    Raises InputError if a file is given for several runs, or the folder has none or several for
+    ``inverted`` are runs with a map of this program, which is not replaced. Raises InputError if
+    there are no others, a file is given for several runs, or the folder has none or several for
     one.
     """
     from precondqsm_bids.inputs.run import InputError
 
     given = settings.resume_with
     assert given is not None
-    names = ', '.join(run.label for run in runs)
+    if not runs:
+        raise InputError(
+            f'the maps of {", ".join(run.label for run in inverted)} are of this program, with '
+            'figures and values that go with them: run --stop-after flattening first'
+        )
+    names = ', '.join(run.label for run in (*runs, *inverted))
     if given.is_file():
-        if len(runs) > 1:
+        if len(runs) + len(inverted) > 1:
             raise InputError(
-                f'--resume-with {given} is one map, and there are {len(runs)} runs ({names}): '
+                f'--resume-with {given} is one map, and there are {len(runs) + len(inverted)} '
+                f'runs ({names}): '
                 'choose with --participant-label and --session-label, or give a folder of maps'
             )
         return {runs[0].label: given}
@@ -246,13 +263,13 @@ def _check_grid(path: Path, field: Path) -> None:
     """Raise ValueError unless a map is a readable image of numbers on the grid of a field."""
     from precondqsm_bids.inputs.grid import load_grid
     from precondqsm_bids.inputs.run import RunError
+    from precondqsm_bids.interfaces.volumes import check_grid
 
     try:
-        differs = load_grid(path).differs_from(load_grid(field))
+        load_grid(path)
     except RunError as error:
         raise ValueError(f'{error.path} {error}') from error
-    if differs:
-        raise ValueError(f'{path}: {differs}: resample the map to the grid of the field')
+    check_grid([str(path), str(field)])
 
 
 def _check_units(path: Path) -> None:

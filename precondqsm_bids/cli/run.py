@@ -159,8 +159,8 @@ def process(call: Call, found: Found, plugin: Plugin) -> int:
     computing = bool(found.runs) and not settings.boilerplate_only
     with ExitStack() as stack:
         if settings.work_dir and (computing or settings.clean_workdir):
-            alone = settings.clean_workdir
-            stack.enter_context(work_folder.in_use(settings.work_dir, found.subjects, alone))
+            cleaned = settings.clean_workdir
+            stack.enter_context(work_folder.in_use(settings.work_dir, found.subjects, cleaned))
         make_folders(call, computing)
         log = environment.logging_to(log_dir / 'precondqsm_bids.log', settings.verbose)
         stack.enter_context(log)
@@ -193,8 +193,6 @@ def make_folders(call: Call, computing: bool) -> None:
         call.log_dir.mkdir(parents=True)
         write_dataset_description(settings.output_dir, settings.bids_dir, settings.derivatives)
         (call.log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
-        if work_dir and settings.clean_workdir:
-            work_folder.clean(work_dir)
         if work_dir and computing:
             work_folder.stamp_version(work_dir)  # before anything else is there
     except OSError as error:

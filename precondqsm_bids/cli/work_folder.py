@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,11 +73,11 @@ def rooms(settings: Settings, found: Found) -> list[Room]:
 
 
 @contextmanager
-def in_use(work_dir: Path, subjects: Sequence[str], alone: bool) -> Iterator[None]:
-    """Keep other calls from these participants' results, or with ``alone`` from all of them.
+def in_use(work_dir: Path, subjects: Sequence[str], cleaned: bool) -> Iterator[None]:
+    """Keep other calls from these participants' results; first remove all, if nobody is at any.
 
     Two calls at one folder would take each other's files for their own. The locks are of bytes of
-    one file, a participant each, and end with the process, however that ends; where the file
+    one file, a participant each, and end with the main process, however that ends; where the file
     system has none there are none.
 
     Raises InputError if another call is at them.
@@ -91,7 +91,7 @@ def in_use(work_dir: Path, subjects: Sequence[str], alone: bool) -> Iterator[Non
     except OSError as error:
         raise InputError(f'cannot write to {error.filename}: {error.strerror}') from error
     with file:
-        everyone = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        everyone = fcntl.LOCK_EX if cleaned else fcntl.LOCK_SH
         places = {'': (everyone, 0)} | {
             subject: (fcntl.LOCK_EX, 1 + zlib.crc32(subject.encode())) for subject in subjects
         }
@@ -101,11 +101,18 @@ def in_use(work_dir: Path, subjects: Sequence[str], alone: bool) -> Iterator[Non
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     break
-                what = f'sub-{subject}' if subject else 'it'
+                what = f'sub-{subject} in ' if subject else ''
                 raise InputError(
-                    f'another call is at {what} in the work folder {work_dir}: wait for it, or '
-                    'give a folder of its own with -w'
+                    f'another call is at {what}the work folder {work_dir}: wait for it, or give a '
+                    'folder of its own with -w'
                 ) from error
+        if cleaned:
+            try:
+                clean(work_dir)
+            except OSError as error:
+                raise InputError(f'cannot clean {work_dir}: {error.strerror}') from error
+            with suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)  # others may come in
         yield
 
 

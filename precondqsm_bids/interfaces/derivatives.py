@@ -22,7 +22,7 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import b0_along, view
+from precondqsm_bids.interfaces.volumes import b0_along, view, whole_numbers
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.outputs.files import json_ready, sidecar_of, whole, write_atomic
@@ -193,8 +193,8 @@ class Derivatives(SimpleInterface):
             for desc, figure in self._charts(maps, facts):
                 save(figure, self._own('figures', names[desc]))
         labels = view(inputs.labels) if isdefined(inputs.labels) else None
-        if labels is not None and labels.dtype.kind not in 'iu':
-            labels = labels.astype(int)
+        if labels is not None:
+            labels = whole_numbers(labels, inputs.labels)
         size = nb.as_closest_canonical(nb.load(self._grid)).header.get_zooms()[:3]
         known_maps = maps | echoes.result()
         field = hz_per_ppm(facts.field_strength)

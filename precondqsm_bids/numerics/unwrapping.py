@@ -203,6 +203,9 @@ def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bo
 def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
     """Move each body but the largest by whole turns, field and offset in place; the turns.
 
+    Bodies are those of the region (:func:`bodies`); pieces of one that share no face, and so are
+    unwrapped apart, are moved too, and its turns are those of its largest piece.
+
     A body that is unwrapped alone may be any number of turns of the echo spacing off. Each turn
     moves its offset by ``2 pi TE1 / dTE``. Taken is the number that brings offset and field,
     both as medians of the 2,000 voxels that are nearest to the other body, closest together: the
@@ -215,7 +218,7 @@ def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
     points = np.stack(np.nonzero(echoes.mask), axis=1).astype(np.float32)
     of = labels[echoes.mask]
     main = np.flatnonzero(of == 1)
-    out = []
+    turns = np.zeros(labels.max() + 1, int)
     for number in range(2, labels.max() + 1):
         own = np.flatnonzero(of == number)
         near_main = main[_nearest(points[main], points[own].mean(0))]
@@ -228,12 +231,14 @@ def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
         moved = np.angle(np.exp(1j * (change - counts * turn * float(to_rad[0]))))
         cost = (moved / 0.5) ** 2 + ((apart + counts * turn) / 1.5) ** 2
         best = int(counts[np.argmin(cost)])
-        out.append(best)
+        turns[number] = best
         if best:
             here, there = field[own] + np.float32(best * turn), offset[own]
             fit_phase(replace(echoes, signal=echoes.signal[own]), here, there, True)
             field[own], offset[own] = here, there
-    return tuple(out)
+    body = bodies(echoes.mask)[echoes.mask]
+    largest = (np.bincount(of[body == i]).argmax() for i in range(2, body.max() + 1))
+    return tuple(int(turns[piece]) for piece in largest)
 
 
 def _nearest(points: F32, to: F32, most: int = 2000) -> npt.NDArray[np.intp]:

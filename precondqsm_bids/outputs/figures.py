@@ -122,7 +122,8 @@ FIGURES = (
         'Left: the share of the energy of the local field that the prior explains, beside the '
         'same prior mirrored, turned or shifted, which knows nothing: what that explains is '
         'chance. A prior below the dotted line was dropped, one above the dashed line counts in '
-        'full. Right: what either map explains of the measured local field, from long to short '
+        'full; there are no bars where every turn is like it. Right: what either map explains of '
+        'the measured local field, from long to short '
         'wavelengths, both at one weight of the regularisation. Where the preconditioned line '
         'lies well below the other, the residual was silenced there.',
         optional=True,

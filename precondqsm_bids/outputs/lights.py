@@ -271,9 +271,6 @@ def _prior(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     if trust is None:
         sentence = 'the prior was not fitted, and not compared with a null: compare both maps'
         return Light('unknown', sentence if record else NOT_RECORDED)
-    if fit.get('beyond_null', 0) is None:
-        sentence = 'the prior is like itself when turned, and was not judged: compare both maps'
-        return Light('unknown', sentence)
     if trust == 0:
         sentence = (
             'the field does not support the prior, which was dropped: the map is that of the '
@@ -290,6 +287,9 @@ def _prior(record: Numbers, metadata: Mapping[str, Any]) -> Light:
         bodies = 'one of its bodies' if len(harmed) == 1 else f'{len(harmed)} of its bodies'
         sentence = f'the prior helps the region, but not {bodies}: use the conventional map there'
         return Light('doubtful', sentence, *supported)
+    if fit.get('beyond_null', 0) is None:
+        sentence = 'the prior is like itself when turned, and was not judged: compare both maps'
+        return Light('unknown', sentence)
     return Light('good', 'the field supports the prior, which counts in full', *supported)
 
 

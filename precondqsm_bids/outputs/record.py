@@ -118,7 +118,8 @@ MEASURES = (
     Measure('prior_trust', 'prior_fit', 'How far the prior counts, from 0 (dropped) to 1',
             other_key='trust', report=Row(25, 'The prior counts for', wording.trust)),
     Measure('prior_beyond_null', 'prior_fit',
-            'What the prior explains of the local field beyond the same prior turned',
+            'What the prior explains of the local field beyond the same prior turned; n/a where '
+            'every turn is like it',
             other_key='beyond_null'),
     Measure('tissue_shift_sd', 'prior_fit',
             'Spread of the frequency of the tissue that is no field of a dipole', 'ppm', 'log',

@@ -131,7 +131,7 @@ def before(
         _given_field(one_echo)
         if method.field_given
         else _field(one_echo, phase_difference, offset == 'voxelwise'),
-        _estimate(method, one_echo, trust),
+        _estimate(method, one_echo, record.get('prior_fit', {})),
         f'The field of this estimate{shape if used else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         f'total field{shift}.',
@@ -324,17 +324,20 @@ def _consensus(arm: Arm) -> str:
     )
 
 
-def _estimate(method: Method, one_echo: bool, trust: float | None) -> str:
+def _estimate(method: Method, one_echo: bool, fit: Mapping[str, Any]) -> str:
     terms = [_term(word, method, one_echo) for word in method.prior]
     if method.fit is None:
         return f'A first estimate of the susceptibility was taken to be {terms[0]}.'
-    found = ''
+    trust, found = fit.get('trust'), ''
     if trust is not None:
         found = ': in full' if trust >= 1 else ': in part' if trust else ': not at all'
+    counts = 'more of the field than the same estimate mirrored, turned or shifted'
+    if 'beyond_null' in fit and fit['beyond_null'] is None:
+        counts = 'of the field, as mirrored, turned or shifted it is like itself'
     return (
         'A first estimate of the susceptibility was fitted to the field, together with the '
-        f'sources outside the region: {"; ".join(terms)}. It counts as far as it explains more of '
-        f'the field than the same estimate mirrored, turned or shifted{found}.'
+        f'sources outside the region: {"; ".join(terms)}. It counts as far as it explains '
+        f'{counts}{found}.'
     )
 
 

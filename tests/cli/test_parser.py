@@ -214,8 +214,9 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path, options):
     'options, message',
     [
         ('--mem 5X', '"5X" is not an amount of memory'),
-        ('--mem 8', 'a number alone is MB; write 8G for gigabytes'),
+        ('--mem 8', 'give it with a unit, such as 8G'),
         ('--config-file b0.toml', 'three finite numbers, not all 0'),
+        ('--config-file none.toml', 'three finite numbers, not all 0'),
         ('--config-file stop.toml', '--stop-after = never is not one of flattening'),
         ('--config-file empty.toml', "setting --work-dir = '' should be of type"),
         ('--nprocs 0', '"0" is not a whole number of 1 or more'),
@@ -253,6 +254,7 @@ def test_usage_errors(refuse, tmp_path, options, message):
     (tmp_path / 'slow.toml').write_text('node_timeout = 0\n')
     (tmp_path / 'sign.toml').write_text('phase_sign = 0\n')
     (tmp_path / 'b0.toml').write_text('b0_dir = [nan, 0, 1]\n')
+    (tmp_path / 'none.toml').write_text('b0_dir = []\n')
     (tmp_path / 'stop.toml').write_text('stop_after = "never"\n')
     (tmp_path / 'empty.toml').write_text('work_dir = ""\n')
     (tmp_path / 'bad.json').write_text('{"bold": {}}')

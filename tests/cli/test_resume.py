@@ -171,7 +171,7 @@ def test_map_of_one_run_in_another_unit_is_told_and_the_other_is_written(flatten
     'words, status, message',
     [
         (('theirs.nii.gz',), 2, 'is one map, and there are 2 runs (sub-a_rec-x, sub-b)'),
-        (('theirs.nii.gz', '--participant-label', 'b'), 1, 'affine differs by 2 mm'),
+        (('theirs.nii.gz', '--participant-label', 'b'), 1, 'differ in the affines'),
         (('theirs.nii.gz', '--participant-label', 'b', '--reference', 'csf'), 2, 'is a label'),
         (('theirs.nii.gz', '--participant-label', 'c'), 2, 'has no flattened field'),
         (('nowhere',), 2, 'no such file or folder'),
@@ -179,7 +179,7 @@ def test_map_of_one_run_in_another_unit_is_told_and_the_other_is_written(flatten
         (
             ('small.nii.gz', '--participant-label', 'b'),
             1,
-            'desc-flattened_fieldmap.nii.gz: resample',
+            'differ in matrix size: resample',
         ),
         (('complex.nii.gz', '--participant-label', 'b'), 1, 'holds complex numbers'),
         (('raw',), 2, 'has no map of the runs sub-a_rec-x, sub-b'),
@@ -210,6 +210,14 @@ def test_a_map_that_this_program_inverted_is_not_replaced(flattened, phantom):
     write(root / 'theirs.nii.gz', phantom.chi, phantom.affine)
     found, said = app(root, '--resume-with', 'theirs.nii.gz', '--participant-label', 'b')
     assert (found, 'run --stop-after flattening first' in said) == (2, True)
+    found, said = app(root, '--resume-with', 'theirs.nii.gz')
+    assert (found, 'is one map, and there are 2 runs' in said) == (2, True)
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = phantom.chi.shape[0] - 1
+    write(root / f'turned/{RUNS["a"]}_Chimap.nii.gz', phantom.chi[::-1], phantom.affine @ flip)
+    found, said = app(root, '--resume-with', 'turned')
+    assert 'sub-b | skipped: its map is of this program' in said
+    assert 'finished: 1 of 1 maps' in said  # one grid, stored the other way round
     if before is None:
         beside.unlink()
     else:

@@ -165,6 +165,7 @@ def test_work_folder_of_another_version_is_refused(dataset, app, monkeypatch, st
     assert old.exists()
     assert sorted(path.name for path in Path('w').iterdir()) == [
         'precondqsm_bids_wf',
+        'precondqsm_bids_wf.lock',
         'precondqsm_bids_wf.version',
     ]
 

@@ -12,7 +12,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from precondqsm_bids.cli.work_folder import in_use
-with in_use(Path(sys.argv[1]), sys.argv[3:], sys.argv[2] == 'alone'):
+with in_use(Path(sys.argv[1]), sys.argv[3:], sys.argv[2] == 'clean'):
     print('held', flush=True)
     sys.stdin.read()
 """
@@ -20,7 +20,7 @@ with in_use(Path(sys.argv[1]), sys.argv[3:], sys.argv[2] == 'alone'):
 
 @pytest.fixture
 def other(tmp_path):
-    """Another call, at these participants or alone, until its input ends."""
+    """Another call, at these participants, until its input ends."""
     calls = []
 
     def start(kind, *subjects):
@@ -37,10 +37,10 @@ def other(tmp_path):
         call.communicate()
 
 
-def taken(folder, subjects, alone=False):
+def taken(folder, subjects, cleaned=False):
     """What is said of participants that another call is at; empty if they are free."""
     try:
-        with in_use(folder, subjects, alone):
+        with in_use(folder, subjects, cleaned):
             return ''
     except InputError as error:
         return str(error)
@@ -53,15 +53,20 @@ def test_two_calls_at_one_participant(other, tmp_path):
     assert 'of its own with -w' in said
     assert taken(tmp_path / 'w', ['03', '04']) == ''
     assert taken(tmp_path / 'x', ['01']) == ''
-    assert 'another call is at it' in taken(tmp_path / 'w', ['03'], alone=True)
+    assert 'another call is at the work folder' in taken(tmp_path / 'w', ['03'], cleaned=True)
     call.kill()  # a lock ends with its process, however that ends
     call.wait()
-    assert taken(tmp_path / 'w', ['02'], alone=True) == ''
+    assert taken(tmp_path / 'w', ['02'], cleaned=True) == ''
 
 
-def test_a_folder_that_is_cleaned_is_nobody_elses(other, tmp_path):
-    other('alone', '01')
-    assert 'another call is at it' in taken(tmp_path / 'w', ['02'])
+def test_a_folder_is_cleaned_before_others_come_in(other, tmp_path):
+    old = tmp_path / 'w' / 'precondqsm_bids_wf' / 'old'
+    old.mkdir(parents=True)
+    other('clean', '01')
+    assert not old.exists()
+    assert taken(tmp_path / 'w', ['02']) == ''
+    assert 'another call is at sub-01' in taken(tmp_path / 'w', ['01'])
+    assert 'another call is at the work folder' in taken(tmp_path / 'w', ['02'], cleaned=True)
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):

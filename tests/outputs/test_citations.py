@@ -64,6 +64,10 @@ def test_text_of_a_run_says_what_was_found_and_done():
     assert 'Only ' not in text
     assert 'with a smooth phase offset' in text
     assert 'no field of a dipole' in text
+    alone = done(summary(prior_fit={'trust': 1.0, 'beyond_null': None}))
+    assert (
+        'as far as it explains of the field, as mirrored, turned or shifted it is like it' in alone
+    )
     own = done(summary(echo_fit={'offset_model': 'voxelwise'}))
     assert 'with an offset of its own in each voxel' in own
     text = done(

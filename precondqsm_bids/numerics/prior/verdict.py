@@ -56,8 +56,9 @@ class Verdict(NamedTuple):
         """That the prior does not count in full, and why, or that it could not be judged."""
         if not self.turns:
             return (
-                'the prior could not be judged, and counts in full: mirrored, turned or shifted '
-                'it is like itself; compare with the conventional map',
+                f'the prior could not be judged, and counts for {self.trust:.0%}: it explains '
+                f'{self.explained:.0%} of the local field, and mirrored, turned or shifted it is '
+                'like itself; compare with the conventional map',
             )
         if self.trust == 1:
             return ()
@@ -94,8 +95,8 @@ def judge_prior(
     up as much of the field when turned has nothing to say at that scale, and what it would take
     up is background. That of cells of the whole region is multiplied by no less than the same of
     the energies: turned against the field, cells may strain to parts that are as large. Turns of a
-    rank correlation above 0.7 are no null. Where there is no other, as of layers, the prior counts
-    in full and a warning says that it was not judged.
+    rank correlation above 0.7 are no null. Where there is no other, as of layers, ``e`` alone
+    decides, and a warning says that the prior was not judged.
 
     Free voxels have no part in it: where the sources are strong, they describe any field. All fits
     are made on a grid of about 20,000 voxels, whose field and basis maps are means over
@@ -166,7 +167,8 @@ def judge_prior(
         chance.append(np.maximum(theirs - alike * variance, 0) / (1 - alike))
     names = tuple(name for name, _, _ in turns)
     if not names:
-        return Verdict(own.explained, 0.0, 1.0, (1.0,) * len(bases), names, own.prior_chi)
+        trust = _trust(own.explained)
+        return Verdict(own.explained, 0.0, trust, (1.0,) * len(bases), names, own.prior_chi)
     beyond = own.explained - float(np.mean(explained))
     share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
     kept = np.clip(1 - share, 0, 1)
@@ -175,11 +177,16 @@ def judge_prior(
     return Verdict(
         own.explained,
         float(np.mean(explained)),
-        float(np.clip((beyond - DROPPED) / (COUNTED - DROPPED), 0, 1)),
+        _trust(beyond),
         tuple(np.sqrt(kept).tolist()),
         names,
         own.prior_chi,
     )
+
+
+def _trust(beyond: float) -> float:
+    """How far a prior counts that explains this beyond its null."""
+    return float(np.clip((beyond - DROPPED) / (COUNTED - DROPPED), 0, 1))
 
 
 class _Coarse(CoarseRegion):
@@ -265,5 +272,5 @@ def _least_alike(
         turned = ranks[source] - ranks[source].mean()
         norm = np.sqrt(energy * max(float(turned @ turned), 1.0))
         turns.append((name, abs(float(ranks @ turned)) / norm, source))
-    turns = [turn for turn in turns if turn[1] <= MOST_ALIKE]
+    turns = [turn for turn in turns if round(turn[1], TIE) <= MOST_ALIKE]
     return sorted(turns, key=lambda turn: round(turn[1], TIE))[:NULLS]

@@ -133,7 +133,8 @@ def _read_runs(
             yield _without_outputs(subject, name, crashes, problem)
         else:
             values = _read_run(folder, subject, name, crashes, problem)
-            if crashes and _map_time(folder, name) < _failed_call(output_dir, crashes):
+            called = crashes and name in about['runs']
+            if called and _map_time(folder, name) < _failed_call(output_dir, crashes):
                 note = f'{values.note}; its maps are of an earlier call'
                 values = values._replace(status='incomplete', note=note)
             yield values
@@ -147,9 +148,8 @@ def _map_time(folder: Path, name: str) -> float:
 
 def _failed_call(output_dir: Path, crashes: Sequence[str]) -> float:
     """When the last call began that left one of these crash files; 0 if its log is gone."""
-    folders = {parent for crash in crashes for parent in (output_dir / crash).parents}
-    settings = [path for folder in folders if (path := folder / 'config.toml').is_file()]
-    return max((path.stat().st_mtime for path in settings), default=0.0)
+    logs = {output_dir / 'logs' / Path(crash).parent.name / 'config.toml' for crash in crashes}
+    return max((path.stat().st_mtime for path in logs if path.is_file()), default=0.0)
 
 
 def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:

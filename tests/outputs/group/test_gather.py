@@ -305,18 +305,22 @@ def test_who_left_nothing_is_listed(derivatives):
 
 @pytest.mark.parametrize('age, status', [(100, 'incomplete'), (-100, 'complete')])
 def test_maps_that_are_older_than_a_call_that_failed_are_told(derivatives, age, status):
-    derivatives.add('sub-1')
+    for name in ('sub-1_ses-a', 'sub-1_ses-b'):
+        derivatives.add(name)
     crash = derivatives.crash('1')
-    derivatives.about('1', ['sub-1'], [crash])
-    settings = crash.with_name('config.toml')
+    derivatives.about('1', ['sub-1_ses-b'], [crash])  # of this session alone
+    settings = derivatives.out / 'logs' / crash.parent.name / 'config.toml'
+    settings.parent.mkdir(parents=True)
     settings.touch()
-    (written,) = derivatives.out.glob('**/sub-1_desc-precond_Chimap.nii.gz')
+    (derivatives.out / 'config.toml').touch()  # of somebody else
     time_of_map = settings.stat().st_mtime - age
-    os.utime(written, (time_of_map, time_of_map))
+    for written in derivatives.out.glob('**/*_desc-precond_Chimap.nii.gz'):
+        os.utime(written, (time_of_map, time_of_map))
     group(derivatives)
-    (row,) = derivatives.table('quality')
-    assert row['status'] == status
-    assert ('its maps are of an earlier call' in row['note']) == (age > 0)
+    first, second = derivatives.table('quality')
+    assert (first['status'], second['status']) == ('complete', status)
+    assert ('its maps are of an earlier call' in second['note']) == (age > 0)
+    assert 'earlier call' not in first['note']
 
 
 def test_crash_files_are_found_where_the_output_folder_was_moved_to(derivatives):
