@@ -1045,7 +1045,7 @@ USAGE = [
     case(
         'b0-dir-zero',
         plain,
-        '--b0-dir = (0.0, 0.0, 0.0) should be three numbers, not all 0',
+        '--b0-dir = (0.0, 0.0, 0.0) should be three finite numbers, not all 0',
         options=('--b0-dir', '0', '0', '0'),
     ),
     case(

@@ -126,7 +126,12 @@ def test_thin_regions(shape):
         (np.ones((2, 2, 2)), np.ones((2, 2, 3)), np.ones((2, 2, 2), bool), 'differ'),
         (np.ones((2, 2, 2)), None, np.ones((2, 2, 3), bool), 'differ'),
         (np.ones((2, 2, 2)), np.ones((2, 2, 2)), np.zeros((2, 2, 2), bool), 'mask is empty'),
-        (np.zeros((2, 2, 2)), np.ones((2, 2, 2)), np.ones((2, 2, 2), bool), 'zero in the whole'),
+        (
+            np.zeros((2, 2, 2)),
+            np.ones((2, 2, 2)),
+            np.ones((2, 2, 2), bool),
+            'no positive value in the mask, where it is 0 to 0',
+        ),
     ],
 )
 def test_errors(image, r2star, mask, message):
