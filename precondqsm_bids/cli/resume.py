@@ -49,11 +49,9 @@ def resume(call: Call) -> int:
     from precondqsm_bids.outputs.report import write_report
 
     settings = call.settings
-    runs: list[Flattened] = []
-    inverted: list[Flattened] = []
-    for run in flattened_runs(settings):
-        kept = _inverted_here(run.prior.with_name(f'{run.label}_{PRECOND}.json'))
-        (inverted if kept else runs).append(run)
+    flattened = flattened_runs(settings)
+    inverted = [run for run in flattened if _inverted_here(run)]
+    runs = [run for run in flattened if run not in inverted]
     given = maps_of(settings, runs, inverted)
     call.log_dir.mkdir(parents=True, exist_ok=True)
     (call.log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
@@ -113,11 +111,12 @@ def flattened_runs(settings: Settings) -> list[Flattened]:
     return runs
 
 
-def _inverted_here(sidecar: Path) -> bool:
+def _inverted_here(run: Flattened) -> bool:
     """Whether a run has a map that this program inverted, with figures and values that go with it.
 
     `--stop-after` takes them away.
     """
+    sidecar = run.prior.with_name(f'{run.label}_{PRECOND}.json')
     if not sidecar.is_file():
         return False
     try:
@@ -145,12 +144,12 @@ def maps_of(
             f'the maps of {", ".join(run.label for run in inverted)} are of this program, with '
             'figures and values that go with them: run --stop-after flattening first'
         )
-    names = ', '.join(run.label for run in (*runs, *inverted))
+    labels = [run.label for run in (*runs, *inverted)]
+    names = ', '.join(labels)
     if given.is_file():
-        if len(runs) + len(inverted) > 1:
+        if len(labels) > 1:
             raise InputError(
-                f'--resume-with {given} is one map, and there are {len(runs) + len(inverted)} '
-                f'runs ({names}): '
+                f'--resume-with {given} is one map, and there are {len(labels)} runs ({names}): '
                 'choose with --participant-label and --session-label, or give a folder of maps'
             )
         return {runs[0].label: given}

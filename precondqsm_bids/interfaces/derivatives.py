@@ -26,7 +26,7 @@ from precondqsm_bids.interfaces.volumes import b0_along, view, whole_numbers
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.outputs.files import json_ready, sidecar_of, whole, write_atomic
-from precondqsm_bids.outputs.maps import MAPS, WRITTEN
+from precondqsm_bids.outputs.maps import MAPS, VALUES, WRITTEN
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
 from precondqsm_bids.outputs.strip import STRIP, draw_strip, write_strip
 from precondqsm_bids.outputs.tables import read_table
@@ -42,9 +42,6 @@ CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
 
 REFERENCE_NAMES = {'roi-mean': 'mean of the region', 'none': ''}
 """What the maps are relative to, in words, where it is no label."""
-
-VALUES = 'desc-rois_values.tsv'
-"""Ending of the table of values."""
 
 LEVEL = 1
 """Of the compression: the next takes three times as long for half a per cent."""

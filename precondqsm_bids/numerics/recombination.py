@@ -136,9 +136,9 @@ def recombine(
             raise ValueError('the reference has no voxel inside the region of interest')
     of_body = bodies(mask)
     count = np.bincount(of_body[mask if region is None else region], minlength=of_body.max() + 1)
-    least = max(1, LEAST_FRACTION * int(count[1:].sum()))
+    held = holding(count)
     found = tuple(
-        _refer(chi, of_body == number, region, region is not None and count[number] >= least)
+        _refer(chi, of_body == number, region, region is not None and bool(held[number]))
         for number in range(1, of_body.max() + 1)
     )
     subtracted = np.array([0.0, *(body.value for body in found)]).astype(np.float32)
@@ -152,6 +152,15 @@ def recombine(
         float(everything.std(dtype=np.float64)),
         found,
     )
+
+
+def holding(count: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    """Which bodies hold the reference, by how many of its voxels lie in each; the first in none.
+
+    >>> holding(np.array([0, 500, 3, 0])).tolist()
+    [False, True, False, False]
+    """
+    return count >= max(1, LEAST_FRACTION * int(count[1:].sum()))
 
 
 def _refer(

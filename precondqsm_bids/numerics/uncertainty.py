@@ -16,7 +16,7 @@ from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
 from precondqsm_bids.numerics.expected_risk import field_powers
 from precondqsm_bids.numerics.morphology import deeper, gaussian_of_lines
-from precondqsm_bids.numerics.recombination import LEAST_FRACTION
+from precondqsm_bids.numerics.recombination import holding
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
 F32 = npt.NDArray[np.float32]
@@ -243,7 +243,9 @@ class _References:
 
     def __init__(self, mask: Bools, reference: Bools):
         self._of_body, self._reference = bodies(mask), reference & mask
-        self._least = max(1, LEAST_FRACTION * np.count_nonzero(self._reference))
+        self._held = holding(
+            np.bincount(self._of_body[self._reference], minlength=self._of_body.max() + 1)
+        )
         self._found: dict[int, F32] = {}
 
     def of(self, region: Bools) -> F32:
@@ -251,8 +253,7 @@ class _References:
         number = int(np.bincount(self._of_body[region]).argmax())
         if number not in self._found:
             body = self._of_body == number
-            held = body & self._reference
-            held = held if np.count_nonzero(held) >= self._least else body
+            held = body & self._reference if self._held[number] else body
             self._found[number] = held / np.float32(held.sum())
         return self._found[number]
 

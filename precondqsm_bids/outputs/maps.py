@@ -202,6 +202,9 @@ _ROWS = (
 MAPS = {row.name: row for row in _ROWS}
 """Port of the reconstruction -> the map; files are written and columns stand in this order."""
 
+VALUES = 'desc-rois_values.tsv'
+"""Ending of the name of the table of values per label."""
+
 WRITTEN = {name: row for name, row in MAPS.items() if row.suffix}
 """Those that become files."""
 

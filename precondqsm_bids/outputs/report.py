@@ -16,7 +16,7 @@ from precondqsm_bids.outputs.figures import BEFORE_MAP, FIGURES, SECTIONS, Figur
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.lights import lights as lights_of
-from precondqsm_bids.outputs.maps import WRITTEN, up_to_flattening
+from precondqsm_bids.outputs.maps import VALUES, WRITTEN, up_to_flattening
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import report_rows, warnings_of
 from precondqsm_bids.outputs.reporting import reporting_rows
@@ -129,7 +129,13 @@ def write_report(
         'report.html',
         subject=subject,
         about=about,
-        methods=_methods(completed(output_dir, subject, 0), about['boilerplate']),
+        methods=_methods(
+            {
+                name: _with_map(found[name], _sidecar(output_dir, subject, name))
+                for name in sorted(found)
+            },
+            about['boilerplate'],
+        ),
         some_stopped=any(stopped(summary.get('record', {})) for summary in found.values()),
         crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
         runs=[
@@ -182,9 +188,7 @@ def _run_section(
     self_contained: bool,
 ) -> dict[str, Any]:
     """What the template shows of one run."""
-    table = next(
-        iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_desc-rois_values.tsv')), None
-    )
+    table = next(iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_{VALUES}')), None)
     early = stopped((summary or {}).get('record', {}))
     sidecar = _sidecar(output_dir, subject, name)
     resumed = early and 'take_map' in sidecar.get('Parameters', {})

@@ -189,10 +189,8 @@ def estimate_prior(
     record = builder.record(bases, fitted)
     record['fit'], record['iterations'] = fit, iterations
     record['trust'], record['gains'] = verdict.trust, list(verdict.gains)
-    record['turns'], known = list(verdict.turns), bool(verdict.turns)
-    record['beyond_null'] = verdict.explained - verdict.null if known else None
-    either = {'explained': verdict.explained, 'null': verdict.null}
-    record['judged'] = either if known else None
+    record['beyond_null'], record['judged'] = verdict.beyond_null, verdict.judged
+    record['turns'] = list(verdict.turns)
     record['warnings'] += verdict.warnings
     if free_voxels:
         record['free_voxels'] = {

@@ -52,6 +52,16 @@ class Verdict(NamedTuple):
     """The prior as it was fitted on the coarse grid, ppm."""
 
     @property
+    def beyond_null(self) -> float | None:
+        """What the prior explains beyond its null; None where no turn is one."""
+        return self.explained - self.null if self.turns else None
+
+    @property
+    def judged(self) -> dict[str, float] | None:
+        """Both of these, for the record; None where no turn is a null."""
+        return {'explained': self.explained, 'null': self.null} if self.turns else None
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """That the prior does not count in full, and why, or that it could not be judged."""
         if not self.turns:

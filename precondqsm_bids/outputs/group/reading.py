@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from precondqsm_bids.outputs.group.measures import (
     take,
     take_coefficients,
 )
-from precondqsm_bids.outputs.maps import WRITTEN
+from precondqsm_bids.outputs.maps import VALUES, WRITTEN
 from precondqsm_bids.outputs.record import COLUMNS, warnings_of
 from precondqsm_bids.outputs.sentences import done
 
@@ -91,7 +90,7 @@ def find_tables(output_dir: Path, subject: str, sessions: Collection[str]) -> It
     """Tables of values per region of one participant (all sessions if none is named), by run."""
     runs = _derived_runs(output_dir, subject, sessions)
     for name, folder in sorted(runs.items(), key=lambda item: natural(item[0])):
-        path = folder / f'{name}_desc-rois_values.tsv'
+        path = folder / f'{name}_{VALUES}'
         if path.is_file():
             yield path
 
@@ -125,6 +124,7 @@ def _read_runs(
         if name not in names and _entity(name, 'ses') not in known:
             names.add(name)
     crashes = [_relative(Path(path), output_dir) for path in about['crash_files']]
+    failed = _failed_call(output_dir, crashes)
     if not names and (crashes or problem) and not sessions:  # no file could be used
         names = {f'sub-{subject}'}
     for name in sorted(names, key=lambda name: (natural(_entity(name, 'ses')), natural(name))):
@@ -132,18 +132,8 @@ def _read_runs(
         if folder is None:
             yield _without_outputs(subject, name, crashes, problem)
         else:
-            values = _read_run(folder, subject, name, crashes, problem)
-            called = crashes and name in about['runs']
-            if called and _map_time(folder, name) < _failed_call(output_dir, crashes):
-                note = f'{values.note}; its maps are of an earlier call'
-                values = values._replace(status='incomplete', note=note)
-            yield values
-
-
-def _map_time(folder: Path, name: str) -> float:
-    """When the map of a run was written; infinity where there is none, which is told elsewhere."""
-    path = folder / f'{name}_desc-precond_Chimap.nii.gz'
-    return path.stat().st_mtime if path.is_file() else inf
+            since = failed if name in about['runs'] else 0.0
+            yield _read_run(folder, subject, name, crashes, problem, since)
 
 
 def _failed_call(output_dir: Path, crashes: Sequence[str]) -> float:
@@ -166,9 +156,12 @@ def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: s
 
 
 def _read_run(
-    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str
+    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str, since: float
 ) -> RunValues:
-    """What the files of one run say; whatever is wrong with them goes into the note."""
+    """What the files of one run say; whatever is wrong with them goes into the note.
+
+    ``since`` is when the call began that left the crash files.
+    """
     notes = [problem] if problem else []
     sidecar, missing = _read_json(folder / f'{name}_desc-precond_Chimap.json')
     parameters = sidecar.get('Parameters')
@@ -177,7 +170,8 @@ def _read_run(
     elif not isinstance(parameters, Mapping) or not parameters:
         notes.append(f'{name}_desc-precond_Chimap.json has no Parameters')
     parameters = parameters if isinstance(parameters, Mapping) else {}
-    has_map = (folder / f'{name}_desc-precond_Chimap.nii.gz').is_file()
+    path = folder / f'{name}_desc-precond_Chimap.nii.gz'
+    has_map = path.is_file()
     if parameters and not has_map:
         notes.append(f'no {name}_desc-precond_Chimap.nii.gz')
     if parameters:
@@ -199,6 +193,9 @@ def _read_run(
         notes.append(f'a step of this participant failed; crash file: {", ".join(crashes)}')
         if not has_map:
             status = 'failed'
+        elif path.stat().st_mtime < since:
+            status = 'incomplete'
+            notes.append('its maps are of an earlier call')
     return RunValues(
         subject=subject,
         session=_entity(name, 'ses'),
@@ -245,7 +242,7 @@ def _of_further_arms(folder: Path, name: str, settings: Any) -> tuple[dict[str, 
 
 def _read_regions(folder: Path, name: str) -> tuple[list[str], list[list[str]], str]:
     """Header and rows of the table of values, and what is wrong with it."""
-    path = folder / f'{name}_desc-rois_values.tsv'
+    path = folder / f'{name}_{VALUES}'
     try:
         with path.open(newline='', encoding='utf-8') as stream:
             columns, *rows = csv.reader(stream, delimiter='\t', strict=True)
