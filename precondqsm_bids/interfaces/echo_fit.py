@@ -81,6 +81,7 @@ class EchoFitOutputSpec(TraitedSpec):
         exists=True, desc='standard deviation of the magnitude by the noise; not of a single echo'
     )
     magnitude = File(exists=True, desc='root sum of squares over the echoes, every voxel')
+    roi_mask = File(exists=True, desc='the mask without what was recognised as fat')
     record = traits.Dict(desc='what the stage measured and chose')
 
 

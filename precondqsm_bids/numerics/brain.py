@@ -208,8 +208,8 @@ def scalp(
         return []
     return [
         'the region of interest holds a whole head: the fat of scalp and marrow has a frequency '
-        'of its own, -3.4 ppm, which is taken for a field, and its error reaches the brain; ask '
-        'for the brain, or give a mask of it'
+        'of its own, -3.4 ppm, which is taken for a field where the echoes do not tell it, and '
+        'its error reaches the brain; ask for the brain, or give a mask of it'
     ]
 
 

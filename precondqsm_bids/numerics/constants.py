@@ -17,6 +17,10 @@ WATER_CHI = -9.05
 AIR_CHI = 0.36
 """Volume susceptibility of air at room temperature, ppm (SI). Schenck, Med Phys 1996;23:815."""
 
+FAT_SHIFT = -3.4
+"""Chemical shift of fat's largest line relative to water, ppm. Ren J et al., J Lipid Res
+2008;49:2055."""
+
 
 def hz_per_ppm(field_strength: float) -> float:
     """Frequency offset of a field of 1 ppm, in Hz, at ``field_strength`` tesla.

@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, air_around
-from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
 from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place
+from precondqsm_bids.numerics.fat import find_fat
 from precondqsm_bids.numerics.noise import local_level, noise_from_residual, noise_inside
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import field_from_advance, join_bodies, repair_wraps
@@ -82,6 +83,8 @@ class EchoFit(NamedTuple):
     body_turns: tuple[int, ...]
     """Turns that each body but the largest was moved by, so that its phase offset continues that
     of the largest; empty for one body."""
+    fat: npt.NDArray[np.bool_]
+    """Voxels of the mask that are fat, in which nothing was fitted."""
 
 
 def fit_echoes(
@@ -107,7 +110,9 @@ def fit_echoes(
        the constant and gradient of the phase of each echo that are not
        linear in TE are taken off: :func:`~precondqsm_bids.numerics.echo_phase.echo_phase`.
     3. Gauss-Newton on the complex residual refines field and phase offset together. What it
-       leaves is the noise. Bodies that are not connected are unwrapped each for itself: each is
+       leaves is the noise. Fat, whose chemical shift shows in field and offset
+       (:func:`~precondqsm_bids.numerics.fat.find_fat`), is left out of the mask, and what is left
+       fitted anew. Bodies that are not connected are unwrapped each for itself: each is
        moved by the whole turns that let its offset continue that of the largest body.
     4. The offset is smooth over the object
        (:func:`~precondqsm_bids.numerics.phase_offset.smooth_offset`): wraps between echoes that
@@ -194,6 +199,14 @@ def fit_echoes(
     offset = np.zeros_like(field)
     sd = fit_phase(echoes, field, offset, True)
     noise = _noise(echoes, field, offset, noise_sd)
+    fat = from_box(find_fat(echoes, field, offset, sd * noise.sd, voxel_size), box, mask.shape)
+    if fat.any():
+        fit = fit_echoes(
+            magnitude, phase, te, field_strength, mask & ~fat, object_mask=object_mask,
+            voxel_size=voxel_size, predicted_field=predicted_field, noise_sd=noise_sd,
+            workers=workers,
+        )  # fmt: skip
+        return fit._replace(fat=fat | fit.fat)
     turns = join_bodies(echoes, field, offset)
     smooth = smooth_offset(offset, sd * noise.local, echoes.mask, voxel_size)
     fit_offset = False if smooth.model == 'quartic' else smooth.own
@@ -232,6 +245,7 @@ def fit_echoes(
         offset_misfit=float(smooth.misfit),
         echo_phase=own_phase,
         body_turns=turns,
+        fat=fat,
     )
 
 

@@ -186,6 +186,12 @@ def turn_back(phase: npt.NDArray) -> npt.NDArray[np.complex64]:
     return out
 
 
+def difference_of_phase(one: npt.NDArray, other: npt.NDArray | float) -> F32:
+    """Difference of two phases on the circle, rad."""
+    apart = one - other
+    return (apart - TWO_PI * np.round(apart / TWO_PI)).astype(np.float32)
+
+
 def along_echoes(values: npt.NDArray, times: npt.NDArray) -> npt.NDArray:
     """``values times``, (V, E), each echo as one piece of memory."""
     return np.multiply.outer(times, values).T

@@ -203,7 +203,7 @@ def take_field(
         'bodies': quality.bodies,
         'warnings': warnings,
     }  # fmt: skip
-    maps = field, sd, usable, magnitude, record
+    maps = field, sd, usable, magnitude, mask, record
     if given.r2star is None:
         return MeasuredField(*maps)
     r2star = np.where(mask & np.isfinite(given.r2star), given.r2star, 0).astype(np.float32)

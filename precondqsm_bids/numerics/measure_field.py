@@ -48,6 +48,8 @@ class MeasuredField(NamedTuple):
     """Echoes whose fitted signal exceeds twice the noise."""
     magnitude: F32
     """Root sum of squares over the echoes, of every voxel."""
+    roi_mask: Bools
+    """The mask without what was recognised as fat."""
     record: dict[str, Any]
     """Numbers and choices of the stage, ready for JSON."""
     r2star: F32 | None = None
@@ -83,7 +85,7 @@ def measure_field(
        (:func:`~precondqsm_bids.numerics.phase.repair.repair_phase`).
     3. The echoes are fitted (:func:`~precondqsm_bids.numerics.echo_fit.fit_echoes`; of a single
        one :func:`~precondqsm_bids.numerics.one_echo.field_of_one_echo`), helped by the field of
-       the object's shape.
+       the object's shape. Fat is left out (:func:`~precondqsm_bids.numerics.fat.find_fat`).
     4. The result is judged (:func:`~precondqsm_bids.numerics.field_quality.judge_field`).
 
     Parameters
@@ -138,19 +140,29 @@ def measure_field(
         lambda: _fit(right, mask, shape_mask, fields, workers),
     )
 
+    fat = fit.fat if isinstance(fit, EchoFit) else np.zeros_like(mask)
+    roi_mask = mask & ~fat
+
     def judged() -> FieldQuality:
         with scan.named():
-            return judge_field(fit, mask)
+            return judge_field(fit, roi_mask)
 
     quality, ambiguous, magnitude = side_by_side(
         workers,
         judged,
-        lambda: _ambiguous(scan, fit, mask),
+        lambda: _ambiguous(scan, fit, roi_mask),
         lambda: _root_sum_of_squares(scan.magnitude),
     )
-    record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, mask)
+    record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
+    record['fat_voxels'] = int(np.count_nonzero(fat))
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
-    maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, record
+    if fat.any():
+        record['warnings'].append(
+            f'fat was recognised by its chemical shift in {fat.sum() / mask.sum():.1%} of the '
+            'region and left out of it: the maps are zero there. Look whether the region holds '
+            'more of it'
+        )
+    maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, roi_mask, record
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
     r2star = fit.r2star

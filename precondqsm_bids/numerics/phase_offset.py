@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 
-from precondqsm_bids.numerics.echoes import TWO_PI, in_place, sample
+from precondqsm_bids.numerics.echoes import difference_of_phase, in_place, sample
 from precondqsm_bids.numerics.unwrapping import unwrap
 
 F32 = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def smooth_offset(
     if good.size < 1000:
         return Offset(offset, np.ones(offset.shape, bool), nothing, 0.0, 'voxelwise')
     smooth = _quartic(offset, offset_sd, mask, good)
-    left = _difference(offset, smooth)
+    left = difference_of_phase(offset, smooth)
     misfit = _block_misfit(left, good, mask)
     if misfit < MOST_MISFIT:
         return Offset(smooth, np.zeros(offset.shape, bool), nothing, misfit, 'quartic')
@@ -89,23 +89,17 @@ def smooth_offset(
     weight = np.zeros(offset.shape, np.float32)
     weight[good] = 1 / np.maximum(offset_sd[good], 1e-2) ** 2
     weight = np.minimum(weight, np.median(weight[good]))
-    smooth += _level(_difference(offset, smooth), weight, mask)
-    left = _difference(offset, smooth)
+    smooth += _level(difference_of_phase(offset, smooth), weight, mask)
+    left = difference_of_phase(offset, smooth)
     error = np.abs(_level(left, weight, mask))
     doubtful = (error > SOME_ERROR) | (length < LEAST_LENGTH)
     own = (error > MOST_ERROR) | (doubtful & (np.abs(left) > 4 * offset_sd))
-    misfit = _block_misfit(_difference(offset, smooth), good[~own[good]], mask)
+    misfit = _block_misfit(difference_of_phase(offset, smooth), good[~own[good]], mask)
     if own.mean() > 0.5:
         return Offset(offset, np.ones(offset.shape, bool), nothing, misfit, 'voxelwise')
     return Offset(
         np.where(own, offset, smooth), own, np.where(own, nothing, error), misfit, 'spline'
     )
-
-
-def _difference(one: npt.NDArray, other: npt.NDArray | np.floating) -> F32:
-    """Difference of two phases on the circle, rad."""
-    apart = one - other
-    return (apart - TWO_PI * np.round(apart / TWO_PI)).astype(np.float32)
 
 
 def _weights(offset_sd: F32, left: F32 | None) -> F64:
@@ -132,9 +126,9 @@ def _quartic(
     a = np.stack([x[:, i] * y[:, j] * z[:, k] for i, j, k in terms])
     weight = _weights(offset_sd[used], None)
     start = np.angle(np.exp(1j * offset[used]).mean())
-    residual = _difference(offset[used], start)
+    residual = difference_of_phase(offset[used], start)
     if np.mean(np.abs(residual) > 0.75 * np.pi) > 0.01:
-        residual = unwrap(_difference(offset, start), mask)[used]
+        residual = unwrap(difference_of_phase(offset, start), mask)[used]
     coefficients = np.zeros((order + 1,) * 3)
     coefficients[0, 0, 0] = start
     at = tuple(np.transpose(terms))
@@ -143,7 +137,7 @@ def _quartic(
         # An axis of one slice makes columns alike: the shortest solution.
         step = np.linalg.lstsq(weighted @ a.T, weighted @ residual, rcond=1e-11)[0]
         coefficients[at] += step
-        residual = _difference(offset[used], coefficients[at] @ a)
+        residual = difference_of_phase(offset[used], coefficients[at] @ a)
         # Outliers (wraps between echoes, strong sources) lose their weight.
         weight = _weights(offset_sd[used], residual)
     return _on_grid(coefficients.astype(np.float32), powers)[mask]
@@ -219,7 +213,7 @@ def _spline(
         found = np.linalg.solve(normal, right)
         values = (found[:, 0] + 1j * found[:, 1]).astype(np.complex64)
         spline = _on_grid(values.reshape([b.shape[1] for b in at_voxels]), at_voxels)[mask]
-        left = _difference(offset[good], np.angle(spline[good]).astype(np.float32))
+        left = difference_of_phase(offset[good], np.angle(spline[good]).astype(np.float32))
     return np.angle(spline).astype(np.float32), np.abs(spline).astype(np.float32)
 
 
@@ -253,7 +247,7 @@ def _level(left: F32, weight: F32, mask: Bools, size: int = 5) -> F32:
     for _ in range(3):
         level = np.arctan2(box(kept * sine), box(kept * cosine))
         level[box(kept) < least] = 0  # nothing known around: rounding has no angle
-        apart = np.abs(_difference(left, level))
+        apart = np.abs(difference_of_phase(left, level))
         kept = weight * (apart < 3 * 1.4826 * np.median(apart[weight > 0]))
     return level
 

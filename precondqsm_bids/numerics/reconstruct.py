@@ -195,12 +195,13 @@ def measure(
     region = region_of_interest(
         _first(scan), scan.voxel_size, mask, method.mask_erosion, shape=method.shape
     )
-    geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     masks = region.roi_mask, region.shape_mask
     if isinstance(scan, GivenField):
         measured = take_field(scan, *masks, workers)
     else:
         measured = measure_field(scan, *masks, workers=workers)
+    region = region._replace(roi_mask=measured.roi_mask)
+    geometry = Geometry(region.roi_mask, scan.voxel_size, scan.b0_dir, workers)
     theory = theory_prior(scan, region.roi_mask, measured, method, companions)
     images = prior_inputs(scan, region, measured, theory, companions)
     reference = reference_region(

@@ -302,6 +302,13 @@ def offset(fit: Numbers, record: Numbers) -> str | None:
     return text
 
 
+def fat(fit: Numbers, record: Numbers) -> str | None:
+    """What was left out of the region as fat."""
+    if not (count := fit.get('fat_voxels')):
+        return None
+    return f'{count} voxels of the region, recognised by their chemical shift and left out of it'
+
+
 def bodies(fit: Numbers, record: Numbers) -> str | None:
     """Number of bodies of the region, and their turns against the largest."""
     count = fit.get('bodies')

@@ -230,7 +230,7 @@ def _edges(method, one_echo):
         ('inputnode', 'r2prime_prior', _same(
             'field_strength', 'tissue', 'tissue_names', 'r2_map', 'r2_map_kind')),
         ('echo_fit', 'r2prime_prior', _same('r2star', 'reliable')),
-        ('shape_mask', 'r2prime_prior', [('roi_mask', 'mask')]),
+        ('echo_fit', 'r2prime_prior', [('roi_mask', 'mask')]),
         ('inputnode', 'prior_fit', _same('field_strength', 'tissue', 'tissue_names')),
         ('inputnode', 'prior_fit',
             [(('magnitude', first), 'magnitude'), ('contrasts', 'contrasts')] * contrast),
@@ -241,14 +241,14 @@ def _edges(method, one_echo):
             *_same('r2star_sd', 'magnitude_sd') * (not method.field_given),
         ] * (contrast and not one_echo)),
         ('shape_mask', 'prior_fit', [('inner', 'inner')] * (contrast and not one_echo)),
-        ('shape_mask', 'prior_fit', [('roi_mask', 'mask')]),
+        ('echo_fit', 'prior_fit', [('roi_mask', 'mask')]),
         ('r2prime_prior', 'prior_fit', _same('prior_chi') * bool(method.r2star_terms)),
         ('shape_mask', 'prior_fit', _same('shape_chi') * method.shape),
         # Only a prior that can describe what is inside leaves to the surface what is its own.
         ('shape_mask', 'prior_fit', _same('shape_sd') * (method.shape and interior)),
         # the flattening
         ('echo_fit', 'flattening', _same('total_field')),
-        ('shape_mask', 'flattening', [('roi_mask', 'mask')]),
+        ('echo_fit', 'flattening', [('roi_mask', 'mask')]),
         (estimate, 'flattening', _same('prior_chi')),
         ('prior_fit', 'flattening', _same('tissue_shift') * interior),
         ('shape_mask' if method.by_theory else estimate, 'flattening',
@@ -309,9 +309,9 @@ def _arm_edges(method, arm: Arm):
     weighted = arm.inversion != 'l2' or arm.clip_outliers
     edges = [
         ('echo_fit', quality, _same('field_sd')),
-        ('shape_mask', quality, [('roi_mask', 'mask')]),
+        ('echo_fit', quality, [('roi_mask', 'mask')]),
         ('echo_fit', pdf, _same('field_sd')),
-        (quality if arm.certain_field else 'shape_mask', pdf, [('roi_mask', 'mask')]),
+        (quality if arm.certain_field else 'echo_fit', pdf, [('roi_mask', 'mask')]),
         (_local(arm), inversion, _same('local_field')),
         (_known(arm), inversion, [('roi_mask', 'mask')]),
         (inversion, recombination, [('chi', 'residual_chi')]),
@@ -348,7 +348,7 @@ def _arm_edges(method, arm: Arm):
 
 def _known(arm: Arm) -> str:
     """Stage whose ``roi_mask`` is where the local field of an arm is known."""
-    return 'shape_mask' if arm.background == 'pdf' else _local(arm)
+    return 'echo_fit' if arm.background == 'pdf' else _local(arm)
 
 
 def _local(arm: Arm) -> str:

@@ -15,6 +15,7 @@ from precondqsm_bids.method import RANGES, Method
 from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
 from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.outputs.maps import MAPS
+from precondqsm_bids.phantom.scanner_spec import scanner
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 from precondqsm_bids.workflows.qsm import INPUTS, OUTPUTS, init_precondqsm_wf
@@ -305,13 +306,14 @@ def test_what_follows_leaves_out_the_rim_that_spheres_do_not_know(background):
         if out == 'roi_mask'
     }
     for arm in ('', 'conventional_'):
-        known = 'shape_mask' if background == 'pdf' else f'{arm}background_removal'
+        known = 'echo_fit' if background == 'pdf' else f'{arm}background_removal'
         for stage in ('dipole_inversion', 'recombination'):
             assert of[f'{arm}{stage}', 'mask'] == known
-        assert of[f'{arm}background_removal', 'mask'] == 'shape_mask'
-    known = 'shape_mask' if background == 'pdf' else 'background_removal'
+        assert of[f'{arm}background_removal', 'mask'] == 'echo_fit'
+    known = 'echo_fit' if background == 'pdf' else 'background_removal'
     assert of['outputnode', 'roi_mask'] == of['comparison', 'mask'] == known
-    assert of['echo_fit', 'mask'] == of['prior_fit', 'mask'] == 'shape_mask'
+    assert of['echo_fit', 'mask'] == 'shape_mask'
+    assert of['prior_fit', 'mask'] == of['flattening', 'mask'] == 'echo_fit'
     assert ('means over spheres' in workflow.__desc__) == (background == 'vsharp')
     assert ('iterations of projection' in workflow.__desc__) == (background == 'pdf')
 
@@ -384,6 +386,10 @@ TINY = TubesSpec(
     tubes_dchi=(0.4, 0.8, 1.2),
     echo_times=(0.0014, 0.0042, 0.007, 0.0098),
 )
+OILY = TubesSpec(
+    matrix=(42, 42, 36), voxel_size=(3.0, 3.0, 3.0), echo_times=(0.0014, 0.0042, 0.007),
+    scanner=scanner('fat'),
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -528,6 +534,7 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
         ({'prior': 'r2prime', 'consensus': True, 'reference': 'agar', 'pdf_iterations': 5}, 4),
         ({'prior': 'r2prime-by-tissue', 'conventional': False, 'pdf_iterations': 5}, 4),
         ({'prior': ('contrast', 'map:chi.nii'), 'reg_rule': 'risk', 'pdf_iterations': 5}, 1),
+        ({'prior': ('contrast', 'r2prime'), 'pdf_iterations': 5}, 3),
     ],
     ids=[
         'default',
@@ -536,10 +543,13 @@ def test_echo_fit_has_the_memory_that_it_was_measured_to_take():
         'consensus',
         'tissue classes',
         'one echo and a map',
+        'fat',
     ],
 )
 def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, settings, echoes):
     """To the last bit: the nodes and their files add nothing to :func:`reconstruct`."""
+    if echoes == 3:
+        phantom = simulate_tubes(OILY)
     monkeypatch.chdir(tmp_path)
     files = write(tmp_path, phantom)
     chi = (0.9 * phantom.chi).astype(np.float32)
@@ -575,7 +585,8 @@ def test_workflow_is_the_function_on_arrays(tmp_path, phantom, monkeypatch, sett
     )  # fmt: skip
     found = reconstruct(scan, method, companions)
     maps = found.maps
-    np.testing.assert_array_equal(volume('shape_mask', 'roi_mask'), found.region.roi_mask)
+    np.testing.assert_array_equal(volume('echo_fit', 'roi_mask'), found.region.roi_mask)
+    assert bool(found.measured.record['fat_voxels']) == (echoes == 3)
     np.testing.assert_array_equal(volume('echo_fit', 'total_field'), found.measured.total_field)
     np.testing.assert_array_equal(volume('flattening', 'flattened_field'), maps.flattened_field)
     for port in ('chi_sd', 'support'):
