@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import INVERSIONS, RANGES, TERMS, Method
+from precondqsm_bids.method import RANGES, TERMS, Method
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,6 @@ def test_arms_of_the_consensus_are_beside_the_others_and_have_their_own_settings
 
 def test_ranges_are_those_of_numbers():
     assert set(RANGES) <= set(Method.__dataclass_fields__)
-
-
-def test_every_inversion_is_made_by_a_function():
-    from precondqsm_bids.numerics.dipole_inversion import SOLVE
-
-    assert list(SOLVE) == list(INVERSIONS)
 
 
 def test_every_term_is_made_by_a_function():

@@ -152,9 +152,14 @@ def _listed(parts: Parts) -> list[float]:
             f'has no EchoTime: write the list of the {load_grid(one.path).shape[-1]} echo times '
             '(in seconds) into the JSON sidecar',
         )
-    first = next(iter(lists.values()))
-    apart = [abs(this - that) for this, that in zip(first, [*lists.values()][-1], strict=True)]
-    if max(apart) > SAME_TIME:
+    first, last = next(iter(lists.values())), [*lists.values()][-1]
+    if len(first) != len(last):
+        raise RunError(
+            one.path,
+            f'has {len(first)} volumes and {other.path} has {len(last)}: every echo has a '
+            'magnitude and a phase',
+        )
+    if max(abs(this - that) for this, that in zip(first, last, strict=True)) > SAME_TIME:
         raise RunError(
             one.path,
             f'EchoTime {lists[one]} s differs from {lists[other]} s of {other.path}: '

@@ -72,7 +72,7 @@ def load_grid(path: Path) -> Grid:
     except FileNotFoundError as error:
         link = ' (a link to nowhere: fetch the content)' if path.is_symlink() else ''
         raise RunError(path, f'cannot be found{link}: restore it') from error
-    except RunError:
+    except (RunError, MemoryError):
         raise
     except Exception as error:  # zlib.error and nibabel's header errors have no common base
         message = f'is not a readable NIfTI file ({error}); copy or convert it again'

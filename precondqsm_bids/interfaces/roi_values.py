@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import whole_numbers
+from precondqsm_bids.interfaces.volumes import check_grid, geometry, load, whole_numbers
 from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
 
@@ -38,30 +37,20 @@ class RoiValues(SimpleInterface):
     output_spec = _RoiValuesOutputSpec
 
     def _run_interface(self, runtime):
-        image = nb.load(self.inputs.labels)
-        labels = whole_numbers(np.asanyarray(image.dataobj), self.inputs.labels)
-        mask = _load_on_grid(self.inputs.mask, image) > 0
-        files = defined_maps(self.inputs)
-        maps = {name: _load_on_grid(file, image) for name, file in files.items()}
+        path, files = self.inputs.labels, defined_maps(self.inputs)
+        check_grid([path, self.inputs.mask, *files.values()])
+        labels = whole_numbers(load(path, None), path)
+        mask = load(self.inputs.mask, bool)
+        maps = {name: load(file, None) for name, file in files.items()}
         if (known := maps.pop('consensus_mask', None)) is not None:
             maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)
         names = self.inputs.label_names if isdefined(self.inputs.label_names) else {}
         record = self.inputs.record if isdefined(self.inputs.record) else {}
         regions = record.get('uncertainty', {}).get('regions')
         threads = self.inputs.num_threads
-        rows = roi_rows(labels, names, mask, maps, image.affine, regions, threads)
+        rows = roi_rows(labels, names, mask, maps, geometry(path)[0], regions, threads)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'
         write_table(out_file, columns, rows)
         self._results.update(out_file=str(out_file), columns=columns)
         return runtime
-
-
-def _load_on_grid(path, grid):
-    image = nb.load(path)
-    if image.shape != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
-        raise ValueError(
-            f'the labels {grid.shape} and the map {image.shape} are not on the same grid: '
-            f'{grid.get_filename()}, {path}. Resample the labels to the run (nearest neighbour).'
-        )
-    return np.asanyarray(image.dataobj)

@@ -84,6 +84,8 @@ def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
                     pass
         else:
             data = np.asanyarray(image.dataobj)
+    except MemoryError:
+        raise
     except Exception as error:  # truncated gzip, short data, a header that is none
         raise OSError(
             f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'

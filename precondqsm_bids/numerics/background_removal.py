@@ -1,12 +1,11 @@
 """Background removal: projection onto dipole fields (PDF), or means over spheres (V-SHARP)."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.method import Arm
+from precondqsm_bids.method import BACKGROUNDS, Arm
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import DipoleSystem
 from precondqsm_bids.numerics.vsharp import TooThin, vsharp
@@ -140,42 +139,6 @@ def pdf(
     return BackgroundRemoval(local, background, ratio, mask, start=begun)
 
 
-Optional = npt.NDArray | None
-
-
-def _pdf(
-    field: npt.NDArray, geometry: Geometry, arm: Arm, weights: Optional, start: Optional
-) -> BackgroundRemoval:
-    mask, voxel_size, b0_dir, workers = geometry
-    return pdf(field, mask, voxel_size, b0_dir, weights, arm.iterations, workers, start=start)
-
-
-def _vsharp(
-    field: npt.NDArray, geometry: Geometry, arm: Arm, weights: Optional, start: Optional
-) -> BackgroundRemoval:
-    found = vsharp(field, geometry)
-    return BackgroundRemoval(
-        found.local_field, found.background_field, np.nan, found.known, found.radii
-    )
-
-
-def _vsharp_or_pdf(
-    field: npt.NDArray, geometry: Geometry, arm: Arm, weights: Optional, start: Optional
-) -> BackgroundRemoval:
-    try:
-        found = _vsharp(field, geometry, arm, weights, start)
-    except TooThin:
-        return _pdf(field, geometry, arm, weights, start)
-    known, region = np.count_nonzero(found.known), np.count_nonzero(geometry.mask)
-    return found if known >= LEAST_KNOWN * region else _pdf(field, geometry, arm, weights, start)
-
-
-REMOVE: dict[
-    str, Callable[[npt.NDArray, Geometry, Arm, Optional, Optional], BackgroundRemoval]
-] = {'pdf': _pdf, 'vsharp': _vsharp, 'vsharp-or-pdf': _vsharp_or_pdf}
-"""What is behind each word of :data:`precondqsm_bids.method.BACKGROUNDS`."""
-
-
 def remove_background(
     field: npt.NDArray,
     geometry: Geometry,
@@ -208,11 +171,26 @@ def remove_background(
     --------
     >>> z = np.indices((16, 16, 16))[2] / 100
     >>> geometry = Geometry(z < 9, (1, 1, 1), (0, 0, 1))
-    >>> [int(remove_background(z, geometry, Arm(background=word)).known.sum()) for word in REMOVE]
+    >>> words = 'pdf', 'vsharp', 'vsharp-or-pdf'
+    >>> [int(remove_background(z, geometry, Arm(background=word)).known.sum()) for word in words]
     [4096, 2744, 2744]
     """
-    if arm.background not in REMOVE:
+    if arm.background not in BACKGROUNDS:
         raise ValueError(
-            f'the background removal is one of {", ".join(REMOVE)}, not {arm.background!r}'
+            f'the background removal is one of {", ".join(BACKGROUNDS)}, not {arm.background!r}'
         )
-    return REMOVE[arm.background](field, geometry, arm, weights, start)
+    mask, voxel_size, b0_dir, workers = geometry
+    otherwise = arm.background == 'vsharp-or-pdf'
+    if arm.background != 'pdf':
+        try:
+            found = vsharp(field, geometry)
+        except TooThin:
+            if not otherwise:
+                raise
+        else:
+            known = np.count_nonzero(found.known)
+            if not otherwise or known >= LEAST_KNOWN * np.count_nonzero(mask):
+                return BackgroundRemoval(
+                    found.local_field, found.background_field, np.nan, found.known, found.radii
+                )
+    return pdf(field, mask, voxel_size, b0_dir, weights, arm.iterations, workers, start=start)

@@ -45,8 +45,9 @@ class CoarseRegion:
         self.count = np.bincount(self.number, minlength=int(np.prod(self.shape)))
         # As much room for sources outside as on the grid of the voxels.
         self.margin = max(LEAST_MARGIN, round(MARGIN / float(np.cbrt(np.prod(self.blocks)))))
-        # Half a block of object at least, as in a voxel of the region itself.
-        inside = (self.count >= np.prod(self.blocks) / 2).reshape(self.shape)
+        # Half a block of object at least, as in a voxel of the region itself; of a region in which
+        # no block is full, half of the fullest.
+        inside = (self.count >= self.count.max() / 2).reshape(self.shape)
         self.geometry = Geometry(inside, size * self.blocks, *geometry[2:])
 
     def mean(self, image: npt.NDArray) -> F32:

@@ -1,14 +1,14 @@
 """Dipole inversion: lambda by a rule, and a map by the closed form or total variation."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.method import Arm
-from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form
+from precondqsm_bids.method import INVERSIONS, Arm
+from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
@@ -47,7 +47,7 @@ class DipoleInversion(NamedTuple):
     def record(self, arm: Arm) -> dict[str, Any]:
         """Choices as plain numbers."""
         rule = arm.rule if arm.reg_weight is None else 'given'
-        shown = self.curve is NO_CURVE or rule == 'l-curve'
+        shown = self.curve is NO_CURVE or self.reg_weight == self.curve.reg_weight
         record = {
             'inversion': arm.inversion,
             'reg_weight': _finite(self.reg_weight),
@@ -213,49 +213,6 @@ def l2_inversion(
     return invert(local_field, Geometry(mask, voxel_size, b0_dir, workers), arm)
 
 
-class Solve(Protocol):
-    """The map of a local field at one lambda, and what else was chosen for it."""
-
-    def __call__(
-        self,
-        form: ClosedForm,
-        local_field: F32,
-        spectrum: npt.NDArray[np.complex64],
-        reg_weight: float,
-        weights: F32 | None,
-    ) -> tuple[F32, dict[str, float]]: ...
-
-
-def _l2(
-    form: ClosedForm,
-    local_field: F32,
-    spectrum: npt.NDArray[np.complex64],
-    reg_weight: float,
-    weights: F32 | None,
-) -> tuple[F32, dict[str, float]]:
-    return form.volume(form.divided(spectrum, reg_weight)), {}
-
-
-def _tv(
-    form: ClosedForm,
-    local_field: F32,
-    spectrum: npt.NDArray[np.complex64],
-    reg_weight: float,
-    weights: F32 | None,
-) -> tuple[F32, dict[str, float]]:
-    found = tv_inversion(form, local_field, reg_weight, weights)
-    record = {
-        'tv_weight': found.tv_weight,
-        'iterations': found.iterations,
-        'last_change': found.change,
-    }
-    return found.chi, record
-
-
-SOLVE: dict[str, Solve] = {'l2': _l2, 'tv': _tv}
-"""What is behind each word of :data:`precondqsm_bids.method.INVERSIONS`."""
-
-
 def invert(
     local_field: npt.NDArray,
     geometry: Geometry,
@@ -307,8 +264,8 @@ def invert(
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
     if rule not in RULES:
         raise ValueError(f'the rule for lambda is one of {", ".join(RULES)}, not {rule!r}')
-    if arm.inversion not in SOLVE:
-        raise ValueError(f'the inversion is one of {", ".join(SOLVE)}, not {arm.inversion!r}')
+    if arm.inversion not in INVERSIONS:
+        raise ValueError(f'the inversion is one of {", ".join(INVERSIONS)}, not {arm.inversion!r}')
     if arm.clip_outliers:
         local_field = without_outliers(local_field, mask, weights, geometry.workers)
     if np.abs(local_field[mask]).max() <= NOTHING:
@@ -329,5 +286,8 @@ def invert(
         weight = min(least_risk(form, spectrum), curve.reg_weight)
     else:
         weight = curve.reg_weight
-    chi, further = SOLVE[arm.inversion](form, local_field, spectrum, weight, weights)
-    return DipoleInversion(chi, weight, curve, further)
+    if arm.inversion == 'tv':
+        found = tv_inversion(form, local_field, weight, weights)
+        further = {'iterations': found.iterations, 'last_change': found.change}
+        return DipoleInversion(found.chi, weight, curve, {'tv_weight': found.tv_weight} | further)
+    return DipoleInversion(form.volume(form.divided(spectrum, weight)), weight, curve)

@@ -233,7 +233,7 @@ def field_scale(field: npt.NDArray, magnitude: npt.NDArray, mask: Bools) -> floa
         windows = [slice(i, len(f) - 4 + i) for i in range(5)]
         if len(f) < 5:
             continue
-        whole = np.logical_and.reduce([inside[window] for window in windows])
+        whole = np.logical_and.reduce([inside[w] & (m[w] > 0) for w in windows])
         fourth = sum(c * f[w][whole] for c, w in zip(FOURTH, windows, strict=True))
         variance = sum(
             c**2 / np.asarray(m[w][whole], np.float64) ** 2
@@ -253,8 +253,8 @@ def _deviation(given: GivenField, field: F32, mask: Bools) -> tuple[F32, str]:
             raise ValueError('field_sd is negative or not finite inside the region: correct it')
     else:
         k = field_scale(field, given.magnitude, mask)
-        magnitude = np.maximum(given.magnitude, np.finfo(np.float32).tiny)
-        sd, source = (k / magnitude).astype(np.float32), 'fourth differences of the field'
+        sd, source = np.full_like(field, MOST_SD), 'fourth differences of the field'
+        np.divide(np.float32(k), given.magnitude, out=sd, where=given.magnitude > 0)
     return np.where(mask, np.minimum(sd, np.float32(MOST_SD)), 0).astype(np.float32), source
 
 

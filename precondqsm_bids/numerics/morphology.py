@@ -108,6 +108,8 @@ def deeper(mask: Bools, depth: float, voxel_size: npt.ArrayLike) -> Bools:
 
     >>> deeper(np.array([[[True, True, True, False]]]), 1.5, (1, 1, 1)).tolist()
     [[[True, True, False, False]]]
+    >>> int(deeper(np.ones((3, 3, 3), bool), 1, (1, 1, 1)).sum())
+    27
     """
     return ~within(~mask, depth, voxel_size)
 

@@ -377,7 +377,7 @@ def _eroded(
             f'{source}: the region of interest has {whole} voxels, fewer than {LEAST_REGION}: the '
             'object is too small for these voxels, or not in the image'
         )
-    roi = erode(roi, voxel_size, erosion) if erosion > 0 else roi
+    roi = deeper(roi, erosion, voxel_size) if erosion > 0 else roi
     if (left := int(np.count_nonzero(roi))) < LEAST_REGION:
         raise ValueError(
             f'{source}: an erosion of {erosion:g} mm leaves {left} of the {whole} voxels of the '
@@ -472,19 +472,3 @@ def _checked(mask: npt.NDArray, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.b
             f'to {values[-1]:g}; a mask is 0 outside and 1 inside'
         )
     return mask != 0
-
-
-def erode(
-    mask: npt.NDArray[np.bool_], voxel_size: npt.ArrayLike, depth: float
-) -> npt.NDArray[np.bool_]:
-    """The voxels of a mask that are deeper than ``depth`` (mm), counted from voxel centres.
-
-    The edge of the field of view is not a border: a slab is cut there, and does not end.
-
-    >>> int(erode(np.ones((3, 3, 3), bool), (1, 1, 1), 1).sum())
-    27
-    >>> mask = np.zeros((1, 1, 9), bool); mask[..., 1:8] = True
-    >>> int(erode(mask, (1, 1, 2), 2).sum())
-    5
-    """
-    return deeper(mask, depth, voxel_size)

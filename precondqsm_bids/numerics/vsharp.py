@@ -145,7 +145,8 @@ def _sphere(shape: tuple[int, int, int], sizes: npt.NDArray, radius: float, work
     moments = squares.mean(axis=1)
     centred = squares - moments[:, None]
     # Weights of mean one whose second moments are the mean of the three
-    slopes = np.linalg.lstsq(centred @ centred.T / len(squares[0]), moments.mean() - moments)[0]
+    covariance = centred @ centred.T / len(squares[0])
+    slopes = np.linalg.lstsq(covariance, moments.mean() - moments, rcond=None)[0]
     weights = np.zeros(shape, np.float32)
     weights[inside] = (1 + slopes @ centred) / len(squares[0])
     return fft.rfftn(weights, workers=workers).real

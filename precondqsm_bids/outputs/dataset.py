@@ -83,9 +83,11 @@ def write_dataset_description(
     """
     output_dir, bids_dir = Path(output_dir).absolute(), Path(bids_dir).absolute()
     try:
-        raw = json.loads((bids_dir / 'dataset_description.json').read_text())
+        text = (bids_dir / 'dataset_description.json').read_text(encoding='utf-8-sig')
+        raw = json.loads(text)
     except (OSError, ValueError):
         raw = {}
+    raw = raw if isinstance(raw, dict) else {}
     links = {'raw': _link(bids_dir, output_dir)} | {
         name: _link(Path(root).absolute(), output_dir)
         for name, root in (derivatives or {}).items()

@@ -22,14 +22,14 @@ BIDSIGNORE = ('figures', 'log', 'logs', '*.html', '*_R2primemap.*', '*_values.*'
 def write_bidsignore(output_dir: Path) -> Path:
     """Add what BIDS has no name for to ``.bidsignore``, and keep what others wrote there."""
     ignored = output_dir / '.bidsignore'
-    lines = ignored.read_text().splitlines() if ignored.exists() else []
+    lines = ignored.read_text(encoding='utf-8').splitlines() if ignored.exists() else []
     lines += [line for line in BIDSIGNORE if line not in lines]
     return write_shared(ignored, '\n'.join(lines) + '\n')
 
 
 def write_shared(path: Path, text: str) -> Path:
     """Write a file that other processes may write too: whole, or left as another user has it."""
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text(encoding='utf-8') == text:
         return path
     try:
         return write_atomic(path, text)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.charts import ARMS
 from precondqsm_bids.outputs.citations import Methods, write_out
+from precondqsm_bids.outputs.dataset import fieldmap_stem
 from precondqsm_bids.outputs.figures import BEFORE_MAP, FIGURES, SECTIONS, FigureText
 from precondqsm_bids.outputs.files import natural, write_atomic
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
@@ -263,8 +264,8 @@ def _maps(output_dir: Path, subject: str, name: str, early: bool) -> list[tuple[
     """
     found = []
     for output in map(WRITTEN.__getitem__, up_to_flattening(WRITTEN) if early else WRITTEN):
-        # Under fmap, entities that BIDS does not allow there are folded into acq.
-        pattern = f'**/{output.datatype}/{name}_{output.ending}.nii.gz'
+        stem = fieldmap_stem(name) if output.datatype == 'fmap' else name
+        pattern = f'**/{output.datatype}/{stem}_{output.ending}.nii.gz'
         for path in (output_dir / f'sub-{subject}').glob(pattern):
             found.append((path.relative_to(output_dir).as_posix(), output.words))
     return found
@@ -421,6 +422,6 @@ def _crash(path: Path, message: str) -> dict[str, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         return {}

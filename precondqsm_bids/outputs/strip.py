@@ -6,6 +6,7 @@ It is drawn where the map is written, and again from the map on disk where it is
 from __future__ import annotations
 
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -128,7 +129,7 @@ def current_strip(output_dir: Path, subject: str, name: str, folder: Path) -> Pa
             return None
         size = np.asarray(images[0].header.get_zooms()[:3])
         write_strip(path, draw_strip(values, mask, size))
-    except (OSError, ValueError, EOFError, nb.filebasedimages.ImageFileError):
+    except (OSError, ValueError, EOFError, zlib.error, nb.filebasedimages.ImageFileError):
         return path if os.path.exists(path) and read_limit(path) else None
     return path
 

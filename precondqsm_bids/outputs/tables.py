@@ -151,7 +151,7 @@ def column_dictionary(
 
 def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as a table of BIDS."""
-    with path.open('w', newline='') as stream:
+    with path.open('w', newline='', encoding='utf-8') as stream:
         writer = csv.DictWriter(stream, list(columns), delimiter='\t', lineterminator='\n')
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
@@ -159,7 +159,7 @@ def write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, 
 
 def read_table(path: str | Path) -> list[dict[str, Any]]:
     """Read the table back: numbers as float, ``n/a`` as None."""
-    with Path(path).open(newline='') as stream:
+    with Path(path).open(newline='', encoding='utf-8') as stream:
         return [
             {key: _value(text) for key, text in row.items()}
             for row in csv.DictReader(stream, delimiter='\t')

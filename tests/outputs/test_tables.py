@@ -92,5 +92,5 @@ def test_voxels_outside_the_region_do_not_count(inputs, tmp_path):
 
 def test_labels_on_another_grid_are_refused_with_both_files(inputs, tmp_path):
     inputs['labels'] = save(tmp_path, 'small', np.ones((4, 4, 4), 'u1'))
-    with pytest.raises(ValueError, match=r'not on the same grid: .*small.*mask'):
+    with pytest.raises(ValueError, match=r'mask.*small.*differ in matrix size'):
         RoiValues(**inputs).run(cwd=tmp_path)

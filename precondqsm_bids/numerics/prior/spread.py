@@ -52,8 +52,6 @@ def prior_spread(coarse_chi: npt.NDArray, prior_chi: npt.NDArray, geometry: Geom
     """
     coarse = CoarseRegion(geometry)
     inside = coarse.geometry.mask
-    if not inside.any():
-        return np.zeros(geometry.mask.shape, np.float32)
     difference = coarse_chi - coarse.mean(prior_chi)
     difference -= np.median(difference[inside])  # the field does not tell a constant
     square = coarse.smoothed(coarse.smoothed(difference, SMOOTHED) ** 2, WINDOW)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap, balanced
 
 F32 = npt.NDArray[np.float32]
@@ -132,7 +133,8 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     Raises
     ------
     ValueError
-        Another shape than the mask's, other classes than 0 to ``count``, or no class in the mask.
+        Another shape than the mask's, values that are not finite, other classes than 0 to
+        ``count``, or no class in the mask.
 
     Examples
     --------
@@ -143,11 +145,14 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     >>> basis.labels.tolist(), basis.weight.tolist(), basis.overlaps[0].labels.tolist()
     ([[[0, 1]]], [[[0.75, 1.0]]], [1])
     """
-    if tissue.shape[:3] != mask.shape:
-        raise ValueError(f'tissue {tissue.shape} and mask {mask.shape} differ in matrix size')
+    check_map(tissue, 'tissue', mask)
     labels, weight = np.full(mask.shape, -1, np.int32), np.zeros(mask.shape, np.float32)
     if tissue.ndim == 3:
         found = tissue[mask].astype(np.int32)
+        if np.any(found != tissue[mask]):
+            raise ValueError(
+                'tissue has classes that are no whole numbers: resample it to the nearest'
+            )
         if found.size and not 0 <= found.min() <= found.max() <= count:
             raise ValueError(
                 f'tissue: classes {found.min()} to {found.max()} are not among the {count} that '
