@@ -288,6 +288,10 @@ def invert(
         weight = curve.reg_weight
     if arm.inversion == 'tv':
         found = tv_inversion(form, local_field, weight, weights)
-        further = {'iterations': found.iterations, 'last_change': found.change}
-        return DipoleInversion(found.chi, weight, curve, {'tv_weight': found.tv_weight} | further)
+        record = {
+            'tv_weight': found.tv_weight,
+            'iterations': found.iterations,
+            'last_change': found.change,
+        }
+        return DipoleInversion(found.chi, weight, curve, record)
     return DipoleInversion(form.volume(form.divided(spectrum, weight)), weight, curve)

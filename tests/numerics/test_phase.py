@@ -9,15 +9,24 @@ from scipy import ndimage
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import b0_direction, forward_field
 from precondqsm_bids.numerics.echo_fit import fit_echoes
-from precondqsm_bids.numerics.echoes import Echoes
+from precondqsm_bids.numerics.echoes import Echoes, in_place
+from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.repair import first_field, repair_phase
 from precondqsm_bids.numerics.phase.scale import phase_scale, phase_to_radians
-from precondqsm_bids.numerics.phase.shape_field import shape_field
-from precondqsm_bids.numerics.phase.sign import PhaseSign, decide_sign, phase_sign, vendor_sign
+from precondqsm_bids.numerics.phase.shape_field import shape_field, shim_terms
+from precondqsm_bids.numerics.phase.sign import (
+    PhaseSign,
+    compare_axes,
+    decide_sign,
+    phase_sign,
+    shape_evidence,
+    vendor_sign,
+)
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
 from precondqsm_bids.phantom import tubes
+from precondqsm_bids.phantom.fields import cylinder_field, sphere_field
 from precondqsm_bids.phantom.spec import TubesSpec
 
 SMALL = {'object_scale': 0.5, 'matrix': (32, 32, 28), 'voxel_size': (2.0, 2.0, 2.0)}
@@ -344,6 +353,54 @@ def test_ellipsoid_gives_no_evidence(semi_axes, sign):
     result = repair_phase(scan._replace(phase=sign * scan.phase), mask, mask)
     assert (result.sign, result.sign_source) == (1, 'convention')
     assert 'ASSUMED' in result.notes[-1]
+
+
+BOTTLE = np.stack(np.indices((26, 26, 44)), -1) * 2.0 - np.array([25, 25, 43])
+"""Positions about the middle of a field of view, mm."""
+
+
+def coarse(field, mask, sign=1):
+    """A field of a body of water in air that a shim has been fitted to, as it is compared."""
+    voxels = np.flatnonzero(mask)
+    terms = shim_terms(mask.shape, voxels)
+    left = sign * field[mask]
+    left -= terms @ np.linalg.lstsq(terms, left, rcond=None)[0]
+    left += np.random.default_rng(0).normal(0, 0.003, left.shape)
+    sd = np.full(mask.shape, 0.003)
+    return coarse_field(in_place(left, mask), sd, mask, mask, (2, 2, 2))
+
+
+@pytest.mark.parametrize('radius, length', [(22, 76), (17.3, 70), (20.5, 75.3)])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_bottle_across_b0_is_no_bottle_along_it(radius, length, sign):
+    # Its field is minus half of what it would have along B0, but for its ends.
+    across = (1, 0, 0)
+    mask = (np.hypot(BOTTLE[..., 0], BOTTLE[..., 1]) < radius) & (abs(BOTTLE[..., 2]) < length / 2)
+    field = coarse(-9.41 * cylinder_field(BOTTLE, radius, length, across), mask, sign)
+    test = shape_evidence(field, across)
+    assert test.decisive
+    assert test.sign == sign
+    axes = compare_axes(field, across, test)
+    assert not axes.better
+    # with the header's mistake of a bottle along B0 the axis is still found
+    along = coarse(-9.41 * cylinder_field(BOTTLE, radius, length, (0, 0, 1)), mask, sign)
+    found = compare_axes(along, across, shape_evidence(along, across))
+    assert found.certain
+    assert found.best == 2
+
+
+@pytest.mark.parametrize('step', [-2.0, -0.5, 0.5, 9.41])
+@pytest.mark.parametrize('sign', [1, -1])
+def test_what_a_ball_encloses_does_not_tell_its_sign(step, sign):
+    # Inside a ball its own field is nothing: without signal, a calcification was taken for air.
+    x = np.stack(np.indices((40, 40, 40)), -1) * 2.0 - 39
+    void = np.linalg.norm(x - [14, -10, 6], axis=-1) < 9
+    mask = (np.linalg.norm(x, axis=-1) < 36) & ~void
+    field = coarse(step * sphere_field(x - np.array([14, -10, 6]), 9, (0, 0, 1)), mask, sign)
+    test = shape_evidence(field, (0, 0, 1))
+    assert not test.decisive
+    assert decide_sign(test).source == 'convention'
+    assert decide_sign(test, stated=-sign).source == 'given'
 
 
 def test_no_air_gives_no_evidence():

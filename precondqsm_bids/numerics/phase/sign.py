@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
     closed_outline,
@@ -21,6 +22,8 @@ F64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 LEAST_CORRELATION = 0.4
 """Partial correlation of the measured field with that of the shape that decides its sign."""
+LEAST_COEFFICIENT = 0.1
+"""Coefficient from which it decides: of less, what the outline has wrong may be the evidence."""
 SHELLS = 4
 """Layers of equal volume, by depth below the surface, in which the correlation is looked at."""
 STABLE_SHELLS = 3
@@ -39,6 +42,11 @@ MOST_CUT = 0.25
 compared."""
 BETTER = 1.3
 """Factor on the unexplained variance that makes another axis of B0 worth a warning."""
+FULL_SIZE = 0.7
+"""Coefficient from which another axis is compared. Around its axis of rotation an object across B0
+has minus half of the field that it would have along B0, and the rest is at its ends, where the
+outline is least right: a bottle has 0.45 to 0.52 with an axis that is wrong. A head and a bottle
+have 0.8 to 1.2 with the axis that is right."""
 CERTAIN = (0.85, 3.0)
 """Partial correlation of the other axis, and factor, from which the header's must be wrong."""
 FAR = 45.0
@@ -63,7 +71,7 @@ class PhaseSign(NamedTuple):
     shells: tuple[float, ...]
     """The same within layers of equal volume, the outermost first."""
     decisive: bool
-    """The correlation is large enough, and of one sign in the layers."""
+    """Correlation and coefficient are large enough, the first of one sign in the layers."""
     radius: float = 0.0
     """Radius by which the object was closed, mm."""
 
@@ -115,8 +123,9 @@ def phase_sign(
     whatever the orientation and voxel size; the last sum is what is not known of an object that
     the field of view cuts off. The sign of ``c`` decides if the partial correlation, that of the
     two fields after all else, is `LEAST_CORRELATION` or more and has the same sign in
-    `STABLE_SHELLS` of the layers of depth, the outermost among them. The size of ``c`` decides
-    nothing: cavities that are not known make it anything from 0.1 to 3.
+    `STABLE_SHELLS` of the layers of depth, the outermost among them, and ``c`` is not below
+    `LEAST_COEFFICIENT`. Beyond that its size decides nothing: cavities that are not known make it
+    anything up to 3.
 
     Parameters
     ----------
@@ -129,7 +138,8 @@ def phase_sign(
     sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm.
     beyond : sequence of (X, Y, Z) ndarray
-        Fields from beyond the field of view, ppm: :func:`shape_field`.
+        Fields of what is not known, ppm: from beyond the field of view (:func:`shape_field`), and
+        of cavities.
     depth : (X, Y, Z) ndarray, optional
         Depth below the object's surface, for the layers; one layer if omitted.
 
@@ -183,6 +193,7 @@ def phase_sign(
     agreeing = sum(sign * shell > 0 for shell in shells)
     decisive = (
         abs(correlation) >= LEAST_CORRELATION
+        and abs(coefficient) >= LEAST_COEFFICIENT
         and sign * shells[0] > 0
         and agreeing >= min(STABLE_SHELLS, len(shells))
     )
@@ -200,6 +211,9 @@ def shape_evidence(
 ) -> PhaseSign | None:
     """Sign by the field of the object's outline, of the two
     of :func:`~precondqsm_bids.numerics.phase.outline.outline_radii` that fits better.
+
+    What the outline encloses without signal may be air, bone, plastic or a bleeding: its field has
+    a coefficient of its own, of either sign, so that only the outer surface tells the sign.
 
     None where nothing can be compared: no air around the object, or hardly a voxel.
 
@@ -223,13 +237,23 @@ def shape_evidence(
         body = closed_outline(coarse.shape, coarse.voxel_size, radius)
         if body.all():
             return None
-        predicted = shape_field(body, coarse.voxel_size, b0_dir, coarse.mask)
-        return _test(coarse, body, predicted, radius)
+        return _test(coarse, body, _predicted(coarse, body, b0_dir), radius)
 
     radii = outline_radii(coarse.shape, coarse.voxel_size)
     tests = side_by_side(workers, *(partial(test, radius) for radius in radii))
     found = [test for test in tests if test is not None]
     return max(found, key=lambda test: (test.decisive, abs(test.correlation)), default=None)
+
+
+def _predicted(coarse: CoarseField, body: Bools, b0_dir: npt.ArrayLike) -> ShapeField:
+    """Field of an outline that is filled; that of its cavities is among what is not known."""
+    filled = ndimage.binary_fill_holes(body)
+    found = shape_field(filled, coarse.voxel_size, b0_dir, coarse.mask)
+    cavities = filled & ~body
+    if not cavities.any():
+        return found
+    of_cavities = forward_field(cavities, coarse.voxel_size, b0_dir, coarse.mask)
+    return found._replace(beyond=(*found.beyond, of_cavities))
 
 
 def _test(coarse: CoarseField, body: Bools, predicted: ShapeField, radius: float) -> PhaseSign:
@@ -247,13 +271,14 @@ def compare_axes(
     The fields of one shape for B0 along three perpendicular directions add up to zero inside it,
     so that along a wrong axis the correlation is negative and may be large (-0.80 where the true
     axis has 0.97), and the third field follows from two. What counts is the variance that each
-    leaves unexplained, for the outline that fits the header's direction. None where the field of
-    view cuts the object off by so much that its field is not known.
+    leaves unexplained, for the outline that fits the header's direction, and only an axis along
+    which the shape's field has its full size (`FULL_SIZE`). None where the field of view cuts the
+    object off by so much that its field is not known.
     """
     if header is None or cut_fraction(coarse.shape, coarse.voxel_size) > MOST_CUT:
         return None
     body = closed_outline(coarse.shape, coarse.voxel_size, header.radius)
-    along = (partial(shape_field, body, coarse.voxel_size, b, coarse.mask) for b in np.eye(3)[:2])
+    along = (partial(_predicted, coarse, body, b) for b in np.eye(3)[:2])
     one, two = side_by_side(workers, *along)
     beyond = tuple(-(u + v) for u, v in zip(one.beyond, two.beyond, strict=True))
     three = ShapeField(-(one.field + two.field), beyond)
@@ -262,10 +287,11 @@ def compare_axes(
     correlations = [test.correlation for test in tests]
     b = np.abs(np.asarray(b0_dir, np.float64)) / np.linalg.norm(b0_dir)
     others = np.flatnonzero(np.degrees(np.arccos(np.minimum(b, 1))) >= FAR)
-    best = int(max(others, key=lambda axis: abs(correlations[axis])))
+    full = [abs(test.coefficient) >= FULL_SIZE for test in tests]
+    best = int(max(others, key=lambda axis: (full[axis], abs(correlations[axis]))))
     left = max(1 - correlations[best] ** 2, 1e-6)
     factor = (1 - header.correlation**2) / left
-    better = bool(tests[best].decisive and factor >= BETTER)
+    better = bool(tests[best].decisive and full[best] and factor >= BETTER)
     certain = better and abs(correlations[best]) >= CERTAIN[0] and factor >= CERTAIN[1]
     x, y, z = correlations
     return AxisTest((x, y, z), best, factor, better, certain)

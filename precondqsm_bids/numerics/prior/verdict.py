@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,10 @@ TIE = 2
 object are equally unlike it, and rounding may not choose among them."""
 MOST_ALIKE = 0.7
 """Rank correlation with itself up to which a turned prior is a null."""
+MOST_DESCRIBED = 0.5
+"""Fraction of the prior's variance that its turned cells may describe, over that of its own: a
+ring of vials is turned onto itself, with other values, and its cells fit as well. Heads have 0.05
+to 0.25 but for left to right (0.7 to 0.9), tubes 0.04 and 0.3."""
 DROPPED, COUNTED = 0.03, 0.12
 """What a prior explains beyond its null, from which it counts at all, and in full. Contrasts that
 know nothing reach -0.03 to 0.025, one that half follows the susceptibility 0.25 or more."""
@@ -105,8 +110,9 @@ def judge_prior(
     up as much of the field when turned has nothing to say at that scale, and what it would take
     up is background. That of cells of the whole region is multiplied by no less than the same of
     the energies: turned against the field, cells may strain to parts that are as large. Turns of a
-    rank correlation above 0.7 are no null. Where there is no other, as of layers, ``e`` alone
-    decides, and a warning says that the prior was not judged.
+    rank correlation above 0.7 are no null, and neither are those whose cells could describe the
+    prior itself by other coefficients, to half of its variance (a ring of vials). Where there is
+    no other, as of layers, ``e`` alone decides, and a warning says that the prior was not judged.
 
     Free voxels have no part in it: where the sources are strong, they describe any field. All fits
     are made on a grid of about 20,000 voxels, whose field and basis maps are means over
@@ -164,7 +170,9 @@ def judge_prior(
 
     own = fitted(maps)
     variance = np.square(own.part_sd)
-    turns = _least_alike(own.prior_chi[coarse.geometry.mask], coarse.geometry.mask)
+    whole = [basis.lattice is None for basis in bases]
+    cells = [rows for rows, alone in zip(maps, whole, strict=True) if alone] or maps
+    turns = _least_alike(own.prior_chi[coarse.geometry.mask], cells, coarse.geometry.mask)
     explained, chance = [], []
     nulls = side_by_side(
         geometry.workers,
@@ -182,7 +190,6 @@ def judge_prior(
     beyond = own.explained - float(np.mean(explained))
     share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
     kept = np.clip(1 - share, 0, 1)
-    whole = [basis.lattice is None for basis in bases]
     kept[whole] = np.maximum(kept[whole], np.clip(beyond / max(own.explained, 1e-6), 0, 1))
     return Verdict(
         own.explained,
@@ -267,11 +274,11 @@ def _turns(mask: npt.NDArray[np.bool_]) -> Iterator[tuple[str, npt.NDArray[np.in
 
 
 def _least_alike(
-    prior: npt.NDArray, mask: npt.NDArray[np.bool_]
+    prior: npt.NDArray, cells: Sequence[sparse.csr_array], mask: npt.NDArray[np.bool_]
 ) -> list[tuple[str, float, npt.NDArray[np.intp]]]:
     """Turns that make the prior least like itself: name, rank correlation, source voxels.
 
-    Those that leave it alike are no null, and left out.
+    Those that leave it alike, or its cells (voxels, cells), are no null, and left out.
     """
     _, number, count = np.unique(prior, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[number]  # the mean rank of equal values
@@ -283,4 +290,16 @@ def _least_alike(
         norm = np.sqrt(energy * max(float(turned @ turned), 1.0))
         turns.append((name, abs(float(ranks @ turned)) / norm, source))
     turns = [turn for turn in turns if round(turn[1], TIE) <= MOST_ALIKE]
-    return sorted(turns, key=lambda turn: round(turn[1], TIE))[:NULLS]
+    turns.sort(key=lambda turn: round(turn[1], TIE))
+    columns = sparse.hstack(cells).tocsr().astype(float)
+    most = MOST_DESCRIBED * _described(prior, columns)
+    return list(islice((t for t in turns if _described(prior, columns[t[2]]) <= most), NULLS))
+
+
+def _described(prior: npt.NDArray, columns: sparse.csr_array) -> float:
+    """Fraction of a prior's variance that these cells describe."""
+    left = prior - prior.mean(dtype=float)
+    energy = float(left @ left)
+    normal = (columns.T @ columns).toarray()
+    left -= columns @ np.linalg.lstsq(normal, columns.T @ left, rcond=1e-6)[0]
+    return 1 - float(left @ left) / energy if energy > 0 else 0.0
