@@ -101,7 +101,7 @@ def test_cells_that_are_turned_onto_each_other_are_no_null():
     cells = np.zeros(SHAPE, int)
     for number, place in enumerate(itertools.product(*sides), 1):
         cells[place] = number
-    values = np.array([0, 0.1, 0.4, -0.3, 0.2, -0.1, 0.3, -0.4, 0.5])
+    values = np.array([0, 0.2, 0.3, 0.25, 0.35, 0.3, 0.2, -0.25, -0.3])
     verdict = judge_prior(field_of(values[cells]), [constant_parcels(cells, MASK)], GEOMETRY, SD)
     assert verdict.trust == 1
     assert verdict.explained > 0.95
