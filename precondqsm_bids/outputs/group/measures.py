@@ -80,36 +80,35 @@ def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any
     """One row per coefficient of the prior, and what is wrong with them.
 
     >>> record = {'coefficients': {'r2prime': [1.5]}, 'coefficient_errors': [0.1]}
-    >>> take_coefficients({'prior_fit': record})[0]
-    [{'index': 1, 'coefficient': 1.5, 'coefficient_error': 0.1, 'implied_relaxivity': None}]
+    >>> (row,) = take_coefficients({'prior_fit': record})[0]
+    >>> row['term'], row['name'], row['units'], row['coefficient'], row['coefficient_error']
+    ('r2prime', '1', '1', 1.5, 0.1)
     """
     fit = parameters.get('prior_fit')
     fit = fit if isinstance(fit, Mapping) else {}
-    lists = {column: fit.get(key) or [] for column, (key, *_) in COEFFICIENTS.items()}
-    if isinstance(terms := lists['coefficient'], Mapping):
-        values = {
-            name: list(term.values()) if isinstance(term, Mapping) else term
-            for name, term in terms.items()
-        }
-        if not all(isinstance(term, list) for term in values.values()):
-            return [], 'prior_fit: the coefficients are not lists'
-        lists['coefficient'] = [value for term in values.values() for value in term]
-        if len(values) > 1 and isinstance(lists['implied_relaxivity'], list):
-            # It is that of one term among several.
-            implied = lists['implied_relaxivity']
-            lists['implied_relaxivity'] = [
-                value
-                for name, term in values.items()
-                for value in (implied if name == 'r2prime' else [None] * len(term))
-            ]
-    if not all(isinstance(values, list) for values in lists.values()):
-        return [], 'prior_fit: the coefficients are not lists'
-    n = len(lists['coefficient'])
-    if any(len(values) not in (0, n) for values in lists.values()):
-        sizes = ', '.join(f'{len(values)} {COEFFICIENTS[c][0]}' for c, values in lists.items())
-        return [], f'prior_fit: lists of different lengths: {sizes}'
+    terms = fit.get('coefficients') or {}
+    if not isinstance(terms, Mapping):
+        return [], 'prior_fit: the coefficients do not name their terms'
     rows = []
-    for i in range(n):
-        values = {column: values[i] if values else None for column, values in lists.items()}
-        rows.append({'index': i + 1} | {c: v if is_number(v) else None for c, v in values.items()})
+    for term, values in terms.items():
+        if isinstance(values, list):  # clusters, by their numbers
+            values = {str(i): value for i, value in enumerate(values, 1)}
+        if not isinstance(values, Mapping):
+            return [], f'prior_fit: the coefficients of {term} are not lists'
+        units = 'ppm' if term == 'tissue' else '1'
+        rows += [
+            {'term': term, 'name': name, 'units': units, 'coefficient': value}
+            for name, value in values.items()
+        ]
+    of_theory = [row for row in rows if row['term'] == 'r2prime']
+    for column, described in (('coefficient_error', rows), ('implied_relaxivity', of_theory)):
+        key = COEFFICIENTS[column][0]
+        found = fit.get(key) or [None] * len(described)
+        if not isinstance(found, list) or len(found) != len(described):
+            many = len(found) if isinstance(found, list) else 'no list of'
+            return [], f'prior_fit: {len(described)} coefficients, {many} {key}'
+        for row, value in zip(described, found, strict=True):
+            row[column] = value
+    for row in rows:
+        row |= {c: row[c] if is_number(row.get(c)) else None for c in COEFFICIENTS}
     return rows, ''

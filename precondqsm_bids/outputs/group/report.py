@@ -17,8 +17,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
+from precondqsm_bids.outputs.files import natural
 from precondqsm_bids.outputs.group.outliers import LEAST_VALUES, LIMIT, Distribution
 from precondqsm_bids.outputs.group.reading import STATUS
 from precondqsm_bids.outputs.group.runs import table_of_runs
@@ -57,8 +58,13 @@ class Strip(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Column, name of the region or number of the coefficient."""
-        return self.key[0]
+        """Column, name of the region, or term and name of the coefficient."""
+        return _of_term(*self.key[:-1]) if self.key[-1] == 'coefficient' else self.key[0]
+
+    @property
+    def units(self) -> str:
+        """Of a coefficient."""
+        return 'ppm' if self.key[0] == 'tissue' else ''
 
 
 def compose_report(
@@ -89,7 +95,9 @@ def compose_report(
         column: [strip for strip in _strips(gathered['rois']) if strip.key[1] == column]
         for column in maps
     }
-    coefficients = sorted(_strips(gathered['coefficients']), key=lambda strip: int(strip.name))
+    coefficients = sorted(
+        _strips(gathered['coefficients']), key=lambda strip: (strip.key[0], natural(strip.key[1]))
+    )
     drawn = {column: _enough(strips) for column, strips in regions.items()}
     numbered = _enough(coefficients)
     with mpl.rc_context(STYLE):
@@ -148,6 +156,12 @@ def _strips(gathered: Gathered) -> list[Strip]:
     ]
 
 
+def _of_term(term: str, name: str) -> str:
+    """A coefficient by its term and name, of a given map only the name of its file."""
+    word, _, path = term.partition(':')
+    return f'{word}:{Path(path).name} {name}' if path else f'{term} {name}'
+
+
 def _enough(strips: Sequence[Strip]) -> list[Strip]:
     """Those of runs enough to be drawn."""
     return [strip for strip in strips if strip.distribution.n >= LEAST_VALUES]
@@ -168,7 +182,7 @@ def _by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
         *where, column = outlier.key
         name = f'{" ".join(where)}: {column}' if where else column
         if column == 'coefficient':
-            name = f'coefficient {where[0]}'
+            name = f'coefficient of {_of_term(*where)}'
         run['outliers'].append(
             {'name': name, 'value': outlier.value, 'median': median, 'z': outlier.z}
         )
@@ -188,6 +202,7 @@ def _draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
         axes.set_title(f'{strip.name} ({unit})' if unit else strip.name, loc='left', pad=10)
         if strip.distribution.maximum > 10 * strip.distribution.minimum > 0:
             axes.set_xscale('log')
+            axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -213,14 +228,21 @@ def _draw_regions(regions: Mapping[str, Sequence[Strip]]) -> str:
 
 
 def _draw_coefficients(coefficients: Sequence[Strip]) -> str:
-    """One row per coefficient of the prior, in the order of their numbers."""
+    """One row per coefficient of the prior; susceptibilities below factors."""
     shown = coefficients[:SHOWN_ROWS]
-    figure = Figure(figsize=(10, 0.42 * len(shown) + 0.9), layout='constrained')
-    axes = figure.subplots()
-    for i, strip in enumerate(shown):
-        _draw_strip(axes, strip, i)
-    axes.set_xlabel('coefficient of the prior')
-    _rows(axes, [strip.name for strip in shown])
+    groups = [
+        (label, strips)
+        for units, label in (('', 'factor'), ('ppm', 'susceptibility (ppm)'))
+        if (strips := [strip for strip in shown if strip.units == units])
+    ]
+    figure = Figure(figsize=(10, 0.42 * len(shown) + 0.9 * len(groups)), layout='constrained')
+    sizes = [len(strips) + 1 for _, strips in groups]
+    grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, (label, strips) in zip(grid, groups, strict=True):
+        for i, strip in enumerate(strips):
+            _draw_strip(axes, strip, i)
+        axes.set_xlabel(label)
+        _rows(axes, [strip.name for strip in strips])
     return _inline(figure)
 
 

@@ -41,7 +41,7 @@ from precondqsm_bids.outputs.tables import cell
 LIMIT_WORDS = ', '.join(f'{limit:g} of {n} values' for n, limit in LIMITS.items())
 _OUTLIERS = {
     'Description': (
-        'Columns whose robust z over all rows (of the same name or index, where the row has '
+        'Columns whose robust z over all rows (of the same name and term, where the row has '
         f'one) is beyond {LIMIT} ({LIMIT_WORDS}), the farthest first. Robust z: distance from '
         'the median over 1.4826 times the median absolute deviation, of the logarithm for some '
         f'measures; not tested with fewer than {LEAST_VALUES} values'
@@ -82,7 +82,17 @@ QUALITY = {
 
 COEFFICIENT = {
     **IDENTITY,
-    'index': _described('Number of the coefficient within its run, from 1'),
+    'term': _described('Term of the prior: a word of --prior'),
+    'name': _described(
+        'Tissue class, or the number of the cluster within its run, from 1 (1: the whole)'
+    ),
+    'units': {
+        'Description': 'Unit of the coefficient and its error',
+        'Levels': {
+            'ppm': 'Susceptibility of the class relative to the mean over the region',
+            '1': 'Factor on what theory gives, or on the given map',
+        },
+    },
     **{name: _described(*text) for name, (_, *text) in COEFFICIENTS.items()},
     'outliers': _OUTLIERS,
 }
@@ -383,7 +393,9 @@ _QUALITY_KEYS = [*(measure.name for measure in COLUMNS if measure.compared), 'n_
 KEYS: dict[str, Callable[[Mapping[str, str]], Iterator[tuple[Key, str]]]] = {
     'rois': lambda row: (((row['name'], name), row.get(name, '')) for name in COMPARED),
     'quality': lambda row: (((name,), row[name]) for name in _QUALITY_KEYS),
-    'coefficients': lambda row: iter([((row['index'], 'coefficient'), row['coefficient'])]),
+    'coefficients': lambda row: iter(
+        [((row['term'], row['name'], 'coefficient'), row['coefficient'])]
+    ),
 }
 """Table -> what is compared of a row: pairs of key and cell."""
 

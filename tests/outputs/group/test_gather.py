@@ -19,7 +19,7 @@ from PIL import Image
 
 import precondqsm_bids
 from precondqsm_bids.method import Method
-from precondqsm_bids.outputs.group import gather, write_group
+from precondqsm_bids.outputs.group import gather, report, write_group
 from precondqsm_bids.outputs.group.tables import COEFFICIENT, QUALITY
 
 FILES = [
@@ -103,12 +103,66 @@ def test_coefficients_have_a_row_each(derivatives):
     derivatives.add('sub-2')
     group(derivatives)
     rows = derivatives.table('coefficients')
-    columns = ('run', 'index', 'coefficient', 'coefficient_error')
+    columns = ('run', 'name', 'coefficient', 'coefficient_error')
     assert [[row[key] for key in columns] for row in rows] == [
         ['sub-1', '1', '0.5', '0.25'],
         ['sub-1', '2', '0', '0.125'],
     ]
     assert [row['implied_relaxivity'] for row in rows] == ['646', 'n/a']
+
+
+def test_a_coefficient_keeps_its_term_and_tissue(derivatives):
+    """A segmentation without a class moves no other; each is compared with its like alone."""
+    for i in range(4):
+        tissue = {'CSF': 0.5, 'GM': 0.25 + 0.01 * i, 'WM': -0.5, 'rest': 0.0}
+        if i == 1:
+            del tissue['CSF']
+        terms = {'tissue': tissue, 'map:/a/chi.nii': [0.75 + 0.01 * i], 'r2prime': [2.0]}
+        fit = {'coefficients': terms, 'implied_relaxivity': [161.0]}
+        derivatives.add(f'sub-{i}', prior_fit=fit)
+    group(derivatives)
+    rows = [row for row in derivatives.table('coefficients') if row['run'] == 'sub-1']
+    columns = ('term', 'name', 'units', 'coefficient', 'implied_relaxivity', 'outliers')
+    assert [[row[key] for key in columns] for row in rows] == [
+        ['tissue', 'GM', 'ppm', '0.26', 'n/a', 'n/a'],
+        ['tissue', 'WM', 'ppm', '-0.5', 'n/a', 'n/a'],
+        ['tissue', 'rest', 'ppm', '0', 'n/a', 'n/a'],
+        ['map:/a/chi.nii', '1', '1', '0.76', 'n/a', 'n/a'],
+        ['r2prime', '1', '1', '2', '161', 'n/a'],
+    ]
+    text = section(page(derivatives), 'coefficients')
+    found = re.findall(r'<tr><td>(.*?)</td><td>(\d)</td>.*?class="text">(.*?)<', text, re.S)
+    assert found == [
+        ('map:chi.nii 1', '4', ''),
+        ('r2prime 1', '4', ''),
+        ('tissue CSF', '3', 'ppm'),
+        ('tissue GM', '4', 'ppm'),
+        ('tissue WM', '4', 'ppm'),
+        ('tissue rest', '4', 'ppm'),
+    ]
+
+
+def test_an_outlying_coefficient_is_named_by_term_and_tissue(derivatives):
+    for i in range(9):
+        values = {'GM': 0.25 + 0.01 * i, 'WM': 0.25 if i == 3 else -0.5 + 0.01 * i}
+        derivatives.add(f'sub-{i}', prior_fit={'coefficients': {'tissue': values}})
+    assert group(derivatives).outliers == 1
+    assert 'coefficient of tissue WM' in section(page(derivatives), 'outliers')
+
+
+@pytest.mark.parametrize('scale', [1e-6, 1.0, 1e3])
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers(derivatives, monkeypatch, scale):
+    """The style of the page parses no mathtext, which the ticks of matplotlib are."""
+    figures = []
+    monkeypatch.setattr(report, '_inline', lambda figure: figures.append(figure) or 'data:,')
+    for i in range(4):
+        derivatives.add(f'sub-{i}', echo_fit={'noise_sd': scale * 10.0**i})
+    group(derivatives)
+    (axes,) = (a for a in figures[0].axes if a.get_title(loc='left').startswith('noise_sd'))
+    assert axes.get_xscale() == 'log'
+    figures[0].canvas.draw()
+    labels = [label.get_text() for label in axes.get_xticklabels() if label.get_text()]
+    assert [float(label.replace('−', '-')) for label in labels]
 
 
 def test_tables_of_different_columns(derivatives):
