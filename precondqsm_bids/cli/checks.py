@@ -19,6 +19,7 @@ def check(settings: Settings) -> None:
             f'analysis_level = {settings.analysis_level} should be one of {", ".join(LEVELS)}'
         )
     _check_folders(settings)
+    _check_names(settings)
     _check_resources(settings)
     _check_submission(settings)
     _check_files(settings)
@@ -51,6 +52,18 @@ def _check_folders(settings: Settings) -> None:
         )
     if settings.output_dir.exists() and not settings.output_dir.is_dir():
         raise ValueError(f'the output folder is a file: {settings.output_dir}')
+
+
+def _check_names(settings: Settings) -> None:
+    """Raise ValueError if the name of a derivative dataset is that of another dataset."""
+    from precondqsm_bids.outputs.dataset import dataset_links
+
+    if path := settings.derivatives.get('raw'):
+        raise ValueError(
+            f'-d/--derivatives: "raw" is the name of the dataset itself: give NAME={path}'
+        )
+    if settings.analysis_level == 'participant':
+        dataset_links(settings.output_dir, settings.bids_dir, settings.derivatives)
 
 
 def _check_resources(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import metadata as package_metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.files import write_bidsignore, write_shared
@@ -78,8 +79,9 @@ def write_dataset_description(
     """Write ``dataset_description.json``, ``.bidsignore`` and a README of the derivatives.
 
     Processes may do this at the same time; a file that another user put there is good enough.
-    ``derivatives`` are other datasets that were read, by the names that BIDS URIs use for them.
-    Returns the path of the description.
+    ``derivatives`` are other datasets that were read, by the names that BIDS URIs use for them;
+    those of earlier calls stay. Returns the path of the description; raises ValueError where a
+    name would be of two datasets.
     """
     output_dir, bids_dir = Path(output_dir).absolute(), Path(bids_dir).absolute()
     try:
@@ -88,10 +90,7 @@ def write_dataset_description(
     except (OSError, ValueError):
         raw = {}
     raw = raw if isinstance(raw, dict) else {}
-    links = {'raw': _link(bids_dir, output_dir)} | {
-        name: _link(Path(root).absolute(), output_dir)
-        for name, root in (derivatives or {}).items()
-    }
+    links = dataset_links(output_dir, bids_dir, derivatives or {})
     description = {
         'Name': f'{NAME}: preconditioned quantitative susceptibility mapping',
         'BIDSVersion': BIDS_VERSION,
@@ -116,6 +115,42 @@ def write_dataset_description(
     return write_shared(
         output_dir / 'dataset_description.json', json.dumps(description, indent=2) + '\n'
     )
+
+
+def dataset_links(
+    output_dir: Path, bids_dir: Path, derivatives: Mapping[str, Any]
+) -> dict[str, str]:
+    """Names of the datasets that sidecars refer to and where they are, of earlier calls too.
+
+    Raises ValueError if a name is that of another dataset in an earlier call. One that is no
+    longer where it was has moved.
+    """
+    output_dir = output_dir.absolute()
+    try:
+        text = (output_dir / 'dataset_description.json').read_text(encoding='utf-8-sig')
+        links = dict(json.loads(text)['DatasetLinks'])
+    except (OSError, ValueError, KeyError, TypeError):
+        links = {}
+    for name, root in {'raw': bids_dir, **derivatives}.items():
+        link = _link(Path(root).absolute(), output_dir)
+        before = _target(str(links.get(name, link)), output_dir)
+        if before.exists() and before.resolve() != Path(root).resolve():
+            way_out = 'another output folder' if name == 'raw' else f'-d NAME={root}, a new name'
+            raise ValueError(
+                f'"{name}" is {before} in sidecars of {output_dir}, and cannot be {root} as well: '
+                f'give {way_out}'
+            )
+        links[name] = link
+    return links
+
+
+def _target(link: str, start: Path) -> Path:
+    """What a relative link or a file URI leads to.
+
+    >>> _target('..', Path('/a/out')), _target('file:///a/b%20c', Path('/out'))
+    (PosixPath('/a/out/..'), PosixPath('/a/b c'))
+    """
+    return Path(unquote(urlsplit(link).path)) if link.startswith('file:') else start / link
 
 
 def _link(target: Path, start: Path) -> str:

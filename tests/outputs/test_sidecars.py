@@ -69,6 +69,25 @@ def test_description(raw, tmp_path, monkeypatch):
     assert 'License' not in description
 
 
+def test_links_of_earlier_calls_stay(raw, tmp_path):
+    """The sidecars of earlier participants refer to them."""
+    out, folders = tmp_path / 'out', [tmp_path / name for name in ('one', 'two', 'three')]
+    for folder in folders:
+        folder.mkdir()
+    one, two, three = folders
+    write_dataset_description(out, raw, {'a': one})
+    path = write_dataset_description(out, raw, {'b': two})
+    links = {'raw': raw.as_uri(), 'a': one.as_uri(), 'b': two.as_uri()}
+    assert json.loads(path.read_text())['DatasetLinks'] == links
+    with pytest.raises(ValueError, match=f'"b" is {two} .*{three} as well'):
+        write_dataset_description(out, raw, {'b': three})
+    with pytest.raises(ValueError, match='give another output folder'):
+        write_dataset_description(out, three)
+    two.rmdir()  # it has moved
+    write_dataset_description(out, raw, {'b': three})
+    assert json.loads(path.read_text())['DatasetLinks'] == links | {'b': three.as_uri()}
+
+
 def test_licence_is_inherited(raw, tmp_path):
     (raw / 'dataset_description.json').write_text('{"License": "PDDL", "DatasetDOI": "doi:10/x"}')
     description = json.loads(write_dataset_description(tmp_path / 'out', raw).read_text())
