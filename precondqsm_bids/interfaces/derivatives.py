@@ -226,6 +226,7 @@ class Derivatives(SimpleInterface):
             draw_histograms,
             draw_l_curves,
             draw_roi_values,
+            prior_mean,
         )
 
         inputs, record = self.inputs, self.inputs.record
@@ -250,9 +251,14 @@ class Derivatives(SimpleInterface):
             if f'{arm}_chi' in maps
         })  # fmt: skip
         if isdefined(inputs.table):
-            reference = record.get('recombination', {}).get('reference', '')
+            found, rows = record.get('recombination', {}), read_table(inputs.table)
+            reference = found.get('reference', '')
             words = REFERENCE_NAMES.get(reference, reference)
-            yield 'rois', draw_roi_values(read_table(inputs.table), words)
+            # Of several bodies each has a reference of its own.
+            there = None
+            if 'bodies' not in found:
+                there = prior_mean(reference, rows, within['prior_chi'][mask])
+            yield 'rois', draw_roi_values(rows, words, there)
 
 
 def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float | None:

@@ -107,11 +107,15 @@ def _draw_l_curve(
     right.axvline(chosen, color=colour, linestyle='--', linewidth=1)
 
 
-def draw_roi_values(rows: Sequence[Mapping[str, Any]], reference: str = '') -> Figure:
+def draw_roi_values(
+    rows: Sequence[dict[str, Any]], reference: str = '', prior_mean: float | None = 0.0
+) -> Figure:
     """Bars per label and map, black marks where a cylinder has a reference value.
 
-    ``reference`` is what the maps are relative to, for labels that none surrounds.
+    ``reference`` is what the maps are relative to, for labels that none surrounds, and
+    ``prior_mean`` the mean of the prior there, ppm, which has no reference; None leaves it out.
     """
+    rows = [row | {'prior_chi_mean': _less(row.get('prior_chi_mean'), prior_mean)} for row in rows]
     relative = any(row.get('precond_chi_minus_medium') is not None for row in rows)
     key = 'minus_medium' if relative else 'mean'
     against = reference
@@ -148,6 +152,29 @@ def draw_roi_values(rows: Sequence[Mapping[str, Any]], reference: str = '') -> F
     )
     _plain(axes)
     return figure
+
+
+def prior_mean(
+    reference: str, rows: Sequence[Mapping[str, Any]], prior: np.ndarray
+) -> float | None:
+    """Mean of the prior over a reference by its name; ``prior``: its values in the region (V,).
+
+    None where the rows of the table do not hold the label.
+    """
+    if reference in ('none', ''):
+        return 0.0
+    if reference == 'roi-mean':
+        return float(prior.mean(dtype=np.float64))
+    found = [row for row in rows if row['name'] == reference and row.get('prior_chi_n')]
+    if not found:
+        return None
+    return float(
+        np.average(_column(found, 'prior_chi_mean'), weights=_column(found, 'prior_chi_n'))
+    )
+
+
+def _less(value: float | None, subtracted: float | None) -> float | None:
+    return None if value is None or subtracted is None else value - subtracted
 
 
 def shorten(name: str) -> str:

@@ -322,6 +322,22 @@ def test_values_without_a_label_around_them_are_against_the_reference_of_the_map
     assert axes.get_xlabel() == 'susceptibility − mean of the region (ppm)'
 
 
+@pytest.mark.parametrize(('reference', 'mean'), [('roi-mean', 2.0), ('csf', 1.75), ('none', 0.0)])
+def test_bars_of_the_prior_are_relative_to_the_reference_of_the_map(reference, mean):
+    """The prior's map has no reference; here the label csf stands in two rows."""
+    rows = [
+        {'name': name, 'n_voxels': n, 'precond_chi_mean': 0.1, 'precond_chi_minus_medium': None,
+         'prior_chi_mean': prior, 'prior_chi_n': n}
+        for name, n, prior in (('csf', 1, 1.0), ('csf', 3, 2.0), ('wm', 4, 2.5))
+    ]  # fmt: skip
+    found = charts.prior_mean(reference, rows, np.array([1.0, 3.0], np.float32))
+    axes = draw_roi_values(rows, 'x', found).axes[0]
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([1 - mean, 2 - mean, 2.5 - mean, 0.1, 0.1, 0.1])
+    assert charts.prior_mean('gm', rows, np.ones(2)) is None
+    assert len(draw_roi_values(rows, 'x', None).axes[0].patches) == 3
+
+
 def test_histogram_has_the_share_of_the_region():
     values = np.repeat([-0.1, 0.2], [30, 10])
     axes = charts.draw_histograms({'precond': values, 'prior': values + 5}).axes[0]
