@@ -269,7 +269,7 @@ def test_outputs_page_has_every_sidecar_key():
         ['bids:raw:x'], [0.01, 0.02], 3.0, dict.fromkeys(ACQUISITION_KEYS, 'x'),
         matrix=[9, 9, 9], voxel_size=[1.0, 1.0, 1.0],
     )  # fmt: skip
-    record['shape_mask'] = record.get('shape_mask', {}) | {'volumes': [1.0]}
+    record['shape_mask'] = record.get('shape_mask', {}) | {'roi_voxels': 9}
     keys = set()
     for output in WRITTEN.values():
         sidecar = compose_sidecar(output, record, facts)

@@ -91,8 +91,8 @@ FIGURES = (
         'Mean susceptibility per label, relative to the label that surrounds the others where '
         'there is one and to the reference of the map otherwise (the prior to its own mean '
         'there), with the standard deviation inside the label. The black marks are the reference '
-        'values from the bulk field of long cylinders, independent of every inversion. Labels of which less than half is in the '
-        'region of interest, such as air, are left out.',
+        'values from the bulk field of long cylinders, independent of every inversion. Labels of '
+        'which less than half is in the region of interest, such as air, are left out.',
         optional=True,
     ),
     FigureText(

@@ -24,7 +24,7 @@ from precondqsm_bids.outputs.reporting import reporting_rows
 from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
-from precondqsm_bids.outputs.wording import fixed, number, signed, stopped
+from precondqsm_bids.outputs.wording import fixed, known_voxels, number, signed, stopped, volume
 
 SUMMARY = 'desc-summary_report.json'
 """End of the name of the file with the numbers of a run, beside its figures."""
@@ -333,8 +333,8 @@ def _facts(summary: Mapping[str, Any]) -> str:
         else 'field given',
         f'voxels of {voxel} mm',
     ]
-    if volumes := summary.get('record', {}).get('shape_mask', {}).get('volumes'):
-        parts.append(f'region of {number(sum(volumes))} ml')
+    if voxels := known_voxels(summary.get('record', {})):
+        parts.append(f'region of {number(volume(voxels, summary["voxel_size"]))} ml')
     if summary.get('snr') is not None:
         parts.append(f'signal over noise {summary["snr"]:.3g}')
     return '; '.join(parts)

@@ -31,7 +31,14 @@ from precondqsm_bids.outputs.maps import (
     Map,
 )
 from precondqsm_bids.outputs.reporting import consensus_deviations, readout_polarity
-from precondqsm_bids.outputs.wording import describe_prior, field_given, one_echo, weight
+from precondqsm_bids.outputs.wording import (
+    describe_prior,
+    field_given,
+    known_voxels,
+    one_echo,
+    volume,
+    weight,
+)
 
 Record = Mapping[str, Mapping[str, Any]]
 """Stage -> what it used, chose and measured."""
@@ -90,8 +97,10 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
         sidecar['B0Direction'] = b0_dir
     if stages:
         sidecar['Parameters'] = stages
+    region = _region_of_interest(record, facts, output.arm if output.arm == 'consensus' else '')
     if output.suffix == 'mask':
-        return json_ready({**sidecar, 'Type': 'ROI'})
+        whole = output.name == 'shape_mask'
+        return json_ready({**sidecar, 'Type': 'ROI'} | ({} if whole else region))
     if output.suffix == 'dseg':
         return json_ready({**sidecar, 'Manual': False})
 
@@ -108,7 +117,7 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
         found = lights(record, facts.metadata)
         sidecar['Lights'] = {name: light._asdict() for name, light in found.items()}
     if output.suffix == 'Chimap':
-        more = _of_susceptibility(stages, facts) | _of_acquisition(record, facts)
+        more = _of_susceptibility(stages, facts) | _of_acquisition(record, facts) | region
         sidecar |= {key: value for key, value in more.items() if key not in sidecar}
     return json_ready(sidecar)
 
@@ -147,7 +156,7 @@ def _of_susceptibility(stages: Record, facts: Facts) -> dict[str, Any]:
 
 def _of_acquisition(record: Record, facts: Facts) -> dict[str, Any]:
     """Items of the consensus that the images and the stages tell together."""
-    fit, shape = record.get('echo_fit', {}), record.get('shape_mask', {})
+    fit = record.get('echo_fit', {})
     items: dict[str, Any] = {
         'CenterFrequency': {
             'Value': round(hz_per_ppm(facts.field_strength), 4),
@@ -160,13 +169,20 @@ def _of_acquisition(record: Record, facts: Facts) -> dict[str, Any]:
     if facts.matrix and facts.voxel_size:
         sides = zip(facts.matrix, facts.voxel_size, strict=True)
         items['FieldOfView'] = [round(n * length, 4) for n, length in sides]
-    if shape.get('volumes'):
-        items['RegionOfInterest'] = {
-            'Region': shape.get('mask', 'object'),
-            'Volume': float(f'{sum(shape["volumes"]):.4g}'),
+    return items
+
+
+def _region_of_interest(record: Record, facts: Facts, arm: str) -> dict[str, Any]:
+    """The region that a map has, and its volume."""
+    if not (voxels := known_voxels(record, arm)) or not facts.voxel_size:
+        return {}
+    return {
+        'RegionOfInterest': {
+            'Region': record['shape_mask'].get('mask', 'object'),
+            'Volume': volume(voxels, facts.voxel_size),
             'Units': 'mL',
         }
-    return items
+    }
 
 
 def _excluded(stages: Record) -> str:
@@ -176,7 +192,7 @@ def _excluded(stages: Record) -> str:
     quality, local = (
         stages.get(f'consensus_{stage}', {}) for stage in ('quality_mask', 'background_removal')
     )
-    rim = stages.get('shape_mask', {}).get('roi_voxels', 0) - quality.get('left_out_voxels', 0)
+    rim = (known_voxels(stages) or 0) - quality.get('left_out_voxels', 0)
     rim -= local.get('known_voxels', rim)
     return (
         f'Of the region of interest, {quality.get("left_out_voxels")} voxels at its border whose '

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,30 @@ def describe_prior(fit: Numbers) -> str:
     return ' + '.join(terms) + ', fitted to the field'
 
 
+def known_voxels(record: Mapping[str, Numbers], arm: str = '') -> int | None:
+    """Voxels that a map has: the region without fat, of spheres without their rim.
+
+    ``arm`` is ``consensus`` or empty.
+
+    >>> known_voxels({'shape_mask': {'roi_voxels': 9}, 'echo_fit': {'fat_voxels': 2}})
+    7
+    """
+    background = f'{arm}_background_removal'.lstrip('_')
+    if (known := record.get(background, {}).get('known_voxels')) is not None:
+        return known
+    whole = record.get('shape_mask', {}).get('roi_voxels')
+    return None if whole is None else whole - record.get('echo_fit', {}).get('fat_voxels', 0)
+
+
+def volume(voxels: int, voxel_size: Sequence[float]) -> float:
+    """Volume in mL, to four digits, of voxels of a size in mm.
+
+    >>> volume(4657, (6, 6, 6))
+    1006.0
+    """
+    return float(f'{voxels * float(np.prod(voxel_size)) / 1000:.4g}')
+
+
 # -- rows of the report: the numbers of a stage and the whole record, to text or None -----------
 
 
@@ -188,6 +212,8 @@ def region(shape: Numbers, record: Numbers) -> str | None:
     if volumes := shape.get('volumes', ()):
         several = f' in {len(volumes)} bodies' * (len(volumes) > 1)
         text += f'{several}, {", ".join(number(v) for v in volumes)} ml'
+    if fat := record.get('echo_fit', {}).get('fat_voxels'):
+        text += f', less {fat} voxels of fat'
     if left_out := shape.get('left_out', ()):
         text += f'; pieces of {", ".join(number(v) for v in left_out)} ml were left out'
     if not shape.get('shape_used', True):

@@ -21,7 +21,7 @@ RECORD = {
         'b0_dir': [0, 0, 1], 'echo_times': [0.01, 0.02], 'echo_phase': None,
         'field_strength_source': 'ImagingFrequency',
     },
-    'shape_mask': {'mask': 'brain', 'volumes': [1200.0, 34.0], 'shape_used': False},
+    'shape_mask': {'mask': 'brain', 'roi_voxels': 493600, 'shape_used': False},
     'recombination': {
         'reference': 'CSF', 'reference_value': 0.25, 'reference_sd': 0.05, 'roi_mean': 0.1,
         'roi_sd': 0.04,
@@ -37,6 +37,25 @@ FACTS = Facts(
 
 def sidecar(record=RECORD, facts=FACTS):
     return compose_sidecar(WRITTEN['precond_chi'], record, facts)
+
+
+@pytest.mark.parametrize(
+    ('more', 'of_maps', 'of_consensus'),
+    [
+        ({}, 1234, 1234),
+        ({'echo_fit': RECORD['echo_fit'] | {'fat_voxels': 93600}}, 1000, 1000),
+        ({'background_removal': {'method': 'vsharp', 'known_voxels': 100000}}, 250, 1234),
+        ({'consensus_background_removal': {'known_voxels': 200000}}, 1234, 500),
+    ],
+)
+def test_volume_is_that_of_the_voxels_of_the_map(more, of_maps, of_consensus):
+    """Voxels of 2.5 mm^3; fat and the rim of spheres are not in the map."""
+    volumes = {'roi_mask': of_maps, 'precond_chi': of_maps, 'consensus_chi': of_consensus,
+               'consensus_mask': of_consensus}  # fmt: skip
+    for name, volume in volumes.items():
+        found = compose_sidecar(WRITTEN[name], RECORD | more, FACTS)
+        assert found['RegionOfInterest'] == {'Region': 'brain', 'Volume': volume, 'Units': 'mL'}
+    assert 'RegionOfInterest' not in compose_sidecar(WRITTEN['shape_mask'], RECORD, FACTS)
 
 
 def test_values_of_the_items():

@@ -293,10 +293,11 @@ def test_page_says_when_how_long_and_with_what_the_run_was_made(output_dir):
 
 def test_page_has_the_acquisition_the_volume_and_the_signal_over_noise(output_dir):
     path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
-    record = SUMMARY['record'] | {'shape_mask': {'volumes': [80.0, 7.25]}}
+    more = {'shape_mask': {'roi_voxels': 11000}, 'echo_fit': {'fat_voxels': 95}}
+    record = SUMMARY['record'] | more
     path.write_text(json.dumps(SUMMARY | {'record': record, 'snr': 81.234}))
     text = write_report(output_dir, '01').read_text()
-    assert '3 T; 3 echoes, 2:3:8 ms; voxels of 2 × 2 × 2 mm; region of 87.25 ml' in text
+    assert '3 T; 3 echoes, 2:3:8 ms; voxels of 2 × 2 × 2 mm; region of 87.24 ml' in text
     assert 'signal over noise 81.2' in text
     assert '81.23 in the median voxel of the region: S0' in text
 
