@@ -50,9 +50,11 @@ R2 = {
 
 HELD = ', its outliers and uncertain voxels held to their neighbours,'
 SHIFT = (
-    ', and with it the frequency of each cell that the fit found to be no field of a dipole '
+    ', and with it the frequency of each {} that the fit found to be no field of a dipole '
     '[@schweser2018]'
 )
+PARCELS = {'contrast': 'cell', 'tissue': 'tissue class'}
+"""Term of the prior that describes the interior -> what has a frequency of its own."""
 
 
 def sentences(
@@ -75,11 +77,11 @@ def sentences(
     text = [
         *before(method, one_echo, phase_difference, record),
         'From the flattened field the background was removed by '
-        f'{BACKGROUNDS[arm.background].format(arm.iterations)}{_start(arm)}; '
+        f'{_removal(arm, record)}; '
         f'the residual{HELD if arm.clip_outliers else ""} was inverted '
         f'{INVERSIONS[arm.inversion]}, with {weight}; '
         'and the estimate was added back.',
-        *(_comparison(other, arm, weight) for other in conventional),
+        *(_comparison(other, arm, weight, record) for other in conventional),
         _reference(method.reference),
     ]
     return '\n'.join(text) + '\n'
@@ -102,10 +104,8 @@ def sentences_around(
     text = before(method, one_echo, phase_difference, record)
     if takes == 'local':
         arm = method.preconditioned
-        removal = BACKGROUNDS[arm.background].format(arm.iterations)
-        text.append(
-            f'From the flattened field the background was removed by {removal}{_start(arm)}.'
-        )
+        removal = _removal(arm, record)
+        text.append(f'From the flattened field the background was removed by {removal}.')
     if takes:
         text.append('What was left was inverted by another program, and the estimate added back.')
         text.append(_reference(method.reference))
@@ -126,7 +126,8 @@ def before(
         shape = ' and of the shape of the object in air'
     trust = record.get('prior_fit', {}).get('trust')
     offset = record.get('echo_fit', {}).get('offset_model')
-    shift = SHIFT if method.describes_interior and trust != 0 else ''
+    parcels = [PARCELS[word] for word in method.prior if word in PARCELS]
+    shift = SHIFT.format(' and '.join(parcels)) if parcels and trust != 0 else ''
     return [
         _given_field(one_echo)
         if method.field_given
@@ -158,13 +159,14 @@ def region_sentence(inside: str, erosion: float) -> str:
         return ''
     part = {
         'given': 'the part of the object inside a given mask',
-        'brain': 'the brain, found in the magnitude',
-        'synthstrip': 'the brain, found by SynthStrip [@synthstrip]',
+        'brain': 'the brain, found in the magnitude,',
+        'synthstrip': 'the brain, found by SynthStrip [@synthstrip],',
         'auto': 'the object (of a head the brain, found in the magnitude)',
         'field': 'the part of the object whose field is given',
         'object': 'the object',
     }[inside]
     border = f', less a border of {erosion:g} mm,' if erosion else ''
+    part = part.removesuffix(',') if border else part
     return f'Only {part}{border} was reconstructed.\n'
 
 
@@ -294,10 +296,16 @@ def _start(arm: Arm) -> str:
     return ', which went on from the sources outside that the fit of the prior had found'
 
 
-def _comparison(conventional: Arm, arm: Arm, weight: str) -> str:
+def _removal(arm: Arm, record: Mapping[str, Any] | None) -> str:
+    """Background removal of an arm in words, where it is done that which was chosen."""
+    used = (record or {}).get(f'{arm.prefix}background_removal', {}).get('method')
+    return BACKGROUNDS[used or arm.background].format(arm.iterations) + _start(arm)
+
+
+def _comparison(conventional: Arm, arm: Arm, weight: str, record: Mapping[str, Any] | None) -> str:
     """An arm beside the preconditioned one with its weight in words, and how it differs."""
     if conventional.certain_field:
-        return _consensus(conventional)
+        return _consensus(conventional, record)
     if conventional.local_of is not None:
         return f'It was made once more with {_weight(conventional)}.'
     differs = ''
@@ -313,12 +321,12 @@ def _comparison(conventional: Arm, arm: Arm, weight: str) -> str:
     )
 
 
-def _consensus(arm: Arm) -> str:
+def _consensus(arm: Arm, record: Mapping[str, Any] | None) -> str:
     """The arm by the choice of the consensus, which shares the total field alone."""
     return (
         'A further map follows the recommendations of the QSM consensus [@qsmconsensus2024]: of '
         'the total field, without voxels at the border of the region where it is uncertain, the '
-        f'background was removed by {BACKGROUNDS[arm.background].format(arm.iterations)}; the '
+        f'background was removed by {_removal(arm, record)}; the '
         f'local field was inverted {INVERSIONS[arm.inversion]}, with {_weight(arm)}; and the map '
         'is relative to the mean of its region.'
     )

@@ -114,6 +114,35 @@ OTHERS = (
 )
 
 
+@pytest.mark.parametrize(
+    ('prior', 'parcel'),
+    [(('contrast',), 'cell'), (('tissue',), 'tissue class'), (('shape',), None)],
+)
+def test_frequency_is_that_of_cells_or_of_tissue_classes(prior, parcel):
+    text = sentences(Method(prior=prior))
+    assert (f'the frequency of each {parcel} that the fit' in text) is (parcel is not None)
+    assert ('frequency of each' in text) is (parcel is not None)
+
+
+@pytest.mark.parametrize(
+    ('found', 'spheres', 'projection'),
+    [(None, True, True), ('vsharp', True, False), ('pdf', False, True)],
+)
+def test_background_removal_that_was_chosen_is_said(found, spheres, projection):
+    record = {'background_removal': {'method': found}} if found else {}
+    text = sentences(Method(background='vsharp-or-pdf', conventional=False), record=record)
+    assert ('means over spheres' in text) is spheres
+    assert ('projection onto dipole fields' in text) is projection
+    assert (' or, where that is more' in text) is (found is None)
+
+
+@pytest.mark.parametrize(('inside', 'erosion'), [('brain', 0), ('brain', 2), ('synthstrip', 0)])
+def test_what_follows_a_comma_ends_with_one(inside, erosion):
+    text = module.region_sentence(inside, erosion)
+    assert text.endswith(', was reconstructed.\n')
+    assert ',,' not in text
+
+
 @pytest.mark.parametrize('method', OTHERS, ids=['given', 'corner', 'r2prime'])
 def test_weight_that_does_not_depend_on_the_estimate_is_said_as_it_is(method):
     texts = [done(summary(method, prior_fit={'trust': trust})) for trust in (1.0, 0.4)]
