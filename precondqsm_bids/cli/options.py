@@ -198,8 +198,8 @@ OPTIONS = {
         _row('--submit-limit', type=count, metavar='N',
              help='of --submit: jobs that may run at once (default: no limit)'),
         _row('--submit-time', type=time_limit, metavar='TIME',
-             help='of --submit: time limit of a job, in minutes or as [DAYS-]HH:MM:SS (default: '
-             "the cluster's)"),
+             help="of --submit: time limit of a participant's job, in minutes or as "
+             '[DAYS-]HH:MM:SS (default: estimated from the images)'),
         _switch('--resource-monitor',
                 'record memory and CPU of each node beside the log (needs psutil)'),
     ],
