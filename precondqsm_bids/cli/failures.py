@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.progress import new_log_name, say
 
 if TYPE_CHECKING:
-    from precondqsm_bids.inputs.run import Problem
+    from precondqsm_bids.inputs.run import Problem, Run
 
 DONE, FAILED, USAGE, NOTHING_TO_DO, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -31,12 +31,9 @@ class Failure:
     subject: str
     what: str
     crash_file: Path
-    of: str = ''
-    """Input file that the reason is about."""
 
     def __str__(self) -> str:
-        what = f'{self.of}: {self.what}' if self.of else self.what
-        return f'sub-{self.subject} failed: {what}; crash file: {self.crash_file}'
+        return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
 
 
 def status_of(error: BaseException, call: Call, again: str) -> int:
@@ -79,8 +76,8 @@ def conclude(failures: Sequence[Failure]) -> int:
 def of_input(call: Call, problem: 'Problem') -> Failure:
     """Failure of a participant whose files cannot be used, with a crash file as any other has."""
     text = f'{problem.file}\n{problem.message}\n'
-    failure = of_participant(call, problem.subject, 'input', problem.message, text)
-    return replace(failure, of=problem.file)
+    what = f'{problem.file}: {problem.message}'
+    return of_participant(call, problem.subject, 'input', what, text)
 
 
 def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:
@@ -95,9 +92,10 @@ def of_nodes(call: Call, found: Found) -> list[Failure]:
     """Failures of the nodes of these participants, one for each crash file that they left."""
     from precondqsm_bids.workflows.base import crash_folder, node_name
 
+    work_dir = call.settings.work_dir
     labels = {node_name(run.label): run.label for run in found.runs}
     return [
-        Failure(subject, describe_crash(crash, labels), crash)
+        Failure(subject, in_words(describe_crash(crash, labels), found.runs, work_dir), crash)
         for subject in found.subjects
         for crash in sorted(
             crash_folder(call.settings.output_dir, subject, call.log_name).glob('crash-*.txt')
@@ -136,6 +134,27 @@ def describe_crash(crash: Path, labels: Mapping[str, str]) -> str:
             what += f' in the work folder{f" ({folder[1]})" if folder else ""}: make room, or '
             what += 'give another with -w'
     return ' '.join(filter(None, (run, f'{names[-1]}: {what}')))
+
+
+def in_words(what: str, runs: Sequence['Run'], work_dir: Path | None) -> str:
+    """A message with files and options as they were given.
+
+    In place of the files of single echoes, which a node wrote of 4D files or of real and imaginary
+    parts, and of names of settings.
+    """
+    from precondqsm_bids.outputs.wording import as_options
+
+    sources = {Path(path).name.partition('.')[0]: path for run in runs for path in run.sources}
+
+    def source(found: re.Match[str]) -> str:
+        stem = found['stem']
+        names = (stem, re.sub('part-(mag|phase)', 'part-real', stem))
+        path = next((sources[name] for name in names if name in sources), found[0])
+        volume = f' (volume {found["volume"]})' if found['volume'] else ''
+        return f'{path}{volume}' if path != found[0] else path
+
+    of_echo = r'/\S*/standard_echoes/(?P<stem>[^/\s]+?)(_volume-(?P<volume>\d+))?\.nii\b'
+    return as_options(re.sub(re.escape(str(work_dir or '')) + of_echo, source, what))
 
 
 def write_crash(folder: Path, kind: str, text: str) -> Path:

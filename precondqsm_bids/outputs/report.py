@@ -24,7 +24,15 @@ from precondqsm_bids.outputs.reporting import reporting_rows
 from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
 from precondqsm_bids.outputs.tables import read_table
-from precondqsm_bids.outputs.wording import fixed, known_voxels, number, signed, stopped, volume
+from precondqsm_bids.outputs.wording import (
+    as_options,
+    fixed,
+    known_voxels,
+    number,
+    signed,
+    stopped,
+    volume,
+)
 
 SUMMARY = 'desc-summary_report.json'
 """End of the name of the file with the numbers of a run, beside its figures."""
@@ -408,7 +416,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     seen: dict[str, str] = {}
     for stage, text in warnings_of(sources):
         arm = next((f'{a} ' for a in ('conventional', 'consensus') if stage.startswith(a)), '')
-        seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {text}')
+        seen.setdefault(f'{arm}{text}', f'{stage.replace("_", " ")}: {as_options(text)}')
     return list(seen.values())
 
 

@@ -139,6 +139,8 @@ def _said(sidecar: Mapping[str, Any], key: str) -> str:
     if key.endswith('.Units'):  # in the words of the value
         return ''
     text = _words(_find(sidecar, key))
+    if key == 'Reference.WholeRegion' and '.' in text:
+        text = f'region of {text}'
     if key == 'RepetitionTimeExcitation' and sidecar.get('RepetitionTime') == sidecar.get(key):
         return ''
     return text and SHOWN.get(key, '{}').format(text)

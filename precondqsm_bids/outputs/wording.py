@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,28 @@ def signed(value: int) -> str:
     return f'{value:+d}'.replace('-', '−') if value else '0'
 
 
+def term_words(name: str) -> str:
+    """A term of the prior, of a given map only the name of its file.
+
+    >>> term_words('map:/data/chi.nii'), term_words('r2prime')
+    ('map:chi.nii', 'r2prime')
+    """
+    return f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
+
+
+def as_options(text: str) -> str:
+    """A message with options in place of the names of settings, for who gave options.
+
+    >>> as_options('state phase_sign +1, or the direction of B0 (b0_dir): x')
+    'state --phase-sign +1, or the direction of B0 (--b0-dir): x'
+    """
+    return re.sub(r'(?<=[ (])(phase_sign|b0_dir)(?=[ ,:;).]|$)', _option, text)
+
+
+def _option(found: re.Match[str]) -> str:
+    return f'--{found[0].replace("_", "-")}'
+
+
 def describe_prior(fit: Numbers) -> str:
     """What the prior was made of, from the record of its fit.
 
@@ -99,7 +122,7 @@ def describe_prior(fit: Numbers) -> str:
     for name, prior in fit['priors'].items():
         if name == 'shape':
             return 'the shape of the object alone, nothing inside'
-        word = f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
+        word = term_words(name)
         if prior['explained'] is None:
             return f'{word}, as it is'
         many = f'{prior["parcels"]} coefficient' + ('s' if prior['parcels'] > 1 else '')
@@ -179,20 +202,33 @@ def support(numbers: Numbers, record: Numbers) -> str | None:
 
 
 def coefficient(fit: Numbers, record: Numbers) -> str | None:
-    """The one coefficient of a prior, its standard error and what it says of R2'."""
-    if len(fit.get('implied_relaxivity', ())) != 1:
-        return None
-    value, implied = fit['coefficients']['r2prime'][0], fit['implied_relaxivity'][0]
-    text = f'{value:.3f}'
-    if 'coefficient_errors' in fit:
-        error = fit['coefficient_errors'][0]
-        text += ' ± ' + ('unknown' if error is None else f'{error:.3f}')
+    """Coefficients of the terms that have one, the standard error, and what it says of R2'."""
+    one = {
+        name: values[0]
+        for name, values in fit.get('coefficients', {}).items()
+        if isinstance(values, list) and len(values) == 1
+    }
+    said = []
+    for name, value in one.items():
+        text = f'{value:.3f}'
+        if 'coefficient_errors' in fit:
+            error = fit['coefficient_errors'][0]
+            text += ' ± ' + ('unknown' if error is None else f'{error:.3f}')
+        if name == 'r2prime' and fit.get('implied_relaxivity'):
+            text += f'; {_implied(fit, record)}'
+        said.append(text if list(one) == ['r2prime'] else f'{term_words(name)}: {text}')
+    return ' | '.join(said) or None
+
+
+def _implied(fit: Numbers, record: Numbers) -> str:
+    """What the coefficient of R2' says of it."""
+    implied = fit['implied_relaxivity'][0]
     if implied is None:
-        return f"{text}; implies no R2'"
+        return "implies no R2'"
     field_strength = record['echo_fit']['field_strength']
     low, high = (x * field_strength / 3 for x in BRAIN_RELAXIVITY)
     return (
-        f"{text}; implies R2' of {implied:.0f} 1/s per ppm (static dephasing "
+        f"implies R2' of {implied:.0f} 1/s per ppm (static dephasing "
         f'{relaxivity(field_strength):.0f}, published for brain tissue {low:.0f} to {high:.0f})'
     )
 

@@ -75,6 +75,14 @@ def test_echo_times_of_a_pair_differ(dataset):
     assert '0.008 s differs from 0.009 s' in problem.message
 
 
+@pytest.mark.parametrize('part', ['mag', 'phase'])
+def test_echo_time_of_one_of_a_pair_holds_for_both(dataset, part):
+    folder = dataset.add_run()
+    edit(folder / f'sub-01_echo-2_part-{part}_MEGRE.json', EchoTime=None)
+    (run,), _ = find(dataset.root)
+    assert run.echo_times[1] == 0.008
+
+
 @pytest.mark.parametrize('part, name', [('phase', 'no phase'), ('mag', 'no magnitude')])
 def test_half_a_pair(dataset, part, name):
     folder = dataset.add_run()

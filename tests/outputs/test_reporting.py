@@ -143,3 +143,14 @@ def test_deviations():
     found = consensus_deviations(record, {'MRAcquisitionType': '2D'})
     assert [text.split()[0] for text in found] == ['2D', 'bipolar', 'no']
     assert consensus_deviations({}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ('region', 'said'),
+    [('brain', 'the brain'), ('sub-01_fieldmap.nii.gz', 'the region of sub-01_fieldmap.nii.gz')],
+)
+def test_region_of_the_reference_is_a_word_or_that_of_a_file(region, said):
+    reference = {'WholeRegion': region, 'WholeRegionReferencedMean': 0.1}
+    rows = {name: text for _, name, text, _ in reporting_rows({'Reference': reference})}
+    (text,) = (text for text in rows.values() if 'against' in text)
+    assert f'against the mean of {said}' in text

@@ -419,6 +419,24 @@ def test_page_says_what_the_coefficient_of_the_prior_implies():
     assert '220 to 548' in wording.coefficient(fit, {'echo_fit': {'field_strength': 6.0}})
 
 
+def test_every_term_with_one_coefficient_is_on_the_page():
+    fit = {
+        'coefficients': {'map:/a/chi.nii': [0.829], 'tissue': {'GM': 1.0}, 'r2prime': [0.24]},
+        'implied_relaxivity': [1353.4],
+    }
+    text = wording.coefficient(fit, {'echo_fit': {'field_strength': 3.0}})
+    assert text.startswith("map:chi.nii: 0.829 | r2prime: 0.240; implies R2' of 1353")
+    alone = {'coefficients': {'map:/a/chi.nii': [0.829]}, 'coefficient_errors': [0.01]}
+    assert wording.coefficient(alone, {}) == 'map:chi.nii: 0.829 ± 0.010'
+    assert wording.coefficient({'coefficients': {'r2prime': [1.0, 2.0]}}, {}) is None
+
+
+def test_warnings_on_the_page_name_options():
+    record = {'echo_fit': {'warnings': ['it is assumed: state phase_sign, +1 or -1']}}
+    (text,) = report._warnings({'record': record})
+    assert text == 'echo fit: it is assumed: state --phase-sign, +1 or -1'
+
+
 # -- quality of the field -----------------------------------------------------------------------
 
 FIT = {

@@ -34,6 +34,7 @@ from precondqsm_bids.outputs.group.tables import (
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
+from precondqsm_bids.outputs.wording import term_words
 
 STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
 BLUE, RED = '#1f6fb4', '#c0392b'
@@ -158,8 +159,7 @@ def _strips(gathered: Gathered) -> list[Strip]:
 
 def _of_term(term: str, name: str) -> str:
     """A coefficient by its term and name, of a given map only the name of its file."""
-    word, _, path = term.partition(':')
-    return f'{word}:{Path(path).name} {name}' if path else f'{term} {name}'
+    return f'{term_words(term)} {name}'
 
 
 def _enough(strips: Sequence[Strip]) -> list[Strip]:
