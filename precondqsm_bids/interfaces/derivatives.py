@@ -92,6 +92,7 @@ class Derivatives(SimpleInterface):
         inputs = self.inputs
         maps = defined_maps(inputs)
         self._grid, self._here = maps['prior_chi'], set[Path]()
+        self._prior_mean: float | None = None
         facts = facts_on_grid(inputs.facts, nb.load(self._grid))
         with ThreadPoolExecutor(inputs.num_threads) as pool:
             echoes = pool.submit(self._echoes)  # read while the charts are drawn
@@ -163,6 +164,7 @@ class Derivatives(SimpleInterface):
             orientation=''.join(nb.aff2axcodes(nb.load(self._grid).affine)),
             b0_tilt=round(float(np.degrees(np.arccos(min(1.0, along)))), 2),
             snr=snr,
+            prior_mean=self._prior_mean,
         )
         text = json.dumps(json_ready(summary), indent=2, sort_keys=True) + '\n'
         write_atomic(self._path('figures', SUMMARY), text)
@@ -255,10 +257,9 @@ class Derivatives(SimpleInterface):
             reference = found.get('reference', '')
             words = REFERENCE_NAMES.get(reference, reference)
             # Of several bodies each has a reference of its own.
-            there = None
             if 'bodies' not in found:
-                there = prior_mean(reference, rows, within['prior_chi'][mask])
-            yield 'rois', draw_roi_values(rows, words, there)
+                self._prior_mean = prior_mean(reference, rows, within['prior_chi'][mask])
+            yield 'rois', draw_roi_values(rows, words, self._prior_mean)
 
 
 def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float | None:

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from precondqsm_bids.numerics.field_quality import LARGE_ECHO_PHASE
 from precondqsm_bids.numerics.prior.verdict import COUNTED, DROPPED
+from precondqsm_bids.outputs.tables import refer_prior
 
 STYLE: dict[Any, Any] = {
     'font.size': 9,
@@ -115,7 +116,7 @@ def draw_roi_values(
     ``reference`` is what the maps are relative to, for labels that none surrounds, and
     ``prior_mean`` the mean of the prior there, ppm, which has no reference; None leaves it out.
     """
-    rows = [row | {'prior_chi_mean': _less(row.get('prior_chi_mean'), prior_mean)} for row in rows]
+    rows = refer_prior(rows, prior_mean)
     relative = any(row.get('precond_chi_minus_medium') is not None for row in rows)
     key = 'minus_medium' if relative else 'mean'
     against = reference
@@ -171,10 +172,6 @@ def prior_mean(
     return float(
         np.average(_column(found, 'prior_chi_mean'), weights=_column(found, 'prior_chi_n'))
     )
-
-
-def _less(value: float | None, subtracted: float | None) -> float | None:
-    return None if value is None or subtracted is None else value - subtracted
 
 
 def shorten(name: str) -> str:

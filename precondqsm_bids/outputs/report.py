@@ -23,7 +23,7 @@ from precondqsm_bids.outputs.record import report_rows, warnings_of
 from precondqsm_bids.outputs.reporting import reporting_rows
 from precondqsm_bids.outputs.sentences import text_of_runs
 from precondqsm_bids.outputs.sidecars import Facts, Record, echo_spacing
-from precondqsm_bids.outputs.tables import read_table
+from precondqsm_bids.outputs.tables import read_table, refer_prior
 from precondqsm_bids.outputs.wording import (
     as_options,
     fixed,
@@ -74,7 +74,8 @@ def summarise(
 
     ``curves`` has ``l_curve`` and ``conventional_l_curve``, as far as there are; ``stored`` is
     ``run`` (its entities), ``orientation`` (of the stored axes, such as ``RAS``), ``b0_tilt``
-    (angle of B0 to the nearest of them, degrees) and ``snr`` (signal over the noise of a channel).
+    (angle of B0 to the nearest of them, degrees), ``snr`` (signal over the noise of a channel) and
+    ``prior_mean`` (of the prior in the reference, ppm; None where bodies differ in it).
     """
     known = facts._asdict()
     metadata = known.pop('metadata')
@@ -198,6 +199,7 @@ def _run_section(
 ) -> dict[str, Any]:
     """What the template shows of one run."""
     table = next(iter((output_dir / f'sub-{subject}').glob(f'**/anat/{name}_{VALUES}')), None)
+    rows = read_table(table) if table else []
     early = stopped((summary or {}).get('record', {}))
     sidecar = _sidecar(output_dir, subject, name)
     resumed = early and 'take_map' in sidecar.get('Parameters', {})
@@ -217,7 +219,7 @@ def _run_section(
         'figures': figures if known else [],
         'stack': [figure for figure in figures if figure['stacked']],
         'table_path': table.relative_to(output_dir).as_posix() if table else '',
-    } | _numbers(summary or {}) | _table(read_table(table) if table else [])  # fmt: skip
+    } | _numbers(summary or {}) | _table(rows, summary or {})  # fmt: skip
 
 
 def _figure(
@@ -244,8 +246,9 @@ def _figure(
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _table(rows: list[dict[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
     """The rows and columns of the table of values that have some, and the labels without."""
+    rows = refer_prior(rows, summary.get('prior_mean', 0.0))
     empty = [str(row['name']) for row in rows if row.get('precond_chi_mean') is None]
     rows = [row for row in rows if row.get('precond_chi_mean') is not None]
     return {

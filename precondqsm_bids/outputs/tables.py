@@ -166,6 +166,19 @@ def read_table(path: str | Path) -> list[dict[str, Any]]:
         ]
 
 
+def refer_prior(rows: Iterable[dict[str, Any]], mean: float | None) -> list[dict[str, Any]]:
+    """Rows with the prior relative to its mean in the reference of the maps, ppm; None: without.
+
+    >>> refer_prior([{'prior_chi_mean': 0.75}], 0.5), refer_prior([{'prior_chi_mean': 1}], None)
+    ([{'prior_chi_mean': 0.25}], [{'prior_chi_mean': None}])
+    """
+    key = 'prior_chi_mean'
+    return [
+        row | {key: None if mean is None or row.get(key) is None else row[key] - mean}
+        for row in rows
+    ]
+
+
 def _cylinder_columns(
     index: int,
     cylinders: Mapping[int, Cylinder],

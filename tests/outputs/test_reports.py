@@ -419,6 +419,14 @@ def test_page_says_what_the_coefficient_of_the_prior_implies():
     assert '220 to 548' in wording.coefficient(fit, {'echo_fit': {'field_strength': 6.0}})
 
 
+@pytest.mark.parametrize(('mean', 'shown'), [(0.5, 0.25), (0.0, 0.75), (None, None)])
+def test_prior_in_the_table_of_the_page_is_relative_to_the_reference(mean, shown):
+    row = {'name': 'a', 'precond_chi_mean': 0.1, 'prior_chi_mean': 0.75}
+    found = report._table([row], {'prior_mean': mean})
+    assert found['table'][0]['prior_chi_mean'] == shown
+    assert ('prior' in dict(found['arms'])) is (shown is not None)
+
+
 def test_every_term_with_one_coefficient_is_on_the_page():
     fit = {
         'coefficients': {'map:/a/chi.nii': [0.829], 'tissue': {'GM': 1.0}, 'r2prime': [0.24]},
