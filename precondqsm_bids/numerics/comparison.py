@@ -21,6 +21,9 @@ OCTAVES = 5
 """Shells of |k|, each of half the wavelengths of the one before; the last ends at the shortest."""
 SIGNAL = 2.0
 """Power of the local field over that of its noise from which a shell is compared."""
+LEAST_SHARE = 0.01
+"""Fraction of the local field's power above its noise from which a shell is compared: of less,
+such as 0.001 at wavelengths as long as the region, background that is left is most."""
 SILENT = 0.1
 """What the preconditioned map may explain less than the conventional one in a shell."""
 RIM = 0.09
@@ -55,7 +58,8 @@ class Comparison(NamedTuple):
     by_body: tuple[float, ...]
     """``explained`` within each body of the region, the largest first."""
     by_scale: tuple[ScaleExplained, ...]
-    """What the maps explain at each scale at which the local field stands above its noise."""
+    """What the maps explain at each scale at which the local field stands above its noise, and has
+    a hundredth of its power."""
     warnings: tuple[str, ...]
     """Says so if the prior did not help."""
 
@@ -252,6 +256,7 @@ def _by_scale(
     count = np.bincount(shell, minlength=OCTAVES + 1)[:OCTAVES]
     noise = count * float(np.sum(field_sd[mask].astype(np.float64) ** 2)) / np.prod(grid.shape)
     whole = power(arms[-1][0])
+    least = LEAST_SHARE * np.maximum(whole - noise, 0).sum()
     wavelengths = [np.inf, *(1 / edges).tolist()]
     return tuple(
         ScaleExplained(
@@ -260,7 +265,7 @@ def _by_scale(
             *(1 - max(float(p[i] - noise[i]), 0) / float(whole[i] - noise[i]) for p in left),
         )
         for i in range(OCTAVES)
-        if whole[i] > SIGNAL * noise[i] and whole[i] > 0
+        if whole[i] > SIGNAL * noise[i] and whole[i] - noise[i] > least
     )
 
 

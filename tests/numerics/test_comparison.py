@@ -134,3 +134,20 @@ def test_scales_of_a_prior_that_is_right_and_of_a_residual_that_is_silenced():
     silenced = compare(field, 0 * chi, field, geometry, sd, 0.1)
     assert all(abs(scale.preconditioned) < 0.01 for scale in silenced.by_scale)
     assert 'explains less of the local field' in ' '.join(silenced.warnings)
+
+
+def test_background_that_is_left_where_the_field_has_next_to_nothing_is_no_silence():
+    rng = np.random.default_rng(4)
+    shape, view = (40, 40, 40), ((2.0, 2.0, 2.0), (0, 0, 1))
+    index = np.indices(shape) - 19.5
+    mask = (index**2).sum(0) < 15**2
+    chi = 0.1 * np.sin(1.5 * index[0]) * np.sin(1.3 * index[1]) * mask
+    noise = 1e-5 * rng.normal(size=shape)
+    field = mask * (forward_field(chi, *view) + noise)
+    sd, geometry = np.full(shape, 1e-5), Geometry(mask, *view)
+    background = 5e-4 * index[2] / 15 * mask  # ppm
+    assert np.std(background[mask]) < 0.03 * np.std(field[mask])
+    found = compare(mask * noise + background, 0 * chi, field, geometry, sd, 0.01)
+    assert found.explained > 0.99
+    assert found.warnings == ()
+    assert 2 <= len(found.by_scale) < 5
