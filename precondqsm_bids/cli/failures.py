@@ -31,6 +31,8 @@ class Failure:
     subject: str
     what: str
     crash_file: Path
+    run: str = ''
+    """Run that failed; empty where the reason is about no particular one."""
 
     def __str__(self) -> str:
         return f'sub-{self.subject} failed: {self.what}; crash file: {self.crash_file}'
@@ -77,31 +79,41 @@ def of_input(call: Call, problem: 'Problem') -> Failure:
     """Failure of a participant whose files cannot be used, with a crash file as any other has."""
     text = f'{problem.file}\n{problem.message}\n'
     what = f'{problem.file}: {problem.message}'
-    return of_participant(call, problem.subject, 'input', what, text)
+    return of_participant(call, problem.subject, 'input', what, text, problem.run)
 
 
-def of_participant(call: Call, subject: str, kind: str, what: str, text: str) -> Failure:
+def of_participant(
+    call: Call, subject: str, kind: str, what: str, text: str, run: str = ''
+) -> Failure:
     """Failure outside the workflow: the reason in a line, and the content of its crash file."""
     from precondqsm_bids.workflows.base import crash_folder
 
     folder = crash_folder(call.settings.output_dir, subject, call.log_name)
-    return Failure(subject, what, write_crash(folder, kind, text))
+    return Failure(subject, what, write_crash(folder, kind, text), run)
 
 
 def of_nodes(call: Call, found: Found) -> list[Failure]:
     """Failures of the nodes of these participants, one for each crash file that they left."""
-    from precondqsm_bids.workflows.base import crash_folder, node_name
+    from precondqsm_bids.workflows.base import crash_folder
 
-    work_dir = call.settings.work_dir
-    labels = {node_name(run.label): run.label for run in found.runs}
     return [
-        Failure(subject, in_words(describe_crash(crash, labels), found.runs, work_dir), crash)
+        _of_crash(call, found.runs, subject, crash)
         for subject in found.subjects
         for crash in sorted(
             crash_folder(call.settings.output_dir, subject, call.log_name).glob('crash-*.txt')
         )
         if not crash.stem.endswith('-input')  # reported already
     ]
+
+
+def _of_crash(call: Call, runs: Sequence['Run'], subject: str, crash: Path) -> Failure:
+    from precondqsm_bids.workflows.base import node_name
+
+    labels = {node_name(run.label): run.label for run in runs}
+    what = describe_crash(crash, labels)
+    name = what.partition(' ')[0]
+    what = in_words(what, runs, call.settings.work_dir)
+    return Failure(subject, what, crash, name if name in labels.values() else '')
 
 
 def of_workflow(call: Call, found: Found, error: str) -> list[Failure]:

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from precondqsm_bids.cli.call import Call, Found
@@ -28,25 +28,44 @@ def write_reports(
     failed = []
     finished = time.time()
     for subject in found.subjects:
-        labels = [run.label for run in found.runs if run.subject == subject]
+        own = found.of(subject)
+        done = computed(call, subject)
+        said = _of_runs(own, [f for f in failures if f.subject == subject], done)
         account = Account(
-            runs=labels,
+            **said.pop(''),
+            runs=said,
             command=call.command,
             log=f'logs/{call.log_name}/precondqsm_bids.log',
             boilerplate=citation,
-            crash_files={str(f.crash_file): f.what for f in failures if f.subject == subject},
-            notes=[
-                f'{problem.kind}: {problem.file}: {problem.message}'
-                for problem in found.problems
-                if problem.subject == subject and not problem.fatal
-            ],
             finished=time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(finished)),
             seconds=round(finished - call.started, 1),
             versions=versions(),
         )
-        # What is there of a participant that failed may be of an earlier call.
-        failed += _write_report(call, subject, account, () if account.crash_files else labels)
+        # What is there of a run that failed may be of an earlier call.
+        good = [label for label in said if label in done and not said[label]['crash_files']]
+        failed += write_report_of(call, subject, account, good)
     return failed
+
+
+def _of_runs(
+    found: Found, failures: Sequence[Failure], done: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Crash files and remarks of each run of a participant; those of none under an empty name.
+
+    A failure of no particular run is one of those that are not ``done``.
+    """
+    labels = [run.label for run in found.runs]
+    names = ['', *labels, *(problem.run for problem in found.problems)]
+    said: dict[str, dict[str, Any]] = {n: {'crash_files': {}, 'notes': []} for n in names}
+    unfinished = [label for label in labels if label not in done] or labels or ['']
+    for failure in failures:
+        for name in [failure.run] if failure.run else unfinished:
+            said[name]['crash_files'][str(failure.crash_file)] = failure.what
+    for problem in found.problems:
+        if not problem.fatal:
+            note = f'{problem.kind}: {problem.file}: {problem.message}'
+            said[problem.run]['notes'].append(note)
+    return said
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +76,7 @@ def versions() -> dict[str, str]:
     return {'Python': platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _write_report(
+def write_report_of(
     call: Call, subject: str, account: 'Account | None' = None, warn_of: Sequence[str] = ()
 ) -> list[Failure]:
     """Assemble one report and repeat the warnings of these runs; the failure, if it fails."""
@@ -65,9 +84,10 @@ def _write_report(
 
     settings = call.settings
     folder = settings.output_dir
+    of_some = bool(settings.session_label or settings.bids_filters or settings.resume_with)
     try:
         account = account or Account()
-        path = write_report(folder, subject, account, settings.report_self_contained)
+        path = write_report(folder, subject, account, settings.report_self_contained, of_some)
         say(f'sub-{subject} | report {path}')
         for label in warn_of:
             for text in run_warnings(folder, subject, label):
@@ -95,7 +115,7 @@ def reports_only(call: Call) -> int:
         return nothing_to_do(f'no outputs in {folder}')
     for subject in wanted or known:
         refresh_strips(folder, subject)
-    return conclude([f for subject in wanted or known for f in _write_report(call, subject)])
+    return conclude([f for subject in wanted or known for f in write_report_of(call, subject)])
 
 
 def group(call: Call) -> int:
@@ -150,15 +170,21 @@ def group(call: Call) -> int:
     return DONE
 
 
-def cite_what_was_done(call: Call, subjects: Iterable[str]) -> None:
-    """Put the methods text of the runs that left their numbers in place of the planned one."""
+def computed(call: Call, subject: str) -> dict[str, dict[str, Any]]:
+    """Runs of a participant that this call has computed, and their numbers."""
     from precondqsm_bids.outputs.report import completed
-    from precondqsm_bids.outputs.sentences import text_of_runs
 
     started = (call.log_dir / 'config.toml').stat().st_mtime
+    return completed(call.settings.output_dir, subject, started)
+
+
+def cite_what_was_done(call: Call, subjects: Iterable[str]) -> None:
+    """Put the methods text of the runs that left their numbers in place of the planned one."""
+    from precondqsm_bids.outputs.sentences import text_of_runs
+
     done: dict[str, Any] = {}
     for subject in subjects:
-        done |= completed(call.settings.output_dir, subject, started)
+        done |= computed(call, subject)
     write_citation(call, text_of_runs(done))
 
 

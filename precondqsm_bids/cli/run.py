@@ -149,7 +149,7 @@ def find(settings: Settings, here: bool) -> Found:
             f'{room:.4g} GB ({limit.source}): take a machine with several times that, or larger '
             'voxels'
         )
-        found.problems.append(Problem(run.subject, run.sources[0], message))
+        found.problems.append(Problem(run.subject, run.sources[0], message, run=run.label))
     return found
 
 

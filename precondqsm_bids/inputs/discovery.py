@@ -69,7 +69,7 @@ def find_runs(
             notes = [Note(error.path, str(error), 'error')]
         else:
             runs.append(run)
-        problems += [Problem(subject, str(n.path), n.message, n.kind) for n in notes]
+        problems += [Problem(subject, str(n.path), n.message, n.kind, files[0].run) for n in notes]
     return runs, sorted(problems, key=lambda problem: (problem.subject, problem.file))
 
 

@@ -48,6 +48,12 @@ class File:
         return self.extension in EXTENSIONS
 
     @property
+    def run(self) -> str:
+        """Name of the run that an echo or a field is of: ``sub-01_ses-a_run-1``."""
+        without = ('echo', 'part', 'desc', 'space')
+        return '_'.join(f'{k}-{v}' for k, v in self.entities.items() if k not in without)
+
+    @property
     def group(self) -> tuple[tuple[str, str], ...]:
         """What the echoes and parts of a run have in common."""
         return tuple((k, v) for k, v in self.numbered.items() if k not in ('echo', 'part'))

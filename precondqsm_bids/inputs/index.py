@@ -154,7 +154,7 @@ def echo_images(
             skipped[subject, reason].append(file)
         elif place != file.folder:
             wrong = f'the name belongs into the folder {"/".join(place)}: rename or move the file'
-            problems.append(Problem(subject, str(file.path), wrong))
+            problems.append(Problem(subject, str(file.path), wrong, run=file.run))
         else:
             images.append(file)
     for (subject, reason), group in skipped.items():

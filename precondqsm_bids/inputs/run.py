@@ -123,6 +123,8 @@ class Problem:
     kind: str = 'error'
     """``error``; ``warning``: the run goes on without what the problem is about; or ``skipped``:
     left out on purpose."""
+    run: str = ''
+    """Name of the run that it is about; empty where it is about no particular one."""
 
     @property
     def fatal(self) -> bool:

@@ -46,17 +46,18 @@ MEDIA = {'png': 'image/png', 'svg': 'image/svg+xml'}
 class Account(NamedTuple):
     """What the outputs of the nodes do not say of a participant; None where it is not known."""
 
-    runs: Sequence[str] | None = None
-    """Names of the runs that should be there (``sub-01_ses-a_run-1``); one that left nothing is
-    said to be missing."""
+    runs: Mapping[str, Mapping[str, Any]] | None = None
+    """Each run that should be there (``sub-01_ses-a_run-1``), with what its last call left to say:
+    ``crash_files`` and ``notes``, as below. One that left nothing is said to be missing."""
     command: str | None = None
     """Command line."""
     boilerplate: str | None = None
     """Methods text as planned, whose paragraphs blank lines separate."""
     crash_files: Mapping[str, str] | None = None
-    """Crash file of each failure, and its message."""
+    """Crash file of each failure that is of no particular run, and its message."""
     notes: Sequence[str] | None = None
-    """What was found wrong with the input or left out of it, and stopped nothing."""
+    """What was found wrong with the input or left out of it, and stopped nothing; of no particular
+    run."""
     log: str | None = None
     """Log of the call, from the output folder; the time is part of its name."""
     finished: str | None = None
@@ -101,6 +102,7 @@ def write_report(
     subject: str,
     account: Account = Account(),  # noqa: B008 (never changed)
     self_contained: bool = False,
+    of_some: bool = False,
 ) -> Path:
     """Assemble ``sub-XX.html`` from the figures and numbers on disk; its path.
 
@@ -115,19 +117,26 @@ def write_report(
         What cannot be read from the outputs of the nodes.
     self_contained : bool
         Whether the figures are inside the page, which then links to no other file.
+    of_some : bool
+        Whether the account may be of some of the runs only: what an earlier call left to say of
+        the others is kept.
     """
     output_dir = Path(output_dir)
     subject = subject.removeprefix('sub-')
     figures = output_dir / f'sub-{subject}' / 'figures'
     about_file = figures / f'sub-{subject}_desc-about_report.json'
     about: dict[str, Any] = {
-        'runs': [], 'command': '', 'log': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
+        'runs': {}, 'command': '', 'log': '', 'boilerplate': '', 'crash_files': {}, 'notes': [],
         'finished': '', 'seconds': None, 'versions': {},
     }  # fmt: skip
     about |= _read_json(about_file)
-    if isinstance(about['crash_files'], list):  # of an earlier version, without messages
-        about['crash_files'] = {path: Path(path).name for path in about['crash_files']}
+    if isinstance(about['runs'], list):  # of an earlier version
+        about['runs'] = {name: {} for name in about['runs']}
+    earlier = about['runs'] if of_some else {}
     about |= {key: value for key, value in account._asdict().items() if value is not None}
+    about['runs'] = earlier | {
+        name: earlier.get(name, {}) | said for name, said in about['runs'].items()
+    }
     write_atomic(about_file, json.dumps(about, indent=2) + '\n')
 
     found = {
@@ -135,10 +144,14 @@ def write_report(
         for path in figures.glob(f'*_{SUMMARY}')
     }
     names = sorted({*found, *about['runs']}, key=natural)
+    crashes, notes = about['crash_files'], about['notes']
+    for name in names:
+        said = about['runs'].get(name, {})
+        crashes, notes = crashes | said.get('crash_files', {}), notes + said.get('notes', [])
     page = render(
         'report.html',
         subject=subject,
-        about=about,
+        about=about | {'notes': notes},
         methods=_methods(
             {
                 name: _with_map(found[name], _sidecar(output_dir, subject, name))
@@ -147,7 +160,7 @@ def write_report(
             about['boilerplate'],
         ),
         some_stopped=any(stopped(summary.get('record', {})) for summary in found.values()),
-        crashes=[_crash(Path(f), text) for f, text in about['crash_files'].items()],
+        crashes=[_crash(Path(f), text) for f, text in crashes.items()],
         runs=[
             _run_section(output_dir, subject, name, found.get(name), self_contained)
             for name in names

@@ -225,6 +225,44 @@ def test_a_missing_report_is_a_failure(dataset, app, monkeypatch):
     assert "sub-01 failed: report: OSError('no space left')" in error.splitlines()[-1]
 
 
+def test_a_failed_run_is_told_until_it_is_done(dataset, app, monkeypatch):
+    """One job for each session: the second one goes well and says nothing of the first."""
+    good, bad = 'sub-01_ses-b', 'sub-01_ses-a'
+    for name in (good, bad, f'{good}_run-2'):
+        dataset.add_run(name)
+    sidecar = dataset.root / f'sub-01/ses-a/anat/{bad}_echo-1_part-mag_MEGRE.json'
+    broken, right = '{', sidecar.read_text()
+
+    def reconstruct(call, workflow, found, plugin, finished):
+        for run in found.runs:
+            figures = Path(f'out/sub-01/figures/{run.label}_desc-summary_report.json')
+            figures.parent.mkdir(parents=True, exist_ok=True)
+            summary = {'record': {'echo_fit': {'warnings': ['look']}}, 'field_strength': 3.0}
+            summary |= {key: [] for key in ('echo_times', 'matrix', 'voxel_size', 'sources')}
+            summary |= {'echo_spacing': '', 'orientation': 'RAS', 'b0_tilt': 0.0}
+            figures.write_text(json.dumps(summary))
+        return ''
+
+    monkeypatch.setattr(module, 'execute', reconstruct)
+
+    def errors():
+        text = Path('out/sub-01.html').read_text()
+        return text[text.index('<section id="errors">') :]
+
+    sidecar.write_text(broken)
+    status, output, _ = app('-w', 'w')
+    assert status == 1
+    assert f'{good} | warning: echo fit: look' in output  # though the other run failed
+    assert app('-w', 'w', '--session-label', 'b')[0] == 0
+    assert 'is not a readable JSON' in errors()
+    assert main([str(dataset.root), 'out', 'group']) == 70  # no maps here
+    about = json.loads(Path('out/sub-01/figures/sub-01_desc-about_report.json').read_text())
+    assert [name for name, said in about['runs'].items() if said['crash_files']] == [bad]
+    sidecar.write_text(right)
+    assert app('-w', 'w', '--session-label', 'a')[0] == 0
+    assert 'No step failed' in errors()
+
+
 def test_validator_is_asked_and_stops_nobody(dataset, app, monkeypatch, tmp_path):
     dataset.add_run()
     program = tmp_path / 'validator'

@@ -101,7 +101,8 @@ def output_dir(tmp_path_factory):
     (out / 'logs').mkdir()
     (out / 'logs/a.log').touch()
     account = Account(
-        runs=['sub-01', 'sub-01_run-2'], command=f'precondqsm_bids {"a" * 90} out participant',
+        runs={'sub-01': {}, 'sub-01_run-2': {}},
+        command=f'precondqsm_bids {"a" * 90} out participant',
         boilerplate='How [@liu2013].', notes=['skipped: <script>document.title = 1</script>'],
         crash_files={'/crash': 'sub-01_run-2: echo_fit: ' + 'long' * 60}, log='logs/a.log',
         finished='2026-01-31 12:00:00 +0100', seconds=75.0, versions={'numpy': '2.0'},

@@ -20,6 +20,7 @@ from precondqsm_bids.outputs.record import report_rows
 from precondqsm_bids.outputs.report import Account, write_report
 
 RUNS = ('sub-01_ses-a_run-2', 'sub-01_ses-a_run-10')
+ACCOUNTS = {name: {} for name in RUNS}
 SUMMARY = {
     'run': RUNS[0],
     'version': '1',
@@ -155,7 +156,7 @@ def test_report_says_the_numbers(output_dir):
 
 def test_a_missing_figure_and_a_missing_run_are_said_in_words(output_dir):
     (output_dir / 'sub-01/figures' / f'{RUNS[0]}_{FIGURES[0].name}').unlink()
-    text = write_report(output_dir, '01', Account(runs=RUNS)).read_text()
+    text = write_report(output_dir, '01', Account(ACCOUNTS)).read_text()
     assert f'This figure (<code>{RUNS[0]}_{FIGURES[0].name}</code>) is missing' in text
     missing = text[text.index(f'<section id="{RUNS[1]}">') :]
     assert 'its reconstruction did' in missing
@@ -186,6 +187,26 @@ def test_remarks_on_the_input_are_kept(output_dir):
     assert 'on the input' not in gone.read_text()
 
 
+def test_a_call_at_some_runs_keeps_what_was_said_of_the_others(output_dir):
+    first, second = RUNS
+    failed = {'crash_files': {'/crash': 'echo_fit: truncated'}, 'notes': ['warning: one echo']}
+    write_report(output_dir, '01', Account({second: failed}, notes=['skipped: x']))
+
+    def again(name, of_some):
+        said = {name: {'crash_files': {}, 'notes': []}}
+        return write_report(output_dir, '01', Account(said, notes=[]), of_some=of_some).read_text()
+
+    page = again(first, of_some=True)
+    assert f'<section id="{second}">' in page
+    assert '<h3>echo_fit: truncated</h3>' in page
+    assert 'warning: one echo' in page
+    assert 'skipped: x' not in page
+    assert '<h3>echo_fit: truncated</h3>' in write_report(output_dir, '01').read_text()
+    assert 'No step failed' in again(second, of_some=True)
+    write_report(output_dir, '01', Account({second: failed}))
+    assert 'No step failed' in again(first, of_some=False)  # the second is not there any more
+
+
 @pytest.fixture
 def page_of_lights(output_dir):
     """The report of a run with all levels of lights, markup in the words of a stage."""
@@ -201,7 +222,7 @@ def page_of_lights(output_dir):
     log = output_dir / 'logs/now_<1>/precondqsm_bids.log'
     log.parent.mkdir(parents=True)
     log.touch()
-    account = Account(RUNS, log='logs/now_<1>/precondqsm_bids.log')
+    account = Account(ACCOUNTS, log='logs/now_<1>/precondqsm_bids.log')
     return write_report(output_dir, '01', account).read_text()
 
 
@@ -247,7 +268,7 @@ def test_levels_differ_in_shape_and_not_in_colour_alone():
 
 
 def test_report_can_be_rebuilt_from_disk(output_dir):
-    account = Account(RUNS, 'precondqsm_bids a b participant', 'How.')
+    account = Account(ACCOUNTS, 'precondqsm_bids a b participant', 'How.')
     first = write_report(output_dir, '01', account).read_text()
     (output_dir / 'sub-01.html').unlink()
     assert write_report(output_dir, '01').read_text() == first
@@ -260,7 +281,7 @@ def test_methods_are_those_of_the_runs_with_maps_and_can_be_copied(output_dir):
     record = SUMMARY['record'] | {'shape_mask': region, 'r2prime_prior': {}}
     path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
     path.write_text(json.dumps(SUMMARY | {'record': record, 'settings': settings}))
-    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    text = write_report(output_dir, '01', Account(ACCOUNTS, boilerplate='Planned.')).read_text()
     methods = text[text.index('id="methods"') :]
     assert 'R2 being 12.5/s' in methods
     assert 'Planned.' not in methods
@@ -273,7 +294,7 @@ def test_methods_are_those_of_the_runs_with_maps_and_can_be_copied(output_dir):
 def test_a_participant_without_a_map_has_no_methods(output_dir):
     for path in (output_dir / 'sub-01/figures').glob('*_desc-summary_report.json'):
         path.unlink()
-    text = write_report(output_dir, '01', Account(RUNS, boilerplate='Planned.')).read_text()
+    text = write_report(output_dir, '01', Account(ACCOUNTS, boilerplate='Planned.')).read_text()
     assert 'Planned.' not in text
     assert 'there is nothing to describe' in text
 

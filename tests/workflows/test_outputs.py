@@ -200,7 +200,7 @@ def derivatives(raw, tmp_path_factory):
     """Written by MultiProc: a node that is copied to another process loses trait defaults."""
     base = tmp_path_factory.mktemp('out')
     out = run_outputs(raw, base / 'out', base / 'work', plugin='MultiProc')
-    write_report(out, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
+    write_report(out, '01', Account({PREFIX: {}}, 'precondqsm_bids RAW OUT participant'))
     return out
 
 
@@ -314,7 +314,7 @@ def test_dataset_links_cover_every_uri(derivatives):
 @pytest.mark.slow
 def test_two_runs_write_the_same_bytes(raw, derivatives, tmp_path):
     again = run_outputs(raw, tmp_path / 'out', tmp_path / 'work')
-    write_report(again, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
+    write_report(again, '01', Account({PREFIX: {}}, 'precondqsm_bids RAW OUT participant'))
 
     def hashes(root):
         return {
@@ -358,7 +358,7 @@ def test_arms_of_the_consensus(raw, tmp_path):
     inside = (np.asanyarray(nb.load(raw[3]).dataobj) == 1) & known
     assert row['consensus_chi_n'] == inside.sum() < row['conventional_risk_chi_n']
     assert row['consensus_chi_mean'] == pytest.approx(chi[inside].mean(), rel=1e-4)
-    page = write_report(out, '01', Account([PREFIX], 'precondqsm_bids RAW OUT participant'))
+    page = write_report(out, '01', Account({PREFIX: {}}, 'precondqsm_bids RAW OUT participant'))
     text = page.read_text()
     for heading in ('<th>consensus</th>', '<th>conventional, least expected error</th>'):
         assert heading in text

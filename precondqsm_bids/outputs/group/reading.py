@@ -23,9 +23,9 @@ from precondqsm_bids.outputs.sentences import done
 
 STATUS = {
     'complete': 'maps, sidecars and tables are there',
-    'incomplete': 'some of it is missing, cannot be read or is of an earlier call than one that '
-    'failed; the note says what',
-    'failed': 'no map, and the participant level left a crash file',
+    'incomplete': 'some of it is missing or cannot be read, or its last call failed and the map '
+    'is of an earlier one; the note says what',
+    'failed': 'no map, and the last call of the run left a crash file',
     'missing': 'the dataset has images, and the derivatives have nothing of them',
 }
 """What may have become of a run."""
@@ -100,9 +100,9 @@ def read_participant(
 ) -> Iterator[RunValues]:
     """What the derivatives say about each run of a participant, sorted by session and run.
 
-    A run is told from its outputs, from the list that the participant level keeps beside the
-    figures, or, where the derivatives have nothing of a session, from the images of the dataset.
-    No session stands for all.
+    A run is told from its outputs, from what the participant level keeps beside the figures, or
+    from the images of the dataset; not from these in a session with outputs of other names, whose
+    fields were given. No session stands for all.
     """
     try:
         yield from list(_read_runs(bids_dir, output_dir, subject, sessions))
@@ -117,29 +117,20 @@ def _read_runs(
 ) -> Iterator[RunValues]:
     derived = _derived_runs(output_dir, subject, sessions)
     about, problem = _read_about(output_dir, subject)
-    names = set(derived)
-    names |= {name for name in about['runs'] if _chosen(name, sessions)}
-    known = {_entity(name, 'ses') for name in names}
-    for name in _raw_runs(bids_dir, subject, sessions):
-        if name not in names and _entity(name, 'ses') not in known:
-            names.add(name)
-    crashes = [_relative(Path(path), output_dir) for path in about['crash_files']]
-    failed = _failed_call(output_dir, crashes)
-    if not names and (crashes or problem) and not sessions:  # no file could be used
+    raw = _raw_runs(bids_dir, subject, sessions)
+    given = {_entity(name, 'ses') for name in derived if name not in raw}
+    names = {*derived, *(name for name in raw if _entity(name, 'ses') not in given)}
+    names |= {name for name in about if name and _chosen(name, sessions)}
+    if not names and (about.get('') or problem) and not sessions:  # no file could be used
         names = {f'sub-{subject}'}
     for name in sorted(names, key=lambda name: (natural(_entity(name, 'ses')), natural(name))):
         folder = derived.get(name)
+        files = [*about.get('', ()), *about.get(name, ())]
+        crashes = [_relative(Path(path), output_dir) for path in files]
         if folder is None:
             yield _without_outputs(subject, name, crashes, problem)
         else:
-            since = failed if name in about['runs'] else 0.0
-            yield _read_run(folder, subject, name, crashes, problem, since)
-
-
-def _failed_call(output_dir: Path, crashes: Sequence[str]) -> float:
-    """When the last call began that left one of these crash files; 0 if its log is gone."""
-    logs = {output_dir / 'logs' / Path(crash).parent.name / 'config.toml' for crash in crashes}
-    return max((path.stat().st_mtime for path in logs if path.is_file()), default=0.0)
+            yield _read_run(folder, subject, name, crashes, problem)
 
 
 def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:
@@ -156,12 +147,9 @@ def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: s
 
 
 def _read_run(
-    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str, since: float
+    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str
 ) -> RunValues:
-    """What the files of one run say; whatever is wrong with them goes into the note.
-
-    ``since`` is when the call began that left the crash files.
-    """
+    """What the files of one run say; whatever is wrong with them goes into the note."""
     notes = [problem] if problem else []
     sidecar, missing = _read_json(folder / f'{name}_desc-precond_Chimap.json')
     parameters = sidecar.get('Parameters')
@@ -188,14 +176,10 @@ def _read_run(
     notes += [wrong] if wrong else []
     columns, regions, wrong = _read_regions(folder, name)
     notes += [wrong] if wrong else []
-    status = 'incomplete' if notes else 'complete'
     if crashes:
-        notes.append(f'a step of this participant failed; crash file: {", ".join(crashes)}')
-        if not has_map:
-            status = 'failed'
-        elif path.stat().st_mtime < since:
-            status = 'incomplete'
-            notes.append('its maps are of an earlier call')
+        left = 'what is there may be of an earlier one; ' if has_map else ''
+        notes.append(f'its last call failed; {left}crash file: {", ".join(crashes)}')
+    status = 'failed' if crashes and not has_map else 'incomplete' if notes else 'complete'
     return RunValues(
         subject=subject,
         session=_entity(name, 'ses'),
@@ -332,19 +316,26 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, list[str]], str]:
-    """Runs and crash files that the participant level left beside the figures, and a problem."""
-    path = output_dir / f'sub-{subject}' / 'figures' / f'sub-{subject}_desc-about_report.json'
-    about: dict[str, list[str]] = {'runs': [], 'crash_files': []}
-    if not path.exists():
-        return about, ''
-    content, problem = _read_json(path)
-    for key in about:
-        values = content.get(key)
-        if isinstance(values, list | dict):  # crash files have their messages
-            about[key] = [str(value) for value in values]
+    """Crash files of each run that the participant level was at, and a problem.
+
+    Those of no particular run have an empty name.
+    """
     prefix = f'sub-{subject}'
-    about['runs'] = [n for n in about['runs'] if n == prefix or n.startswith(f'{prefix}_')]
-    return about, problem
+    path = output_dir / prefix / 'figures' / f'{prefix}_desc-about_report.json'
+    if not path.exists():
+        return {}, ''
+    content, problem = _read_json(path)
+    runs = content.get('runs')
+    if isinstance(runs, list):  # of an earlier version
+        runs = {str(name): {} for name in runs}
+    said = {'': content, **(runs if isinstance(runs, dict) else {})}
+    return {
+        name: [str(file) for file in crashes]
+        for name, of_run in said.items()
+        if not name or f'{name}_'.startswith(f'{prefix}_')
+        if isinstance(of_run, dict)
+        and isinstance(crashes := of_run.get('crash_files', []), list | dict)
+    }, problem
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:

@@ -72,12 +72,11 @@ class Derivatives:
         return path
 
     def about(self, subject, runs, crash_files=()):
-        """What the participant level keeps beside the figures."""
+        """What the participant level keeps beside the figures; without runs, of none."""
         path = self.out / f'sub-{subject}' / 'figures' / f'sub-{subject}_desc-about_report.json'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps({'runs': list(runs), 'crash_files': list(map(str, crash_files))})
-        )
+        crashes = {'crash_files': {str(file): 'y' for file in crash_files}}
+        path.write_text(json.dumps({'runs': dict.fromkeys(runs, crashes)} if runs else crashes))
         return path
 
     def crash(self, subject):

@@ -288,7 +288,13 @@ SPOILED = {
     ),
     'a crash': (
         lambda d: d.about('1', ['sub-1'], [d.crash('1')]),
-        'complete', 'crash file: sub-1/log/now/crash-1.txt',
+        'incomplete', 'crash file: sub-1/log/now/crash-1.txt',
+    ),
+    'a crash, by an earlier version': (
+        lambda d: d.about('1', []).write_text(
+            json.dumps({'runs': ['sub-1'], 'crash_files': [str(d.crash('1'))]})
+        ),
+        'incomplete', 'crash file: sub-1/log/now/crash-1.txt',
     ),
 }  # fmt: skip
 """What is done to the outputs of a run, its status then, and what is told."""
@@ -333,6 +339,7 @@ def test_signs_that_differ_within_a_scanner_are_flagged(derivatives):
 
 def test_who_left_nothing_is_listed(derivatives):
     derivatives.add('sub-1_ses-a')
+    derivatives.add_raw('sub-1_ses-a_run-2')  # left out by a filter
     derivatives.add_raw('sub-1_ses-b')  # this session was not run
     derivatives.add_raw('sub-2')
     derivatives.add_raw('sub-3', suffix='T2starw')
@@ -346,6 +353,7 @@ def test_who_left_nothing_is_listed(derivatives):
     result = group(derivatives)
     assert [(row['run'], row['status']) for row in derivatives.table('quality')] == [
         ('sub-1_ses-a', 'complete'),
+        ('sub-1_ses-a_run-2', 'missing'),
         ('sub-1_ses-b', 'missing'),
         ('sub-2', 'missing'),
         ('sub-3', 'failed'),
@@ -354,27 +362,27 @@ def test_who_left_nothing_is_listed(derivatives):
         ('sub-5', 'incomplete'),
     ]
     assert result.usable == 2
-    assert 'crash file: sub-3/log/now/crash-1.txt' in derivatives.table('quality')[3]['note']
+    assert 'crash file: sub-3/log/now/crash-1.txt' in derivatives.table('quality')[4]['note']
 
 
-@pytest.mark.parametrize('age, status', [(100, 'incomplete'), (-100, 'complete')])
-def test_maps_that_are_older_than_a_call_that_failed_are_told(derivatives, age, status):
+def test_a_failure_is_that_of_its_run(derivatives):
     for name in ('sub-1_ses-a', 'sub-1_ses-b'):
         derivatives.add(name)
-    crash = derivatives.crash('1')
-    derivatives.about('1', ['sub-1_ses-b'], [crash])  # of this session alone
-    settings = derivatives.out / 'logs' / crash.parent.name / 'config.toml'
-    settings.parent.mkdir(parents=True)
-    settings.touch()
-    (derivatives.out / 'config.toml').touch()  # of somebody else
-    time_of_map = settings.stat().st_mtime - age
-    for written in derivatives.out.glob('**/*_desc-precond_Chimap.nii.gz'):
-        os.utime(written, (time_of_map, time_of_map))
+    derivatives.about('1', ['sub-1_ses-b', 'sub-1_ses-b_run-2'], [derivatives.crash('1')])
     group(derivatives)
-    first, second = derivatives.table('quality')
-    assert (first['status'], second['status']) == ('complete', status)
-    assert ('its maps are of an earlier call' in second['note']) == (age > 0)
-    assert 'earlier call' not in first['note']
+    first, *others = derivatives.table('quality')
+    assert (first['status'], first['note']) == ('complete', 'n/a')
+    assert [row['status'] for row in others] == ['incomplete', 'failed']
+    assert 'its last call failed; what is there may be of an earlier one' in others[0]['note']
+
+
+def test_images_are_no_runs_where_the_fields_were_given(derivatives):
+    derivatives.add_raw('sub-1_run-1')
+    derivatives.add_raw('sub-1_run-2')
+    derivatives.write('sub-1_rec-x', 'desc-roi_mask.nii.gz', '')
+    derivatives.add('sub-2')
+    group(derivatives)
+    assert [row['run'] for row in derivatives.table('quality')] == ['sub-1_rec-x', 'sub-2']
 
 
 def test_crash_files_are_found_where_the_output_folder_was_moved_to(derivatives):
