@@ -22,6 +22,7 @@ from precondqsm_bids.cli.parser import parse_args, stated_settings
 from precondqsm_bids.cli.progress import say
 from precondqsm_bids.cli.reports import (
     cite_what_was_done,
+    computed,
     group,
     reports_only,
     write_citation,
@@ -166,11 +167,12 @@ def process(call: Call, found: Found, plugin: Plugin) -> int:
         stack.enter_context(log)
         introduce(call, found)
         with nullcontext() if settings.skip_bids_validation else validation(call):
-            failed = reconstruct(call, found, plugin)
+            failed, left = reconstruct(call, found, plugin)
         everyone = f'{len(found.subjects)} participants'
         if failed:
-            some = len({failure.subject for failure in failed})
-            say(f'finished: {some} of {everyone} failed; log {log_dir}', sys.stderr)
+            some = str(len({failure.subject for failure in failed}))
+            more = f', {len(left)} not computed' if left else ''
+            say(f'finished: {some} of {everyone} failed{more}; log {log_dir}', sys.stderr)
         else:
             say(f'finished: {len(found.subjects)} of {everyone}')
         return failures.conclude(failed)
@@ -227,13 +229,18 @@ def introduce(call: Call, found: Found) -> None:
             say(f'{problem.kind}: {problem}')
 
 
-def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failure]:
-    """Run the workflow and report on each participant as soon as it is through; all failures."""
+def reconstruct(
+    call: Call, found: Found, plugin: Plugin
+) -> tuple[list[failures.Failure], list[str]]:
+    """Run the workflow and report on each participant as soon as it is through.
+
+    Returns all failures, and the participants that were not computed since one failed.
+    """
     settings = call.settings
     citation, workflow = build(call, found) if found.runs else ('', None)
     if settings.boilerplate_only:
         say(f'methods text: {call.log_dir / "CITATION.md"}')
-        return [failures.of_input(call, problem) for problem in found.fatal]
+        return [failures.of_input(call, problem) for problem in found.fatal], []
     failed: dict[str, list[failures.Failure]] = {}
 
     def finish(subject: str, more: Sequence[failures.Failure] = ()) -> None:
@@ -249,12 +256,21 @@ def reconstruct(call: Call, found: Found, plugin: Plugin) -> list[failures.Failu
     without_crash = error and not failures.of_nodes(call, found)
     for failure in failures.of_workflow(call, found, error) if without_crash else ():
         finish(failure.subject, [failure])
+    stopped = error and settings.stop_on_first_crash
     for subject in found.subjects:
-        if subject not in failed:
+        if subject not in failed and not (stopped and _is_left(call, found.of(subject))):
             finish(subject)
     if found.runs:
         cite_what_was_done(call, found.subjects)
-    return [failure for own in failed.values() for failure in own]
+    everything = [failure for own in failed.values() for failure in own]
+    return everything, [subject for subject in found.subjects if subject not in failed]
+
+
+def _is_left(call: Call, found: Found) -> bool:
+    """Whether a participant has not failed, and has a run that was not computed."""
+    done = {label for subject in found.subjects for label in computed(call, subject)}
+    without_failure = not found.fatal and not failures.of_nodes(call, found)
+    return without_failure and not {run.label for run in found.runs} <= done
 
 
 def build(call: Call, found: Found) -> tuple[str, Any]:

@@ -263,6 +263,29 @@ def test_a_failed_run_is_told_until_it_is_done(dataset, app, monkeypatch):
     assert 'No step failed' in errors()
 
 
+def test_participants_after_the_first_crash_are_not_reported(dataset, app, monkeypatch):
+    for label in ('01', '02', '03'):
+        dataset.add_run(f'sub-{label}')
+
+    def stop(call, workflow, found, plugin, finished):
+        crash = Path('out/sub-02/log', call.log_name, 'crash-1.txt')
+        crash.parent.mkdir(parents=True)
+        crash.write_text('Node: x.echo_fit\nOSError: truncated\n')
+        figures = Path('out/sub-01/figures/sub-01_desc-summary_report.json')
+        figures.parent.mkdir(parents=True)
+        figures.write_text('{}')  # of a plugin that does not say when a participant is through
+        return 'a node failed'
+
+    monkeypatch.setattr(module, 'execute', stop)
+    status, output, error = app('-w', 'w', '--stop-on-first-crash')
+    assert status == 1
+    assert [Path(f'out/sub-{label}.html').exists() for label in ('01', '02', '03')] == [
+        *(True, True, False)
+    ]
+    assert 'sub-03 | report' not in output
+    assert 'finished: 1 of 3 participants failed, 1 not computed; log ' in error
+
+
 def test_validator_is_asked_and_stops_nobody(dataset, app, monkeypatch, tmp_path):
     dataset.add_run()
     program = tmp_path / 'validator'
