@@ -54,6 +54,13 @@ GROUP_SETTINGS = frozenset(
 )
 """Settings that may be given at the group level; another would have no effect there."""
 
+RESUME_SETTINGS = GROUP_SETTINGS | {
+    *('resume_with', 'reference', 'derivatives', 'report_self_contained'),
+    # Refused in other words, and from a settings file too.
+    *('stop_after', 'submit', 'dry_run', 'boilerplate_only', 'reports_only'),
+}
+"""Settings that may be given with ``--resume-with``; another would have no effect there."""
+
 SUBMIT_SETTINGS = frozenset({'submit', 'submit_limit', 'submit_time'})
 """Settings of the submission itself, and not of the jobs."""
 

@@ -11,7 +11,13 @@ from typing import Any, NoReturn
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
-from precondqsm_bids.cli.options import GROUP_SETTINGS, OPTIONS, POSITIONAL, SUBMIT_SETTINGS
+from precondqsm_bids.cli.options import (
+    GROUP_SETTINGS,
+    OPTIONS,
+    POSITIONAL,
+    RESUME_SETTINGS,
+    SUBMIT_SETTINGS,
+)
 from precondqsm_bids.cli.presets import preset_values
 from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE, cpu_limit, memory_limit
 from precondqsm_bids.cli.work_folder import default_work_dir
@@ -75,12 +81,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     try:
-        if given['analysis_level'] == 'group' and (useless := set(given) - GROUP_SETTINGS):
-            raise ValueError(
-                f'the group level reads what the participant level left in the output folder; '
-                f'{", ".join(sorted(map(parser.option, useless)))} would have no effect there: '
-                'leave it out'
+        if given['analysis_level'] == 'group':
+            _refuse(
+                parser, set(given) - GROUP_SETTINGS, 'the group level', 'the participant level'
             )
+        elif 'resume_with' in given:
+            useless = set(given) - RESUME_SETTINGS
+            _refuse(parser, useless, '--resume-with', '--stop-after flattening')
         path = given.pop('config_file', None)
         preset = preset_values(given.pop('preset', ()))
         values = {**(read_settings(path) if path else {}), **preset, **_as_settings(given)}
@@ -95,6 +102,16 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
         names = r'^\w+|(?<= )[a-z]+_[a-z_]+(?=[ :,])'
         parser.error(re.sub(names, lambda name: parser.option(name[0]), str(error)))
     return settings
+
+
+def _refuse(parser: Parser, useless: Set[str], reader: str, writer: str) -> None:
+    """Raise ValueError if settings were given that have no effect."""
+    if useless:
+        raise ValueError(
+            f'{reader} reads what {writer} left in the output folder; '
+            f'{", ".join(sorted(map(parser.option, useless)))} would have no effect there: '
+            'leave it out'
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -8,13 +8,14 @@ import json
 import sys
 import tempfile
 import traceback
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from precondqsm_bids.cli.call import Call
 from precondqsm_bids.cli.failures import Failure, conclude, of_participant
 from precondqsm_bids.cli.progress import say
-from precondqsm_bids.cli.reports import cite_what_was_done
+from precondqsm_bids.cli.reports import cite_what_was_done, write_report_of
 from precondqsm_bids.config import Settings
 from precondqsm_bids.outputs.files import sidecar_of
 
@@ -46,7 +47,7 @@ def resume(call: Call) -> int:
     runs.
     """
     from precondqsm_bids.cli.environment import logging_to
-    from precondqsm_bids.outputs.report import write_report
+    from precondqsm_bids.outputs.report import Account
 
     settings = call.settings
     flattened = flattened_runs(settings)
@@ -56,6 +57,7 @@ def resume(call: Call) -> int:
     call.log_dir.mkdir(parents=True, exist_ok=True)
     (call.log_dir / 'config.toml').write_text(settings.to_toml(), encoding='utf-8')
     failed: list[Failure] = []
+    said: dict[str, dict[str, Any]] = defaultdict(dict)
     with logging_to(call.log_dir / 'precondqsm_bids.log', settings.verbose):
         for run in inverted:
             say(f'{run.label} | skipped: its map is of this program (--stop-after flattening)')
@@ -66,20 +68,19 @@ def resume(call: Call) -> int:
             try:
                 target, warnings = recombine_run(run, path, settings)
             except (OSError, ValueError) as error:
-                text = traceback.format_exc()
-                failed.append(of_participant(call, run.subject, 'resume', str(error), text))
+                what, text = f'{run.label}: {error}', traceback.format_exc()
+                failed.append(of_participant(call, run.subject, 'resume', what, text))
+                crash = {str(failed[-1].crash_file): what}
+                said[run.subject][run.label] = {'crash_files': crash}
                 continue
+            said[run.subject][run.label] = {'crash_files': {}}
             for words in warnings:
                 say(f'{run.label} | warning: {words}')
             say(f'{run.label} | {target}')
-        subjects = sorted({run.subject for run in runs if run.label in given})
-        for subject in subjects:
-            if (settings.output_dir / f'sub-{subject}.html').is_file():  # it says: no map yet
-                write_report(
-                    settings.output_dir, subject, self_contained=settings.report_self_contained
-                )
-        cite_what_was_done(call, subjects)
         done = len(given) - len(failed)
+        for subject, of_runs in said.items():
+            failed += write_report_of(call, subject, Account(of_runs))
+        cite_what_was_done(call, said)
         say(f'finished: {done} of {len(given)} maps', sys.stderr if failed else sys.stdout)
         return conclude(failed)
 
@@ -244,9 +245,10 @@ def _write(
 
 def _by_another_program(record: dict[str, Any]) -> dict[str, Any]:
     """Of the sidecar, what this program does not know: it has not inverted."""
+    shape = " and of the object's shape" * record['flattening'].get('shape', True)
     return {
-        'EstimationAlgorithm': 'Field of the prior subtracted from the measured field; inversion '
-        'by another program, see the last of Sources; prior added again',
+        'EstimationAlgorithm': f'Field of the prior{shape} subtracted from the measured field; '
+        'inversion by another program, see the last of Sources; prior added again',
         'EstimationReference': 'That of the other program',
         'Parameters': record,
     }

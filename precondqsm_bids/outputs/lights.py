@@ -329,7 +329,8 @@ def _consensus(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     if not record:
         return Light('unknown', NOT_RECORDED)
     sentence = f'deviates in: {"; ".join(found)}; state it with the results' if found else 'none'
-    if record.get('dipole_inversion', {}).get('inversion', 'l2') == 'l2':
+    other = 'take_map' in record  # another program inverted
+    if not other and record.get('dipole_inversion', {}).get('inversion', 'l2') == 'l2':
         sentence += '; not counted: the l2 inversion (the consensus: one that favours sparsity)'
     return Light('doubtful' if found else 'good', sentence, 'number of deviations', len(found), 0)
 

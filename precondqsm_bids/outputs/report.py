@@ -185,11 +185,12 @@ def completed(output_dir: Path, subject: str, since: float) -> dict[str, dict[st
     return found
 
 
-def _with_map(summary: dict[str, Any], sidecar: Mapping[str, Any]) -> dict[str, Any]:
+def _with_map(summary: Mapping[str, Any], sidecar: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers of a run with those of the map that another program inverted, if there is one."""
     if stopped(summary.get('record', {})) and 'take_map' in sidecar.get('Parameters', {}):
-        return summary | {'record': sidecar['Parameters'], 'settings': sidecar.get('Settings')}
-    return summary
+        more = {'record': sidecar['Parameters'], 'settings': sidecar.get('Settings')}
+        return {**summary, **more}
+    return {**summary}
 
 
 def _methods(summaries: Mapping[str, Mapping[str, Any]], planned: str) -> Methods:
@@ -232,7 +233,7 @@ def _run_section(
         'figures': figures if known else [],
         'stack': [figure for figure in figures if figure['stacked']],
         'table_path': table.relative_to(output_dir).as_posix() if table else '',
-    } | _numbers(summary or {}) | _table(rows, summary or {})  # fmt: skip
+    } | _numbers(summary or {}, sidecar) | _table(rows, summary or {})  # fmt: skip
 
 
 def _figure(
@@ -307,8 +308,11 @@ def _sidecar(output_dir: Path, subject: str, name: str) -> dict[str, Any]:
     return _read_json(path) if path else {}
 
 
-def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of the numbers of one run, empty where there are none."""
+def _numbers(summary: Mapping[str, Any], sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of the numbers of one run, empty where there are none.
+
+    The sidecar of its map has the warnings of one that another program inverted.
+    """
     record = summary.get('record', {})
     judged = 'median_field_sd' in record.get('echo_fit', {})
     return {
@@ -321,7 +325,7 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, Any]:
         'quality': report_rows(record, of_field=True) if judged else [],
         'echo_phase': _echo_phase_rows(summary),
         'bodies': _body_rows(record),
-        'warnings': _warnings(summary),
+        'warnings': _warnings(_with_map(summary, sidecar)),
         'record': json.dumps(record, indent=2) if summary else '',
         'sources': list(summary.get('sources', ())),
     }

@@ -280,6 +280,13 @@ def test_positional_errors(refuse, tmp_path, positional, message):
     assert message in refuse(positional=positional)
 
 
+def test_resume_refuses_what_has_no_effect_with_it(refuse, tmp_path, parse):
+    line = refuse('--resume-with', tmp_path, '--inversion', 'tv', '--preset', 'consensus', '-v')
+    assert '--inversion, --preset would have no effect there: leave it out' in line
+    given = ('--resume-with', tmp_path, '--reference', 'none', '--report-self-contained')
+    assert parse(*given).method.reference == 'none'
+
+
 def test_group_level_refuses_what_has_no_effect_there(refuse, tmp_path):
     line = refuse(positional=['raw', 'out', 'group', '--no-shape', '-d', 'raw', '--nprocs', '2'])
     assert '--derivatives, --no-shape would have no effect there' in line

@@ -139,7 +139,10 @@ def test_folder_of_maps_is_recombined(flattened, phantom):
         assert np.linalg.norm(maps['precond'][mask] - true) < 0.4 * np.linalg.norm(true)
         sidecar = json.loads((anat / f'{stem}_desc-precond_Chimap.json').read_text())
         assert sidecar['Sources'][-1].endswith('theirs_Chimap.nii.gz')
-        assert 'by another program' in sidecar['EstimationAlgorithm']
+        assert sidecar['EstimationAlgorithm'].startswith(
+            "Field of the prior and of the object's shape subtracted from the measured field; "
+            'inversion by another program'
+        )
         assert sidecar['Units'] == 'ppm'
         assert sidecar['Parameters']['take_map']['field_slope'] > 0.3
         assert sidecar['Reference']['Region'] == 'roi-mean'
@@ -158,12 +161,24 @@ def test_map_of_one_run_in_another_unit_is_told_and_the_other_is_written(flatten
     for subject, factor in (('a', 1000), ('b', 1)):
         chi = factor * divided(*flat_of(root, subject), SPEC.voxel_size)
         write(root / f'ppb/{RUNS[subject]}_Chimap.nii.gz', chi, phantom.affine)
+    for earlier in folder(root, 'a').glob('anat/*_desc-precond_Chimap.*'):
+        earlier.unlink()
     status, said = app(root, '--resume-with', 'ppb')
     assert status == 1
     assert 'sub-a failed: ' in said
     assert 'sub-a_rec-x_Chimap.nii.gz has ' in said
     assert 'another unit than ppm' in said
     assert 'finished: 1 of 2 maps' in said
+    errors = {subject: (root / f'out/sub-{subject}.html').read_text() for subject in RUNS}
+    assert '<h3>sub-a_rec-x: ' in errors['a']
+    assert 'No step failed' in errors['b']
+    done = subprocess.run(
+        [sys.executable, '-m', 'precondqsm_bids', 'raw', 'out', 'group'],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ' 1 complete, 1 failed runs' in done.stdout
+    assert 'sub-a_rec-x | failed: ' in done.stdout
+    assert 'its last call failed; crash file: sub-a/log/' in done.stdout
 
 
 @pytest.mark.slow

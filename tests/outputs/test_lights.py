@@ -121,6 +121,12 @@ def test_a_good_run_has_six_good_lights():
         assert kept
 
 
+def test_inversion_of_another_program_is_not_called_l2():
+    assert 'not counted: the l2 inversion' in lights(GOOD, {})['consensus'].sentence
+    record = {stage: value for stage, value in GOOD.items() if stage != 'dipole_inversion'}
+    assert 'l2' not in lights(record | {'take_map': {}}, {})['consensus'].sentence
+
+
 @pytest.mark.parametrize('what, changes, name, level', CASES, ids=[case[0] for case in CASES])
 def test_one_fault_lights_one_lamp(what, changes, name, level):
     assert levels(prepared(changes)) == dict.fromkeys(levels(GOOD), 'good') | {name: level}

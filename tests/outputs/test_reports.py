@@ -187,6 +187,18 @@ def test_remarks_on_the_input_are_kept(output_dir):
     assert 'on the input' not in gone.read_text()
 
 
+def test_warnings_of_a_map_of_another_program_are_shown(output_dir):
+    path = output_dir / 'sub-01/figures' / f'{RUNS[0]}_desc-summary_report.json'
+    record = {'flattening': {'warnings': ['large field']}}
+    path.write_text(json.dumps(SUMMARY | {'record': record}))
+    sidecar = output_dir / f'sub-01/ses-a/anat/{RUNS[0]}_desc-precond_Chimap.json'
+    record |= {'take_map': {'warnings': ['zero in the rim']}, 'recombination': {}}
+    sidecar.write_text(json.dumps({'Parameters': record}))
+    text = write_report(output_dir, '01').read_text()
+    for words in ('take map: zero in the rim', 'flattening: large field'):
+        assert f'<div class="box warning">{words}</div>' in text
+
+
 def test_a_call_at_some_runs_keeps_what_was_said_of_the_others(output_dir):
     first, second = RUNS
     failed = {'crash_files': {'/crash': 'echo_fit: truncated'}, 'notes': ['warning: one echo']}

@@ -163,7 +163,9 @@ def _read_run(
     if parameters and not has_map:
         notes.append(f'no {name}_desc-precond_Chimap.nii.gz')
     if parameters:
-        more, wrong_files = _of_further_arms(folder, name, sidecar.get('Settings'))
+        resumed = 'take_map' in parameters  # by another program, which has no further arms
+        asked = {} if resumed else sidecar.get('Settings')
+        more, wrong_files = _of_further_arms(folder, name, asked)
         parameters, notes = {**more, **parameters}, [*notes, *wrong_files]
     quality = {}
     for measure in COLUMNS if parameters else ():

@@ -365,6 +365,15 @@ def test_who_left_nothing_is_listed(derivatives):
     assert 'crash file: sub-3/log/now/crash-1.txt' in derivatives.table('quality')[4]['note']
 
 
+def test_a_map_of_another_program_has_no_further_arms(derivatives):
+    derivatives.add('sub-1', take_map={'warnings': ['look']})
+    folder = derivatives.folder(derivatives.out, 'sub-1')
+    (folder / 'sub-1_desc-conventional_Chimap.json').unlink()
+    group(derivatives)
+    (row,) = derivatives.table('quality')
+    assert (row['status'], row['warnings']) == ('complete', 'take_map: look')
+
+
 def test_a_failure_is_that_of_its_run(derivatives):
     for name in ('sub-1_ses-a', 'sub-1_ses-b'):
         derivatives.add(name)
