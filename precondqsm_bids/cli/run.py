@@ -254,8 +254,10 @@ def reconstruct(
             finish(subject)
     error = execute(call, workflow, found, plugin, finish) if found.runs else ''
     without_crash = error and not failures.of_nodes(call, found)
+    going = {*found.subjects} - {*failed} or found.subjects
     for failure in failures.of_workflow(call, found, error) if without_crash else ():
-        finish(failure.subject, [failure])
+        if failure.subject in going:
+            finish(failure.subject, [failure])
     stopped = error and settings.stop_on_first_crash
     for subject in found.subjects:
         if subject not in failed and not (stopped and _is_left(call, found.of(subject))):

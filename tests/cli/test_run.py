@@ -263,6 +263,21 @@ def test_a_failed_run_is_told_until_it_is_done(dataset, app, monkeypatch):
     assert 'No step failed' in errors()
 
 
+def test_an_error_of_the_workflow_is_of_those_that_are_not_through(dataset, app, monkeypatch):
+    for label in ('01', '02'):
+        dataset.add_run(f'sub-{label}')
+
+    def stop(call, workflow, found, plugin, finished):
+        finished('01')
+        return 'RuntimeError: no more jobs'
+
+    monkeypatch.setattr(module, 'execute', stop)
+    status, _, error = app('-w', 'w')
+    assert status == 1
+    assert 'sub-02 failed: RuntimeError: no more jobs' in error
+    assert 'sub-01 failed' not in error
+
+
 def test_participants_after_the_first_crash_are_not_reported(dataset, app, monkeypatch):
     for label in ('01', '02', '03'):
         dataset.add_run(f'sub-{label}')
