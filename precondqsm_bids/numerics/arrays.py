@@ -27,6 +27,13 @@ def check_finite(data: npt.NDArray, name: str) -> None:
     )
 
 
+def check_voxel_size(voxel_size: npt.ArrayLike) -> None:
+    """Raise ValueError unless voxels have three positive edges (mm)."""
+    size = np.asarray(voxel_size, float)
+    if size.shape != (3,) or not np.all((size > 0) & (size < np.inf)):
+        raise ValueError(f'voxel_size should be three positive lengths, in mm: {voxel_size!r}')
+
+
 def check_grid(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
     """Raise ValueError unless a map has the matrix of the mask; it may have classes beside.
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
-from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.arrays import check_map, check_voxel_size
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any, scalp
 from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
@@ -302,6 +302,7 @@ def region_of_interest(
     >>> int(region.roi_mask.sum()), region.record['eroded_voxels'], region.inner
     (27, 98, False)
     """
+    check_voxel_size(voxel_size)
     inside, mask = (mask, None) if isinstance(mask, str) else ('object', mask)
     free = mask is not None and not shape
     try:

@@ -87,6 +87,7 @@ def test_phase_is_overwritten_only_where_it_may_be(kind):
         ({'echo_times': 1e3 * TE}, 'look like milliseconds'),
         ({'field_strength': 0.0}, 'field_strength should be positive, in T: 0.0'),
         ({'field_strength': np.nan}, 'field_strength should be positive'),
+        ({'voxel_size': (1, 1, 0)}, r'three positive lengths, in mm: \(1, 1, 0\)'),
         ({'phase_sign': 2}, 'the sign of the phase is 1 or -1, not 2'),
         ({'phase_units': 'degrees'}, '"rad" or "arbitrary", not \'degrees\''),
         ({'phase': SCAN.magnitude}, r'phase\[..., 0\], a phase by its name, is a magnitude'),

@@ -111,8 +111,8 @@ def repair_phase(
     >>> phase = 0.2 + 100 * te + np.zeros((12, 12, 12, 3))
     >>> mask = np.ones((12, 12, 12), bool)
     >>> repaired = repair_phase(Scan(np.ones(phase.shape), phase, te, 3.0, phase_sign=-1), mask)
-    >>> print(repaired.notes[0], repaired.phase[0, 0, 0, 0].round(1))
-    the sign of the phase is reversed: it was negated -0.4
+    >>> print(repaired.sign_source, repaired.phase[0, 0, 0, 0].round(1))
+    given -0.4
     """
     if scan.phase_sign not in (None, 1, -1):
         raise ValueError(f'the sign of the phase is 1 or -1, not {scan.phase_sign!r}')
@@ -151,7 +151,8 @@ def repair_phase(
     if decided.sign < 0:
         repaired = np.negative(repaired, out=None if repaired is phase else repaired)
         field = None if field is None else -field
-        notes.append('the sign of the phase is reversed: it was negated')
+        if decided.source != 'given':
+            notes.append('the sign of the phase is reversed: it was negated')
     return PhaseRepair(
         repaired, alternating, decided.sign, decided.source, test, axes, tuple(notes), field
     )
