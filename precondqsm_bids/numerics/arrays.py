@@ -83,6 +83,17 @@ def from_box(
     return out
 
 
+def neighbours(axis: int, distance: int = 1) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where the lower and the upper of two voxels so far apart along an axis stand in a volume.
+
+    >>> low, high = neighbours(2); volume = np.array([[[1, 3, 6]]])
+    >>> (volume[high] - volume[low]).tolist()
+    [[[2, 3]]]
+    """
+    before = (slice(None),) * axis
+    return (*before, slice(None, -distance)), (*before, slice(distance, None))
+
+
 def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:
     """Raise ValueError unless an array has the shape of a mask and finite values inside it.
 

@@ -8,7 +8,6 @@ second unless its field is unwrapped a turn off. Where ``n TE1 / dTE`` is near a
 turn off looks the same, the echoes do not tell fat from a field.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from precondqsm_bids.numerics.arrays import neighbours
 from precondqsm_bids.numerics.constants import FAT_SHIFT, hz_per_ppm
 from precondqsm_bids.numerics.echoes import (
     TWO_PI,
@@ -138,7 +138,7 @@ def find_fat(
         return nothing
     steps, as_fat = np.zeros(number + 1), np.zeros(number + 1)
     fields = in_place(field, echoes.mask)
-    for low, high in _neighbours(ACROSS):
+    for low, high in (neighbours(axis, d) for axis in range(3) for d in ACROSS):
         one, other = pieces[low], pieces[high]
         at = np.nonzero((one != other) & (one > 0) & (other > 0))
         one, other = one[at], other[at]
@@ -184,7 +184,7 @@ def _pieces(offset: F32, known: Bools, least: float) -> npt.NDArray[np.int32]:
     index = np.full(offset.shape, -1, np.int32)
     index[known] = np.arange(np.count_nonzero(known))
     pairs = []
-    for low, high in _neighbours((1,)):
+    for low, high in map(neighbours, range(3)):
         alike = known[low] & known[high]
         alike &= np.abs(difference_of_phase(offset[high], offset[low])) < SMOOTH
         pairs.append((index[low][alike], index[high][alike]))
@@ -197,14 +197,3 @@ def _pieces(offset: F32, known: Bools, least: float) -> npt.NDArray[np.int32]:
     numbers = np.zeros(sizes.size, np.int32)
     numbers[large] = np.arange(1, large.size + 1)
     return in_place(numbers[labels], known)
-
-
-def _neighbours(distances: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], ...]]:
-    """Views of a volume and of the same volume some voxels on, along each axis."""
-    for axis in range(3):
-        for distance in distances:
-            ends = slice(None, -distance), slice(distance, None)
-            low, high = (
-                tuple(end if a == axis else slice(None) for a in range(3)) for end in ends
-            )
-            yield low, high

@@ -12,14 +12,11 @@ from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, t2star_of
 from precondqsm_bids.numerics.noise import noise_inside
 from precondqsm_bids.numerics.one_echo import OneEcho
-from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.sign import (
-    AxisTest,
+    NOT_COMPARED,
     PhaseSign,
-    check_b0,
-    compare_axes,
+    compare_with_shape,
     decide_sign,
-    shape_evidence,
 )
 
 F32 = npt.NDArray[np.float32]
@@ -174,7 +171,10 @@ def take_field(
     usable = (mask & (magnitude > 2 * noise_sd)).astype(np.uint8)
     source = 'air' if air else 'magnitude'
     quality = judge_field(OneEcho(field, sd, usable, noise_sd, source), mask)
-    test, axes, doubts = _compare(given, field, sd, mask, shape_mask, workers)
+    test, axes, doubts = NOT_COMPARED
+    if shape_mask is not None:
+        test, axes, doubts = compare_with_shape(field, sd, (mask, shape_mask), given, workers)
+    doubts += _doubts(test, given.sign)
     agrees = test is not None and test.decisive and test.sign > 0
     warnings = [*quality.warnings, *doubts]
     if (holes := _holes(_known(given.total_field), mask)) > MOST_HOLES:
@@ -284,35 +284,19 @@ def _check(given: GivenField, mask: Bools) -> None:
         raise ValueError('total_field has one value in the whole region and tells nothing')
 
 
-def _compare(
-    given: GivenField,
-    field: F32,
-    sd: F32,
-    mask: Bools,
-    shape_mask: Bools | None,
-    workers: int,
-) -> tuple[PhaseSign | None, AxisTest | None, list[str]]:
-    """The field against that of the object's shape, and doubts of its sign and of B0."""
-    if shape_mask is None:
-        return None, None, []
-    # The edge of the field of view is no border of the object.
-    inner = ndimage.binary_erosion(mask, border_value=1)
-    inner = inner if inner.any() else mask
-    coarse = coarse_field(field, sd, inner, shape_mask, given.voxel_size)
-    test = shape_evidence(coarse, given.b0_dir, workers)
-    axes = compare_axes(coarse, given.b0_dir, test, workers)
-    words = [check_b0(axes, test, given)]
-    if test is not None and given.sign:
+def _doubts(test: PhaseSign | None, sign: int | None) -> tuple[str, ...]:
+    """Doubts of the sign of a field, which has been multiplied by the one that was stated."""
+    if test is not None and sign:
         # The field has its sign already: the shape's is to be +1.
-        words += decide_sign(test._replace(sign=test.sign * given.sign), given.sign).warnings
-    elif test is not None and test.decisive and test.sign < 0:
-        words.append(
-            "the given field has the opposite sign of that of the object's shape (partial "
-            f'correlation {test.correlation:.2f}): it should be positive where the frequency is '
-            'higher, as around what is paramagnetic. If it is reversed, every susceptibility has '
-            'the wrong sign: negate it, or state the sign -1'
-        )
-    return test, axes, [text for text in words if text]
+        return decide_sign(test._replace(sign=test.sign * sign), sign).warnings
+    if test is None or not test.decisive or test.sign > 0:
+        return ()
+    return (
+        "the given field has the opposite sign of that of the object's shape (partial "
+        f'correlation {test.correlation:.2f}): it should be positive where the frequency is '
+        'higher, as around what is paramagnetic. If it is reversed, every susceptibility has '
+        'the wrong sign: negate it, or state the sign -1',
+    )
 
 
 def _holes(known: Bools, mask: Bools) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.arrays import neighbours, side_by_side
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -41,7 +41,7 @@ def dilated(mask: Bools, layers: int = 1) -> Bools:
     for _ in range(layers):
         grown = mask.copy()
         for axis in range(mask.ndim):
-            low, high = _shifted(axis)
+            low, high = neighbours(axis)
             grown[low] |= mask[high]
             grown[high] |= mask[low]
         mask = grown
@@ -255,12 +255,6 @@ def _along_axes(volume: npt.NDArray, rows: Sequence[npt.NDArray[np.float64]]) ->
     _, n1, n2 = out.shape
     out = (first @ out.reshape(len(out), -1)).reshape(-1, n1, n2)
     return np.matmul(second, out) @ third.T
-
-
-def _shifted(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """All but the last, and all but the first, voxels along an axis."""
-    before = (slice(None),) * axis
-    return (*before, slice(None, -1)), (*before, slice(1, None))
 
 
 def _moved(step: int) -> tuple[slice, slice]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import median
+from precondqsm_bids.numerics.arrays import median, neighbours
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
@@ -104,10 +104,7 @@ def count_jumps(volume: npt.NDArray, weight: F32, limit: float) -> tuple[float, 
     """
     jumps = pairs = 0.0
     for axis in range(3):
-        low, high = (
-            tuple(half if a == axis else slice(None) for a in range(3))
-            for half in (slice(None, -1), slice(1, None))
-        )
+        low, high = neighbours(axis)
         for k in range(0, len(volume), PLANES):
             part = slice(k, k + PLANES)
             step = np.abs(volume[high][part] - volume[low][part])

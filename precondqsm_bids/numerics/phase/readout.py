@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arrays import neighbours
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes, in_place
 from precondqsm_bids.numerics.unwrapping import phase_advance
@@ -52,10 +53,7 @@ def _alternation(
     """Neighbours along ``axis``, their weighted cosines, and their weights, a few planes at a
     time."""
     number, sums = 0, np.zeros(2)
-    low, high = (
-        tuple(half if a == axis else slice(None) for a in range(3))
-        for half in (slice(None, -1), slice(1, None))
-    )
+    low, high = neighbours(axis)
     both = mask[low] & mask[high]
     for k in range(0, len(both), PLANES):
         planes = slice(k, k + PLANES)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import median
+from precondqsm_bids.numerics.arrays import median, neighbours
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes
@@ -328,10 +328,7 @@ def _step_moments(
     """
     total, number = np.zeros((len(signals) + 1, len(signals) + 1)), 0
     for axis in axes:
-        here, there = (
-            tuple(part if a == axis else slice(None) for a in range(3))
-            for part in (slice(None, -1), slice(1, None))
-        )
+        here, there = neighbours(axis)
         both = inner[here] & inner[there]
         if (count := int(np.count_nonzero(both))) < 100:
             continue

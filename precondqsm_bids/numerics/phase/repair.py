@@ -4,20 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.noise import noise_inside
-from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.sign import (
     AxisTest,
     PhaseSign,
-    check_b0,
-    compare_axes,
+    compare_with_shape,
     decide_sign,
-    shape_evidence,
 )
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import phase_advance, unwrap
@@ -138,14 +134,8 @@ def repair_phase(
     test = axes = field = None
     if shape_mask is not None:
         field, sd = first_field(echoes, noise_inside(magnitude[..., 0], mask))
-        # The edge of the field of view is no border of the object.
-        inner = ndimage.binary_erosion(mask, border_value=1)
-        inner = inner if inner.any() else mask
-        coarse = coarse_field(field, sd, inner, shape_mask, scan.voxel_size)
-        test = shape_evidence(coarse, scan.b0_dir, workers)
-        axes = compare_axes(coarse, scan.b0_dir, test, workers)
-        if words := check_b0(axes, test, scan):
-            notes.append(words)
+        test, axes, doubts = compare_with_shape(field, sd, (mask, shape_mask), scan, workers)
+        notes += doubts
     decided = decide_sign(test, scan.phase_sign, scan.manufacturer)
     notes += decided.warnings
     if decided.sign < 0:

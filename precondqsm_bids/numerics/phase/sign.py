@@ -13,6 +13,7 @@ from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
     closed_outline,
+    coarse_field,
     cut_fraction,
     outline_radii,
 )
@@ -366,6 +367,8 @@ class Stored(Protocol):
     """What is asked of a scan, or of a given field."""
 
     @property
+    def voxel_size(self) -> npt.ArrayLike: ...
+    @property
     def b0_dir(self) -> npt.ArrayLike: ...
     @property
     def b0_stated(self) -> bool: ...
@@ -400,3 +403,35 @@ def check_b0(axes: AxisTest | None, header: PhaseSign | None, scan: Stored) -> s
     if scan.b0_stated:
         return words
     return f'{words}; if the header is wrong, state b0_dir: {stated}'
+
+
+class ShapeComparison(NamedTuple):
+    """Result of :func:`compare_with_shape`."""
+
+    sign: PhaseSign | None
+    axes: AxisTest | None
+    doubts: tuple[str, ...]
+    """Of the direction of B0, in sentences."""
+
+
+NOT_COMPARED = ShapeComparison(None, None, ())
+"""Where no object is known."""
+
+
+def compare_with_shape(
+    field: npt.NDArray, sd: npt.NDArray, masks: tuple[Bools, Bools], scan: Stored, workers: int = 1
+) -> ShapeComparison:
+    """Sign and direction of B0 of a field (ppm) by that of the object's shape.
+
+    ``masks``: where the field is known, and the object in air. Raises ValueError as
+    :func:`check_b0` does.
+    """
+    mask, shape_mask = masks
+    # The edge of the field of view is no border of the object.
+    inner = ndimage.binary_erosion(mask, border_value=1)
+    inner = inner if inner.any() else mask
+    coarse = coarse_field(field, sd, inner, shape_mask, scan.voxel_size)
+    test = shape_evidence(coarse, scan.b0_dir, workers)
+    axes = compare_axes(coarse, scan.b0_dir, test, workers)
+    words = check_b0(axes, test, scan)
+    return ShapeComparison(test, axes, (words,) if words else ())
