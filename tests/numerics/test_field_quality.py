@@ -48,6 +48,7 @@ def ordinary(**changes):
         'own_offset': np.zeros(SHAPE, bool),
         'echo_phase': phases(0.1),
         'body_turns': (),
+        'fat': np.zeros(SHAPE, bool),
     }
     return EchoFit(**values | changes)
 
