@@ -293,13 +293,13 @@ def test_outputs_page_has_the_records_of_every_stage(stages):
 
 def test_outputs_page_has_every_column_of_the_table_of_values():
     from precondqsm_bids.outputs.maps import WITH_VALUES
-    from precondqsm_bids.outputs.tables import roi_rows
+    from precondqsm_bids.outputs.tables import Segmentation, roi_rows
 
     text = section(read('docs/outputs.md'), '## Values in labelled regions')
     labels = np.ones((6, 6, 6), int)
     labels[2:4, 2:4, 2:4] = 2
     maps = dict.fromkeys(WITH_VALUES, np.zeros(labels.shape))
-    rows = roi_rows(labels, {}, labels > 0, maps, np.eye(4))
+    rows = roi_rows(Segmentation(labels, {}, np.eye(4)), labels > 0, maps)
     prefixed = re.compile(rf'({"|".join(WITH_VALUES)})_')
     columns = {prefixed.sub('<map>_', column) for column in rows[0]}
     assert sorted(name for name in [*columns, *WITH_VALUES] if f'`{name}`' not in text) == []
@@ -428,10 +428,10 @@ def test_index_leads_to_every_page():
     assert sorted(' '.join(trees).split()) == pages
 
 
-def test_each_of_fifteen_questions_has_an_answer_that_leads_further():
+def test_each_of_sixteen_questions_has_an_answer_that_leads_further():
     parts = re.split(r'^## (.*)$', read('docs/faq.md'), flags=re.MULTILINE)[1:]
     answers = dict(zip(parts[::2], parts[1::2], strict=True))
-    assert len(answers) == 15
+    assert len(answers) == 16
     for question, answer in answers.items():
         assert re.search(r'\]\([\w.#-]+\)', answer), question
 

@@ -8,7 +8,7 @@ from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
 from precondqsm_bids.interfaces.volumes import check_grid, geometry, load, whole_numbers
 from precondqsm_bids.outputs.maps import WITH_VALUES
-from precondqsm_bids.outputs.tables import column_dictionary, roi_rows, write_table
+from precondqsm_bids.outputs.tables import Segmentation, column_dictionary, roi_rows, write_table
 
 
 class _RoiValuesInputSpec(map_inputs((*WITH_VALUES, 'consensus_mask'))):
@@ -48,8 +48,9 @@ class RoiValues(SimpleInterface):
         record = self.inputs.record if isdefined(self.inputs.record) else {}
         regions = record.get('uncertainty', {}).get('regions')
         threads = self.inputs.num_threads
-        rows = roi_rows(labels, names, mask, maps, geometry(path)[0], regions, threads)
-        columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], labels, names)
+        segmentation = Segmentation(labels, names, geometry(path)[0])
+        rows = roi_rows(segmentation, mask, maps, regions, threads)
+        columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], segmentation)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'
         write_table(out_file, columns, rows)
         self._results.update(out_file=str(out_file), columns=columns)

@@ -185,7 +185,8 @@ def fit_echoes(
         raise ValueError('the mask is empty: there is no voxel to fit')
     air = air_around(magnitude, mask if object_mask is None else object_mask)
     box = bounding_box(mask)
-    echoes = Echoes.of(magnitude[box], phase[box], te, mask[box], field_strength, air, workers)
+    images = magnitude[box], phase[box]
+    echoes = Echoes.of(images, te, mask[box], field_strength, air, workers)
     prediction = np.zeros(len(echoes.signal), np.float32)
     if predicted_field is not None:
         prediction += predicted_field[box][echoes.mask]

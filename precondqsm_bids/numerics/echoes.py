@@ -46,8 +46,7 @@ class Echoes:
     @classmethod
     def of(
         cls,
-        magnitude: npt.NDArray,
-        phase: npt.NDArray,
+        images: tuple[npt.NDArray, npt.NDArray],
         echo_times: npt.ArrayLike,
         mask: Bools,
         field_strength: float = np.nan,
@@ -58,6 +57,7 @@ class Echoes:
 
         With ``air`` the magnitude is freed of its floor.
         """
+        magnitude, phase = images
         te = check_echoes(magnitude, phase, echo_times, least=1)
         signal = np.empty((te.size, np.count_nonzero(mask)), np.complex64).T
         unit, middle = 1.0, float(median(without_floor(magnitude[..., 0][mask], air)))

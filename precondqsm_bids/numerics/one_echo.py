@@ -92,7 +92,8 @@ def field_of_one_echo(
     """
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel whose field could be found')
-    echoes = Echoes.of(magnitude[..., None], phase[..., None], [echo_time], mask, field_strength)
+    images = magnitude[..., None], phase[..., None]
+    echoes = Echoes.of(images, [echo_time], mask, field_strength)
     noise_source = 'given'
     if noise_sd is None:
         air = air_around(magnitude[..., None], mask if object_mask is None else object_mask)

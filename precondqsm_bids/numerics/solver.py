@@ -140,6 +140,13 @@ class FieldUnknowns(Protocol):
         """``(F t)' W^2 r`` of the residual that was collected."""
 
 
+class Further(NamedTuple):
+    """Unknowns of :meth:`DipoleSystem.descend` beside single voxels."""
+
+    sources: Unknowns | None = None
+    field: FieldUnknowns | None = None
+
+
 class DipoleSystem:
     """Least squares of a field over sources, ``min_x || W (f - D x) ||^2``, on the solver's grid.
 
@@ -192,8 +199,7 @@ class DipoleSystem:
         w_squared: F32,
         expected_squared: F32,
         iterations: int,
-        unknowns: Unknowns | None = None,
-        of_field: FieldUnknowns | None = None,
+        further: Further = Further(),  # noqa: B008 (never changed)
     ) -> float:
         """Conjugate gradients; ``sources`` and ``residual`` are updated in place.
 
@@ -209,18 +215,16 @@ class DipoleSystem:
             ``S^2``, square of the expected size of a voxel's own source; zero where there is none.
         iterations : int
             Conjugate-gradient iterations.
-        unknowns : Unknowns, optional
-            Further unknowns, whose values are updated in place too.
-        of_field : FieldUnknowns, optional
-            Unknowns that are no sources, ``r = f - D x - F t z``; updated in place too.
+        further : Further, optional
+            Further unknowns, whose values are updated in place too; those of the field are no
+            sources, ``r = f - D x - F t z``.
 
         Returns
         -------
         float
             Norm of the last gradient over that of the first.
         """
-        state = _Descent(self, sources, residual, w_squared, expected_squared, unknowns)
-        state.of_field(of_field)
+        state = _Descent(self, sources, residual, w_squared, expected_squared, further)
         with ThreadPoolExecutor(self.workers) as pool:
             return state.run(iterations, pool)
 
@@ -248,7 +252,7 @@ class _Descent:
         residual: F32,
         w_squared: F32,
         expected_squared: F32,
-        unknowns: Unknowns | None,
+        further: Further,
     ):
         self.system = system
         self.sources, self.residual = sources, residual
@@ -257,15 +261,10 @@ class _Descent:
         self.direction = np.zeros_like(self.gradient)
         self.image = self.weighted = self.change = self.gradient
         self.alpha = self.beta = 0.0
-        self.unknowns = unknowns
-        self.y = unknowns.values if unknowns else np.zeros(0)
+        self.unknowns, self.shift = further
+        self.y = self.unknowns.values if self.unknowns else np.zeros(0)
         self.y_gradient, self.y_direction = np.zeros_like(self.y), np.zeros_like(self.y)
-        self.of_field(None)
-
-    def of_field(self, unknowns: FieldUnknowns | None) -> None:
-        """Have these unknowns of the field itself."""
-        self.shift = unknowns
-        self.z = unknowns.values if unknowns else np.zeros(0)
+        self.z = self.shift.values if self.shift else np.zeros(0)
         self.z_gradient, self.z_direction = np.zeros_like(self.z), np.zeros_like(self.z)
 
     def run(self, iterations: int, pool: ThreadPoolExecutor) -> float:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,12 +58,21 @@ ERROR = {
 """Columns of the uncertainty of a label: key of its record, what they are, unit."""
 
 
+class Segmentation(NamedTuple):
+    """Labelled regions of a map."""
+
+    labels: np.ndarray
+    """Label of each voxel, (X, Y, Z), 0 where there is none."""
+    names: Mapping[int, str]
+    """Names of the labels, as far as they have any."""
+    affine: np.ndarray
+    """From voxels to mm, (4, 4)."""
+
+
 def roi_rows(
-    labels: np.ndarray,
-    names: Mapping[int, str],
+    segmentation: Segmentation,
     mask: np.ndarray,
     maps: Mapping[str, np.ndarray],
-    affine: np.ndarray,
     uncertainty: Mapping[str, Mapping[str, Any]] | None = None,
     workers: int = 1,
 ) -> list[dict[str, Any]]:
@@ -73,6 +82,7 @@ def roi_rows(
     agar of a phantom), where there is one: the quantity of the abstract's figure 2.
     ``uncertainty`` is ``regions`` of the record of that stage; ``workers`` threads share the work.
     """
+    labels, names, affine = segmentation
     boxes = label_boxes(labels)
     regions = {i: labels[box] == i for i, box in boxes.items()}
     known = {i: region & mask[boxes[i]] for i, region in regions.items()}
@@ -117,11 +127,9 @@ def roi_rows(
     return rows
 
 
-def column_dictionary(
-    columns: list[str], labels: np.ndarray, names: Mapping[int, str]
-) -> dict[str, dict[str, str]]:
+def column_dictionary(columns: list[str], segmentation: Segmentation) -> dict[str, dict[str, str]]:
     """The JSON data dictionary: what every column is, with its unit."""
-    medium = surrounding_label(labels)
+    medium, names = surrounding_label(segmentation.labels), segmentation.names
     described = {
         'index': ('Value of the label in the segmentation', ''),
         'name': ('Name of the label', ''),

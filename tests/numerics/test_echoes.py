@@ -22,7 +22,7 @@ def echoes(scale=1.0):
     magnitude = np.where(MASK[..., None], 300 * scale * np.exp(-20 * TE), np.nan)
     phase = np.full(magnitude.shape, np.nan)
     phase[MASK] = OFFSET[:, None] + FIELD[:, None] * TURN
-    return Echoes.of(magnitude, phase, TE, MASK, 3.0)
+    return Echoes.of((magnitude, phase), TE, MASK, 3.0)
 
 
 def test_the_model_taken_off_leaves_the_decay():
@@ -52,7 +52,7 @@ def test_places():
 
 def test_floor_of_the_air_is_taken_off():
     magnitude = np.full((*SHAPE, 1), 5.0)
-    found = Echoes.of(magnitude, np.zeros_like(magnitude), [0.01], MASK, air=Air(1.0, 9.0))
+    found = Echoes.of((magnitude, 0 * magnitude), [0.01], MASK, air=Air(1.0, 9.0))
     np.testing.assert_allclose(found.signal * found.unit, 3)
 
 
@@ -60,7 +60,7 @@ def test_values_that_are_not_finite_are_counted():
     magnitude = np.ones((*SHAPE, 3))
     magnitude[np.nonzero(MASK)[0][0], np.nonzero(MASK)[1][0], np.nonzero(MASK)[2][0]] = np.nan
     with pytest.raises(ValueError, match='not finite in 1 voxels'):
-        Echoes.of(magnitude, np.zeros_like(magnitude), TE, MASK)
+        Echoes.of((magnitude, np.zeros_like(magnitude)), TE, MASK)
 
 
 @pytest.mark.parametrize('workers', [1, 2])

@@ -310,7 +310,7 @@ def test_sign_of_the_phantom(name, sign):
 def test_shim_hides_the_sign_from_the_plain_correlation():
     # what the polynomials are for
     data = scan()
-    field, sd = first_field(Echoes.of(*data.scan[:3], data.mask, 3.0), 0.01)
+    field, sd = first_field(Echoes.of(data.scan[:2], data.te, data.mask, 3.0), 0.01)
     plain = np.corrcoef(field[data.mask], data.outline.field[data.mask])[0, 1]
     assert plain < 0.5
     assert phase_sign(field, data.outline.field, data.mask, sd).correlation > 0.9
@@ -602,7 +602,7 @@ def test_alternating_slices_are_repaired(axes, sign, changes):
     for axis in axes:
         phase += np.pi * (np.indices(data.mask.shape)[axis] % 2)[..., None]
     phase = angle(phase).astype(np.float32)
-    assert alternating_axes(Echoes.of(data.magnitude, phase, data.te, data.mask)) == axes
+    assert alternating_axes(Echoes.of((data.magnitude, phase), data.te, data.mask)) == axes
     result = data.repaired(phase=phase)
     assert result.alternating_axes == axes
     assert sum('alternates' in note for note in result.notes) == len(axes)
@@ -618,7 +618,7 @@ def test_steep_field_is_no_alternating_sign():
     phase = (np.pi / te[0]) * 0.95 * z[..., None] * te + 0.01 * x[..., None]
     everywhere = np.ones(x.shape, bool)
     assert abs(np.angle(np.exp(1j * np.diff(phase[..., 0], axis=2))).mean()) > 2.9
-    assert alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, everywhere)) == ()
+    assert alternating_axes(Echoes.of((np.ones(phase.shape), phase), te, everywhere)) == ()
 
 
 def test_noise_is_no_alternating_sign():
@@ -626,7 +626,7 @@ def test_noise_is_no_alternating_sign():
     phase = rng.uniform(-3, 3, (12, 12, 12, 3))
     everywhere = np.ones(phase.shape[:3], bool)
     te = [0.002, 0.004, 0.006]
-    assert alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, everywhere)) == ()
+    assert alternating_axes(Echoes.of((np.ones(phase.shape), phase), te, everywhere)) == ()
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def alternating_axes(echoes: Echoes) -> tuple[int, ...]:
     >>> te, mask = np.array([0.004, 0.008]), np.ones((8, 8, 8), bool)
     >>> phase = 0.3 * np.indices((8, 8, 8))[0][..., None] * np.array([1, 2])
     >>> phase[:, :, 1::2] += np.pi
-    >>> alternating_axes(Echoes.of(np.ones(phase.shape), phase, te, mask))
+    >>> alternating_axes(Echoes.of((np.ones(phase.shape), phase), te, mask))
     (2,)
     """
     advance, spacing = phase_advance(echoes)

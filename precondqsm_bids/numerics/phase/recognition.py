@@ -290,7 +290,8 @@ def phase_growth(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> Advance |
     # The border is where the field of the shape is least certain.
     inner = ndimage.binary_erosion(mask, iterations=2, border_value=1)
     inner = inner if np.count_nonzero(inner) >= 1000 else mask
-    echoes = Echoes.of(scan.magnitude[box][..., :2], scan.phase[box][..., :2], times, mask)
+    images = scan.magnitude[box][..., :2], scan.phase[box][..., :2]
+    echoes = Echoes.of(images, times, mask)
     # Slices whose sign alternates are repaired later.
     axes = set(range(3)) - set(alternating_axes(echoes))
     first, second = (echoes.volume(echo) for echo in echoes.signal.T)

@@ -53,7 +53,7 @@ def first_field(echoes: Echoes, noise_sd: float) -> tuple[F32, F32]:
 
     >>> te, mask = np.array([0.004, 0.008]), np.ones((4, 4, 4), bool)
     >>> phase = np.full((4, 4, 4, 1), 0.1) + 2 * np.pi * 127.729 * 0.05 * te
-    >>> field, _ = first_field(Echoes.of(np.ones(phase.shape), phase, te, mask, 3.0), 0.01)
+    >>> field, _ = first_field(Echoes.of((np.ones(phase.shape), phase), te, mask, 3.0), 0.01)
     >>> print(field[0, 0, 0].round(4))
     0.05
     """
@@ -116,7 +116,7 @@ def repair_phase(
         raise ValueError('the mask is empty: there is no phase to look at')
     notes = []
     magnitude, phase = scan.magnitude, scan.phase
-    echoes = Echoes.of(magnitude, phase, scan.echo_times, mask, scan.field_strength)
+    echoes = Echoes.of((magnitude, phase), scan.echo_times, mask, scan.field_strength)
     repaired = phase
 
     alternating = alternating_axes(echoes)

@@ -14,7 +14,7 @@ from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.prior.basis import Basis
 from precondqsm_bids.numerics.prior.columns import Columns
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
-from precondqsm_bids.numerics.solver import MARGIN, DipoleSystem, noise_weights
+from precondqsm_bids.numerics.solver import MARGIN, DipoleSystem, Further, noise_weights
 
 F32 = npt.NDArray[np.float32]
 
@@ -348,7 +348,7 @@ class _Fit:
         """Conjugate-gradient iterations with the weights that there are."""
         self.system.descend(
             self.sources, self.residual, self.w_robust, self.expected_squared, iterations,
-            self.unknowns, self.shift,
+            Further(self.unknowns, self.shift),
         )  # fmt: skip
 
     def result(self, free_voxels: bool, model_error: float) -> PriorFit:

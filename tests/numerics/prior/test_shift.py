@@ -8,7 +8,7 @@ from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.contrast import Scale, contrast_cells
 from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
-from precondqsm_bids.numerics.solver import DipoleSystem
+from precondqsm_bids.numerics.solver import DipoleSystem, Further
 
 VOXEL_SIZE, B0_DIR = (
     (1.0, 1.0, 1.2),
@@ -88,7 +88,7 @@ def test_descent_is_the_least_squares_solution():
     matrix = np.stack(columns, axis=1).astype(float)
     wanted = np.linalg.lstsq(w[inside][:, None] * matrix, w[inside] * field[inside], rcond=None)[0]
     sources = np.zeros(grid.shape, np.float32)
-    system.descend(sources, field, w**2, expected, 200, of_field=shift)
+    system.descend(sources, field, w**2, expected, 200, Further(field=shift))
     np.testing.assert_allclose(sources.reshape(-1)[places], wanted[:5], atol=2e-3)
     np.testing.assert_allclose(shift.size * shift.values, wanted[5:], atol=2e-3)
 
