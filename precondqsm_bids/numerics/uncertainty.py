@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.arrays import from_box, side_by_side
+from precondqsm_bids.numerics.arrays import check_shapes, from_box, side_by_side
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
@@ -214,13 +214,13 @@ def map_uncertainty(
     True True
     """
     mask = geometry.mask
-    shapes = {name: getattr(given, name).shape for name in MapInputs._fields[:4]}
-    if wrong := [name for name, shape in shapes.items() if shape != mask.shape]:
-        raise ValueError(f'{wrong[0]} {shapes[wrong[0]]} and mask {mask.shape} differ in shape')
+    names = MapInputs._fields[:4]
+    maps = {name: getattr(given, name) for name in (*names, 'prior_sd')}
+    check_shapes(mask.shape, **maps, labels=labels, reference=reference)
     if not mask.any():
         raise ValueError('the mask is empty: there is no map to be uncertain of')
     box = bounding_box(mask)
-    images: Any = {name: np.asarray(getattr(given, name)[box], np.float32) for name in shapes}
+    images: Any = {name: np.asarray(getattr(given, name)[box], np.float32) for name in names}
     if given.prior_sd is not None:
         images['prior_sd'] = np.asarray(given.prior_sd[box], np.float32)
     made = given._replace(**images)
