@@ -58,7 +58,8 @@ def _check_names(settings: Settings) -> None:
     """Raise ValueError if the name of a derivative dataset is that of another dataset."""
     from precondqsm_bids.outputs.dataset import dataset_links
 
-    if path := settings.derivatives.get('raw'):
+    path = settings.derivatives.get('raw')
+    if path and path.resolve() != settings.bids_dir.resolve():
         raise ValueError(
             f'-d/--derivatives: "raw" is the name of the dataset itself: give NAME={path}'
         )

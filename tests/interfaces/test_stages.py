@@ -329,7 +329,7 @@ def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
     record = result['record']
     assert (record['phase_scale'], record['phase_turn']) == ('codes', 4096)
     assert (record['phase_sign'], record['phase_sign_source']) == (-1, 'given')
-    assert 'negated' in record['warnings'][0]
+    assert not any('negated' in text for text in record['warnings'])
     result = run(interfaces.EchoFit, tmp_path, **files)  # without a shape nothing tells the sign
     assert result['record']['phase_sign_source'] == 'convention'
     # inside a sphere there is no field of the shape: the usual sign of the vendor

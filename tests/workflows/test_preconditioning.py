@@ -227,7 +227,7 @@ def test_foreign_workflow(tmp_path, phantom, division):
         data['connect']
         for source, target, data in workflow._graph.edges(data=True)
         if target is foreign and source.name == 'echo_fit'
-    ] == [[('field_sd', 'inputnode.weights')]]
+    ] == [[('roi_mask', 'inputnode.brain'), ('field_sd', 'inputnode.weights')]]
     found = run(workflow, tmp_path, phantom)
     chi = load(found['recombination', 'chi'])
     roi = load(found['shape_mask', 'roi_mask'], bool)

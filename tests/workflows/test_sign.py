@@ -88,7 +88,7 @@ def test_stated_b0_comes_before_a_wrong_header(tmp_path, monkeypatch, capsys):
     status, said = run('wrong')
     assert status == 1
     assert 'fits the first axis better' in said
-    assert 'state the direction of B0 (b0_dir): 1 0 0' in said
+    assert 'state the direction of B0 (--b0-dir): 1 0 0' in said
     status, said = run('wrong', '--b0-dir', '-2', '0', '0')
     assert status == 0
     assert 'by --b0-dir, which is used' in said
