@@ -237,7 +237,6 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path, options):
         ('--use-plugin none.yml', 'no such file: none.yml'),
         ('-d nowhere', 'no such folder: nowhere'),
         ('-d raw raw', 'two folders of the same name'),
-        ('-d raw', '"raw" is the name of the dataset itself'),
         ('-d raw=.', '"raw" is the name of the dataset itself'),
         ('-w raw/work', 'is inside the dataset'),
         ('-w raw', 'is inside the dataset'),
