@@ -437,6 +437,16 @@ REFUSED = [
         'EchoTime [0.004, 0.012, 0.008] does not increase',
     ),
     case(
+        'echo-axis-of-magnitude-longer-than-of-phase',
+        both(
+            four_dimensional([0.004, 0.008, 0.012]),
+            image(f'{ANAT}/sub-01_part-phase_MEGRE.nii.gz', shape=(*SHAPE, 2)),
+            sidecars('*part-phase*', EchoTime=[0.004, 0.008]),
+        ),
+        'has 3 volumes and',
+        'has 2: every echo has a magnitude and a phase',
+    ),
+    case(
         'echo-axis-in-milliseconds',
         four_dimensional([4, 8, 12]),
         'EchoTime 4 looks like milliseconds',

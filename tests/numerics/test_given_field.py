@@ -167,3 +167,15 @@ def test_given_back_the_map_is_that_of_the_echoes():
 
     assert error(reconstruct(with_r2star, method).chi) < 1.15 * error(echoes.chi)
     assert error(reconstruct(given, method).chi) < 1.15 * error(echoes.chi)
+
+
+@pytest.mark.filterwarnings('error')
+def test_voxels_without_magnitude_do_not_lower_the_noise_of_the_others():
+    rng = np.random.default_rng(0)
+    magnitude = rng.uniform(1, 2, (24, 24, 24))
+    field = rng.normal(size=magnitude.shape) / magnitude
+    alone = field_scale(field, magnitude, magnitude > 0)
+    magnitude[::3, ::2, 5:9] = 0
+    assert field_scale(field, magnitude, np.ones(field.shape, bool)) == pytest.approx(
+        alone, rel=0.1
+    )

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_crash_files_are_shown_escaped(output_dir, tmp_path):
     assert 'crash-echo_fit.txt' not in heading
     assert 'crash-echo_fit.txt' in folded
     assert 'OSError: &lt;truncated&gt; file' in folded
+
+
+def test_fieldmaps_of_a_reconstruction_are_found_under_their_folded_names(tmp_path):
+    name = 'sub-01_acq-x_rec-y'
+    for folder, file in (
+        ('anat', f'{name}_desc-precond_Chimap'),
+        ('fmap', 'sub-01_acq-xrecy_desc-total_fieldmap'),
+    ):
+        path = tmp_path / 'sub-01' / folder / f'{file}.nii.gz'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [Path(path).parent.name for path, _ in report._maps(tmp_path, '01', name, early=False)]
+    assert sorted(found) == ['anat', 'fmap']
 
 
 def test_remarks_on_the_input_are_kept(output_dir):

@@ -69,6 +69,15 @@ def test_description(raw, tmp_path, monkeypatch):
     assert 'License' not in description
 
 
+@pytest.mark.parametrize(
+    ('text', 'licence'), [('\ufeff{"License": "CC0"}', 'CC0'), ('["no", "description"]', None)]
+)
+def test_description_of_the_raw_data_may_have_a_mark_or_be_none(raw, tmp_path, text, licence):
+    (raw / 'dataset_description.json').write_text(text, encoding='utf-8')
+    path = write_dataset_description(tmp_path / 'out', raw)
+    assert json.loads(path.read_text()).get('License') == licence
+
+
 def test_links_of_earlier_calls_stay(raw, tmp_path):
     """The sidecars of earlier participants refer to them."""
     out, folders = tmp_path / 'out', [tmp_path / name for name in ('one', 'two', 'three')]

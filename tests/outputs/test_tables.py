@@ -58,6 +58,13 @@ def test_table_by_hand(inputs, tmp_path):
     assert 'r2star_mean' not in rod
 
 
+def test_labels_with_a_fourth_axis_of_one_are_read(inputs, tmp_path):
+    plain = read_table(RoiValues(**inputs).run(cwd=tmp_path).outputs.out_file)
+    labels = np.asarray(nb.load(inputs['labels']).dataobj)
+    inputs['labels'] = save(tmp_path, 'four', labels[..., None])
+    assert read_table(RoiValues(**inputs).run(cwd=tmp_path).outputs.out_file) == plain
+
+
 def test_dictionary_describes_each_column(inputs, tmp_path):
     result = RoiValues(**inputs).run(cwd=tmp_path).outputs
     assert list(result.columns) == list(read_table(result.out_file)[0])

@@ -210,6 +210,8 @@ def test_contrast_and_tissue_together_are_better_than_tissue_alone():
         (np.zeros((2, 2, 2), int), 3, 'tissue: no class has a voxel'),
         (np.zeros((2, 2, 2, 3)), 3, 'tissue: no class has a voxel'),
         (np.ones((2, 2, 2, 2)), 3, '2 maps of fractions for 3 classes'),
+        (np.full((2, 2, 2, 3), np.nan), 3, 'tissue has 24 voxels that are not finite'),
+        (np.full((2, 2, 2), 1.6), 3, 'classes that are no whole numbers'),
     ],
 )
 def test_tissue_that_cannot_be(tissue, count, message):

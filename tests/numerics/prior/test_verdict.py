@@ -147,6 +147,18 @@ def test_empty_slices_change_nothing():
         np.testing.assert_allclose(there, here, atol=1e-5)
 
 
+def test_a_region_of_which_no_block_is_half_full_is_judged():
+    # Rods of one voxel, every second one along two axes: two of the eight voxels of each block.
+    x = np.indices((68, 66, 64))
+    mask = (x[0] % 2 == 0) & (x[1] % 2 == 0)
+    noise = np.random.default_rng(1).normal(0, 0.001, mask.shape)
+    geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    basis = constant_parcels(x[0] > 40, mask)
+    verdict = judge_prior(noise, [basis], geometry, np.full(mask.shape, 0.001))
+    assert verdict.trust < 0.5
+    assert verdict.coarse_chi.shape == (34, 33, 32)
+
+
 def test_images_of_another_matrix_are_refused():
     larger = np.zeros([n + 2 for n in SHAPE])
     inputs = PriorInputs(0 * SD, SD, magnitude=larger)
