@@ -34,17 +34,17 @@ def check_voxel_size(voxel_size: npt.ArrayLike) -> None:
         raise ValueError(f'voxel_size should be three positive lengths, in mm: {voxel_size!r}')
 
 
-def check_shapes(shape: tuple[int, ...], **parts: npt.NDArray | None) -> None:
-    """Raise ValueError, with its name, if a part that is there has another shape.
+def check_shapes(of: str, shape: tuple[int, ...], **parts: npt.NDArray | None) -> None:
+    """Raise ValueError, with its name, if a part that is there has not the shape of something.
 
-    >>> check_shapes((2, 2), mask=np.ones((2, 3)), field=None)
+    >>> check_shapes('the echoes', (2, 2), mask=np.ones((2, 3)), field=None)
     Traceback (most recent call last):
     ...
-    ValueError: mask (2, 3) and the image (2, 2) differ in shape
+    ValueError: mask (2, 3) and the echoes (2, 2) differ in shape
     """
     for name, part in parts.items():
         if part is not None and part.shape != shape:
-            raise ValueError(f'{name} {part.shape} and the image {shape} differ in shape')
+            raise ValueError(f'{name} {part.shape} and {of} {shape} differ in shape')
 
 
 def check_grid(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> None:

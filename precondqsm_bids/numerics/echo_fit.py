@@ -182,7 +182,7 @@ def fit_echoes(
     """
     te = check_echoes(magnitude, phase, echo_times)
     check_shapes(
-        magnitude.shape[:3], mask=mask, object_mask=object_mask,
+        'the echoes', magnitude.shape[:3], mask=mask, object_mask=object_mask,
         predicted_field=predicted_field, first_field=first_field,
     )  # fmt: skip
     if not mask.any():

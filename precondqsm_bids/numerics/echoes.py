@@ -91,6 +91,11 @@ class Echoes:
         """Phase per field, (E,), rad/ppm."""
         return TWO_PI * np.float32(hz_per_ppm(self.field_strength)) * self.te
 
+    @property
+    def turn(self) -> np.float32:
+        """Field of a whole turn over the shortest spacing, ppm."""
+        return TWO_PI / np.diff(self.to_rad).min()
+
     def first(self, number: int) -> 'Echoes':
         """The first echoes alone."""
         return replace(self, signal=self.signal[:, :number], echo_times=self.echo_times[:number])

@@ -18,7 +18,6 @@ from scipy.sparse import csgraph
 from precondqsm_bids.numerics.arrays import neighbours
 from precondqsm_bids.numerics.constants import FAT_SHIFT, hz_per_ppm
 from precondqsm_bids.numerics.echoes import (
-    TWO_PI,
     Echoes,
     difference_of_phase,
     fit_phase,
@@ -127,8 +126,8 @@ def find_fat(
     if echoes.echo_times.size < LEAST_ECHOES:
         return nothing
     step = step_of_fat(echoes.echo_times, echoes.field_strength)
-    turn = float(TWO_PI / np.diff(echoes.to_rad).min())
-    if abs(step.offset) < LEAST_STEP or any(_like_water(step, turn, echoes, m) for m in (-1, 1)):
+    turn = float(echoes.turn)
+    if abs(step.offset) < LEAST_STEP or any(_like_water(step, echoes, m) for m in (-1, 1)):
         return nothing
     least = max(LEAST_VOXELS, LEAST_VOLUME / float(np.prod(np.asarray(voxel_size, float))))
     offsets = in_place(offset, echoes.mask)
@@ -169,14 +168,15 @@ def _rate(echoes: Echoes, voxels: npt.NDArray[np.intp]) -> F32:
     return -(weight * time * log).sum(1) / (weight * time**2).sum(1)
 
 
-def _like_water(step: Step, turn: float, echoes: Echoes, turns: int) -> bool:
+def _like_water(step: Step, echoes: Echoes, turns: int) -> bool:
     """Whether water whose field is unwrapped so many turns off steps as fat does.
 
     Its field steps by that many turns (ppm) more.
     """
-    offset = np.array([turns * turn * echoes.to_rad[0]])
+    field = turns * float(echoes.turn)
+    offset = np.array([field * echoes.to_rad[0]])
     alike = abs(float(difference_of_phase(offset, step.offset)[0])) < LEAST_STEP
-    return alike and abs(step.field + turns * turn) < LARGEST_STEP
+    return alike and abs(step.field + field) < LARGEST_STEP
 
 
 def _pieces(offset: F32, known: Bools, least: float) -> npt.NDArray[np.int32]:

@@ -1,12 +1,13 @@
 """A field that was measured elsewhere, in the place of the echo fit."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, t2star_of
@@ -262,13 +263,10 @@ def _check(given: GivenField, mask: Bools) -> None:
     """Raise ValueError if the parts do not go together, or the field is not one in ppm."""
     if not 0 < given.field_strength < np.inf:
         raise ValueError(f'field_strength should be positive, in T: {given.field_strength}')
-    parts: dict[str, Any] = {'mask': mask, **given._asdict()}
-    for name in ('mask', 'magnitude', 'field_sd', 'r2star'):
-        part = parts[name]
-        if part is not None and part.shape != given.total_field.shape:
-            raise ValueError(
-                f'{name} {part.shape} and total_field {given.total_field.shape} differ in shape'
-            )
+    check_shapes(
+        'total_field', given.total_field.shape, mask=mask, magnitude=given.magnitude,
+        field_sd=given.field_sd, r2star=given.r2star,
+    )  # fmt: skip
     if not mask.any():
         raise ValueError('the mask is empty: the field is known nowhere in the object')
     if unknown := int(np.count_nonzero(mask & ~np.isfinite(given.total_field))):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_voxel_size, side_by_side
+from precondqsm_bids.numerics.arrays import check_shapes, check_voxel_size, side_by_side
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
@@ -206,10 +206,7 @@ def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
     if not 0 < scan.field_strength < np.inf:
         raise ValueError(f'field_strength should be positive, in T: {scan.field_strength}')
     check_voxel_size(scan.voxel_size)
-    grid = scan.magnitude.shape[:3]
-    for name, part in (('mask', mask), ('shape_mask', shape_mask)):
-        if part is not None and part.shape != grid:
-            raise ValueError(f'{name} {part.shape} and the echoes {grid} differ in shape')
+    check_shapes('the echoes', scan.magnitude.shape[:3], mask=mask, shape_mask=shape_mask)
 
 
 def _fit(

@@ -216,7 +216,7 @@ def map_uncertainty(
     mask = geometry.mask
     names = MapInputs._fields[:4]
     maps = {name: getattr(given, name) for name in (*names, 'prior_sd')}
-    check_shapes(mask.shape, **maps, labels=labels, reference=reference)
+    check_shapes('mask', mask.shape, **maps, labels=labels, reference=reference)
     if not mask.any():
         raise ValueError('the mask is empty: there is no map to be uncertain of')
     box = bounding_box(mask)

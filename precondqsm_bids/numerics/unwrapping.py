@@ -172,7 +172,7 @@ def repair_wraps(echoes: Echoes, field: F32, offset: F32, own: npt.NDArray[np.bo
     ``TE1 / dTE``: with the offset known the coherent sum of all echoes tells the turns apart.
     """
     signal, to_rad = echoes.signal, echoes.to_rad
-    step = np.float32(TWO_PI / (to_rad[1:] - to_rad[:-1]).min())
+    step = echoes.turn
     candidates = np.array([0, -1, 1], np.float32)
     middle = np.median(field)
 
@@ -211,7 +211,7 @@ def join_bodies(echoes: Echoes, field: F32, offset: F32) -> tuple[int, ...]:
     labels, to_rad = bodies(echoes.mask, by_faces=True), echoes.to_rad
     if labels.max() < 2:
         return ()
-    turn = float(TWO_PI / np.diff(to_rad).min())
+    turn = float(echoes.turn)
     points = np.stack(np.nonzero(echoes.mask), axis=1).astype(np.float32)
     of = labels[echoes.mask]
     main = np.flatnonzero(of == 1)

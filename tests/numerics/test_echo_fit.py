@@ -182,9 +182,9 @@ def test_wraps_in_a_strong_source_are_repaired(jump):
 @pytest.mark.parametrize('name', ['object_mask', 'predicted_field', 'first_field'])
 def test_what_has_another_shape_is_refused_by_its_name(name):
     echoes = signal(ABSTRACT, 0.01 * X, 20.0)
-    with pytest.raises(ValueError, match=rf'{name} \(.*, 1\) and the image'):
+    with pytest.raises(ValueError, match=rf'{name} \(.*, 1\) and the echoes'):
         fit(echoes, ABSTRACT, **{name: MASK[..., :1]})
-    with pytest.raises(ValueError, match=r'mask \(.*, 1\) and the image'):
+    with pytest.raises(ValueError, match=r'mask \(.*, 1\) and the echoes'):
         fit(echoes, ABSTRACT, MASK[..., :1])
 
 

@@ -226,8 +226,8 @@ def test_record_names_the_regions_of_the_prior():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'prior_chi': np.zeros((2, 2, 2))}, r'prior_chi \(2, 2, 2\) and the image \(8, 8, 8\)'),
-        ({'prior_sd': np.zeros((8, 8, 9))}, r'prior_sd \(8, 8, 9\) and the image'),
+        ({'prior_chi': np.zeros((2, 2, 2))}, r'prior_chi \(2, 2, 2\) and mask \(8, 8, 8\)'),
+        ({'prior_sd': np.zeros((8, 8, 9))}, r'prior_sd \(8, 8, 9\) and mask'),
         ({}, 'the mask is empty'),
     ],
 )
@@ -242,5 +242,5 @@ def test_what_cannot_be_is_refused(change, message):
 def test_labels_of_another_shape_are_refused():
     image, mask = np.zeros((8, 8, 8), np.float32), np.ones((8, 8, 8), bool)
     geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
-    with pytest.raises(ValueError, match=r'labels \(8, 8, 1\) and the image \(8, 8, 8\)'):
+    with pytest.raises(ValueError, match=r'labels \(8, 8, 1\) and mask \(8, 8, 8\)'):
         map_uncertainty(MapInputs(*[image] * 4, 0.1), geometry, np.ones((8, 8, 1), int))
