@@ -59,7 +59,7 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
     fit : EchoFit or OneEcho
         Result of the echo fit.
     mask : (X, Y, Z) ndarray of bool
-        Region that was fitted.
+        Region that was fitted, without fat.
 
     Raises
     ------
@@ -103,6 +103,12 @@ def judge_field(fit: EchoFit | OneEcho, mask: Bools) -> FieldQuality:
         if fit.air is not None and fit.noise_source == 'phase':
             ratio = fit.noise_sd / fit.air.noise_sd
         said += _of_echoes(fit, own, ratio)
+        if fat := np.count_nonzero(fit.fat):
+            said.append(
+                f'fat was recognised by its chemical shift in {fat / np.sum(mask | fit.fat):.1%} '
+                'of the region and left out of it: the maps are zero there. Look whether the '
+                'region holds more of it'
+            )
     count = int(bodies(mask).max())
     if count > 1:
         said.append(

@@ -140,8 +140,7 @@ def measure_field(
         lambda: _fit(right, mask, shape_mask, fields, workers),
     )
 
-    fat = fit.fat if isinstance(fit, EchoFit) else np.zeros_like(mask)
-    roi_mask = mask & ~fat
+    roi_mask = mask & ~fit.fat if isinstance(fit, EchoFit) else mask
 
     def judged() -> FieldQuality:
         with scan.named():
@@ -154,14 +153,7 @@ def measure_field(
         lambda: _root_sum_of_squares(scan.magnitude),
     )
     record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
-    record['fat_voxels'] = int(np.count_nonzero(fat))
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
-    if fat.any():
-        record['warnings'].append(
-            f'fat was recognised by its chemical shift in {fat.sum() / mask.sum():.1%} of the '
-            'region and left out of it: the maps are zero there. Look whether the region holds '
-            'more of it'
-        )
     maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, roi_mask, record
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
@@ -301,6 +293,7 @@ def _record_of_fit(
         },
         'echo_phase_size': float(phases.size.max()) if phases else None,
         'body_turns': list(many.body_turns) if many else [],
+        'fat_voxels': int(np.count_nonzero(many.fat)) if many else 0,
     }
 
 

@@ -84,12 +84,7 @@ def write_dataset_description(
     name would be of two datasets.
     """
     output_dir, bids_dir = Path(output_dir).absolute(), Path(bids_dir).absolute()
-    try:
-        text = (bids_dir / 'dataset_description.json').read_text(encoding='utf-8-sig')
-        raw = json.loads(text)
-    except (OSError, ValueError):
-        raw = {}
-    raw = raw if isinstance(raw, dict) else {}
+    raw = _described(bids_dir)
     links = dataset_links(output_dir, bids_dir, derivatives or {})
     description = {
         'Name': f'{NAME}: preconditioned quantitative susceptibility mapping',
@@ -126,11 +121,8 @@ def dataset_links(
     longer where it was has moved.
     """
     output_dir = output_dir.absolute()
-    try:
-        text = (output_dir / 'dataset_description.json').read_text(encoding='utf-8-sig')
-        links = dict(json.loads(text)['DatasetLinks'])
-    except (OSError, ValueError, KeyError, TypeError):
-        links = {}
+    links = _described(output_dir).get('DatasetLinks')
+    links = links if isinstance(links, dict) else {}
     for name, root in {'raw': bids_dir, **derivatives}.items():
         link = _link(Path(root).absolute(), output_dir)
         before = _target(str(links.get(name, link)), output_dir)
@@ -142,6 +134,15 @@ def dataset_links(
             )
         links[name] = link
     return links
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """The description of a dataset, empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / 'dataset_description.json').read_text('utf-8-sig'))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _target(link: str, start: Path) -> Path:
