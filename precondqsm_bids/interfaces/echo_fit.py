@@ -99,7 +99,7 @@ class EchoFit(SimpleInterface):
             load(inputs.mask, bool),
             shape_mask,
             workers=inputs.num_threads,
-            overwrite_phase=True,
+            overwrite=True,
         )
         maps = {name: data for name, data in found._asdict().items() if data is not None}
         del maps['record']

@@ -9,6 +9,7 @@ from precondqsm_bids.numerics.arrays import check_shapes, check_voxel_size, side
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
+from precondqsm_bids.numerics.ghosts import Ghosts, find_ghosts, without_ghosts
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.phase.checks import check_not_phase, check_phase, check_stored
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
@@ -30,6 +31,10 @@ ONE_ECHO = (
 ONE_DIFFERENCE = (
     'one echo: the phase is the difference of two echoes, and the field is that over the time '
     'between them; a difference has no phase offset; R2* and S0 are not known'
+)
+GHOSTS = (
+    'ghosts of a field that fluctuates during the scan (breathing) lie along axis {ghost_axis}, '
+    'of {ghost_size:.2f} rad in the last echo: corrected'
 )
 UNWRAPPED = (
     'the phase has no Units and spans more than a turn without a jump: it was taken for radians '
@@ -74,19 +79,21 @@ def measure_field(
     shape_mask: Bools | None = None,
     *,
     workers: int = 1,
-    overwrite_phase: bool = False,
+    overwrite: bool = False,
 ) -> MeasuredField:
     """Field of a scan as it is stored, whatever its scale and sign.
 
     1. The stored phase is scaled to radians
        (:func:`~precondqsm_bids.numerics.phase.scale.phase_scale`); images that are not what their
        names say are refused (:mod:`~precondqsm_bids.numerics.phase.checks`).
-    2. Slices of alternating sign and the sign of the phase are repaired
+    2. Ghosts of a field that fluctuates during the scan are taken off
+       (:func:`~precondqsm_bids.numerics.ghosts.find_ghosts`).
+    3. Slices of alternating sign and the sign of the phase are repaired
        (:func:`~precondqsm_bids.numerics.phase.repair.repair_phase`).
-    3. The echoes are fitted (:func:`~precondqsm_bids.numerics.echo_fit.fit_echoes`; of a single
+    4. The echoes are fitted (:func:`~precondqsm_bids.numerics.echo_fit.fit_echoes`; of a single
        one :func:`~precondqsm_bids.numerics.one_echo.field_of_one_echo`), helped by the field of
        the object's shape. Fat is left out (:func:`~precondqsm_bids.numerics.fat.find_fat`).
-    4. The result is judged (:func:`~precondqsm_bids.numerics.field_quality.judge_field`).
+    5. The result is judged (:func:`~precondqsm_bids.numerics.field_quality.judge_field`).
 
     Parameters
     ----------
@@ -98,8 +105,9 @@ def measure_field(
         Object in air; its field helps unwrapping and tells the sign.
     workers : int
         Threads.
-    overwrite_phase : bool
-        Scale the phase of the scan in place, which saves a copy of it.
+    overwrite : bool
+        Scale the phase of the scan in place, and take ghosts off the images there, which saves
+        copies of them.
 
     Raises
     ------
@@ -130,7 +138,8 @@ def measure_field(
             check_not_phase(scan.magnitude[..., e], name)
         raise
     with scan.named():
-        scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite_phase))
+        scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite))
+    scan, ghosts = _without_ghosts(scan, shape_mask, workers, overwrite)
     shape, repair = _shape_and_repair(scan, mask, shape_mask, workers)
     fields = (shape.field if shape else None), repair.first_field
     right = scan._replace(phase=repair.phase)
@@ -152,8 +161,11 @@ def measure_field(
         lambda: _ambiguous(scan, fit, roi_mask),
         lambda: _root_sum_of_squares(scan.magnitude),
     )
-    record = _record(scan, scale, repair) | _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
+    record = _record(scan, scale, repair) | _record_of_ghosts(scan, ghosts)
+    record |= _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
+    if ghosts:
+        record['warnings'].append(GHOSTS.format(**record))
     maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, roi_mask, record
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
@@ -165,6 +177,20 @@ def measure_field(
 def t2star_of(r2star: F32) -> F32:
     """T2* (s) of R2* (1/s), 0 where that is 0."""
     return np.divide(1, r2star, out=np.zeros_like(r2star), where=r2star > 0)
+
+
+def _without_ghosts(
+    scan: Scan, shape_mask: Bools | None, workers: int, overwrite: bool
+) -> tuple[Scan, Ghosts | None]:
+    """The scan freed of the ghosts that the air shows; a phase difference has no lines."""
+    if shape_mask is None or scan.phase_difference:
+        return scan, None
+    images = scan.magnitude, scan.phase, scan.echo_times
+    ghosts = find_ghosts(*images, shape_mask)
+    if ghosts is None:
+        return scan, None
+    magnitude, phase = without_ghosts(*images, ghosts, workers, overwrite)
+    return scan._replace(magnitude=magnitude, phase=phase), ghosts
 
 
 def _shape_and_repair(
@@ -260,6 +286,15 @@ def _record(scan: Scan, scale: PhaseScale, repair: PhaseRepair) -> dict[str, Any
         'b0_dir': np.asarray(scan.b0_dir, float).round(6).tolist(),
         'b0_dir_source': 'given' if scan.b0_stated else 'header',
         'b0_contradicted': bool(repair.axes and repair.axes.better),
+    }
+
+
+def _record_of_ghosts(scan: Scan, ghosts: Ghosts | None) -> dict[str, Any]:
+    """Record of the ghosts that were taken off, the axis as in ``PhaseEncodingDirection``."""
+    return {
+        'ghost_axis': 'ijk'[scan.stored_axes[ghosts.axis]] if ghosts else None,
+        'ghost_share': ghosts.share if ghosts else 0.0,
+        'ghost_size': ghosts.size if ghosts else 0.0,
     }
 
 

@@ -75,6 +75,9 @@ MEASURES = (
             'What a smooth model leaves of the phase at echo time zero', 'rad'),
     Measure('echo_phase_size', 'echo_fit',
             'Phase of one echo beyond a line in TE, largest root mean square', 'rad'),
+    Measure('ghost_size', 'echo_fit',
+            'Phase of the phase-encoding lines in the last echo by a field that fluctuates, root '
+            'mean square, taken off', 'rad', report=Row(65, 'Ghosts', wording.ghosts)),
     Measure('misfit_fraction', 'echo_fit',
             'Share of voxels that one field and one R2* do not describe',
             report=Row(

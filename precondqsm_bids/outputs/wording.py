@@ -364,6 +364,16 @@ def offset(fit: Numbers, record: Numbers) -> str | None:
     return text
 
 
+def ghosts(fit: Numbers, record: Numbers) -> str | None:
+    """Ghosts that were taken off."""
+    if not fit.get('ghost_axis'):
+        return None
+    return (
+        f'of a field that fluctuates during the scan, along axis {fit["ghost_axis"]}, '
+        f'{number(fit["ghost_size"])} rad in the last echo: taken off'
+    )
+
+
 def fat(fit: Numbers, record: Numbers) -> str | None:
     """What was left out of the region as fat."""
     if not (count := fit.get('fat_voxels')):

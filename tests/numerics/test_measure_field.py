@@ -72,7 +72,7 @@ def test_phase_is_overwritten_only_where_it_may_be(kind):
     scan = SCAN._replace(phase=stored.copy())
     plain = measure_field(scan, MASK)
     np.testing.assert_array_equal(scan.phase, stored)
-    found = measure_field(scan, MASK, overwrite_phase=True)
+    found = measure_field(scan, MASK, overwrite=True)
     assert np.array_equal(scan.phase, stored) == (kind == np.int16)
     np.testing.assert_array_equal(found.total_field, plain.total_field)
     assert found.record == plain.record
