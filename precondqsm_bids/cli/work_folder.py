@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from precondqsm_bids import __version__
 from precondqsm_bids.cli.call import Found
 from precondqsm_bids.config import Settings
 from precondqsm_bids.cost import cost_of
+from precondqsm_bids.revision import full_version
 
 
 def default_work_dir() -> Path:
@@ -137,11 +137,11 @@ def check_version(work_dir: Path) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     made_by = stamp.read_text(encoding='utf-8').strip() if stamp.exists() else ''
-    if made_by != __version__:
+    if made_by != (version := full_version()):
         raise InputError(
             f'{folder} has intermediate results of '
             f'{f"version {made_by}" if made_by else "an unknown version"}, and this is '
-            f'{__version__}: remove them with --clean-workdir, or give another folder with -w'
+            f'{version}: remove them with --clean-workdir, or give another folder with -w'
         )
 
 
@@ -149,7 +149,7 @@ def stamp_version(work_dir: Path) -> None:
     """Note down which version the results are of."""
     from precondqsm_bids.outputs.files import write_atomic
 
-    write_atomic(_results(work_dir)[1], f'{__version__}\n')
+    write_atomic(_results(work_dir)[1], f'{full_version()}\n')
 
 
 def _results(work_dir: Path) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
 from precondqsm_bids.numerics.ghosts import Ghosts, find_ghosts, without_ghosts
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
+from precondqsm_bids.numerics.partial_fourier import measured_lines
 from precondqsm_bids.numerics.phase.checks import check_not_phase, check_phase, check_stored
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
 from precondqsm_bids.numerics.phase.scale import PhaseScale, apply_scale, phase_scale
@@ -35,6 +36,10 @@ ONE_DIFFERENCE = (
 GHOSTS = (
     'ghosts of a field that fluctuates during the scan (breathing) lie along axis {ghost_axis}, '
     'of {ghost_size:.2f} rad in the last echo: corrected'
+)
+PARTIAL_FOURIER = (
+    'partial Fourier: {:.0%} of the lines of k-space along axis {} were measured, the others are '
+    'zero; edges are blurred there, and the maps less exact'
 )
 UNWRAPPED = (
     'the phase has no Units and spans more than a turn without a jump: it was taken for radians '
@@ -139,6 +144,7 @@ def measure_field(
         raise
     with scan.named():
         scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite))
+    lines = _measured_lines(scan, mask if shape_mask is None else shape_mask)
     scan, ghosts = _without_ghosts(scan, shape_mask, workers, overwrite)
     shape, repair = _shape_and_repair(scan, mask, shape_mask, workers)
     fields = (shape.field if shape else None), repair.first_field
@@ -164,8 +170,14 @@ def measure_field(
     record = _record(scan, scale, repair) | _record_of_ghosts(scan, ghosts)
     record |= _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
+    record['measured_lines'] = lines
     if ghosts:
         record['warnings'].append(GHOSTS.format(**record))
+    record['warnings'] += [
+        PARTIAL_FOURIER.format(share, axis)
+        for axis, share in zip('ijk', lines or (), strict=False)
+        if share < 1
+    ]
     maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, roi_mask, record
     if isinstance(fit, OneEcho):
         return MeasuredField(*maps)
@@ -191,6 +203,14 @@ def _without_ghosts(
         return scan, None
     magnitude, phase = without_ghosts(*images, ghosts, workers, overwrite)
     return scan._replace(magnitude=magnitude, phase=phase), ghosts
+
+
+def _measured_lines(scan: Scan, mask: Bools) -> list[float] | None:
+    """Share of the lines of k-space that were measured, along the axes of the file."""
+    if scan.phase_difference or not mask.any():
+        return None
+    found = measured_lines(scan.magnitude[..., 0], scan.phase[..., 0], mask)
+    return [found[scan.stored_axes.index(axis)] for axis in range(3)]
 
 
 def _shape_and_repair(

@@ -144,17 +144,17 @@ def test_clean_workdir_removes_only_our_own(dataset, app):
     assert Path('w/other').exists()
 
 
-@pytest.mark.parametrize('stamp', ['0.0.1\n', None])
+@pytest.mark.parametrize('stamp', ['0.0.1', f'{precondqsm_bids.__version__}+g0123456', None])
 def test_work_folder_of_another_version_is_refused(dataset, app, monkeypatch, stamp):
     monkeypatch.setattr(module, 'execute', lambda *arguments: '')
     dataset.add_run()
     old = Path('w/precondqsm_bids_wf/old')
     old.mkdir(parents=True)
     if stamp:
-        Path('w/precondqsm_bids_wf.version').write_text(stamp)
+        Path('w/precondqsm_bids_wf.version').write_text(f'{stamp}\n')
     status, _, error = app('-w', 'w')
     assert status == 2
-    assert ('version 0.0.1' if stamp else 'an unknown version') in error
+    assert (f'version {stamp}' if stamp else 'an unknown version') in error
     assert 'remove them with --clean-workdir, or give another folder with -w' in error
     assert old.exists()
     assert not Path('out').exists()
