@@ -1,20 +1,18 @@
 """The method as one value: everything that changes the maps, validated once.
 
-The words of the prior, the choices and the ranges stand here and nowhere else; the command line,
-the nodes, the methods text and the numerics read them. Only the standard library.
+The choices and the ranges stand here, the words of the prior in :mod:`precondqsm_bids.terms`, and
+nowhere else; the command line, the nodes, the methods text and the numerics read them. Only the
+standard library.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-MAP = 'map:'
-"""Beginning of a term that is a file: ``map:FILE``."""
-PORT = 'prior_map'
-"""``map:prior_map`` is a map that is not named here: an input of the workflow, or of that name
-among the companions' ``maps``."""
+from precondqsm_bids.terms import MAP, PORT, PUBLISHED, TERMS, short, term
+
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
 REG_RULES = ('auto', 'l-curve', 'risk')
@@ -65,48 +63,6 @@ RANGES = {
     'reg_weight': Range(1e-6, 1e6, 'mm'),
 }
 """Ranges of the numbers among the fields of :class:`Method`."""
-
-
-class Term(NamedTuple):
-    """One word of the prior.
-
-    Attributes
-    ----------
-    help : str
-        The term in words.
-    describes_interior : bool
-        Whether it has parcels enough to describe what is inside. Then the fit has free voxels and
-        a tissue shift, PDF goes on from it, and outliers of the residual are clipped.
-    whole_map : bool
-        Whether it is one map, fitted as ``prior_fit`` says; others have one coefficient a parcel.
-    needs_r2star, needs_tissue : bool
-        Whether it is made of R2*, which takes two echoes, and of tissue classes.
-    """
-
-    help: str
-    describes_interior: bool = False
-    whole_map: bool = False
-    needs_r2star: bool = False
-    needs_tissue: bool = False
-
-
-TERMS = {
-    'contrast': Term(
-        'one constant for each cell of the joint histogram of R2* and magnitude (of the '
-        'magnitude, where there is one echo) in windows of space that overlap',
-        describes_interior=True,
-    ),
-    'tissue': Term(
-        'one constant for each tissue class', describes_interior=True, needs_tissue=True
-    ),
-    'r2prime-by-tissue': Term(
-        "R2' with one coefficient for each class", needs_r2star=True, needs_tissue=True
-    ),
-    'r2prime': Term("R2' by static-dephasing theory", whole_map=True, needs_r2star=True),
-    f'{MAP}FILE': Term('a susceptibility map in ppm', whole_map=True),
-    'shape': Term('nothing inside: the shape of the object alone'),
-}
-"""What the prior may be the sum of."""
 
 
 class Arm(NamedTuple):
@@ -199,7 +155,8 @@ class Method:
     mask_erosion : float
         Depth that is taken off the region of interest, mm.
     prior : str or sequence of str
-        Words of :data:`TERMS`, whose sum the first estimate is; ``shape`` stands alone.
+        Words of :data:`~precondqsm_bids.terms.TERMS`, whose sum the first estimate is; ``shape``
+        stands alone.
     prior_fit : str
         How the field chooses the coefficients of whole maps: ``none``, ``global``, ``clusters``
         (one for each connected cluster), or ``auto``: ``none`` for ``r2prime`` alone and
@@ -348,7 +305,7 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
         >>> Method(prior='r2prime').fit, Method(prior=('r2prime', 'tissue')).fit
         (None, 'global')
         """
-        as_it_is = self.prior in (('r2prime',), ('shape',))
+        as_it_is = self.prior in (PUBLISHED, ('shape',))
         if self.prior_fit == 'none' or (self.prior_fit == 'auto' and as_it_is):
             return None
         return 'clusters' if self.prior_fit == 'clusters' else 'global'
@@ -361,7 +318,7 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
     @property
     def by_theory(self) -> bool:
         """Whether the prior is static-dephasing theory alone, as published."""
-        return self.fit is None and self.prior == ('r2prime',)
+        return self.fit is None and self.prior == PUBLISHED
 
     @property
     def describes_interior(self) -> bool:
@@ -417,26 +374,16 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
         >>> Method(prior=('tissue', 'map:/a/chi.nii')).summary()
         'tissue+map:chi.nii+shape'
         """
-        words = [word for word in self.prior if word != 'shape' and not word.startswith(MAP)]
+        words = [short(word) for word in self.prior if term(word).inside]
         if one_echo:  # without R2*
             words = ['contrast(magnitude)' if word == 'contrast' else word for word in words]
-        words += [f'{MAP}{PORT}'] * self.takes_map
-        words += [f'{MAP}{path.name}' for path in self.prior_maps]
-        return '+'.join([*words, *(['shape'] if self.shape else [])])
+        return '+'.join([*words, *['shape'] * self.shape])
 
     @property
     def preconditioned(self) -> Arm:
         """The arm whose field is flattened by the prior."""
-        return Arm(
-            prefix='',
-            iterations=self.pdf_iterations,
-            continued=self.describes_interior,
-            rule='risk' if self.reg_rule == 'auto' else self.reg_rule,
-            reg_weight=self.reg_weight,
-            clip_outliers=self.describes_interior,
-            inversion=self.inversion,
-            background=self.background,
-        )
+        interior = self.describes_interior
+        return self._arm('', 'risk')._replace(continued=interior, clip_outliers=interior)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -447,7 +394,8 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
         """
         arms = [self.preconditioned]
         if self.conventional:
-            arms.append(self._conventional)
+            published = 'l-curve' if self.inversion == 'l2' else 'risk'
+            arms.append(self._arm('conventional_', published))
         if self.consensus:
             at_corner = [a for a in arms[1:] if a.rule == 'l-curve' and a.reg_weight is None]
             arms += [
@@ -457,23 +405,16 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
             arms.append(CONSENSUS)
         return tuple(arms)
 
-    @property
-    def _conventional(self) -> Arm:
-        """The arm without a prior, by the published rule."""
-        published = 'l-curve' if self.inversion == 'l2' else 'risk'
+    def _arm(self, prefix: str, rule: str) -> Arm:
+        """An arm with the settings of the method; ``rule`` is that of ``auto``."""
         return Arm(
-            prefix='conventional_',
-            iterations=self.pdf_iterations,
-            rule=published if self.reg_rule == 'auto' else self.reg_rule,
+            prefix,
+            self.pdf_iterations,
+            rule=rule if self.reg_rule == 'auto' else self.reg_rule,
             reg_weight=self.reg_weight,
             inversion=self.inversion,
             background=self.background,
         )
-
-
-def term(word: str) -> Term:
-    """The :class:`Term` of a word of the prior, which may be ``map:FILE``."""
-    return TERMS[f'{MAP}FILE' if word.startswith(MAP) else word]
 
 
 def is_suffix(text: str) -> bool:
@@ -490,7 +431,7 @@ def _words(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _list(words: Sequence[str] | dict[str, Term], last: str = 'and') -> str:
+def _list(words: Iterable[str], last: str = 'and') -> str:
     """Words as text.
 
     >>> _list(['a', 'b', 'c'])

@@ -15,12 +15,12 @@ from records import record_keys
 
 import precondqsm_bids
 from precondqsm_bids.cli.parser import build_parser
-from precondqsm_bids.method import TERMS
 from precondqsm_bids.numerics.prior.estimate import BASES
 from precondqsm_bids.phantom.cli import build_parser as build_phantom_parser
 from precondqsm_bids.phantom.scanner_spec import SWITCHES
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
+from precondqsm_bids.terms import TERMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / 'docs'

@@ -2,7 +2,8 @@
 
 import pytest
 
-from precondqsm_bids.method import RANGES, TERMS, Method
+from precondqsm_bids.method import RANGES, Method
+from precondqsm_bids.terms import TERMS
 
 
 @pytest.mark.parametrize(

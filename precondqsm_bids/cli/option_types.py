@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from precondqsm_bids.cli.resources import parse_memory
-from precondqsm_bids.method import MAP, MASK_WORDS, Range, is_suffix
+from precondqsm_bids.method import MASK_WORDS, Range, is_suffix
+from precondqsm_bids.terms import MAP
 
 TIMEOUT = Range(0.01, 1e5, 'minutes')
 

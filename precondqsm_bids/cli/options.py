@@ -34,10 +34,10 @@ from precondqsm_bids.method import (
     RANGES,
     REFERENCE_WORDS,
     REG_RULES,
-    TERMS,
     Method,
     Range,
 )
+from precondqsm_bids.terms import TERMS
 
 STOPS = ('flattening',)
 """Stages after which a call may stop."""

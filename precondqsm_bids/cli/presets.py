@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from precondqsm_bids.terms import PUBLISHED
+
 
 class Preset(NamedTuple):
     """Settings of the method by one word."""
@@ -17,7 +19,7 @@ PRESETS = {
         'the published method: the prior r2prime, not fitted, with the shape; 30 iterations of '
         'pdf; l2 at the corner of the L-curve in both arms',
         {
-            'prior': ('r2prime',), 'prior_fit': 'auto', 'r2': 'median', 'shape': True,
+            'prior': PUBLISHED, 'prior_fit': 'auto', 'r2': 'median', 'shape': True,
             'conventional': True, 'background': 'pdf', 'pdf_iterations': 30, 'inversion': 'l2',
             'reg_rule': 'l-curve', 'reg_weight': None,
         },

@@ -10,8 +10,9 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import check_grid, load
-from precondqsm_bids.method import MAP, PORT
+from precondqsm_bids.method import Method
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
+from precondqsm_bids.terms import MAP, PORT, TERMS
 
 _IMAGES = (
     'total_field', 'field_sd', 'shape_chi', 'shape_sd', 'r2star', 'r2star_sd',
@@ -29,10 +30,9 @@ class PriorFitInputSpec(InputSpec):
     )
     priors = traits.List(
         traits.Str,
-        ['contrast'],
+        list(Method.prior),
         usedefault=True,
-        desc='terms of the prior: contrast, tissue, r2prime-by-tissue, r2prime, map:FILE, '
-        'map:prior_map (the input of that name); or shape alone, which is nothing inside',
+        desc=f'terms of the prior: {", ".join(TERMS)}; {MAP}{PORT} is the input of that name',
     )
     prior_map = File(exists=True, desc='susceptibility, ppm, of the term map:prior_map')
     fit = traits.Enum(

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from precondqsm_bids.method import MAP, Arm, Method, term
+from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.outputs.wording import stopped
+from precondqsm_bids.terms import MAP, term
 
 NAMED = 20
 """Runs that a text names."""

@@ -39,6 +39,7 @@ from precondqsm_bids.outputs.wording import (
     volume,
     weight,
 )
+from precondqsm_bids.terms import term
 
 Record = Mapping[str, Mapping[str, Any]]
 """Stage -> what it used, chose and measured."""
@@ -269,13 +270,13 @@ def _publications(algorithm: Algorithm, stages: Record) -> str:
         variation = any('tv_weight' in numbers for numbers in stages.values())
         of_chi = algorithm in (INVERSION, PRECONDITIONED, CONSENSUS)
         return _as_run(algorithm.reference, stages) + f'; {TV_REFERENCE}' * (variation and of_chi)
-    if list(fit['priors']) == ['shape']:
+    terms = [term(name) for name in fit['priors']]
+    if not any(each.inside for each in terms):
         return CONVOLUTION.reference
-    by_theory = any(name.startswith('r2prime') for name in fit['priors'])
-    terms = [algorithm.reference] * by_theory
+    found = [algorithm.reference] * any(each.needs_r2star for each in terms)
     if fit['fit'] != 'none':
-        terms.append(f'{PDF_REFERENCE} (projection, here with unknowns inside)')
-    return '; '.join(terms) or 'The map that was given, see Sources'
+        found.append(f'{PDF_REFERENCE} (projection, here with unknowns inside)')
+    return '; '.join(found) or 'The map that was given, see Sources'
 
 
 def reference_of(stages: Record) -> dict[str, Any] | str:

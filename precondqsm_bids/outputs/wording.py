@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from precondqsm_bids.numerics.field_quality import MOST_UNUSABLE
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
+from precondqsm_bids.terms import short, term
 
 Numbers = Mapping[str, Any]
 """Record of one stage: what it used, chose and measured."""
@@ -90,15 +90,6 @@ def signed(value: int) -> str:
     return f'{value:+d}'.replace('-', '−') if value else '0'
 
 
-def term_words(name: str) -> str:
-    """A term of the prior, of a given map only the name of its file.
-
-    >>> term_words('map:/data/chi.nii'), term_words('r2prime')
-    ('map:chi.nii', 'r2prime')
-    """
-    return f'map:{Path(name[4:]).name}' if name.startswith('map:') else name
-
-
 def as_options(text: str) -> str:
     """A message with options in place of the names of settings, for who gave options.
 
@@ -120,13 +111,14 @@ def describe_prior(fit: Numbers) -> str:
     """
     terms = []
     for name, prior in fit['priors'].items():
-        if name == 'shape':
-            return 'the shape of the object alone, nothing inside'
-        word = term_words(name)
+        if not term(name).inside:
+            return term(name).help
         if prior['explained'] is None:
-            return f'{word}, as it is'
+            return f'{short(name)}, as it is'
         many = f'{prior["parcels"]} coefficient' + ('s' if prior['parcels'] > 1 else '')
-        terms.append(f'{word} ({many}, {100 * prior["explained"]:.1f} % of the local field)')
+        terms.append(
+            f'{short(name)} ({many}, {100 * prior["explained"]:.1f} % of the local field)'
+        )
     if own := fit.get('free_voxels'):
         share = f'{100 * own["explained"]:.1f} % of the local field'
         terms.append(f'sources of their own ({own["voxels"]} voxels, {share})')
@@ -214,9 +206,10 @@ def coefficient(fit: Numbers, record: Numbers) -> str | None:
         if 'coefficient_errors' in fit:
             error = fit['coefficient_errors'][0]
             text += ' ± ' + ('unknown' if error is None else f'{error:.3f}')
-        if name == 'r2prime' and fit.get('implied_relaxivity'):
+        if term(name).is_theory and fit.get('implied_relaxivity'):
             text += f'; {_implied(fit, record)}'
-        said.append(text if list(one) == ['r2prime'] else f'{term_words(name)}: {text}')
+        alone = term(name).is_theory and len(one) == 1
+        said.append(text if alone else f'{short(name)}: {text}')
     return ' | '.join(said) or None
 
 
@@ -249,7 +242,7 @@ def region(shape: Numbers, record: Numbers) -> str | None:
         several = f' in {len(volumes)} bodies' * (len(volumes) > 1)
         text += f'{several}, {", ".join(number(v) for v in volumes)} ml'
     if fat := record.get('echo_fit', {}).get('fat_voxels'):
-        text += f', less {fat} voxels of fat'
+        text += f', less {fat} voxels of fat (by their chemical shift)'
     if left_out := shape.get('left_out', ()):
         text += f'; pieces of {", ".join(number(v) for v in left_out)} ml were left out'
     if not shape.get('shape_used', True):
@@ -372,13 +365,6 @@ def ghosts(fit: Numbers, record: Numbers) -> str | None:
         f'of a field that fluctuates during the scan, along axis {fit["ghost_axis"]}, '
         f'{number(fit["ghost_size"])} rad in the last echo: taken off'
     )
-
-
-def fat(fit: Numbers, record: Numbers) -> str | None:
-    """What was left out of the region as fat."""
-    if not (count := fit.get('fat_voxels')):
-        return None
-    return f'{count} voxels of the region, recognised by their chemical shift and left out of it'
 
 
 def bodies(fit: Numbers, record: Numbers) -> str | None:

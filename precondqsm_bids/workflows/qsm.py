@@ -19,9 +19,10 @@ from precondqsm_bids.interfaces import (
     TakeField,
     Uncertainty,
 )
-from precondqsm_bids.method import PORT, Arm, Method
+from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.outputs.sentences import sentences
+from precondqsm_bids.terms import PORT
 
 ECHOES = (
     'magnitude', 'phase', 'echo_times', 'field_strength', 'phase_units', 'manufacturer',

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.method import MAP, term
 from precondqsm_bids.numerics.arrays import check_map, from_box, in_box, side_by_side
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
@@ -22,6 +21,7 @@ from precondqsm_bids.numerics.prior.smoothing import without_noise
 from precondqsm_bids.numerics.prior.spread import prior_spread
 from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict, judge_prior
+from precondqsm_bids.terms import MAP, row, term
 
 LEAST_SUPPORT = 0.01
 """Fraction of the local field's energy below which the field does not support a term."""
@@ -118,7 +118,7 @@ def estimate_prior(
     geometry : Geometry
         Region of interest, voxel size (mm), direction of B0, threads.
     terms : sequence of str
-        Words of :data:`precondqsm_bids.method.TERMS`.
+        Words of :data:`precondqsm_bids.terms.TERMS`.
     fit : {'global', 'clusters', None}
         How whole maps are fitted; None takes the only one as it is.
     free_voxels : bool
@@ -266,7 +266,7 @@ class _Builder:
 
     def bases(self, word: str) -> list[Basis]:
         """Basis maps of one term."""
-        return BASES[_row(word)].make(self, word)
+        return BASES[row(word)].make(self, word)
 
     @cached_property
     def tissue(self) -> Basis:
@@ -409,10 +409,10 @@ class TermBases(NamedTuple):
 
 
 BASES: dict[str, TermBases] = {}
-"""Row of :data:`precondqsm_bids.method.TERMS` -> how it is made; filled by :func:`bases_of`."""
+"""Row of :data:`precondqsm_bids.terms.TERMS` -> how it is made; filled by :func:`bases_of`."""
 
 
-def bases_of(row: str, *needs: str) -> Callable[[Any], Any]:
+def bases_of(word: str, *needs: str) -> Callable[[Any], Any]:
     """Make the decorated function that of a term, which takes these fields of the inputs.
 
     It returns the basis maps. Its first parameter has ``inputs`` (:class:`PriorInputs`), ``mask``,
@@ -420,7 +420,7 @@ def bases_of(row: str, *needs: str) -> Callable[[Any], Any]:
     """
 
     def register(make: Any) -> Any:
-        BASES[row] = TermBases(needs, make)
+        BASES[word] = TermBases(needs, make)
         return make
 
     return register
@@ -456,16 +456,11 @@ def _nothing(given: _Builder, word: str) -> list[Basis]:
     return [whole_map(np.zeros(given.mask.shape, np.float32), given.mask)]
 
 
-def _row(word: str) -> str:
-    """The row of a term."""
-    return f'{MAP}FILE' if word.startswith(MAP) else word
-
-
 def _check_term(word: str, inputs: PriorInputs) -> None:
     """Raise ValueError if a term is not known, or what it needs is not there."""
-    if (row := _row(word)) not in BASES:
+    if row(word) not in BASES:
         raise ValueError(f'prior {word} is not one of {", ".join(BASES)}')
-    needed = {name: getattr(inputs, name) for name in BASES[row].needs}
+    needed = {name: getattr(inputs, name) for name in BASES[row(word)].needs}
     missing = [name for name, value in needed.items() if value is None or not len(value)]
     if word.startswith(MAP) and word.removeprefix(MAP) not in (inputs.maps or {}):
         missing = ['maps']

@@ -8,6 +8,7 @@ from typing import Any
 
 from precondqsm_bids.outputs.lights import LEVELS, LIGHTS
 from precondqsm_bids.outputs.record import COEFFICIENTS, Measure
+from precondqsm_bids.terms import term
 
 SCANNER = ('Manufacturer', 'ManufacturersModelName', 'DeviceSerialNumber', 'StationName')
 """What tells one scanner from another, in the sidecars."""
@@ -37,8 +38,8 @@ def take(parameters: Mapping[str, Any], measure: Measure) -> tuple[Any, str]:
         return None, ''
     name = f'{measure.stage}.{measure.key} = {str(value)[:40]!r}'
     if measure.kind in ('names', 'parcels'):
-        terms = value.values() if isinstance(value, Mapping) else [None]
-        counts = [term.get('parcels') if isinstance(term, Mapping) else None for term in terms]
+        priors = value.values() if isinstance(value, Mapping) else [None]
+        counts = [prior.get('parcels') if isinstance(prior, Mapping) else None for prior in priors]
         if not all(is_number(count) for count in counts):
             return None, f'{name} names no terms with their parcels'
         return (' '.join(map(str, value)) if measure.kind == 'names' else sum(counts)), ''
@@ -90,17 +91,16 @@ def take_coefficients(parameters: Mapping[str, Any]) -> tuple[list[dict[str, Any
     if not isinstance(terms, Mapping):
         return [], 'prior_fit: the coefficients do not name their terms'
     rows = []
-    for term, values in terms.items():
+    for word, values in terms.items():
         if isinstance(values, list):  # clusters, by their numbers
             values = {str(i): value for i, value in enumerate(values, 1)}
         if not isinstance(values, Mapping):
-            return [], f'prior_fit: the coefficients of {term} are not lists'
-        units = 'ppm' if term == 'tissue' else '1'
+            return [], f'prior_fit: the coefficients of {word} are not lists'
         rows += [
-            {'term': term, 'name': name, 'units': units, 'coefficient': value}
+            {'term': word, 'name': name, 'units': term(word).unit, 'coefficient': value}
             for name, value in values.items()
         ]
-    of_theory = [row for row in rows if row['term'] == 'r2prime']
+    of_theory = [row for row in rows if term(row['term']).is_theory]
     for column, described in (('coefficient_error', rows), ('implied_relaxivity', of_theory)):
         key = COEFFICIENTS[column][0]
         found = fit.get(key) or [None] * len(described)

@@ -34,7 +34,7 @@ from precondqsm_bids.outputs.group.tables import (
 from precondqsm_bids.outputs.maps import MAPS
 from precondqsm_bids.outputs.page import render
 from precondqsm_bids.outputs.record import COEFFICIENTS, COLUMNS
-from precondqsm_bids.outputs.wording import term_words
+from precondqsm_bids.terms import short, term
 
 STYLE: dict[Any, Any] = {'font.size': 8, 'axes.titlesize': 9, 'text.parse_math': False}
 BLUE, RED = '#1f6fb4', '#c0392b'
@@ -65,7 +65,7 @@ class Strip(NamedTuple):
     @property
     def units(self) -> str:
         """Of a coefficient."""
-        return 'ppm' if self.key[0] == 'tissue' else ''
+        return term(self.key[0]).unit
 
 
 def compose_report(
@@ -157,9 +157,9 @@ def _strips(gathered: Gathered) -> list[Strip]:
     ]
 
 
-def _of_term(term: str, name: str) -> str:
+def _of_term(word: str, name: str) -> str:
     """A coefficient by its term and name, of a given map only the name of its file."""
-    return f'{term_words(term)} {name}'
+    return f'{short(word)} {name}'
 
 
 def _enough(strips: Sequence[Strip]) -> list[Strip]:
@@ -232,7 +232,7 @@ def _draw_coefficients(coefficients: Sequence[Strip]) -> str:
     shown = coefficients[:SHOWN_ROWS]
     groups = [
         (label, strips)
-        for units, label in (('', 'factor'), ('ppm', 'susceptibility (ppm)'))
+        for units, label in (('1', 'factor'), ('ppm', 'susceptibility (ppm)'))
         if (strips := [strip for strip in shown if strip.units == units])
     ]
     figure = Figure(figsize=(10, 0.42 * len(shown) + 0.9 * len(groups)), layout='constrained')
