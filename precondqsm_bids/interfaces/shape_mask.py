@@ -7,7 +7,6 @@ from nipype.interfaces.base import File, TraitedSpec, traits
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.interfaces.volumes import geometry, load_magnitude
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
 from precondqsm_bids.numerics.given_field import region_asked
 from precondqsm_bids.numerics.shape_mask import region_of_interest
 
@@ -25,9 +24,6 @@ class ShapeMaskInputSpec(InputSpec):
         'brain',
         usedefault=True,
         desc='region without a mask: the object, the brain, or (auto) the brain of a head',
-    )
-    step = traits.Float(
-        WATER_CHI - AIR_CHI, usedefault=True, desc='susceptibility of the object in air, ppm'
     )
     shape = traits.Bool(
         True, usedefault=True, desc='whether the shape is part of the first estimate'
@@ -63,7 +59,6 @@ class ShapeMask(Stage):
             geometry(inputs.magnitude)[1],
             mask,
             inputs.erosion,
-            inputs.step,
             inputs.shape,
         )
         if not isinstance(mask, str):

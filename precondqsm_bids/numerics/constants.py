@@ -17,6 +17,9 @@ WATER_CHI = -9.05
 AIR_CHI = 0.36
 """Volume susceptibility of air at room temperature, ppm (SI). Schenck, Med Phys 1996;23:815."""
 
+WATER_IN_AIR = WATER_CHI - AIR_CHI
+"""Susceptibility of water, and of an object of unknown material, relative to air, ppm."""
+
 FAT_SHIFT = -3.4
 """Chemical shift of fat's largest line relative to water, ppm. Ren J et al., J Lipid Res
 2008;49:2055."""

@@ -105,7 +105,6 @@ def without_spikes(magnitude: npt.NDArray) -> npt.NDArray:
 def find_object(
     magnitude: npt.NDArray,
     voxel_size: npt.ArrayLike,
-    threshold: float | None = None,
     noise: float | None = None,
 ) -> ObjectSearch:
     """Object of a magnitude image, in three steps.
@@ -129,15 +128,17 @@ def find_object(
         First echo, any unit.
     voxel_size : (3,) array_like
         mm
-    threshold : float, optional
-        The one threshold of the whole image, in place of step 1.
     noise : float, optional
         Magnitude above which noise is not expected; from the dark part of the image if omitted.
 
     Raises
     ------
     ValueError
-        Nothing exceeds the threshold.
+        Nothing exceeds the noise.
+
+    References
+    ----------
+    The first threshold: Otsu, IEEE Trans Syst Man Cybern 1979;9:62.
 
     Examples
     --------
@@ -150,26 +151,22 @@ def find_object(
     (2, ())
     """
     size = np.asarray(voxel_size, np.float64)
-    if threshold is None:
-        least, noise = _thresholds(magnitude, noise)
-        if noise > 2 * least:
-            # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
-            # (prescan normalisation); none of it is as solid.
-            solid = float(ndimage.minimum_filter(magnitude, 3).max())
-            noise = min(noise, max(2 * least, 0.5 * solid))
-        mask, level = _grow(magnitude, least, noise, size)
-        kept, left_out = _bodies(magnitude, mask, noise)
-    else:
-        noise, level = 0.0, np.full(magnitude.shape, threshold / SIGNAL, np.float32)
-        kept, left_out = _bodies(magnitude, magnitude > threshold, threshold)
+    least, noise = _thresholds(magnitude, noise)
+    if noise > 2 * least:
+        # Noise above half of what is bright in all of 27 neighbours is amplified elsewhere
+        # (prescan normalisation); none of it is as solid.
+        solid = float(ndimage.minimum_filter(magnitude, 3).max())
+        noise = min(noise, max(2 * least, 0.5 * solid))
+    mask, level = _grow(magnitude, least, noise, size)
+    kept, left_out = _bodies(magnitude, mask, noise)
     if not kept.any():
         raise ValueError(
             f'no voxel of the magnitude (largest {magnitude.max():g}) exceeds the threshold '
-            f'{least if threshold is None else threshold:g}: no object found'
+            f'{least:g}: no object found'
         )
     limit = np.maximum(np.float32(SIGNAL) * level, np.float32(noise))
     filled, sources = _fill(kept, magnitude, limit, size)
-    fading = 0.0 if threshold is not None else _fading(magnitude, filled, kept, noise)
+    fading = _fading(magnitude, filled, kept, noise)
     return ObjectSearch(
         filled, kept | sources, float(median(limit[kept])), float(noise), fading, left_out
     )

@@ -10,7 +10,7 @@ from precondqsm_bids.numerics.air import air_around, without_floor
 from precondqsm_bids.numerics.arrays import check_map, check_voxel_size
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any, scalp
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.constants import WATER_IN_AIR
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.morphology import deeper, dilated, eroded, gaussian
 from precondqsm_bids.numerics.object_search import (
@@ -138,12 +138,7 @@ def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool
     return mask & ~eroded(mask, depth)
 
 
-def shape_mask(
-    magnitude: npt.NDArray,
-    step: float = WATER_CHI - AIR_CHI,
-    threshold: float | None = None,
-    voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0),
-) -> ShapeMask:
+def shape_mask(magnitude: npt.NDArray, voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0)) -> ShapeMask:
     """Object in air, by the signal of the first echo.
 
     The object and its holes: :func:`~precondqsm_bids.numerics.object_search.find_object`. Layers
@@ -157,28 +152,19 @@ def shape_mask(
 
     The measured first echo is used, never an extrapolation to TE = 0, which means nothing in
     air. Of the voxels on the border those stay that are at least half filled
-    (:func:`filled_fraction`).
+    (:func:`filled_fraction`). The object has the susceptibility of water.
 
     Parameters
     ----------
     magnitude : (X, Y, Z) ndarray
         Magnitude of the first echo, any unit.
-    step : float
-        Susceptibility of the object relative to air, ppm; water against air if omitted.
-    threshold : float, optional
-        Magnitude above which a voxel is object; by signal and noise if omitted.
     voxel_size : (3,) array_like
         Voxel size, mm.
 
     Raises
     ------
     ValueError
-        The magnitude is constant or not finite, or nothing exceeds the threshold.
-
-    References
-    ----------
-    The threshold: Otsu, IEEE Trans Syst Man Cybern 1979;9:62. The susceptibilities: Schenck,
-    Med Phys 1996;23:815.
+        The magnitude is constant or not finite, or has no object.
 
     Examples
     --------
@@ -190,43 +176,41 @@ def shape_mask(
     if not np.all(np.isfinite(magnitude)):
         bad = np.count_nonzero(~np.isfinite(magnitude))
         raise ValueError(f'the magnitude has {bad} voxels that are not finite')
-    given = threshold is not None
-    if not given and magnitude.max() <= magnitude.min():
+    if magnitude.max() <= magnitude.min():
         raise ValueError(
             f'the magnitude is {magnitude.max():g} everywhere: no object can be told from air'
         )
-    if not given and not has_air(magnitude):
-        return _whole_view(magnitude.shape, step)
+    if not has_air(magnitude):
+        return _whole_view(magnitude.shape)
     magnitude = without_spikes(magnitude)
-    found = find_object(magnitude, voxel_size, threshold)
+    found = find_object(magnitude, voxel_size)
     # A root sum of squares has a floor in air, which hides dark sources and fills the border.
     air = air_around(magnitude[..., None], found.mask)
     if air is not None and air.floor:
         magnitude = without_floor(magnitude, air)
         # What is left of the floor is as wide as the fourth root of the channels.
         noise = 4 * air.noise_sd * air.channels**0.25
-        found = find_object(magnitude, voxel_size, threshold, noise)
+        found = find_object(magnitude, voxel_size, noise)
     mask = found.mask
-    if not given and np.count_nonzero(~mask) <= MOST_AROUND * mask.size:
-        return _whole_view(mask.shape, step)
-    if not given:
-        mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
+    if np.count_nonzero(~mask) <= MOST_AROUND * mask.size:
+        return _whole_view(mask.shape)
+    mask &= ~((filled_fraction(magnitude, mask) < 0.5) & _surface(mask))
     fraction = filled_fraction(magnitude, mask)
     return ShapeMask(
         mask,
         mask & found.signal & (fraction >= WHOLE),
-        np.float32(step) * fraction,
-        np.float32(abs(step) * SURFACE_ERROR) * _surface(mask),
+        np.float32(WATER_IN_AIR) * fraction,
+        np.float32(abs(WATER_IN_AIR) * SURFACE_ERROR) * _surface(mask),
         found.threshold,
         found.fading,
         found.left_out,
     )
 
 
-def _whole_view(shape: tuple[int, ...], step: float) -> ShapeMask:
+def _whole_view(shape: tuple[int, ...]) -> ShapeMask:
     """All of the field of view is object."""
     whole, zero = np.ones(shape, bool), np.zeros(shape, np.float32)
-    return ShapeMask(whole, whole.copy(), zero + np.float32(step), zero, 0.0)
+    return ShapeMask(whole, whole.copy(), zero + np.float32(WATER_IN_AIR), zero, 0.0)
 
 
 def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
@@ -261,7 +245,6 @@ def region_of_interest(
     voxel_size: npt.ArrayLike,
     mask: npt.NDArray | str | None = None,
     erosion: float = 0.0,
-    step: float = WATER_CHI - AIR_CHI,
     shape: bool = True,
 ) -> Region:
     """Object, region of interest, and the shape's susceptibility as far as the region reaches it.
@@ -284,8 +267,6 @@ def region_of_interest(
         default ``object``.
     erosion : float
         Depth that is taken off the region of interest, mm.
-    step : float
-        Susceptibility of the object relative to air, ppm.
     shape : bool
         Whether the shape is part of the first estimate.
 
@@ -306,11 +287,11 @@ def region_of_interest(
     inside, mask = (mask, None) if isinstance(mask, str) else ('object', mask)
     free = mask is not None and not shape
     try:
-        found, missing = shape_mask(magnitude, step, voxel_size=voxel_size), ''
+        found, missing = shape_mask(magnitude, voxel_size), ''
     except ValueError as error:
         if not free:
             raise ValueError(f'magnitude: {error}') from error
-        found, missing = _whole_view(magnitude.shape, step), NO_OBJECT_WORDS.format(error=error)
+        found, missing = _whole_view(magnitude.shape), NO_OBJECT_WORDS.format(error=error)
     kind, brain = 'object' if mask is None else 'given', None
     said: list[str] = []
     if mask is None and inside != 'object':
@@ -332,7 +313,7 @@ def region_of_interest(
     left, volume = int(np.count_nonzero(roi)), float(np.prod(np.asarray(voxel_size))) / 1000
     record: dict[str, Any] = {
         'threshold': found.threshold,
-        'step': step,
+        'step': WATER_IN_AIR,
         'shape_voxels': int(np.count_nonzero(found.shape_mask)),
         'roi_voxels': left,
         'volumes': [float(f'{n * volume:.4g}') for n in np.bincount(bodies(roi)[roi])[1:]],

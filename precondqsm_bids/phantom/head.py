@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from precondqsm_bids.numerics.constants import WATER_IN_AIR
 from precondqsm_bids.phantom.acquisition import (
     Readout,
     Spins,
@@ -29,7 +30,6 @@ from precondqsm_bids.phantom.scanner import (
     relaxivity_factor,
 )
 from precondqsm_bids.phantom.tissues import (
-    AIR_STEP,
     GREY,
     INDEX,
     LESIONS,
@@ -280,7 +280,7 @@ class _Head:
         chi = np.empty(tissue.shape, np.float32)
         for k, z in enumerate(self.z):
             chi[k] = self.material(tissue[k], brain[k], z).chi
-            chi[k] -= AIR_STEP  # relative to the air that surrounds the head
+            chi[k] += WATER_IN_AIR  # relative to the air that surrounds the head
             chi[k][tissue[k] == INDEX['air']] = 0
         b_x, b_y, b_z = self.spec.b0_dir
         d_x, d_y, d_z = self.spacing

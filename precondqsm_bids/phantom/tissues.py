@@ -19,13 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.constants import WATER_IN_AIR
 
 FLIP_ANGLE = 20.0
 """Flip angle of the protocol, degrees."""
-
-AIR_STEP = AIR_CHI - WATER_CHI
-"""Susceptibility of air relative to water, ppm."""
 
 
 class Tissue(NamedTuple):
@@ -66,7 +63,7 @@ TISSUES = (
     Tissue('bone', 0.0, -2.10, 600.0, 0.10, 0.30),
     Tissue('soft-tissue', 0.0, 0.0, 27.0, 0.80, 1.20),
     Tissue('eye', 0.0, 0.0, 2.0, 0.99, 4.00),
-    Tissue('air-cavity', AIR_STEP, 0.0, 0.0, 0.0, 1.0),
+    Tissue('air-cavity', -WATER_IN_AIR, 0.0, 0.0, 0.0, 1.0),
     Tissue('vein', 0.30, 0.0, 25.0, 0.80, 1.60),
     Tissue('microbleed', 0.30, 0.0, 13.0, 0.70, 0.83, True),
     Tissue('calcification', 0.0, -0.30, 13.0, 0.70, 0.83, True),

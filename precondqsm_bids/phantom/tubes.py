@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from precondqsm_bids.numerics.constants import AIR_CHI, GAMMA, WATER_CHI
+from precondqsm_bids.numerics.constants import GAMMA, WATER_IN_AIR
 from precondqsm_bids.phantom.acquisition import (
     Readout,
     Spins,
@@ -155,7 +155,7 @@ def total_field(points, spec):
         Field, ppm.
     """
     points = np.asarray(points, float)
-    field = (WATER_CHI - AIR_CHI) * cylinder_field(
+    field = WATER_IN_AIR * cylinder_field(
         points, spec.container_radius, spec.container_height, spec.b0_dir
     )
     for centre, dchi in zip(spec.tube_centres, spec.tubes_dchi, strict=True):
@@ -163,7 +163,7 @@ def total_field(points, spec):
             points - centre, spec.tube_radius, spec.tube_height, spec.b0_dir
         )
     if spec.scanner.two_bodies:
-        field += (BOTTLE_DCHI + WATER_CHI - AIR_CHI) * cylinder_field(
+        field += (BOTTLE_DCHI + WATER_IN_AIR) * cylinder_field(
             points - spec.bottle_centre, spec.bottle_radius, spec.bottle_height, spec.b0_dir
         )
     return field + _bubble_field(points, spec)
@@ -173,7 +173,7 @@ def _bubble_field(points, spec):
     if spec.air_bubble == 0:
         return 0.0
     relative = points - np.asarray(spec.bubble_centre)
-    return (AIR_CHI - WATER_CHI) * sphere_field(relative, spec.air_bubble, spec.b0_dir)
+    return -WATER_IN_AIR * sphere_field(relative, spec.air_bubble, spec.b0_dir)
 
 
 def shim(spec):
@@ -238,14 +238,14 @@ class _Object:
         n_tubes = len(self.tubes)
         material = np.where(self.container.inside(k), 0, -1).astype(np.int16)
         self._add_flow_and_oil(material, k)
-        field = (WATER_CHI - AIR_CHI) * self.container.field(k)
+        field = WATER_IN_AIR * self.container.field(k)
         for i, (tube, dchi) in enumerate(zip(self.tubes, spec.tubes_dchi, strict=True), start=1):
             material[tube.inside(k)] = i
             if dchi:
                 field += dchi * tube.field(k)
         if self._bottle:
             material[self._bottle.inside(k)] = n_tubes + 2
-            field += (BOTTLE_DCHI + WATER_CHI - AIR_CHI) * self._bottle.field(k)
+            field += (BOTTLE_DCHI + WATER_IN_AIR) * self._bottle.field(k)
         terms = solid_harmonics(self.x[:, None], self.y[None], self.z[k], spec.container_radius)
         for coefficient, term in zip(self._shim, terms, strict=True):
             field -= coefficient * term
@@ -256,7 +256,7 @@ class _Object:
             material[distance <= spec.air_bubble] = n_tubes + 1
         # the last entry of each table serves material -1, the air outside
         added = BOTTLE_DCHI, 0.0, 0.0
-        chi = np.array([0.0, *spec.tubes_dchi, AIR_CHI - WATER_CHI, *added, 0.0])[material]
+        chi = np.array([0.0, *spec.tubes_dchi, -WATER_IN_AIR, *added, 0.0])[material]
         added = BOTTLE_R2, spec.r2, OIL_R2
         r2star = np.array([spec.r2, *(spec.r2 + self._r2prime), 0.0, *added, 0.0])[material]
         if spec.scanner.relaxivity:

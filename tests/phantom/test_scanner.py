@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI, hz_per_ppm
+from precondqsm_bids.numerics.constants import WATER_IN_AIR, hz_per_ppm
 from precondqsm_bids.phantom import coils
 from precondqsm_bids.phantom import scanner as effects
 from precondqsm_bids.phantom.acquisition import Readout, Spins, echo_planes, fit_shim, measure
@@ -594,12 +594,12 @@ def test_bottle_beside_the_tubes():
     x, y, z = np.moveaxis(points / 52, -1, 0)
     one = np.ones_like(x)
     harmonics = (one, x, y, z, x * y, y * z, x * z, x**2 - y**2, 2 * z**2 - x**2 - y**2)
-    expected = (0.1 + WATER_CHI - AIR_CHI) * bottle
+    expected = (0.1 + WATER_IN_AIR) * bottle
     expected -= sum(c * h for c, h in zip(terms, harmonics, strict=True))
     np.testing.assert_allclose(found.field - plain.field, expected, atol=3e-4)
     np.testing.assert_allclose(
         total_field(points, new) - total_field(points, plain.spec),
-        (0.1 + WATER_CHI - AIR_CHI) * bottle,
+        (0.1 + WATER_IN_AIR) * bottle,
         atol=1e-9,
     )
     inside = found.labels == 5
@@ -631,7 +631,7 @@ def test_bottle_beside_the_head():
     brain = plain.brain_mask
     points = np.stack(coordinates(HEAD), axis=-1)[brain]
     centre = np.array([72.0, 84.0, 15.0]) - FIELD_CENTRE
-    expected = (0.1 + WATER_CHI - AIR_CHI) * cylinder_field(points - centre, 14.0, 80.0, (0, 0, 1))
+    expected = (0.1 + WATER_IN_AIR) * cylinder_field(points - centre, 14.0, 80.0, (0, 0, 1))
     difference = (found.field - plain.field)[brain].astype(float)
     left = [values - harmonic_part(points, values) for values in (expected, difference)]
     assert np.corrcoef(*left)[0, 1] > 0.99

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.constants import AIR_CHI, WATER_CHI
+from precondqsm_bids.numerics.constants import WATER_IN_AIR
 from precondqsm_bids.numerics.dipole import PrismConvolution, bounding_box, forward_field
 from precondqsm_bids.numerics.echoes import in_place
 
@@ -70,7 +70,7 @@ def shape_field(
     -2.4 True 6
     """
     h = np.asarray(voxel_size, float)
-    step = np.float32(WATER_CHI - AIR_CHI)
+    step = np.float32(WATER_IN_AIR)
     field = forward_field(step * shape, h, b0_dir, mask, workers)
     convolution, fields = None, []
     for coarse, source, inside in _continuations(shape, h):
