@@ -1,10 +1,10 @@
 """Checks that arrays are what they are taken for, and work on several at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,20 @@ def from_box(
     return out
 
 
+def block_means(
+    volume: npt.NDArray, block: Sequence[int], fill: Literal['edge', 'constant'] = 'edge'
+) -> npt.NDArray:
+    """Means over blocks of voxels; those at the far ends are filled up with their edge, or zero.
+
+    >>> block_means(np.arange(5.0).reshape(5, 1, 1), (2, 1, 1)).ravel().tolist()
+    [0.5, 2.5, 4.0]
+    """
+    beyond = [(0, -n % k) for n, k in zip(volume.shape, block, strict=True)]
+    padded = np.pad(volume, beyond, mode=fill)
+    split = [part for n, k in zip(padded.shape, block, strict=True) for part in (n // k, k)]
+    return padded.reshape(split).mean(axis=(1, 3, 5))
+
+
 def neighbours(axis: int, distance: int = 1) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Where the lower and the upper of two voxels so far apart along an axis stand in a volume.
 
@@ -115,8 +129,7 @@ def check_inside(data: npt.NDArray, name: str, mask: npt.NDArray[np.bool_]) -> N
     ...
     ValueError: residual_chi is not finite in 1 voxels of the region
     """
-    if data.shape != mask.shape:
-        raise ValueError(f'{name} {data.shape} and mask {mask.shape} differ in shape')
+    check_shapes('mask', mask.shape, **{name: data})
     if unknown := int(np.count_nonzero(~np.isfinite(data[mask]))):
         raise ValueError(f'{name} is not finite in {unknown} voxels of the region')
 

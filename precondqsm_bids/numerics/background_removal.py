@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import BACKGROUNDS, Arm
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import DipoleSystem
 from precondqsm_bids.numerics.vsharp import TooThin, vsharp
@@ -111,8 +112,7 @@ def pdf(
     >>> print(np.linalg.norm(left) / np.linalg.norm(outside[mask]) < 0.05)
     True
     """
-    if field.shape != mask.shape or (weights is not None and weights.shape != mask.shape):
-        raise ValueError(f'field {field.shape}, mask {mask.shape} or weights differ in shape')
+    check_shapes('mask', mask.shape, field=field, weights=weights)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to remove a background from')
     if iterations < 1:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import block_means
 from precondqsm_bids.numerics.morphology import deeper, eroded, gaussian, interpolated, within
 
 F32 = npt.NDArray[np.float32]
@@ -85,7 +86,9 @@ class Brain(NamedTuple):
         return {name: round(float(getattr(self, name)), 4) for name in self._fields[1:]}
 
 
-def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike) -> Brain:
+def find_brain(
+    magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike, least: float = 0.0
+) -> Brain:
     """Brain of a head, or what comes nearest to one in another object.
 
     1. Tissue is what has at least half of the signal around it, a Gaussian mean of a quarter of
@@ -108,11 +111,13 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
         Object against air.
     voxel_size : (3,) array_like
         Voxel size, any unit.
+    least : float
+        Fraction of the rays that must tell a head before more is done.
 
     Raises
     ------
     ValueError
-        There is no body of tissue.
+        There is no body of tissue, or fewer of the rays tell a head.
 
     References
     ----------
@@ -132,20 +137,14 @@ def find_brain(magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.Array
     True True
     True False
     """
-    return _search(magnitude, object_mask, voxel_size, 0.0)
-
-
-def _search(
-    magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike, least: float
-) -> Brain:
-    """:func:`find_brain`; ValueError too where fewer of the rays meet a skull."""
     size = np.asarray(voxel_size, np.float64)
     volume = np.count_nonzero(object_mask) * np.prod(size)
     size = size / np.cbrt(3 * volume / (4 * np.pi))
     joined = np.maximum(np.rint(FINEST / size), 1).astype(int)
     size = size * joined
-    inside = _join(object_mask, joined) >= 0.5
-    tissue, sensitivity, level = _tissue(_join(magnitude, joined), inside, size)
+    inside = block_means(object_mask.astype(np.float32), joined) >= 0.5
+    of_blocks = block_means(magnitude.astype(np.float32), joined)
+    tissue, sensitivity, level = _tissue(of_blocks, inside, size)
     bone = np.count_nonzero(inside & ~tissue) >= DARK * np.count_nonzero(inside)
     found = [_opened(tissue, radius, size) for radius in OPENINGS[: None if bone else 1]]
     scores = [_enclosed(body, tissue, size) for body in found]
@@ -177,7 +176,7 @@ def brain_if_any(
     if not asked and object_mask.all():  # no air, so that what encloses it is not in view
         return None, []
     try:
-        brain = _search(magnitude, object_mask, voxel_size, 0.0 if asked else DOUBT / 2)
+        brain = find_brain(magnitude, object_mask, voxel_size, 0.0 if asked else DOUBT / 2)
     except ValueError:
         if asked:
             raise
@@ -310,18 +309,6 @@ def _largest(mask: Bools) -> Bools:
     """The largest connected part of a mask."""
     labels, count = ndimage.label(mask)
     return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:]) if count > 1 else mask
-
-
-def _join(image: npt.NDArray, joined: npt.NDArray[np.int_]) -> F32:
-    """Means over blocks of voxels; the last ones are continued by the edge.
-
-    >>> _join(np.arange(5.0).reshape(5, 1, 1), np.array([2, 1, 1])).ravel().tolist()
-    [0.5, 2.5, 4.0]
-    """
-    beyond = [(0, -n % step) for n, step in zip(image.shape, joined, strict=True)]
-    padded = np.pad(image.astype(np.float32), beyond, mode='edge')
-    blocks = [(n // step, step) for n, step in zip(padded.shape, joined, strict=True)]
-    return padded.reshape(sum(blocks, ())).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def _part(image: npt.NDArray, joined: npt.NDArray[np.int_], shape: tuple[int, ...]) -> F32:

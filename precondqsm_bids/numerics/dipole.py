@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, special
 
+from precondqsm_bids.numerics.arrays import check_shapes
+
 Array = npt.NDArray[np.floating]
 GAUSSIAN = 1.25
 """Standard deviation of the Gaussian source that splits the periodic kernel, in longest edges of a
@@ -382,8 +384,7 @@ def forward_field(
     chi = np.ascontiguousarray(chi, dtype=np.float32)
     if chi.ndim != 3:
         raise ValueError(f'chi must have three dimensions, not shape {chi.shape}')
-    if mask is not None and mask.shape != chi.shape:
-        raise ValueError(f'chi {chi.shape} and mask {mask.shape} differ in shape')
+    check_shapes('chi', chi.shape, mask=mask)
     if not np.all(np.isfinite(chi)):
         raise ValueError(
             f'chi has {np.count_nonzero(~np.isfinite(chi))} voxels that are not finite'

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.method import INVERSIONS, Arm
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
@@ -256,8 +257,7 @@ def invert(
     ['iterations', 'last_change', 'tv_weight']
     """
     mask, reg_weight, rule = geometry.mask, arm.reg_weight, arm.rule
-    if local_field.shape != mask.shape:
-        raise ValueError(f'local_field {local_field.shape} and mask {mask.shape} differ in shape')
+    check_shapes('mask', mask.shape, local_field=local_field)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to invert')
     if reg_weight is not None and not (np.isfinite(reg_weight) and reg_weight > 0):

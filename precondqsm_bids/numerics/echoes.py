@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, without_floor
-from precondqsm_bids.numerics.arrays import median, side_by_side
+from precondqsm_bids.numerics.arrays import check_shapes, median, side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 
 F32 = npt.NDArray[np.float32]
@@ -142,8 +142,7 @@ def check_echoes(
         Shapes differ, fewer than ``least`` echoes, or echo times that are not increasing seconds.
     """
     te = np.asarray(echo_times, dtype=np.float64)
-    if magnitude.shape != phase.shape:
-        raise ValueError(f'magnitude {magnitude.shape} and phase {phase.shape} differ in shape')
+    check_shapes('phase', phase.shape, magnitude=magnitude)
     if magnitude.ndim != 4 or te.shape != magnitude.shape[-1:]:
         raise ValueError(
             f'magnitude must be (X, Y, Z, echoes) with one echo time each: '

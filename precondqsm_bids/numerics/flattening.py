@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_inside
+from precondqsm_bids.numerics.arrays import check_inside, check_shapes
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 
 F32 = npt.NDArray[np.float32]
@@ -99,11 +99,9 @@ def flatten_field(
     >>> print(abs(flatten_field(field, chi, mask, (1, 1, 1), (0, 0, 1)).flattened_field).max())
     0.0
     """
-    if not total_field.shape == prior_chi.shape == mask.shape:
-        raise ValueError(
-            f'total_field {total_field.shape}, prior_chi {prior_chi.shape} and mask {mask.shape} '
-            'differ in shape'
-        )
+    check_shapes(
+        'mask', mask.shape, prior_chi=prior_chi, shape_chi=shape_chi, tissue_shift=tissue_shift
+    )
     check_inside(total_field, 'total_field', mask)
     chi = prior_chi if shape_chi is None else prior_chi + shape_chi
     prior_field = forward_field(chi, voxel_size, b0_dir, mask, workers)

@@ -14,7 +14,7 @@ from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
 from precondqsm_bids.numerics.partial_fourier import measured_lines
 from precondqsm_bids.numerics.phase.checks import check_not_phase, check_phase, check_stored
 from precondqsm_bids.numerics.phase.repair import PhaseRepair, repair_phase
-from precondqsm_bids.numerics.phase.scale import PhaseScale, apply_scale, phase_scale
+from precondqsm_bids.numerics.phase.scale import PhaseScale, phase_scale, phase_to_radians
 from precondqsm_bids.numerics.phase.shape_field import ShapeField, shape_field
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
@@ -143,7 +143,7 @@ def measure_field(
             check_not_phase(scan.magnitude[..., e], name)
         raise
     with scan.named():
-        scan = scan._replace(phase=apply_scale(scan.phase, scale, overwrite))
+        scan = scan._replace(phase=phase_to_radians(scan.phase, scale, overwrite))
     lines = _measured_lines(scan, mask if shape_mask is None else shape_mask)
     scan, ghosts = _without_ghosts(scan, shape_mask, workers, overwrite)
     shape, repair = _shape_and_repair(scan, mask, shape_mask, workers)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD
 
 Bools = npt.NDArray[np.bool_]
@@ -77,8 +78,7 @@ def quality_mask(field_sd: npt.NDArray, mask: Bools) -> QualityMask:
     >>> quality_mask(sd, np.ones(sd.shape, bool)).enclosed
     1
     """
-    if field_sd.shape != mask.shape:
-        raise ValueError(f'field_sd {field_sd.shape} and mask {mask.shape} differ in shape')
+    check_shapes('mask', mask.shape, field_sd=field_sd)
     if not mask.any():
         raise ValueError('the mask is empty: it has no field whose quality could be judged')
     most = max(MOST_FIELD_SD, USUAL * float(np.median(field_sd[mask])))

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import solver_grid
 
@@ -92,8 +93,7 @@ def vsharp(
     True True
     """
     mask = geometry.mask
-    if field.shape != mask.shape:
-        raise ValueError(f'field {field.shape} and mask {mask.shape} differ in shape')
+    check_shapes('mask', mask.shape, field=field)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to remove a background from')
     grid, sizes = solver_grid(mask), np.asarray(geometry.voxel_size, float)

@@ -16,6 +16,9 @@ from precondqsm_bids.phantom.atlas import linear_weights
 ALIAS_SPACING = 4.0
 """Spacing of the grid on which the field of the images is found, mm."""
 
+WORKERS = 2
+"""Threads of the transforms."""
+
 PADDING = 3
 """Extent of its padded grid over the object's."""
 
@@ -41,7 +44,7 @@ def alias_factor(spacing):
     return tuple(max(1, round(ALIAS_SPACING / size)) for size in spacing)
 
 
-def periodic_field(chi, spacing, b0_dir, workers=2):
+def periodic_field(chi, spacing, b0_dir):
     """Relative field of an object and its periodic images, by finite differences.
 
     ``field = (1/3 - b.H.b / L) chi``: H the transform of the second differences and, off the
@@ -60,8 +63,6 @@ def periodic_field(chi, spacing, b0_dir, workers=2):
         Of the points along each axis, mm.
     b0_dir : (3,) array_like
         Unit vector of B0 in the axes of the array.
-    workers : int
-        Threads of the transforms.
 
     Returns
     -------
@@ -73,7 +74,7 @@ def periodic_field(chi, spacing, b0_dir, workers=2):
     Marques JP, Bowtell R. Concepts Magn Reson B 2005;25:65 (the formula). Milovic C et al. Magn
     Reson Imaging 2018;51:7 (differences in its place).
     """
-    spectrum = fft.rfftn(chi, workers=workers)
+    spectrum = fft.rfftn(chi, workers=WORKERS)
     angles = [
         2 * np.pi * frequencies(n)
         for frequencies, n in zip((fft.fftfreq, fft.fftfreq, fft.rfftfreq), chi.shape, strict=True)
@@ -94,10 +95,10 @@ def periodic_field(chi, spacing, b0_dir, workers=2):
         if i == 0:
             plane[0, 0] = 0
         spectrum[i] *= plane
-    return fft.irfftn(spectrum, s=chi.shape, workers=workers, overwrite_x=True)
+    return fft.irfftn(spectrum, s=chi.shape, workers=WORKERS, overwrite_x=True)
 
 
-def object_field(chi, spacing, b0_dir, workers=2):
+def object_field(chi, spacing, b0_dir):
     """Relative field of an object that stands alone.
 
     Parameters
@@ -109,8 +110,6 @@ def object_field(chi, spacing, b0_dir, workers=2):
         Of the points along each axis, mm.
     b0_dir : (3,) array_like
         Unit vector of B0 in the axes of the array.
-    workers : int
-        Threads of the transforms.
 
     Returns
     -------
@@ -134,10 +133,10 @@ def object_field(chi, spacing, b0_dir, workers=2):
     padded = np.zeros([good_length(PADDING * n, 1) for n in coarse.shape], np.float32)
     own = tuple(slice(n) for n in coarse.shape)
     padded[own] = coarse
-    alias = periodic_field(coarse, coarse_spacing, b0_dir, workers)
-    alias -= periodic_field(padded, coarse_spacing, b0_dir, workers)[own]
+    alias = periodic_field(coarse, coarse_spacing, b0_dir)
+    alias -= periodic_field(padded, coarse_spacing, b0_dir)[own]
 
-    field = periodic_field(chi, spacing, b0_dir, workers)
+    field = periodic_field(chi, spacing, b0_dir)
     to_0, to_1, to_2 = (_upsampling(n, f) for n, f in zip(chi.shape, factor, strict=True))
     planes = [(to_2 @ (to_1 @ plane).T).T for plane in alias]
     for i in range(len(field)):

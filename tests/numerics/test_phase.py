@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+from radians import in_radians
 from scipy import ndimage
 
 from precondqsm_bids.numerics.constants import hz_per_ppm
@@ -13,7 +14,7 @@ from precondqsm_bids.numerics.echoes import Echoes, in_place
 from precondqsm_bids.numerics.phase.outline import coarse_field
 from precondqsm_bids.numerics.phase.readout import alternating_axes
 from precondqsm_bids.numerics.phase.repair import first_field, repair_phase
-from precondqsm_bids.numerics.phase.scale import phase_scale, phase_to_radians
+from precondqsm_bids.numerics.phase.scale import phase_scale
 from precondqsm_bids.numerics.phase.shape_field import shape_field, shim_terms
 from precondqsm_bids.numerics.phase.sign import (
     PhaseSign,
@@ -111,7 +112,7 @@ def test_codes(name, slope, units):
     stored = stored_in(NOISE, codes, first, step, slope).astype(np.float32)
     scale = phase_scale(stored, units)
     assert scale.turn == pytest.approx(codes * step * slope, rel=2e-3)
-    error = angle(phase_to_radians(stored, units) - NOISE)
+    error = angle(in_radians(stored, units) - NOISE)
     # the zero of the codes is free, one code is the rounding
     assert np.ptp(angle(error - error.flat[0])) < 2 * np.pi / codes * 1.1 + 0.002 * 2 * np.pi
 
@@ -119,7 +120,7 @@ def test_codes(name, slope, units):
 @pytest.mark.parametrize('name', list(CONVENTIONS)[:-1])
 def test_codes_keep_their_middle(name):
     codes, first, step = CONVENTIONS[name]
-    found = phase_to_radians(first + step * np.arange(codes).reshape(4, -1), 'arbitrary')
+    found = in_radians(first + step * np.arange(codes).reshape(4, -1), 'arbitrary')
     assert found.flat[0] == pytest.approx(-np.pi)
     assert found.flat[-1] == pytest.approx(np.pi - 2 * np.pi / codes)
 
@@ -128,7 +129,7 @@ def test_codes_keep_their_middle(name):
 @pytest.mark.parametrize('units', [None, 'rad'])
 def test_radians_stay(low, high, units):
     values = np.linspace(low, high, 4096).astype(np.float32).reshape(16, 16, 4, 4)
-    assert phase_to_radians(values, units) is values
+    assert in_radians(values, units) is values
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_other_turns(turn, low, convention, whole):
     scale = phase_scale(stored)
     assert scale.convention == convention
     assert scale.turn == pytest.approx(turn, rel=3e-3)
-    error = angle(phase_to_radians(stored) - NOISE)
+    error = angle(in_radians(stored) - NOISE)
     assert np.ptp(angle(error - error.flat[0])) < 0.02 + whole * 4 * np.pi / max(turn, 300)
 
 
@@ -159,7 +160,7 @@ def test_scaled_codes_of_milliradians():
     # 4096 codes by a slope of 1.5348 from -3142: to 3143, as one vendor's rescaling has it
     stored = stored_in(NOISE, 4096, -2047.2, 1, 1.5348).astype(np.float32)
     assert phase_scale(stored).convention == 'milliradians'
-    error = angle(phase_to_radians(stored) - NOISE)
+    error = angle(in_radians(stored) - NOISE)
     assert np.ptp(angle(error - error.flat[0])) < 2 * np.pi / 4096 + 6e-4 * 2 * np.pi
 
 
@@ -170,7 +171,7 @@ def test_one_scale_for_echoes_that_do_not_reach_the_extremes():
     stored = stored_in(field + np.pi, 4096, 0).astype(np.int16)
     stored[:3] = 2048
     assert stored[..., 0].max() < 2300
-    found = phase_to_radians(stored)
+    found = in_radians(stored)
     np.testing.assert_allclose(angle(found - field)[3:], 0, atol=2 * np.pi / 4096 + 1e-6)
 
 
@@ -187,7 +188,7 @@ def test_single_precision_loses_nothing(name, slope):
     codes, first, step = CONVENTIONS[name]
     stored = stored_in(NOISE, codes, first, step, slope)
     exact = (stored / slope - first - codes * step / 2) * 2 * np.pi / (codes * step)
-    found = phase_to_radians(stored.astype(np.float32), 'arbitrary')
+    found = in_radians(stored.astype(np.float32), 'arbitrary')
     error = found.astype(float) - exact
     # single precision of pi is 2.4e-7; the stored floats themselves are as coarse
     assert np.abs(error - np.median(error)).max() < (3e-7 if slope == 1.0 else 1.2e-6)
@@ -208,7 +209,7 @@ UNDECIDABLE = {
 def test_undecidable_phase_is_refused_with_its_range(name):
     stored = UNDECIDABLE[name]
     with pytest.raises(ValueError, match='store it in radians') as error:
-        phase_to_radians(stored)
+        in_radians(stored)
     for limit in (stored.min(), stored.max()):
         assert f'{limit:g}' in str(error.value)
 
@@ -244,7 +245,7 @@ def test_unwrapped_radians(units, air, size):
     scale = phase_scale(stored, units)
     assert scale.convention in ('unwrapped', 'radians')
     np.testing.assert_allclose(
-        np.exp(1j * phase_to_radians(stored, units)[ball]), np.exp(1j * phase[ball]), atol=1e-4
+        np.exp(1j * in_radians(stored, units)[ball]), np.exp(1j * phase[ball]), atol=1e-4
     )
 
 
@@ -258,16 +259,16 @@ def test_echoes_of_different_scales_are_refused():
     stored = stored_in(NOISE, 4096, -2048)
     stored[..., 2] = NOISE[..., 2]
     with pytest.raises(ValueError, match=r'echo 3 runs from -3\.14'):
-        phase_to_radians(stored)
+        in_radians(stored)
 
 
 def test_phase_that_is_none():
     with pytest.raises(ValueError, match='is 5 in every voxel'):
-        phase_to_radians(np.full((4, 4, 4, 2), 5.0))
+        in_radians(np.full((4, 4, 4, 2), 5.0))
     bad = NOISE.copy()
     bad[0, 0, 0, 0] = np.nan
     with pytest.raises(ValueError, match=f'not finite: 1 of {bad.size}'):
-        phase_to_radians(bad)
+        in_radians(bad)
 
 
 # --- sign ---------------------------------------------------------------------------------------
@@ -565,7 +566,7 @@ def test_odd_storage_gives_the_field_of_the_plain_twin(sign):
     phase = data.phase.astype(float).copy()
     phase[..., 1::2] += data.readout_phase(0.7, 0.06)[..., None]
     stored = stored_in(sign * phase + np.pi, 4096, 0).astype(np.int16)
-    result = data.repaired(phase=phase_to_radians(stored, 'arbitrary'))
+    result = data.repaired(phase=in_radians(stored, 'arbitrary'))
     assert result.sign == sign
     twin = data.fitted(result.phase)
     # which part of the readouts' phase is field is a matter of convention: a constant, a gradient

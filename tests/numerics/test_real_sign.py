@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from radians import in_radians
 
 from precondqsm_bids.interfaces.volumes import b0_along, geometry, load
 from precondqsm_bids.numerics.phase.repair import repair_phase
-from precondqsm_bids.numerics.phase.scale import phase_to_radians
 from precondqsm_bids.numerics.phase.sign import decide_sign
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
@@ -35,7 +35,7 @@ def repaired(name, factor=1, mask=None, **keywords):
         region = region & load(str(REAL / name / mask), bool)
     scan = Scan(
         magnitude,
-        factor * phase_to_radians(phase, 'arbitrary'),
+        factor * in_radians(phase, 'arbitrary'),
         [sidecar['EchoTime'] for sidecar in sidecars],
         sidecars[0]['MagneticFieldStrength'],
         size,

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from radians import in_radians
 
 from precondqsm_bids.interfaces.volumes import load
 from precondqsm_bids.numerics.dipole import b0_direction
@@ -28,7 +29,6 @@ from precondqsm_bids.numerics.phase.recognition import (
     slow_phase,
     unsigned_parts,
 )
-from precondqsm_bids.numerics.phase.scale import phase_to_radians
 from precondqsm_bids.numerics.phase.shape_field import shape_field
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import shape_mask
@@ -59,7 +59,7 @@ class Data:
 
     def __init__(self, magnitude, stored, te, field_strength, affine, units=None):
         self.magnitude, self.stored = magnitude, stored
-        self.phase = phase_to_radians(stored, units)
+        self.phase = in_radians(stored, units)
         shape = shape_mask(magnitude[..., 0])
         self.mask = shape.roi_mask
         voxel_size = nib.affines.voxel_sizes(affine)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arrays import block_means
 from precondqsm_bids.numerics.dipole import bounding_box
 
 F64 = npt.NDArray[np.float64]
@@ -55,23 +56,15 @@ def coarse_field(
     (array([1. , 2.5, 4.5, 6.5]), array([2., 1., 1.]))
     """
     factors = [-(-n // most) for n in field.shape]
-    fraction = _block_means(mask.astype(np.float64), factors, 'constant')
+    fraction = block_means(mask.astype(np.float64), factors, 'constant')
     known = np.maximum(fraction, 1e-12)
+    of_mask = [np.where(mask, v, 0).astype(np.float64) for v in (field, sd)]
     means = [
-        np.where(fraction > 0, _block_means(np.where(mask, v, 0), factors, 'constant') / known, 0)
-        for v in (field, sd)
+        np.where(fraction > 0, block_means(v, factors, 'constant') / known, 0) for v in of_mask
     ]
-    whole = _block_means(shape.astype(np.float64), factors, 'edge') >= 0.5
+    whole = block_means(shape.astype(np.float64), factors) >= 0.5
     size = np.asarray(voxel_size, np.float64) * factors
     return CoarseField(means[0], means[1], fraction >= 0.5, whole, size)
-
-
-def _block_means(volume: npt.NDArray, factors: list[int], mode: str) -> F64:
-    """Means over blocks of ``factors`` voxels, the last filled up by ``mode`` of numpy's pad."""
-    fill = [(0, -n % k) for n, k in zip(volume.shape, factors, strict=True)]
-    padded = np.pad(np.asarray(volume, np.float64), fill, mode=mode)  # type: ignore[call-overload]
-    split = [part for n, k in zip(padded.shape, factors, strict=True) for part in (n // k, k)]
-    return padded.reshape(split).mean(axis=(1, 3, 5))
 
 
 def closed_outline(shape: Bools, voxel_size: npt.ArrayLike, radius: float) -> Bools:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import median, neighbours
+from precondqsm_bids.numerics.arrays import block_means, median, neighbours
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes
@@ -244,9 +244,8 @@ def _blocks(data: npt.NDArray, block: Sequence[int]) -> npt.NDArray:
     >>> _blocks(np.arange(7.0).reshape(7, 1, 1), (3, 1, 1)).ravel()
     array([1., 4.])
     """
-    x, y, z = (n // b for n, b in zip(data.shape, block, strict=True))
-    whole = data[: x * block[0], : y * block[1], : z * block[2]]
-    return whole.reshape(x, block[0], y, block[1], z, block[2]).mean(axis=(1, 3, 5))
+    whole = tuple(slice(n // b * b) for n, b in zip(data.shape, block, strict=True))
+    return block_means(data[whole], block)
 
 
 def _without_shim(field: npt.NDArray, mask: Bools) -> npt.NDArray[np.float64]:

@@ -311,8 +311,8 @@ def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float
     return jumps(echoes, blank, span / 2) > 0.05
 
 
-def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
-    """Stored phase in radians, by the one scale of :func:`phase_scale` for all echoes.
+def phase_to_radians(phase: npt.NDArray, scale: PhaseScale, overwrite: bool = False) -> F32:
+    """Stored phase in radians by the one scale of all echoes of a run.
 
     ``(stored - middle) 2 pi / turn``, computed in double precision and stored in single; radians
     are returned as they are.
@@ -320,28 +320,17 @@ def phase_to_radians(phase: npt.NDArray, units: str | None = None) -> F32:
     Parameters
     ----------
     phase : (X, Y, Z, E) or other ndarray
-        Stored phase, all echoes of a run.
-    units : {'rad', 'arbitrary'}, optional
-        ``Units`` of the metadata.
-
-    Raises
-    ------
-    ValueError
-        See :func:`phase_scale`.
+        Stored phase.
+    scale : PhaseScale
+        What :func:`phase_scale` finds.
+    overwrite : bool
+        Whether a phase in single precision is changed in place.
 
     Examples
     --------
     >>> codes = np.array([-4096, 0, 4094])
-    >>> phase_to_radians(codes, 'arbitrary').round(3)
+    >>> phase_to_radians(codes, phase_scale(codes, 'arbitrary')).round(3)
     array([-3.142,  0.   ,  3.14 ], dtype=float32)
-    """
-    return apply_scale(phase, phase_scale(phase, units))
-
-
-def apply_scale(phase: npt.NDArray, scale: PhaseScale, overwrite: bool = False) -> F32:
-    """Stored phase in radians by a scale that is known; see :func:`phase_to_radians`.
-
-    With ``overwrite`` a phase in single precision is changed in place.
     """
     if scale.convention in ('radians', 'unwrapped'):
         return np.asarray(phase, np.float32)

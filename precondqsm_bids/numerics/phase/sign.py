@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.arrays import check_shapes, side_by_side
 from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
@@ -157,11 +157,7 @@ def phase_sign(
     >>> print(found.sign, round(found.coefficient, 2), round(found.correlation, 2))
     -1 -1.0 -1.0
     """
-    if not field.shape == shape_field.shape == mask.shape:
-        raise ValueError(
-            f'field {field.shape}, shape field {shape_field.shape} and mask {mask.shape} differ '
-            'in shape'
-        )
+    check_shapes('mask', mask.shape, field=field, shape_field=shape_field)
     voxels = np.flatnonzero(mask)
     if voxels.size == 0:
         raise ValueError('the mask is empty: there is no field to compare with that of the shape')

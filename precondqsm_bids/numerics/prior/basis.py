@@ -95,15 +95,12 @@ def whole_map(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     return Basis(np.where(mask, 0, -1).astype(np.int32), (chi * mask).astype(np.float32), 1.0)
 
 
-def clusters(
-    chi: npt.NDArray, mask: npt.NDArray[np.bool_], threshold: float | None = None
-) -> Basis:
+def clusters(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     """One coefficient per connected cluster of a susceptibility map, one for what is left.
 
-    A cluster is a connected set of voxels above ``threshold`` (a tenth of the map's 99.9th
-    percentile above its median if omitted, but at least five robust standard deviations), grown
-    by two voxels, so that the border of an object belongs to it. Clusters of less than 27 voxels
-    join the rest.
+    A cluster is a connected set of voxels that exceed the map's median by a tenth of its 99.9th
+    percentile, and by five robust standard deviations, grown by two voxels, so that the border of
+    an object belongs to it. Clusters of less than 27 voxels join the rest.
 
     Parameters
     ----------
@@ -111,8 +108,6 @@ def clusters(
         Susceptibility map, ppm, not negative.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
-    threshold : float, optional
-        Least value of a cluster's core, ppm.
 
     Examples
     --------
@@ -121,10 +116,9 @@ def clusters(
     3
     """
     values = chi[mask]
-    if threshold is None:
-        middle = np.median(values)
-        noise = 1.4826 * float(np.median(np.abs(values - middle)))
-        threshold = float(middle) + max(5 * noise, 0.1 * float(np.percentile(values, 99.9)))
+    middle = np.median(values)
+    noise = 1.4826 * float(np.median(np.abs(values - middle)))
+    threshold = float(middle) + max(5 * noise, 0.1 * float(np.percentile(values, 99.9)))
     found, _ = ndimage.label((chi > threshold) & mask)
     sizes = np.bincount(found.ravel())
     keep = np.flatnonzero(sizes >= 27)

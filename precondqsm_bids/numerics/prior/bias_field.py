@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.dipole import bounding_box
 
 F32 = npt.NDArray[np.float32]
@@ -29,20 +30,19 @@ def bias_field(
     image: npt.NDArray,
     r2star: npt.NDArray | None,
     mask: npt.NDArray[np.bool_],
-    order: int | None = None,
 ) -> F32:
     """Smooth factor of an image that has nothing to do with what is imaged.
 
     Least squares of ``log image = g(R2*) + p(position)``: ``g`` is any function of R2*, constant
-    within each of 64 groups of voxels, and ``p`` a polynomial of a total degree of ``order``. R2*
+    within each of 64 groups of voxels, and ``p`` a polynomial of fourth degree. R2*
     comes from the ratio of echoes, which the coil's sensitivity does not enter, so that tissues
     keep their contrast. Tissue boundaries, vessels and lesions lose weight (Cauchy, beyond two
     robust standard deviations). A mask of more than 250,000 voxels is thinned; which voxels stay
     depends on how the axes are stored, and moves the bias by up to 0.1 % at the corners.
 
     Of a single echo there is no R2*, and ``g`` is a constant: all of the image that is a
-    polynomial, of a lower degree, counts as bias, what tissue has of it too, unless that is less
-    than a twentieth of its variance.
+    polynomial, here of second degree, counts as bias, what tissue has of it too, unless that is
+    less than a twentieth of its variance.
 
     A prior that reads susceptibility from the image needs this: where the image is shaded, its
     cells have a place in space, and can describe a susceptibility that varies slowly over the
@@ -58,8 +58,6 @@ def bias_field(
         R2*, 1/s; None if it is not known.
     mask : (X, Y, Z) ndarray of bool
         Region of interest.
-    order : int, optional
-        Degree of the polynomial; 4 if omitted, and 2 without R2*.
 
     Returns
     -------
@@ -83,13 +81,7 @@ def bias_field(
     >>> print((bias[15] / bias[0]).round(3).mean(), round(float(np.exp(0.3 * 15 / 16)), 3))
     1.325 1.325
     """
-    shapes = {'image': image.shape, 'mask': mask.shape}
-    if r2star is not None:
-        shapes['r2star'] = r2star.shape
-    if len(set(shapes.values())) > 1:
-        raise ValueError(
-            ', '.join(f'{name} {shape}' for name, shape in shapes.items()) + ' differ'
-        )
+    check_shapes('mask', mask.shape, image=image, r2star=r2star)
     if not mask.any():
         raise ValueError('the mask is empty: there is no image to find a bias field in')
     voxels = np.flatnonzero(mask)
@@ -106,9 +98,7 @@ def bias_field(
         r2 = r2star.reshape(-1)[voxels]
         edges = np.unique(np.quantile(r2, np.linspace(0, 1, GROUPS + 1)[1:-1]))
         group = np.digitize(r2, edges)
-    if order is None:
-        order = ORDER_ALONE if r2star is None else ORDER
-    polynomial = _Polynomial(mask, order)
+    polynomial = _Polynomial(mask, ORDER_ALONE if r2star is None else ORDER)
     indices = np.unravel_index(voxels, mask.shape)
     weight = np.ones(values.size)
     for i in range(ROUNDS):

@@ -78,7 +78,6 @@ def contrast_cells(
     mask: npt.NDArray[np.bool_],
     voxel_size: npt.ArrayLike,
     scales: Sequence[Scale] = SCALES,
-    gains: Sequence[float] | None = None,
 ) -> list[Basis]:
     """Cells of the contrasts' joint histogram times windows of space, one basis per scale.
 
@@ -100,8 +99,6 @@ def contrast_cells(
         Voxel size, mm.
     scales : sequence of Scale
         Lattices and bins.
-    gains : sequence of float, optional
-        Factor on the expected sizes of each scale; 0 leaves the scale out. All 1 if omitted.
 
     Returns
     -------
@@ -121,10 +118,7 @@ def contrast_cells(
     number: type[np.signedinteger] = np.int32 if mask.size < 2**31 else np.int64
     voxels = np.flatnonzero(mask).astype(number)
     bases = []
-    gains = [1.0] * len(scales) if gains is None else gains
-    for scale, gain in zip(scales, gains, strict=True):
-        if gain == 0:
-            continue
+    for scale in scales:
         places = [_places(value, bins) for value, bins in zip(values, scale.bins, strict=False)]
         basis = _soft_cells(places, voxels, mask)
         if np.isfinite(spacing := node_spacing(scale, mask, voxel_size)):
@@ -140,7 +134,7 @@ def contrast_cells(
             )
             parts = [(voxels, basis.labels[mask]), *(o[:2] for o in basis.overlaps)]
             basis = basis._replace(lattice=lattice((first, second, third), parts, mask.shape))
-        bases.append(basis._replace(gain=np.full(basis.parcels, gain * scale.size)))
+        bases.append(basis._replace(gain=np.full(basis.parcels, scale.size)))
     return bases
 
 

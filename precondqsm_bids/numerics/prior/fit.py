@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import from_box
+from precondqsm_bids.numerics.arrays import check_shapes, from_box
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import NOTHING, without_outliers
@@ -219,9 +219,9 @@ def fit_prior(
         raise ValueError('a prior to fit takes at least one basis')
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to fit a prior to')
+    check_shapes('field', field.shape, mask=mask)
     for basis in bases:
-        if not basis.labels.shape == basis.weight.shape == mask.shape == field.shape:
-            raise ValueError(f'a basis {basis.labels.shape} and the field {field.shape} differ')
+        check_shapes('field', field.shape, labels=basis.labels, weight=basis.weight)
     geometry = Geometry(mask, voxel_size, b0_dir, workers)
     if start is None:
         start = outer_start(field, field_sd, geometry, inner_size)

@@ -113,15 +113,10 @@ def test_hats_sum_to_one_and_are_symmetric():
     np.testing.assert_allclose(matrix[8], np.eye(1, 7, 3)[0], atol=1e-6)  # a node at the centre
 
 
-def test_gains_multiply_expected_sizes_and_zero_leaves_a_scale_out():
+def test_each_scale_has_its_expected_size():
     value = np.random.default_rng(0).gamma(2, 10, SHAPE)
-    plain = contrast_cells([value], MASK, VOXEL_SIZE)
-    assert [basis.gain[0] for basis in plain] == [scale.size for scale in SCALES]
-    some = contrast_cells([value], MASK, VOXEL_SIZE, gains=(0.5, 0, 2, 0))
-    assert [basis.gain[0] for basis in some] == [0.5 * SCALES[0].size, 2 * SCALES[2].size]
-    assert [basis.parcels for basis in some] == [plain[0].parcels, plain[2].parcels]
-    with pytest.raises(ValueError, match='zip'):
-        contrast_cells([value], MASK, VOXEL_SIZE, SCALES, (1, 1))
+    cells = contrast_cells([value], MASK, VOXEL_SIZE)
+    assert [basis.gain[0] for basis in cells] == [scale.size for scale in SCALES]
 
 
 def test_function_of_contrast_that_varies_smoothly_over_space_is_recovered():
