@@ -16,7 +16,7 @@ from precondqsm_bids.numerics import (
     pdf,
 )
 from precondqsm_bids.numerics.dipole import cyclic_prism_kernel
-from precondqsm_bids.numerics.prior.fit import MODEL_ERROR
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, FitOptions
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.phantom.fields import sphere_field
 from precondqsm_bids.phantom.tubes import simulate_tubes
@@ -91,13 +91,13 @@ def long_way(spec):
     """
     phantom = simulate_tubes(spec, seed=SEED)
     stages = first_stages(phantom)
-    roi, voxel_size, b0_dir = geometry = stages.geometry[:3]
+    roi, voxel_size, b0_dir, _ = geometry = stages.geometry
     field = stages.measured.total_field - forward_field(
         stages.region.shape_chi, voxel_size, b0_dir, roi, WORKERS
     )
     basis = clusters(stages.theory, roi)
     field_sd = stages.measured.field_sd
-    used = fit_prior(field, [basis], *geometry, field_sd, workers=WORKERS)
+    used = fit_prior(field, [basis], geometry, field_sd)
     size = used.inner_size
     weights = noise_weights(field_sd, roi, MODEL_ERROR * size)
 
@@ -120,16 +120,8 @@ def long_way(spec):
 
         columns = np.stack([project(f) for f in fields], axis=1)
         longhand = np.linalg.lstsq(columns, project(field), rcond=None)[0]
-        joint = fit_prior(
-            field,
-            [basis],
-            *geometry,
-            field_sd,
-            iterations=iterations,
-            rounds=1,
-            inner_size=size,
-            workers=WORKERS,
-        )
+        options = FitOptions(iterations, rounds=1, inner_size=size)
+        joint = fit_prior(field, [basis], geometry, field_sd, options=options)
         rows.append(
             {
                 'iterations': iterations,
@@ -151,12 +143,13 @@ def cost(spec, repeats=9, iterations=150):
     therefore timed between two PDFs and compared with their mean.
     """
     stages = first_stages(simulate_tubes(spec, seed=SEED))
-    field_sd, geometry = stages.measured.field_sd, stages.geometry[:3]
+    field_sd, geometry = stages.measured.field_sd, stages.geometry
+    options = FitOptions(iterations, inner_size=0.1)
     weights = noise_weights(field_sd, stages.roi)
     contrasts = [stages.measured.r2star, stages.images.magnitude]
     blocks = [
         index * size // BLOCK
-        for index, size in zip(np.indices(stages.roi.shape), geometry[1], strict=True)
+        for index, size in zip(np.indices(stages.roi.shape), geometry.voxel_size, strict=True)
     ]
     blocks = ((blocks[0] * 1000 + blocks[1]) * 1000 + blocks[2]).astype(np.int64)
     bases = {
@@ -166,20 +159,20 @@ def cost(spec, repeats=9, iterations=150):
     }
     field = stages.measured.total_field
 
-    def timed(function, *arguments, **options):
+    def timed(function, *arguments):
         start = time.perf_counter()
-        function(field, *arguments, workers=WORKERS, iterations=iterations, **options)
+        function(field, *arguments)
         return time.perf_counter() - start
 
     def pdf_seconds():
-        return timed(pdf, *geometry, weights)
+        return timed(pdf, *geometry[:3], weights, iterations, WORKERS)
 
     seconds, ratios = ({name: [] for name in ('pdf', *bases)} for _ in range(2))
     pdf_seconds()
     for _ in range(repeats):
         before = pdf_seconds()
         for name, basis in bases.items():
-            own = timed(fit_prior, basis, *geometry, field_sd, inner_size=0.1)
+            own = timed(fit_prior, basis, geometry, field_sd, None, options)
             after = pdf_seconds()
             seconds['pdf'].append(after)
             seconds[name].append(own)

@@ -34,7 +34,7 @@ def tubes(spec, seeds):
         shape = forward_field(stages.region.shape_chi, voxel_size, b0_dir, roi, WORKERS)
         field, field_sd = stages.measured.total_field - shape, stages.measured.field_sd
         basis = clusters(stages.theory, roi)
-        fit = fit_prior(field, [basis], *geometry[:3], field_sd, workers=WORKERS)
+        fit = fit_prior(field, [basis], geometry, field_sd)
         errors = coefficient_errors(field, basis, fit, geometry, field_sd)
         row = []
         for j in range(basis.parcels):
@@ -63,7 +63,6 @@ def head(spec, seeds):
             mask,
             workers=WORKERS,
         )
-        given = echoes.total_field, [basis], mask, size, b0_dir
-        fit = fit_prior(*given, echoes.field_sd, workers=WORKERS)
+        fit = fit_prior(echoes.total_field, [basis], geometry, echoes.field_sd)
         errors = coefficient_errors(echoes.total_field, basis, fit, geometry, echoes.field_sd)
         yield [(float(fit.coefficients[0][0]), float(errors[0]), 1.0)]

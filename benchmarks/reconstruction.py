@@ -33,7 +33,7 @@ from precondqsm_bids.numerics import (
 from precondqsm_bids.numerics.closed_form import gradient_power
 from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
-from precondqsm_bids.numerics.prior.fit import outer_start
+from precondqsm_bids.numerics.prior.fit import FitOptions, outer_start
 from precondqsm_bids.numerics.reconstruct import (
     Left,
     first_estimate,
@@ -166,18 +166,17 @@ def varied_prior(stages, inner_size, bias=True, size_factor=1.0, **departures):
         first = first / bias_field(first, images.r2star, mask)
     r2star = np.where(images.reliable, images.r2star, np.float32(np.nan))
     shape = forward_field(images.shape_chi, voxel_size, b0_dir, mask, workers)
-    options = {'free_voxels': True, 'tissue_shift': True, 'model_error': FIT_MODEL_ERROR}
+    options = FitOptions(free_voxels=True, tissue_shift=True, model_error=FIT_MODEL_ERROR)
     field = images.total_field - shape
     start = outer_start(field, images.field_sd, stages.geometry)
     fit = fit_prior(
         field,
         contrast_cells([r2star, first], mask, voxel_size),
-        *stages.geometry[:3],
+        stages.geometry,
         images.field_sd,
         images.shape_sd,
-        workers=workers,
-        start=start._replace(inner_size=size_factor * inner_size),
-        **options | departures,
+        options._replace(**departures),
+        start._replace(inner_size=size_factor * inner_size),
     )
     return PriorEstimate(
         fit.prior_chi, images.shape_chi + fit.surface_chi, None, fit.inner_size, {},

@@ -89,9 +89,8 @@ class Reconstruction:
             self.shape.shape_chi, self.voxel_size, self.b0_dir, self.roi, **self.threads
         )
         cells = contrast_cells([self.fit.r2star, self.first], self.roi, self.voxel_size)
-        fit = fit_prior(
-            field, cells, *self.geometry(), self.fit.field_sd, self.shape.shape_sd, **self.threads
-        )
+        geometry = Geometry(*self.geometry(), **self.threads)
+        fit = fit_prior(field, cells, geometry, self.fit.field_sd, self.shape.shape_sd)
         return self.flattened(fit.prior_chi, True, fit.surface_chi)
 
     def default(self):

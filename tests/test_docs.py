@@ -207,8 +207,7 @@ def test_methods_state_the_defaults_of_the_code():
         rf'({solver.MODEL_ERROR}\ \mathrm{{ppm}})^2',
         f'plus {default(solver.solver_grid, "margin")} voxels on every side',
         f'less than {100 * WHOLE:g} % filled',
-        f'The {default(prior.fit.fit_prior, "iterations")} iterations are split into '
-        f'{default(prior.fit.fit_prior, "rounds")} rounds',
+        'The {} iterations are split into {} rounds'.format(*prior.fit.FitOptions()),
         f'{prior.fit.MODEL_ERROR} times the root mean square',
         f'its size is {prior.fit.OUTER_SIZE:g} ppm, less than the 9 of tissue against air',
         *(' x '.join(map(str, scale.bins)) for scale in prior.contrast.SCALES),

@@ -31,7 +31,7 @@ from precondqsm_bids.numerics.prior import estimate
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import r2prime_prior
 from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
@@ -569,8 +569,9 @@ def test_prior_fit(data, tmp_path, priors, fit):
     ]
     bases = [basis for group in groups for basis in group]
     flat = data.field - forward_field(shape_chi, VOXEL_SIZE, B0_DIR, data.mask)
-    keywords = {'iterations': 12, 'free_voxels': free_voxels}
-    expected = fit_prior(flat, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, **keywords)
+    options = FitOptions(12, free_voxels=free_voxels)
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    expected = fit_prior(flat, bases, geometry, data.sd, options=options)
     scale = np.abs(expected.prior_chi).max()
     # In so small a region PDF amplifies rounding: 1e-7 of the field moves the map by 3 %.
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.05 * scale)
@@ -624,7 +625,8 @@ def test_further_contrasts_have_cells_of_their_own(data, tmp_path, name):
     bias = {what: bias_field(image, data.r2star, data.mask) for what, image in images.items()}
     bases = contrast_cells([data.r2star, first / bias['magnitude']], data.mask, VOXEL_SIZE)
     bases += contrast_cells([data.r2star, other / bias.get(name, 1)], data.mask, VOXEL_SIZE)
-    expected = fit_prior(data.field, bases, data.mask, VOXEL_SIZE, B0_DIR, data.sd, iterations=6)
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    expected = fit_prior(data.field, bases, geometry, data.sd, options=FitOptions(6))
     scale = float(np.abs(expected.prior_chi).max())
     # As above: in so small a region PDF amplifies rounding.
     np.testing.assert_allclose(result['prior_chi'], expected.prior_chi, atol=0.05 * scale)

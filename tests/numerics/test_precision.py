@@ -11,11 +11,11 @@ from operators import assert_adjoint
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
-from precondqsm_bids.numerics.dipole import cyclic_prism_kernel
+from precondqsm_bids.numerics.dipole import Geometry, cyclic_prism_kernel
 from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.prior.basis import constant_parcels
-from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, OUTER_SIZE, SIZE, fit_prior
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, OUTER_SIZE, SIZE, FitOptions, fit_prior
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.3, -0.4, 0.87]) / np.linalg.norm([0.3, -0.4, 0.87])
@@ -131,8 +131,8 @@ def test_prior_fit(iterations, tolerance):
     found, _ = descend(apply, adjoint, embed(FIELD * MASK), weights, iterations)
     prior = volume_of((SIZE * size * found[outside:])[labels], INSIDE)
     prior[INSIDE] -= np.median(prior[INSIDE])
-    keywords = {'iterations': iterations, 'rounds': 1, 'inner_size': size}
-    fit = fit_prior(FIELD, [cells], MASK, VOXEL_SIZE, B0_DIR, SD, **keywords)
+    options = FitOptions(iterations, rounds=1, inner_size=size)
+    fit = fit_prior(FIELD, [cells], Geometry(MASK, VOXEL_SIZE, B0_DIR), SD, options=options)
     assert_close(fit.prior_chi, prior, tolerance)
 
 

@@ -14,7 +14,7 @@ from precondqsm_bids.numerics.object_search import without_spikes
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, susceptibility_map
 from precondqsm_bids.numerics.prior.tissue import tissue_parcels
 from precondqsm_bids.numerics.recombination import recombine
@@ -56,7 +56,9 @@ def test_the_chain_of_a_field_that_is_zero(prior, sd):
     """Sources of zero have a field of zero: map, prior and residual are uniform."""
     noise = np.full(BALL.shape, sd, np.float32)
     found = bases(prior)
-    fit = fit_prior(ZERO, found, BALL, *VIEW, noise, free_voxels=True)
+    fit = fit_prior(
+        ZERO, found, Geometry(BALL, *VIEW), noise, options=FitOptions(free_voxels=True)
+    )
     assert all(np.isfinite(values).all() for values in fit.coefficients)
     flat = flatten_field(ZERO, fit.prior_chi, BALL, *VIEW)
     weights = noise_weights(noise, BALL)
@@ -80,10 +82,11 @@ def test_the_chain_of_a_field_that_is_zero(prior, sd):
 def test_a_map_that_is_zero_has_no_coefficient_that_the_field_could_tell():
     (basis,) = bases('map of zero')
     field = forward_field(0.1 * (np.abs(X).max(0) < 3), *VIEW)
-    fit = fit_prior(field, [basis], BALL, *VIEW)
+    geometry = Geometry(BALL, *VIEW)
+    fit = fit_prior(field, [basis], geometry)
     assert not fit.prior_chi.any()
     assert fit.explained == pytest.approx(0, abs=1e-6)
-    assert np.isinf(coefficient_errors(field, basis, fit, Geometry(BALL, *VIEW))).all()
+    assert np.isinf(coefficient_errors(field, basis, fit, geometry)).all()
 
 
 def test_bias_field_of_what_has_no_contrast_is_one():

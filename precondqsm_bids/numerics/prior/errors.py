@@ -68,8 +68,9 @@ def coefficient_errors(
     >>> chi = np.zeros(mask.shape); chi[8:16, 8:16, 8:16] = 0.5
     >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1)) + rng.normal(0, 0.01, chi.shape)
     >>> basis = whole_map(chi, mask)
-    >>> fit = fit_prior(field, [basis], mask, (1, 1, 1), (0, 0, 1))
-    >>> error = coefficient_errors(field, basis, fit, Geometry(mask, (1, 1, 1), (0, 0, 1)))
+    >>> geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
+    >>> fit = fit_prior(field, [basis], geometry)
+    >>> error = coefficient_errors(field, basis, fit, geometry)
     >>> print(abs(fit.coefficients[0] - 1) < 3 * error, error < 0.02)
     [ True] [ True]
     """

@@ -14,7 +14,7 @@ from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
+from precondqsm_bids.numerics.prior.fit import FitOptions, PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
@@ -181,10 +181,10 @@ def estimate_prior(
     flat = [basis for group in bases.values() for basis in group]
     flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
     used = _used(flat, verdict.gains)
+    options = FitOptions(iterations, free_voxels=free_voxels, tissue_shift=free_voxels)
     fitted = fit_prior(
-        field, [flat[i] for i in used], mask, voxel_size, b0_dir, sd, shape_sd, iterations,
-        free_voxels=free_voxels, workers=workers, tissue_shift=free_voxels, start=start.pop(),
-    )  # fmt: skip
+        field, [flat[i] for i in used], geometry, sd, shape_sd, options, start.pop()
+    )
     fitted = _with_left_out(fitted, flat, used)
     record = builder.record(bases, fitted)
     record['fit'], record['iterations'] = fit, iterations

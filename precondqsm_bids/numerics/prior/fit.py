@@ -81,6 +81,26 @@ class Start(NamedTuple):
     """Expected size of what the fit adds to the sources outside, ppm."""
 
 
+class FitOptions(NamedTuple):
+    """How :func:`fit_prior` fits."""
+
+    iterations: int = 66
+    """Conjugate-gradient iterations, of all rounds together."""
+    rounds: int = 3
+    """Rounds of reweighting."""
+    free_voxels: bool = False
+    """Whether voxels where the fit leaves a source become unknowns. Only for a prior that
+    describes most of what is inside: what a prior of few coefficients leaves is its error."""
+    tissue_shift: bool = False
+    """Whether cells of the whole region may have a frequency of their own, too, which is no field
+    of a dipole (:class:`~precondqsm_bids.numerics.prior.shift.TissueShift`)."""
+    inner_size: float | None = None
+    """Expected size of the susceptibility inside, ppm, with which the fit starts from nothing;
+    None takes that of the start."""
+    model_error: float = MODEL_ERROR
+    """What the prior cannot describe of the field, relative to the expected size."""
+
+
 def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
     """Expected size of the sources that a prior lacks, from what the inversion shows of them.
 
@@ -112,19 +132,10 @@ def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
 def fit_prior(
     field: npt.NDArray,
     bases: Sequence[Basis],
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-    b0_dir: npt.ArrayLike,
+    geometry: Geometry,
     field_sd: npt.NDArray | None = None,
     shape_sd: npt.NDArray | None = None,
-    iterations: int = 66,
-    rounds: int = 3,
-    inner_size: float | None = None,
-    free_voxels: bool = False,
-    workers: int = 1,
-    *,
-    tissue_shift: bool = False,
-    model_error: float = MODEL_ERROR,
+    options: FitOptions = FitOptions(),  # noqa: B008 (never changed)
     start: Start | None = None,
 ) -> PriorFit:
     """Fit the coefficients of a prior to the field, together with the sources outside.
@@ -155,12 +166,8 @@ def fit_prior(
         Measured field, ppm; the shape's field may be off it already.
     bases : sequence of Basis
         The prior.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
+    geometry : Geometry
+        Region of interest, voxel size (mm), direction of B0, threads.
     field_sd : (X, Y, Z) ndarray, optional
         Standard deviation of the field, ppm. The weights are
         ``1 / sqrt(field_sd^2 + (model_error inner_size)^2)``: with noise alone, a
@@ -169,26 +176,11 @@ def fit_prior(
         Expected error of the shape's susceptibility, ppm: where it is not zero, the fit has a
         source of that size too (``surface_chi``), so that an error of the object's surface does
         not become susceptibility inside. Only for a prior that can describe what is inside.
-    iterations : int
-        Conjugate-gradient iterations, of all rounds together.
-    rounds : int
-        Number of reweighting rounds.
-    inner_size : float, optional
-        Expected size of the susceptibility inside, ppm; the root mean square of the local field
-        that a PDF of 30 iterations leaves if omitted. If given, the fit starts from nothing.
-    free_voxels : bool
-        Whether voxels where the fit leaves a source become unknowns. Only for a prior that
-        describes most of what is inside: what a prior of few coefficients leaves is its error.
-    workers : int
-        Threads of the Fourier transforms.
-    tissue_shift : bool
-        Whether cells of the whole region may have a frequency of their own, too, which is no field
-        of a dipole (:class:`~precondqsm_bids.numerics.prior.shift.TissueShift`).
-    model_error : float
-        What the prior cannot describe of the field, relative to ``inner_size``.
+    options : FitOptions
+        How it is fitted.
     start : Start, optional
-        Result of :func:`outer_start` for this field and mask, for several fits of one field; its
-        ``inner_size`` counts.
+        Result of :func:`outer_start` for this field and geometry, for several fits of one field;
+        its ``inner_size`` counts.
 
     Returns
     -------
@@ -207,7 +199,7 @@ def fit_prior(
     >>> mask = np.ones((24, 24, 24), bool); chi = np.zeros(mask.shape)
     >>> chi[8:16, 8:16, 8:16] = 0.5
     >>> field = forward_field(-chi, (1, 1, 1), (0, 0, 1))
-    >>> fit = fit_prior(field, [whole_map(chi, mask)], mask, (1, 1, 1), (0, 0, 1))
+    >>> fit = fit_prior(field, [whole_map(chi, mask)], Geometry(mask, (1, 1, 1), (0, 0, 1)))
     >>> print(round(float(fit.coefficients[0][0]), 1))
     -1.0
 
@@ -217,30 +209,32 @@ def fit_prior(
     """
     if not bases:
         raise ValueError('a prior to fit takes at least one basis')
+    mask = geometry.mask
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to fit a prior to')
     check_shapes('field', field.shape, mask=mask)
     for basis in bases:
         check_shapes('field', field.shape, labels=basis.labels, weight=basis.weight)
-    geometry = Geometry(mask, voxel_size, b0_dir, workers)
     if start is None:
-        start = outer_start(field, field_sd, geometry, inner_size)
-    inner_size = start.inner_size
+        start = outer_start(field, field_sd, geometry, options.inner_size)
+    inner_size, rounds = start.inner_size, options.rounds
+    model_error = options.model_error * inner_size
     sd = np.zeros(mask.shape, np.float32) if field_sd is None else field_sd
-    weights = noise_weights(sd, mask, model_error * inner_size)
+    weights = noise_weights(sd, mask, model_error)
     state = _Fit(start, bases, geometry, weights, shape_sd)
     del start  # its arrays are needed no more
-    if tissue_shift and (own := shifted(bases)):
+    if options.tissue_shift and (own := shifted(bases)):
         state.shift = TissueShift(own, mask, state.rows, state.system, inner_size)
     for i in range(rounds):
         if i:
             state.reweigh()
             if state.shift:
                 state.shift.resize(state.residual)
-        if free_voxels and i == max(rounds - FREE_ROUNDS, 1):
+        if options.free_voxels and i == max(rounds - FREE_ROUNDS, 1):
             state.free_voxels()
-        state.descend(iterations // rounds + (iterations % rounds if i == 0 else 0))
-    return state.result(free_voxels, model_error * inner_size)
+        share, rest = divmod(options.iterations, rounds)
+        state.descend(share + (rest if i == 0 else 0))
+    return state.result(options.free_voxels, model_error)
 
 
 def outer_start(

@@ -14,11 +14,11 @@ from precondqsm_bids.numerics.coarse import CoarseRegion
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.columns import cells_of
-from precondqsm_bids.numerics.prior.fit import PriorFit, fit_prior, outer_start
+from precondqsm_bids.numerics.prior.fit import FitOptions, PriorFit, fit_prior, outer_start
 from precondqsm_bids.numerics.prior.lattice import Axis, lattice
 
 F32 = npt.NDArray[np.float32]
-ITERATIONS, ROUNDS = 76, 2
+OPTIONS = FitOptions(iterations=76, rounds=2)
 """Of each fit on the coarse grid."""
 OUTER_SIZE = 9.0
 """Expected size of what these fits add to the sources outside, ppm: more than in the fit itself.
@@ -157,16 +157,13 @@ def judge_prior(
     maps = [coarse.rows(basis) for basis in bases]
 
     # One thread for each fit: on so small a grid more of them wait for each other.
-    start = outer_start(
-        images[0], images[1], coarse.geometry._replace(workers=1), margin=coarse.margin
-    )._replace(outer_size=OUTER_SIZE)
+    alone = coarse.geometry._replace(workers=1)
+    start = outer_start(images[0], images[1], alone, margin=coarse.margin)
+    start = start._replace(outer_size=OUTER_SIZE)
 
     def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
         on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
-        return fit_prior(
-            images[0], on_grid, *coarse.geometry[:3], images[1], sd_of_shape, ITERATIONS, ROUNDS,
-            workers=start.system.workers, start=start,
-        )  # fmt: skip
+        return fit_prior(images[0], on_grid, alone, images[1], sd_of_shape, OPTIONS, start)
 
     own = fitted(maps)
     variance = np.square(own.part_sd)

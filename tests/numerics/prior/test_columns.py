@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.dipole import forward_field
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.columns import Columns
 from precondqsm_bids.numerics.prior.contrast import SCALES, Scale, contrast_cells, node_spacing
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.lattice import hats
 from precondqsm_bids.numerics.solver import DipoleSystem
 from tests.numerics.prior.test_fit import spread
@@ -128,7 +128,9 @@ def test_function_of_contrast_that_varies_smoothly_over_space_is_recovered():
     step = 0.05 + 0.05 * np.sin(x / 9) * np.cos(y / 11 + z / 13)
     field = forward_field(contrast * step, voxel_size, B0_DIR)
     (basis,) = contrast_cells([contrast], mask, voxel_size, [Scale(16 / 74.3, (2,))])
-    result = fit_prior(field, [basis], mask, voxel_size, B0_DIR, inner_size=0.05)
+    result = fit_prior(
+        field, [basis], Geometry(mask, voxel_size, B0_DIR), options=FitOptions(inner_size=0.05)
+    )
     nodes = np.zeros(basis.lattice.shape)
     nodes.flat[basis.lattice.used] = result.coefficients[0]
     # What both cells have in common may be the field of surroundings: the step between them.

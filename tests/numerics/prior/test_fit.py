@@ -11,7 +11,7 @@ from precondqsm_bids.numerics.dipole import Geometry, cyclic_prism_kernel, forwa
 from precondqsm_bids.numerics.prior.basis import Basis, clusters, constant_parcels, whole_map
 from precondqsm_bids.numerics.prior.contrast import Scale, bin_edges, contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, fit_prior
+from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, FitOptions, fit_prior
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 
 B0_DIR = np.array([0.2, -0.3, 0.93]) / np.linalg.norm([0.2, -0.3, 0.93])
@@ -68,8 +68,8 @@ def measured(coefficients=TRUE, noise=0.002, seed=0):
 GEOMETRY = Geometry(MASK, VOXEL_SIZE, B0_DIR)
 
 
-def fit(field, bases, **keywords):
-    return fit_prior(field, bases, MASK, VOXEL_SIZE, B0_DIR, **keywords)
+def fit(field, bases, field_sd=None, shape_sd=None, **options):
+    return fit_prior(field, bases, GEOMETRY, field_sd, shape_sd, FitOptions(**options))
 
 
 @pytest.mark.slow
@@ -226,9 +226,7 @@ def test_storage_does_not_matter(axes, flips):
     moved = fit_prior(
         move(field),
         [Basis(move(LABELS), move(WEIGHT), 1.0)],
-        move(MASK),
-        np.array(VOXEL_SIZE)[list(axes)],
-        b0_dir,
+        Geometry(move(MASK), np.array(VOXEL_SIZE)[list(axes)], b0_dir),
     )
     np.testing.assert_allclose(moved.coefficients[0], plain.coefficients[0], atol=1e-3)
 
@@ -324,7 +322,8 @@ def test_cells_do_not_depend_on_the_storage(flips, axes, spacing):
             b0_dir[list(flips)] *= -1
         f, m, c = (move(v) if moved else v for v in (field, MASK, value))
         cells = contrast_cells([c], m, size, scales)
-        return fit_prior(f, cells, m, size, b0_dir, iterations=20, inner_size=0.1).prior_chi
+        options = FitOptions(iterations=20, inner_size=0.1)
+        return fit_prior(f, cells, Geometry(m, size, b0_dir), options=options).prior_chi
 
     np.testing.assert_allclose(prior(True), move(prior(False)), atol=1e-5)
 
@@ -351,7 +350,7 @@ def test_errors():
     with pytest.raises(ValueError, match='at least one basis'):
         fit(field, [])
     with pytest.raises(ValueError, match='mask is empty'):
-        fit_prior(field, [whole_map(WEIGHT, MASK)], ~MASK & MASK, VOXEL_SIZE, B0_DIR)
+        fit_prior(field, [whole_map(WEIGHT, MASK)], GEOMETRY._replace(mask=~MASK & MASK))
     with pytest.raises(ValueError, match='differ'):
         fit(field[1:], [whole_map(WEIGHT, MASK)])
 
@@ -587,6 +586,6 @@ def test_coefficient_in_voxels_of_3_to_1(width):
     chi = ndimage.gaussian_filter(chi, (width, width, width / 3)) if width else chi
     field = forward_field(np.repeat(chi, 3, axis=2), (1, 1, 1), B0_DIR)[:, :, 1::3]
     mask = np.ones(chi.shape, bool)
-    found = fit_prior(field, [whole_map(chi, mask)], mask, (1, 1, 3), B0_DIR)
+    found = fit_prior(field, [whole_map(chi, mask)], Geometry(mask, (1, 1, 3), B0_DIR))
     assert found.coefficients[0] == pytest.approx(1, abs=1e-3)
     assert found.explained > 0.999

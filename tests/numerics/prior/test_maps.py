@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
+from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.contrast import Scale, contrast_cells
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.tissue import tissue_parcels
 
@@ -61,7 +62,9 @@ def measured(chi, noise=0.0005):
 
 def fit(field, bases, iterations=300):
     """To the end, where the classes' values are those of least squares."""
-    return fit_prior(field, bases, MASK, VOXEL_SIZE, B0_DIR, iterations=iterations)
+    return fit_prior(
+        field, bases, Geometry(MASK, VOXEL_SIZE, B0_DIR), options=FitOptions(iterations)
+    )
 
 
 def relative(coefficients):

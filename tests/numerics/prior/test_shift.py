@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 
+from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.contrast import Scale, contrast_cells
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
 from precondqsm_bids.numerics.solver import DipoleSystem, Further
 
@@ -97,8 +98,9 @@ def fitted(field, classes, tissue_shift, b0_dir=B0_DIR):
     """Fit of constants of some classes to a noisy field."""
     noise = np.random.default_rng(5).normal(0, 0.002, SHAPE)
     return fit_prior(
-        (field + noise) * MASK, [constant_parcels(classes + 1, MASK)], MASK, VOXEL_SIZE, b0_dir,
-        np.full(SHAPE, 0.002, np.float32), tissue_shift=tissue_shift,
+        (field + noise) * MASK, [constant_parcels(classes + 1, MASK)],
+        Geometry(MASK, VOXEL_SIZE, b0_dir), np.full(SHAPE, 0.002, np.float32),
+        options=FitOptions(tissue_shift=tissue_shift),
     )  # fmt: skip
 
 

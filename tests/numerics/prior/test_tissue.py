@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.tissue import (
     CHI_ORDER,
     R2_LITERATURE,
@@ -167,6 +168,6 @@ def test_only_swapped_classes_contradict_the_literature(head, spoil, wrong):
     names = ['GM', 'WM', 'CSF']
     shares = spoil(np.stack([head.probsegs[name] for name in names], axis=-1))
     basis = tissue_parcels(shares, 3, head.brain_mask)
-    b0_dir, size = head.spec.b0_dir, head.spec.voxel_size
-    fit = fit_prior(head.field, [basis], head.brain_mask, size, b0_dir, iterations=30, rounds=1)
+    geometry = Geometry(head.brain_mask, head.spec.voxel_size, head.spec.b0_dir)
+    fit = fit_prior(head.field, [basis], geometry, options=FitOptions(30, rounds=1))
     assert bool(contradictions(class_means(fit.prior_chi, basis, names))) == wrong

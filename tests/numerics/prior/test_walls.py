@@ -4,10 +4,10 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.walls import walls
-from precondqsm_bids.numerics.dipole import forward_field
+from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
-from precondqsm_bids.numerics.prior.fit import fit_prior
+from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 
 MOST = 1.1
 SHAPE, VOXEL_SIZE, B0_DIR = (48, 48, 40), (2.5, 2.5, 2.5), (0.0, 0.0, 1.0)
@@ -23,7 +23,8 @@ def test_prior_from_contrast_that_says_nothing_has_no_walls():
     blocks = constant_parcels(np.floor(POINTS / 15) @ [1, 100, 10000], MASK)
 
     def most(bases, *periods):
-        prior = fit_prior(field, bases, MASK, VOXEL_SIZE, B0_DIR, iterations=40).prior_chi
+        geometry = Geometry(MASK, VOXEL_SIZE, B0_DIR)
+        prior = fit_prior(field, bases, geometry, options=FitOptions(40)).prior_chi
         prior = prior + 1e-4 * rng.normal(size=SHAPE)
         return max(walls(prior, MASK, VOXEL_SIZE, periods).values())
 
