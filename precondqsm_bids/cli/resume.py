@@ -245,11 +245,12 @@ def _write(
 
 def _by_another_program(record: dict[str, Any]) -> dict[str, Any]:
     """Of the sidecar, what this program does not know: it has not inverted."""
-    shape = " and of the object's shape" * record['flattening'].get('shape', True)
+    from precondqsm_bids.outputs.maps import BY_ANOTHER_PROGRAM
+    from precondqsm_bids.outputs.sidecars import as_run
+
     return {
-        'EstimationAlgorithm': f'Field of the prior{shape} subtracted from the measured field; '
-        'inversion by another program, see the last of Sources; prior added again',
-        'EstimationReference': 'That of the other program',
+        'EstimationAlgorithm': as_run(BY_ANOTHER_PROGRAM.words, record),
+        'EstimationReference': BY_ANOTHER_PROGRAM.reference,
         'Parameters': record,
     }
 

@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 
 class Algorithm(NamedTuple):
-    """How a map is made, and the publication of it."""
+    """How a map is made, and the publication of it.
+
+    Fields in braces, in the descriptions of maps too, stand for what was run:
+    :func:`~precondqsm_bids.outputs.sidecars.as_run`.
+    """
 
     words: str
     reference: str
@@ -61,12 +65,19 @@ class Map(NamedTuple):
 
 
 PDF_REFERENCE = 'Liu T et al., NMR Biomed 2011;24:1129'
-PDF_WORDS, VSHARP_WORDS = 'rojection onto dipole fields', 'V-SHARP, means over spheres'
-VSHARP_REFERENCE = 'Wu B et al., Magn Reson Med 2012;67:137'
-TV_REFERENCE = 'Milovic C et al., Magn Reson Med 2018;80:814 (total variation)'
-_INVERSION_REFERENCE = (
-    f'{PDF_REFERENCE} (PDF); Bilgic B et al., Magn Reson Med 2014;72:1444 '
-    '(closed-form l2 inversion, L-curve)'
+BACKGROUNDS = {
+    'pdf': Algorithm('projection onto dipole fields', f'{PDF_REFERENCE} (PDF)'),
+    'vsharp': Algorithm(
+        'V-SHARP, means over spheres', 'Wu B et al., Magn Reson Med 2012;67:137 (V-SHARP)'
+    ),
+}
+L2 = Algorithm(
+    'closed-form l2-regularised inversion',
+    'Bilgic B et al., Magn Reson Med 2014;72:1444 (closed-form l2 inversion, L-curve)',
+)
+TV = Algorithm(
+    'inversion with total variation, alpha = {tv_weight:.3g} ppm mm',
+    f'{L2.reference}; Milovic C et al., Magn Reson Med 2018;80:814 (total variation)',
 )
 FIT = Algorithm(
     'Nonlinear least-squares fit of the complex multi-echo signal, weighted by its noise',
@@ -86,18 +97,22 @@ CONVOLUTION = Algorithm(
     'Marques JP and Bowtell R, Concepts Magn Reson B 2005;25:65; '
     'Jenkinson M et al., Magn Reson Med 2004;52:471',
 )
-PDF = Algorithm('Projection onto dipole fields', PDF_REFERENCE)
-L2, TV = 'closed-form l2-regularised inversion', 'inversion with total variation'
-INVERSION = Algorithm(f'Projection onto dipole fields; {L2}', _INVERSION_REFERENCE)
+BACKGROUND = Algorithm('{background}', '{background_reference}')
+INVERSION = Algorithm('{background}; {inversion}', '{background_reference}; {inversion_reference}')
 PRECONDITIONED = Algorithm(
-    "Field of the prior and of the object's shape subtracted from the measured field; "
-    f'projection onto dipole fields; {L2}; prior added again',
-    _INVERSION_REFERENCE,
+    'Field of the prior{shape} subtracted from the measured field; {background}; {inversion}; '
+    'prior added again',
+    INVERSION.reference,
+)
+BY_ANOTHER_PROGRAM = Algorithm(
+    'Field of the prior{shape} subtracted from the measured field; inversion by another program, '
+    'see the last of Sources; prior added again',
+    'That of the other program',
 )
 CONSENSUS = Algorithm(
-    f'Border voxels of uncertain field left out; projection onto dipole fields; {L2}',
-    f'QSM Consensus Organization Committee, Magn Reson Med 2024, 10.1002/mrm.30006; '
-    f'{_INVERSION_REFERENCE}',
+    'Border voxels of uncertain field left out; {background}; {inversion}',
+    'QSM Consensus Organization Committee, Magn Reson Med 2024, 10.1002/mrm.30006; '
+    f'{INVERSION.reference}',
 )
 
 _PRIOR = ('echo_fit', 'r2prime_prior', 'prior_fit')
@@ -177,10 +192,9 @@ _ROWS = (
         'uncertain field and without the rim that the background removal does not know',
         None, _CONSENSUS_MASK, arm='consensus'),
     Map('total_field', 'ppm', 'total field', 'fieldmap', 'total', 'fmap',
-        'Total field: frequency offset from the echo fit', FIT, ('echo_fit',)),
+        'Total field: frequency offset{source}', FIT, ('echo_fit',)),
     Map('flattened_field', 'ppm', 'flattened field', 'fieldmap', 'flattened', 'fmap',
-        "Total field minus the calculated field of the prior and of the object's shape, and minus "
-        'the tissue shift',
+        'Total field minus the calculated field of the prior{shape}, and minus the tissue shift',
         CONVOLUTION, (*_PRIOR, 'shape_mask', 'flattening')),
     Map('tissue_shift', 'ppm', 'tissue shift', 'fieldmap', 'tissueshift', 'fmap',
         'Frequency of the tissue that is no field of a dipole, as the prior fit found it; the '
@@ -188,7 +202,7 @@ _ROWS = (
         TISSUE_SHIFT, _PRIOR, on_request=True),
     Map('local_field', 'ppm', 'local field', 'fieldmap', 'local', 'fmap',
         'Flattened field without the field of sources outside the region of interest',
-        PDF, _CHAIN),
+        BACKGROUND, _CHAIN),
     Map('magnitude', 'arbitrary', 'magnitude of all echoes', 'magnitude', None, 'fmap',
         'Root of the sum of squares over the echoes'),
     Map('conventional_local_field', 'ppm', 'local field, conventional',

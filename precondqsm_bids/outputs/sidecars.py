@@ -13,20 +13,14 @@ from precondqsm_bids.outputs.dataset import NAME
 from precondqsm_bids.outputs.files import json_ready
 from precondqsm_bids.outputs.lights import lights
 from precondqsm_bids.outputs.maps import (
-    CONSENSUS,
+    BACKGROUNDS,
     CONVOLUTION,
     DIFFERENCE,
     FIT,
-    INVERSION,
     L2,
     PDF_REFERENCE,
-    PDF_WORDS,
-    PRECONDITIONED,
     STATIC_DEPHASING,
     TV,
-    TV_REFERENCE,
-    VSHARP_REFERENCE,
-    VSHARP_WORDS,
     Algorithm,
     Map,
 )
@@ -90,7 +84,7 @@ def compose_sidecar(output: Map, record: Record, facts: Facts) -> dict[str, Any]
     """
     stages = {stage: record[stage] for stage in output.stages if stage in record}
     sidecar: dict[str, Any] = {
-        'Description': _as_run(output.description, stages),
+        'Description': as_run(output.description, stages),
         'Sources': list(facts.sources),
         'SpatialReference': 'orig',
     }
@@ -214,27 +208,31 @@ def _inside(shape: Mapping[str, Any]) -> bool:
     return inner or mask == 'brain' or 'desc-brain' in mask
 
 
-def _as_run(text: str, stages: Record) -> str:
-    """Leave the shape out where it was not part of the prior; name the stages that ran."""
-    if field_given(stages.get('echo_fit', {})):
-        text = text.replace('frequency offset from the echo fit', 'frequency offset, as given')
-    if stages.get('flattening', {}).get('shape') is False:
-        text = text.replace(" and of the object's shape", '')
-    for numbers in stages.values():
-        if numbers.get('method') == 'vsharp':
-            text = text.replace(f'P{PDF_WORDS}', VSHARP_WORDS).replace(
-                f'p{PDF_WORDS}', VSHARP_WORDS
-            )
-            text = text.replace(f'{PDF_REFERENCE} (PDF)', f'{VSHARP_REFERENCE} (V-SHARP)')
-            text = text.replace(PDF_REFERENCE, VSHARP_REFERENCE)
-        if L2 in text and 'tv_weight' in numbers:
-            text = text.replace(L2, f'{TV}, alpha = {numbers["tv_weight"]:.3g} ppm mm')
-    return text
+def as_run(text: str, stages: Record) -> str:
+    """A text of the table of maps, its fields filled with what was run.
+
+    >>> as_run('{background}; prior{shape}', {'flattening': {'shape': False}})
+    'Projection onto dipole fields; prior'
+    """
+    used = {key: value for numbers in stages.values() for key, value in numbers.items()}
+    background = BACKGROUNDS['vsharp' if used.get('method') == 'vsharp' else 'pdf']
+    inversion = TV if 'tv_weight' in used else L2
+    given = field_given(stages.get('echo_fit', {}))
+    shape = stages.get('flattening', {}).get('shape') is not False
+    filled = text.format(
+        source=', as given' if given else ' from the echo fit',
+        shape=" and of the object's shape" * shape,
+        background=background.words,
+        background_reference=background.reference,
+        inversion=inversion.words.format_map(used),
+        inversion_reference=inversion.reference,
+    )
+    return filled[:1].upper() + filled[1:]
 
 
 def _algorithm(algorithm: Algorithm, stages: Record) -> str:
     """The algorithm with what was chosen: how the prior was fitted, lambda."""
-    words, fit = _as_run(algorithm.words, stages), stages.get('echo_fit', {})
+    words, fit = as_run(algorithm.words, stages), stages.get('echo_fit', {})
     if algorithm is STATIC_DEPHASING and (prior := stages.get('prior_fit')):
         return describe_prior(prior)
     if algorithm is FIT and field_given(fit):
@@ -267,9 +265,7 @@ def _publications(algorithm: Algorithm, stages: Record) -> str:
         return 'Herraez MA et al., Appl Opt 2002;41:7437'
     fit = stages.get('prior_fit')
     if algorithm is not STATIC_DEPHASING or not fit:
-        variation = any('tv_weight' in numbers for numbers in stages.values())
-        of_chi = algorithm in (INVERSION, PRECONDITIONED, CONSENSUS)
-        return _as_run(algorithm.reference, stages) + f'; {TV_REFERENCE}' * (variation and of_chi)
+        return as_run(algorithm.reference, stages)
     terms = [term(name) for name in fit['priors']]
     if not any(each.inside for each in terms):
         return CONVOLUTION.reference
