@@ -198,9 +198,7 @@ def fit_echoes(
     field = field_from_advance(echoes, prediction, known)
     if predicted_field is not None:
         echoes.take_off(prediction)
-    own_phase = _own_phase(echoes, field, voxel_size)
-    if own_phase:
-        own_phase = own_phase._replace(centre=own_phase.centre + [side.start for side in box])
+    own_phase = _own_phase(echoes, field, voxel_size, [side.start for side in box])
     offset = np.zeros_like(field)
     sd = fit_phase(echoes, field, offset, True)
     noise = _noise(echoes, field, offset, noise_sd)
@@ -214,30 +212,9 @@ def fit_echoes(
         return fit._replace(fat=fat | fit.fat)
     turns = join_bodies(echoes, field, offset)
     smooth = smooth_offset(offset, sd * noise.local, echoes.mask, voxel_size)
-    fit_offset = False if smooth.model == 'quartic' else smooth.own
-    if smooth.model != 'voxelwise':
-        repair_wraps(echoes, field, smooth.offset, smooth.own)
-        fit_phase(echoes, field, smooth.offset, fit_offset)
-    across = field_across_voxels(field + prediction, echoes.mask, workers)
-    decay = fit_signal(echoes, field, smooth.offset, across, noise.local, fit_offset)
-    _doubt_field(echoes, field, smooth, decay, noise.local)
-    pooled = pool_decay(echoes, field, smooth.offset, decay, noise.local)
-    # A decay of which one echo or none is seen could be any: no number is better than noise.
-    decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
-    unit, deviation = np.float32(echoes.unit), np.float32(noise.sd)
-    maps: dict[str, Callable[[], npt.NDArray]] = {
-        'total_field': lambda: field + prediction,
-        'field_sd': lambda: decay.field_sd,
-        'r2star': lambda: decay.r2star,
-        'r2star_sd': lambda: decay.r2star_sd,
-        'magnitude_sd': lambda: noise.local * unit,
-        's0': lambda: decay.s0 * unit,
-        'phase_offset': lambda: np.angle(np.exp(1j * smooth.offset)).astype(np.float32),
-        'usable_echoes': lambda: decay.usable_echoes,
-        'reliable': lambda: pooled >= 2,
-        'misfit': lambda: np.sqrt(decay.misfit) * noise.local / deviation,
-        'own_offset': lambda: smooth.own,
-    }
+    decay, pooled = _fit_decay(echoes, field, prediction, smooth, noise.local)
+    maps = _maps(decay, pooled, smooth, noise, np.float32(echoes.unit))
+    maps['total_field'] = lambda: field + prediction
     volumes = side_by_side(
         workers, *(partial(lambda values: in_place(values(), mask), v) for v in maps.values())
     )
@@ -254,13 +231,35 @@ def fit_echoes(
     )
 
 
-def _own_phase(echoes: Echoes, field: F32, voxel_size: npt.ArrayLike) -> EchoPhase | None:
-    """Phase of each echo, taken off echoes and field in place; None of two echoes."""
+def _own_phase(
+    echoes: Echoes, field: F32, voxel_size: npt.ArrayLike, first: list[int]
+) -> EchoPhase | None:
+    """Phase of each echo, taken off echoes and field in place; None of two echoes.
+
+    ``first`` is the voxel of the volume at which the box of the echoes begins.
+    """
     if echoes.echo_times.size < 3:
         return None
     found = echo_phase(echoes, field, voxel_size)
     field += take_off(echoes, found, voxel_size)
-    return found
+    return found._replace(centre=found.centre + first)
+
+
+def _fit_decay(
+    echoes: Echoes, field: F32, prediction: F32, smooth: Offset, noise: F32
+) -> tuple[Decay, npt.NDArray]:
+    """The field with the offset fixed, in place, the decay, and usable echoes with neighbours'."""
+    fit_offset = False if smooth.model == 'quartic' else smooth.own
+    if smooth.model != 'voxelwise':
+        repair_wraps(echoes, field, smooth.offset, smooth.own)
+        fit_phase(echoes, field, smooth.offset, fit_offset)
+    across = field_across_voxels(field + prediction, echoes.mask, echoes.workers)
+    decay = fit_signal(echoes, field, smooth.offset, across, noise, fit_offset)
+    _doubt_field(echoes, field, smooth, decay, noise)
+    pooled = pool_decay(echoes, field, smooth.offset, decay, noise)
+    # A decay of which one echo or none is seen could be any: no number is better than noise.
+    decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
+    return decay, pooled
 
 
 class _Noise(NamedTuple):
@@ -270,6 +269,24 @@ class _Noise(NamedTuple):
     local: F32
     """(V,)"""
     source: str
+
+
+def _maps(
+    decay: Decay, pooled: npt.NDArray, smooth: Offset, noise: _Noise, unit: np.float32
+) -> dict[str, Callable[[], npt.NDArray]]:
+    """How each map of the result is made, (V,), in the units of the result."""
+    return {
+        'field_sd': lambda: decay.field_sd,
+        'r2star': lambda: decay.r2star,
+        'r2star_sd': lambda: decay.r2star_sd,
+        'magnitude_sd': lambda: noise.local * unit,
+        's0': lambda: decay.s0 * unit,
+        'phase_offset': lambda: np.angle(np.exp(1j * smooth.offset)).astype(np.float32),
+        'usable_echoes': lambda: decay.usable_echoes,
+        'reliable': lambda: pooled >= 2,
+        'misfit': lambda: np.sqrt(decay.misfit) * noise.local / np.float32(noise.sd),
+        'own_offset': lambda: smooth.own,
+    }
 
 
 def _noise(echoes: Echoes, field: F32, offset: F32, given: float | None) -> _Noise:

@@ -293,9 +293,11 @@ def region_of_interest(
             raise ValueError(f'magnitude: {error}') from error
         found, missing = _whole_view(magnitude.shape), NO_OBJECT_WORDS.format(error=error)
     kind, brain = 'object' if mask is None else 'given', None
-    said: list[str] = []
+    whole_view = bool(found.shape_mask.all())
+    said = [missing or NO_AIR_WORDS] if whole_view else []
     if mask is None and inside != 'object':
-        brain, said = brain_if_any(magnitude, found.shape_mask, voxel_size, inside == 'brain')
+        brain, of_brain = brain_if_any(magnitude, found.shape_mask, voxel_size, inside == 'brain')
+        said += of_brain
     if brain:
         mask, kind = brain.mask, 'brain'
     roi, source = found.roi_mask, 'magnitude'
@@ -304,40 +306,47 @@ def region_of_interest(
         roi, source = given if free else roi & given, 'mask'
     whole = int(np.count_nonzero(roi))
     roi = _eroded(roi, voxel_size, erosion, source, found)
-    whole_view = bool(found.shape_mask.all())
     beside = mask is not None or whole_view
     fraction = surface_fraction(roi, found.shape_mask) if beside else 1.0
     used = min(fraction, 1 - found.fading) >= LEAST_SURFACE
     if brain and brain.certain:  # of large voxels, all of its border may be near the surface
         used = False
-    left, volume = int(np.count_nonzero(roi)), float(np.prod(np.asarray(voxel_size))) / 1000
+    volume = float(np.prod(np.asarray(voxel_size))) / 1000
+    said += _thin(roi, voxel_size)
+    if mask is None and not whole_view:
+        said += _doubts(magnitude, roi, found, volume)
+    if not brain and (kind == 'given' or inside == 'object'):
+        said += scalp(roi, magnitude, found.shape_mask, voxel_size)
+    if kind == 'given':
+        said += _holes(roi, found.shape_mask, volume)
+    left = int(np.count_nonzero(roi))
     record: dict[str, Any] = {
-        'threshold': found.threshold,
-        'step': WATER_IN_AIR,
-        'shape_voxels': int(np.count_nonzero(found.shape_mask)),
-        'roi_voxels': left,
-        'volumes': [float(f'{n * volume:.4g}') for n in np.bincount(bodies(roi)[roi])[1:]],
-        'left_out': [float(f'{n * volume:.4g}') for n in found.left_out],
-        'fading_fraction': found.fading,
-        'least_filled_fraction': WHOLE,
+        **_record(found, roi, volume),
         'mask': kind,
         'brain': brain.record if brain else None,
         'erosion': erosion,
         'eroded_voxels': whole - left,
         'surface_fraction': fraction,
         'shape_used': used,
-        'warnings': ([missing or NO_AIR_WORDS] if whole_view else []) + said,
+        'warnings': said,
     }
-    record['warnings'] += _thin(roi, voxel_size)
-    if mask is None and not whole_view:
-        record['warnings'] += _doubts(magnitude, roi, found, volume)
-    if not brain and (kind == 'given' or inside == 'object'):
-        record['warnings'] += scalp(roi, magnitude, found.shape_mask, voxel_size)
-    if kind == 'given':
-        record['warnings'] += _holes(roi, found.shape_mask, volume)
     factor = np.float32(used)
     shape_chi, shape_sd = factor * found.shape_chi, factor * found.shape_sd
     return Region(found.shape_mask, roi, shape_chi, shape_sd, not used, record)
+
+
+def _record(found: ShapeMask, roi: npt.NDArray[np.bool_], volume: float) -> dict[str, Any]:
+    """What is measured of object and region; ``volume`` is that of a voxel, ml."""
+    return {
+        'threshold': found.threshold,
+        'step': WATER_IN_AIR,
+        'shape_voxels': int(np.count_nonzero(found.shape_mask)),
+        'roi_voxels': int(np.count_nonzero(roi)),
+        'volumes': [float(f'{n * volume:.4g}') for n in np.bincount(bodies(roi)[roi])[1:]],
+        'left_out': [float(f'{n * volume:.4g}') for n in found.left_out],
+        'fading_fraction': found.fading,
+        'least_filled_fraction': WHOLE,
+    }
 
 
 def _eroded(

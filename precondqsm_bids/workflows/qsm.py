@@ -135,6 +135,7 @@ def edges_of(method, one_echo):
     """Connections of all stages that a method can have."""
     return [
         *_edges(method, one_echo),
+        *_judging_edges(method, one_echo),
         *_output_edges(method, one_echo),
         *(edge for arm in method.arms for edge in _arm_edges(method, arm)),
     ]
@@ -212,13 +213,12 @@ def stage_node(name, interface, threads, mem_gb):
 
 
 def _edges(method, one_echo):
-    """Connections from the images to the flattened field, the comparison and the uncertainty.
+    """Connections from the images to the flattened field.
 
     Those of stages that this method does not have, or with no ports, are left out afterwards.
     """
     estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
     contrast, interior = method.reads_contrast, method.describes_interior
-    known = _known(method.preconditioned)
     return [
         ('inputnode', 'shape_mask', [(('magnitude', first), 'magnitude'), ('mask', 'mask')]),
         ('inputnode', 'echo_fit',
@@ -254,6 +254,14 @@ def _edges(method, one_echo):
         ('prior_fit', 'flattening', _same('tissue_shift') * interior),
         ('shape_mask' if method.by_theory else estimate, 'flattening',
             _same('shape_chi') * method.shape),
+    ]  # fmt: skip
+
+
+def _judging_edges(method, one_echo):
+    """Connections of the comparison and of the uncertainty."""
+    estimate = 'r2prime_prior' if method.by_theory else 'prior_fit'
+    known = _known(method.preconditioned)
+    return [
         # the comparison
         ('dipole_inversion', 'comparison', [
             ('chi', 'residual_chi'), ('reg_weight', 'reg_weight')]),

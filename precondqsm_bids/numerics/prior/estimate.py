@@ -14,7 +14,13 @@ from precondqsm_bids.numerics.prior.basis import Basis, whole_map
 from precondqsm_bids.numerics.prior.bias_field import bias_field
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.errors import coefficient_errors
-from precondqsm_bids.numerics.prior.fit import FitOptions, PriorFit, fit_prior, outer_start
+from precondqsm_bids.numerics.prior.fit import (
+    FitOptions,
+    PriorFit,
+    Start,
+    fit_prior,
+    outer_start,
+)
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
@@ -150,19 +156,10 @@ def estimate_prior(
     if fit is None and len(terms) != 1:
         raise ValueError(f'prior {" ".join(terms)}: only one term can be taken without a fit')
     if fit is None:
-        builder = _Builder(inputs, geometry, terms, 'global')
-        word, (basis, *_) = terms[0], builder.bases(terms[0])
-        unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
-        record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
-        return PriorEstimate(basis.weight, inputs.shape_chi, None, None, record)
-    mask, voxel_size, b0_dir, workers = geometry
-    shape_chi = inputs.shape_chi
-    if shape_chi is not None:
-        of_shape = forward_field(shape_chi, voxel_size, b0_dir, mask, workers)
-        inputs = inputs._replace(total_field=inputs.total_field - of_shape)
-        del of_shape
+        return _as_it_is(inputs, geometry, terms[0])
     # Beyond the box of the region no term looks: empty slices change nothing, and cost nothing.
-    box = bounding_box(mask)
+    mask, shape_chi, box = geometry.mask, inputs.shape_chi, bounding_box(geometry.mask)
+    inputs = _without_shape(inputs, geometry)
     inputs = PriorInputs(**in_box(inputs._asdict(), 'images', mask, box))
     on_grid = partial(from_box, box=box, shape=mask.shape)
     mask = mask[box]
@@ -170,55 +167,62 @@ def estimate_prior(
     builder = _Builder(inputs, geometry, terms, fit)
     field, sd, shape_sd = inputs.total_field, inputs.field_sd, inputs.shape_sd
 
-    def judged() -> tuple[dict[str, list[Basis]], Verdict]:
+    def judged() -> tuple[dict[str, list[Basis]], list[Basis], Verdict]:
         bases = {word: builder.bases(word) for word in terms}
         flat = [basis for group in bases.values() for basis in group]
-        return bases, judge_prior(field, flat, geometry, sd, shape_sd)
+        return bases, flat, judge_prior(field, flat, geometry, sd, shape_sd)
 
-    (bases, verdict), start = side_by_side(
-        workers, judged, lambda: [outer_start(field, sd, geometry)]
+    (bases, flat, verdict), start = side_by_side(
+        geometry.workers, judged, lambda: [outer_start(field, sd, geometry)]
     )  # the start in a list, which gives it away
-    flat = [basis for group in bases.values() for basis in group]
     flat = [_resized(basis, gain) for basis, gain in zip(flat, verdict.gains, strict=True)]
-    used = _used(flat, verdict.gains)
     options = FitOptions(iterations, free_voxels=free_voxels, tissue_shift=free_voxels)
-    fitted = fit_prior(
-        field, [flat[i] for i in used], geometry, sd, shape_sd, options, start.pop()
-    )
-    fitted = _with_left_out(fitted, flat, used)
+    fitted = _fit_used(inputs, flat, verdict.gains, geometry, options, start)
     record = builder.record(bases, fitted)
     record['fit'], record['iterations'] = fit, iterations
-    record['trust'], record['gains'] = verdict.trust, list(verdict.gains)
-    record['beyond_null'], record['judged'] = verdict.beyond_null, verdict.judged
-    record['turns'] = list(verdict.turns)
+    record |= verdict.record
     record['warnings'] += verdict.warnings
     if free_voxels:
-        record['free_voxels'] = {
-            'voxels': int(np.count_nonzero(fitted.free_chi)),
-            'explained': fitted.fractions[-1],
-        }
+        free, explained = int(np.count_nonzero(fitted.free_chi)), fitted.fractions[-1]
+        record['free_voxels'] = {'voxels': free, 'explained': explained}
     if len(flat) == 1 and flat[0].expected != 0:
-        record['coefficient_errors'] = coefficient_errors(
-            field, flat[0], fitted, geometry, inputs.field_sd
-        ).tolist()
-    shift = fitted.tissue_shift
+        errors = coefficient_errors(field, flat[0], fitted, geometry, sd)
+        record['coefficient_errors'] = errors.tolist()
+    trust, shift = np.float32(verdict.trust), fitted.tissue_shift
     if shift is not None:
-        shift *= np.float32(verdict.trust)
-        record['tissue_shift_sd'] = float(np.std(shift[mask], dtype=np.float64))
+        shift = on_grid(trust * shift)
+        record['tissue_shift_sd'] = float(np.std(shift[box][mask], dtype=np.float64))
     spread = prior_spread(verdict.coarse_chi, fitted.prior_chi, geometry)
     record['prior_sd'] = float(np.sqrt(np.mean(spread[mask] ** 2, dtype=np.float64)))
     finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
-        on_grid(np.float32(verdict.trust) * fitted.prior_chi),
+        on_grid(trust * fitted.prior_chi),
         None if shape_chi is None else shape_chi + on_grid(fitted.surface_chi),
         on_grid((finest.labels + 1).astype(np.int32)),
         fitted.inner_size,
         record,
-        None if shift is None else on_grid(shift),
+        shift,
         fitted.outer_chi,
         verdict.trust,
-        on_grid(np.float32(verdict.trust) * spread),
+        on_grid(trust * spread),
     )
+
+
+def _without_shape(inputs: PriorInputs, geometry: Geometry) -> PriorInputs:
+    """The inputs with the field less that of the shape."""
+    if inputs.shape_chi is None:
+        return inputs
+    mask, voxel_size, b0_dir, workers = geometry
+    of_shape = forward_field(inputs.shape_chi, voxel_size, b0_dir, mask, workers)
+    return inputs._replace(total_field=inputs.total_field - of_shape)
+
+
+def _as_it_is(inputs: PriorInputs, geometry: Geometry, word: str) -> PriorEstimate:
+    """The map of a term, not fitted."""
+    basis, *_ = _Builder(inputs, geometry, [word], 'global').bases(word)
+    unknown: dict[str, Any] = {'parcels': 0, 'explained': None, 'supported': None}
+    record: dict[str, Any] = {'priors': {word: unknown}, 'fit': 'none'}
+    return PriorEstimate(basis.weight, inputs.shape_chi, None, None, record)
 
 
 def _resized(basis: Basis, gain: float) -> Basis:
@@ -238,8 +242,23 @@ def _used(bases: Sequence[Basis], gains: Sequence[float]) -> list[int]:
     ] or list(range(len(bases)))
 
 
-def _with_left_out(fitted: PriorFit, bases: Sequence[Basis], used: Sequence[int]) -> PriorFit:
-    """The fit with what the bases that it was not given have: nothing."""
+def _fit_used(
+    inputs: PriorInputs,
+    bases: Sequence[Basis],
+    gains: Sequence[float],
+    geometry: Geometry,
+    options: FitOptions,
+    start: list[Start],
+) -> PriorFit:
+    """The fit of the bases that it needs; what the others have is nothing.
+
+    The start is in a list, from which it is taken: its arrays are needed no more in the fit.
+    """
+    used = _used(bases, gains)
+    fitted = fit_prior(
+        inputs.total_field, [bases[i] for i in used], geometry, inputs.field_sd, inputs.shape_sd,
+        options, start.pop(),
+    )  # fmt: skip
     coefficients = [np.zeros(basis.parcels) for basis in bases]
     fractions, part_sd = [0.0] * len(bases), [0.0] * len(bases)
     for place, i in enumerate(used):

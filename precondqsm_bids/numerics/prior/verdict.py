@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,15 @@ class Verdict(NamedTuple):
         return self.explained - self.null if self.turns else None
 
     @property
-    def judged(self) -> dict[str, float] | None:
-        """Both of these, for the record; None where no turn is a null."""
-        return {'explained': self.explained, 'null': self.null} if self.turns else None
+    def record(self) -> dict[str, Any]:
+        """What is measured, as plain numbers; None of what takes a null where there is none."""
+        return {
+            'trust': self.trust,
+            'gains': list(self.gains),
+            'turns': list(self.turns),
+            'beyond_null': self.beyond_null,
+            'judged': {'explained': self.explained, 'null': self.null} if self.turns else None,
+        }
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ SHOWN_ROWS = 60
 SHOWN_POINTS = 2000
 """Points of a strip: more take memory and show nothing more. Outliers come on top."""
 
+UNITS = {measure.name: measure.unit for measure in COLUMNS}
+
 NAMED = 2
 """Outliers that a figure names per measure; the page names all of them below."""
 
@@ -83,14 +85,6 @@ def compose_report(
     """
     order = [*(measure.name for measure in COLUMNS), 'n_warnings']
     quality = sorted(_strips(gathered['quality']), key=lambda strip: order.index(strip.name))
-    units = {measure.name: measure.unit for measure in COLUMNS}
-    # A measure that is the same in every run needs no picture.
-    varying = [
-        strip
-        for strip in quality
-        if strip.distribution.maximum > strip.distribution.minimum
-        and strip.distribution.n >= LEAST_VALUES
-    ]
     maps = [column for column in COMPARED if column in columns]
     regions = {
         column: [strip for strip in _strips(gathered['rois']) if strip.key[1] == column]
@@ -99,14 +93,6 @@ def compose_report(
     coefficients = sorted(
         _strips(gathered['coefficients']), key=lambda strip: (strip.key[0], natural(strip.key[1]))
     )
-    drawn = {column: _enough(strips) for column, strips in regions.items()}
-    numbered = _enough(coefficients)
-    with mpl.rc_context(STYLE):
-        figures = {
-            'quality': _draw_measures(varying, units) if varying else '',
-            'rois': _draw_regions(drawn) if any(drawn.values()) else '',
-            'coefficients': _draw_coefficients(numbered) if numbered else '',
-        }
     outliers: Counter[str] = Counter()
     for part in gathered.values():
         outliers += part.by_run
@@ -116,14 +102,7 @@ def compose_report(
         summary=summary,
         statuses=[(name, summary.runs[name], text) for name, text in STATUS.items()],
         runs=sum(summary.runs.values()),
-        links={
-            subject
-            for subject in (
-                *(item.subject for item in summary.listed),
-                *(item.subject for part in gathered.values() for item in part.outliers),
-            )
-            if (output_dir / f'sub-{subject}.html').is_file()
-        },
+        links=_with_report(output_dir, summary, gathered),
         outlying=_by_run(gathered),
         found=sum(sum(part.counts.values()) for part in gathered.values()),
         named=sum(len(part.outliers) for part in gathered.values()),
@@ -131,8 +110,8 @@ def compose_report(
         limit_words=LIMIT_WORDS,
         **table_of_runs(output_dir, summary, outliers),
         least=LEAST_VALUES,
-        figures=figures,
-        quality=[(strip, units.get(strip.name, '')) for strip in quality],
+        figures=_figures(quality, regions, coefficients),
+        quality=[(strip, UNITS.get(strip.name, '')) for strip in quality],
         descriptions={measure.name: measure.meaning for measure in COLUMNS}
         | {'n_warnings': 'Number of warnings that the stages left'},
         regions=[strip for column in maps for strip in regions[column]],
@@ -141,6 +120,31 @@ def compose_report(
         shown_rows=SHOWN_ROWS,
         shown_points=SHOWN_POINTS,
     )
+
+
+def _with_report(
+    output_dir: Path, summary: GroupResult, gathered: Mapping[str, Gathered]
+) -> set[str]:
+    """Subjects that the page names and that have a report."""
+    named = {item.subject for item in summary.listed}
+    named |= {item.subject for part in gathered.values() for item in part.outliers}
+    return {name for name in named if (output_dir / f'sub-{name}.html').is_file()}
+
+
+def _figures(
+    quality: Sequence[Strip], regions: Mapping[str, Sequence[Strip]], coefficients: Sequence[Strip]
+) -> dict[str, str]:
+    """Figure of each table, empty where no measure has values enough."""
+    # A measure that is the same in every run needs no picture.
+    varying = [s for s in quality if s.distribution.maximum > s.distribution.minimum]
+    measures, numbered = _enough(varying), _enough(coefficients)
+    drawn = {column: _enough(strips) for column, strips in regions.items()}
+    with mpl.rc_context(STYLE):
+        return {
+            'quality': _draw_measures(measures) if measures else '',
+            'rois': _draw_regions(drawn) if any(drawn.values()) else '',
+            'coefficients': _draw_coefficients(numbered) if numbered else '',
+        }
 
 
 def _strips(gathered: Gathered) -> list[Strip]:
@@ -189,7 +193,7 @@ def _by_run(gathered: Mapping[str, Gathered]) -> list[dict[str, Any]]:
     return list(runs.values())
 
 
-def _draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
+def _draw_measures(measures: Sequence[Strip]) -> str:
     """Small multiples, one per measure."""
     across = 3
     down = -(-len(measures) // across)
@@ -198,7 +202,7 @@ def _draw_measures(measures: Sequence[Strip], units: Mapping[str, str]) -> str:
     for axes in grid[len(measures) :]:
         axes.set_axis_off()
     for axes, strip in zip(grid, measures, strict=False):
-        unit = units.get(strip.name)
+        unit = UNITS.get(strip.name)
         axes.set_title(f'{strip.name} ({unit})' if unit else strip.name, loc='left', pad=10)
         if strip.distribution.maximum > 10 * strip.distribution.minimum > 0:
             axes.set_xscale('log')

@@ -12,6 +12,7 @@ import csv
 import heapq
 import json
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -238,6 +239,51 @@ def region_columns(
     return columns, described
 
 
+class _Tally:
+    """What is said of all runs together, run by run."""
+
+    def __init__(self) -> None:
+        self.subjects: set[str] = set()
+        self.statuses: Counter[str] = Counter()
+        self.usable = self.to_list = 0
+        self.listed: list[Listed] = []
+        self.signs: dict[str, Counter[int]] = {}
+        self.shown: list[Shown] = []
+        self.alike: dict[tuple[str, ...], list[str]] = {}
+        self.methods: dict[str, str] = {}
+        self.versions: set[str] = set()
+
+    def add(self, run: RunValues) -> None:
+        """Count a run, and keep what is listed of it."""
+        self.subjects.add(run.subject)
+        self.statuses[run.status] += 1
+        self.usable += run.usable
+        if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
+            self.signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
+        levels = [run.quality.get(f'light_{row.name}') for row in LIGHTS]
+        self.shown.append(
+            Shown(run.subject, run.name, run.status, levels, len(run.warnings), run.folder)
+        )
+        if run.methods:
+            self.methods[run.name] = sys.intern(run.methods)
+            self.versions.add(run.version)
+        if same := _fingerprint(run):
+            self.alike.setdefault(same, []).append(run.name)
+        if run.note:
+            self.to_list += 1
+            if len(self.listed) < LISTED:
+                self.listed.append(Listed(run.subject, run.name, run.status, run.note))
+
+    def result(self) -> GroupResult:
+        """All of it; no outlier is known yet."""
+        several = [names for names in self.alike.values() if len(names) > 1]
+        equal = {name: names for names in several for name in names}
+        return GroupResult(
+            len(self.subjects), self.statuses, self.usable, self.listed, self.to_list, 0, (),
+            self.signs, self.shown, equal, self.methods, self.versions,
+        )  # fmt: skip
+
+
 def write_rows(
     runs: Iterable[RunValues], paths: Mapping[str, Path], headers: Mapping[str, Collection[str]]
 ) -> tuple[GroupResult, dict[str, dict[Key, array[float]]]]:
@@ -247,16 +293,7 @@ def write_rows(
     have the file and the columns of each table (``rois``, ``quality``, ``coefficients``).
     """
     values: dict[str, dict[Key, array[float]]] = {name: {} for name in paths}
-    statuses: Counter[str] = Counter()
-    listed: list[Listed] = []
-    signs: dict[str, Counter[int]] = {}
-    shown: list[Shown] = []
-    methods: dict[str, str] = {}
-    kept: dict[str, str] = {}  # each text once
-    versions: set[str] = set()
-    alike: dict[tuple[str, ...], list[str]] = {}
-    usable = to_list = 0
-    previous, participants = '', 0
+    tally = _Tally()
     with ExitStack() as stack:
         writers = {}
         for name, path in paths.items():
@@ -264,48 +301,20 @@ def write_rows(
             writers[name] = csv.writer(stream, delimiter='\t', lineterminator='\n')
             writers[name].writerow(headers[name])
         for run in runs:
-            participants += run.subject != previous
-            previous = run.subject
-            usable += run.usable
             if unknown := set(run.columns) - set(headers['rois']):
                 # A participant level wrote it after the headers were read.
                 wrong = f'its table of values has new columns ({", ".join(sorted(unknown))})'
                 run = run._replace(
                     status='incomplete', regions=(), note=f'{wrong}: run the group level again'
                 )
-            statuses[run.status] += 1
-            if (scanner := run.quality.get('scanner')) and run.quality.get('phase_sign'):
-                signs.setdefault(cell(scanner), Counter())[run.quality['phase_sign']] += 1
-            shown.append(_shown(run))
-            if run.methods:
-                methods[run.name] = kept.setdefault(run.methods, run.methods)
-                versions.add(run.version)
-            if same := _fingerprint(run):
-                alike.setdefault(same, []).append(run.name)
-            if run.note:
-                to_list += 1
-                if len(listed) < LISTED:
-                    listed.append(Listed(run.subject, run.name, run.status, run.note))
+            tally.add(run)
             for name, rows in _rows(run).items():
                 for row in rows:
-                    cells = [cell(row.get(column)) for column in headers[name]]
-                    writers[name].writerow(cells)
-                    for key, value in _compared(
-                        name, dict(zip(headers[name], cells, strict=True))
-                    ):
+                    cells = {column: cell(row.get(column)) for column in headers[name]}
+                    writers[name].writerow(cells.values())
+                    for key, value in _compared(name, cells):
                         values[name].setdefault(key, array('d')).append(value)
-    equal = {name: names for names in alike.values() if len(names) > 1 for name in names}
-    summary = GroupResult(
-        participants, statuses, usable, listed, to_list, 0, (), signs, shown, equal, methods,
-        versions,
-    )  # fmt: skip
-    return summary, values
-
-
-def _shown(run: RunValues) -> Shown:
-    """What the table of the page has of a run."""
-    levels = [run.quality.get(f'light_{row.name}') for row in LIGHTS]
-    return Shown(run.subject, run.name, run.status, levels, len(run.warnings), run.folder)
+    return tally.result(), values
 
 
 def _fingerprint(run: RunValues) -> tuple[str, ...] | None:
