@@ -145,7 +145,15 @@ def test_commands_are_taken_apart():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize('words', ['precondqsm_bids in out participant --no-such', 'rm -rf /'])
+@pytest.mark.parametrize(
+    'words',
+    [
+        'precondqsm_bids in out participant --no-such',
+        'rm -rf /',
+        'make nothing',
+        'scripts/nothing',
+    ],
+)
 def test_a_wrong_command_is_found(words, capsys):
     with pytest.raises((SystemExit, AssertionError)):
         check(shlex.split(words))
@@ -220,6 +228,7 @@ def test_three_commands_lead_to_a_map_of_the_head(tmp_path):
     assert np.corrcoef(chi[both], true[both])[0, 1] > 0.8
     assert (tmp_path / 'try/out/sub-01.html').is_file()
     listed = re.findall(r'^(try/out/\S+)', (ROOT / 'docs/start.md').read_text('utf-8'), re.M)
+    assert listed
     assert [name for name in listed if not (tmp_path / name).exists()] == []
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from precondqsm_bids.method import RANGES, Method
+from precondqsm_bids.method import Method
 from precondqsm_bids.terms import TERMS
 
 
@@ -113,10 +113,6 @@ def test_arms_of_the_consensus_are_beside_the_others_and_have_their_own_settings
         assert names == ['preconditioned', 'conventional', 'consensus']
     alone = Method(consensus=True, conventional=False).arms
     assert [arm.name for arm in alone] == ['preconditioned', 'consensus']
-
-
-def test_ranges_are_those_of_numbers():
-    assert set(RANGES) <= set(Method.__dataclass_fields__)
 
 
 def test_every_term_is_made_by_a_function():

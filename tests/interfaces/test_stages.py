@@ -1115,7 +1115,6 @@ SOURCES = [
     path
     for folder in ('numerics', 'interfaces')
     for path in sorted((Path(interfaces.__file__).parents[1] / folder).rglob('*.py'))
-    if path.parent.name != 'phase' and path.stem not in ('field_quality', 'reports')
 ]
 
 

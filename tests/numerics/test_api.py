@@ -34,11 +34,6 @@ def test_every_stage_has_its_function_and_result(stage):
     assert issubclass(getattr(module, result), tuple)
 
 
-def test_all_is_complete_and_sorted():
-    assert list(numerics.__all__) == sorted(numerics.__all__)
-    assert len(set(numerics.__all__)) == len(numerics.__all__)
-
-
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_functions_document_units_errors_and_an_example(name):
     function = getattr(numerics, name)

@@ -129,10 +129,10 @@ def test_scales_of_a_prior_that_is_right_and_of_a_residual_that_is_silenced():
     assert [a.shortest / b.shortest for a, b in zip(same.by_scale, same.by_scale[1:], strict=False)
             ] == pytest.approx([2] * (len(same.by_scale) - 1))  # fmt: skip
     right = compare(mask * noise, 0 * chi, field, geometry, sd, 0.1)
-    assert all(scale.preconditioned > 0.9 for scale in right.by_scale)
+    assert min(scale.preconditioned for scale in right.by_scale) > 0.9
     assert right.warnings == ()
     silenced = compare(field, 0 * chi, field, geometry, sd, 0.1)
-    assert all(abs(scale.preconditioned) < 0.01 for scale in silenced.by_scale)
+    assert max(abs(scale.preconditioned) for scale in silenced.by_scale) < 0.01
     assert 'explains less of the local field' in ' '.join(silenced.warnings)
 
 

@@ -1,13 +1,8 @@
 """The stage of the echo fit on arrays: what it takes, refuses and leaves alone."""
 
-import ast
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from precondqsm_bids import numerics
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.measure_field import measure_field
@@ -113,16 +108,6 @@ def test_files_are_named_where_they_are_known():
     mixed[..., 1] = SCAN.magnitude[..., 1]
     with pytest.raises(ValueError, match=r'^b\.nii, a phase by its name, is a magnitude'):
         measure_field(scan._replace(phase=mixed), MASK)
-
-
-def test_messages_name_parameters_and_no_options():
-    folder = Path(numerics.__file__).parent
-    modules = ['echo_fit', 'echoes', 'field_quality', 'measure_field', 'one_echo', 'scan']
-    paths = [folder / f'{name}.py' for name in modules]
-    for path in [*paths, *(folder / 'phase').glob('*.py')]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert not re.search(r'(?<!-)--[a-z]', node.value), f'{path.name}: {node.value}'
 
 
 def test_a_later_echo_whose_magnitude_and_phase_are_swapped_is_the_one_that_is_named():

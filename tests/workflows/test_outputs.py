@@ -366,16 +366,6 @@ def test_arms_of_the_consensus(raw, tmp_path):
     assert 'Consensus: λ' in text
 
 
-def test_every_connected_port_exists(raw):
-    """Nipype accepts, in silence, a wire to a port that an IdentityInterface lacks."""
-    workflow = init_outputs_wf(*run_and_settings(raw, raw[0] / 'out'))
-    for source, target, data in workflow._graph.edges(data=True):
-        for output, port in data['connect']:
-            name = output[0] if isinstance(output, tuple) else output
-            assert name in source.outputs.copyable_trait_names()
-            assert port in target.inputs.copyable_trait_names()
-
-
 def test_output_folder_can_be_moved_with_the_raw_data(raw, derivatives, tmp_path):
     root = raw[0]
     inside = root / 'derivatives' / 'precondqsm_bids'

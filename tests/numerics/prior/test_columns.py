@@ -143,6 +143,7 @@ def test_function_of_contrast_that_varies_smoothly_over_space_is_recovered():
 
 def test_windows_add_no_polynomial_of_second_degree(columns):
     values = transposed(columns, box(np.random.default_rng(4).normal(size=SHAPE) * MASK))
+    assert len(columns.hats) == 2
     for part in columns.hats:
         alone = np.zeros_like(values)
         alone[part.here] = values[part.here]
