@@ -1,6 +1,6 @@
 """The head phantom: a template's brain in an analytic head, on a grid finer than the voxels."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from precondqsm_bids.phantom.head_parts import ONLY_CHI, ONLY_R2
 from precondqsm_bids.phantom.head_spec import FIELD_CENTRE, HEIGHT, RADIUS, HeadSpec
 from precondqsm_bids.phantom.scanner import (
     Extras,
+    Phantom,
     acquire,
     measure_with,
     plane_signal,
@@ -53,63 +54,22 @@ IRON, MYELIN, DENSITY, HIDDEN = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
-class HeadPhantom:
-    """What a scanner would measure of the head, and what is true.
+class HeadPhantom(Phantom):
+    """The head as it is measured, and what is true.
+
+    Of the labels, each voxel has the tissue that holds most of its points; texture comes on top
+    of the tissues' susceptibility.
 
     Attributes
     ----------
-    spec : HeadSpec
-        What was simulated.
-    magnitude, phase : (X, Y, Z, E) ndarray of float32
-        Measured echoes, with noise. The magnitude of white matter is 1 at TE -> 0, averaged over
-        the coil's shading. Phase in radians, in [-pi, pi].
-    signal : (X, Y, Z, E) ndarray of complex64
-        The same echoes without noise.
-    affine : (4, 4) ndarray
-        From voxels to scanner coordinates, mm: B0 is the scanner's z axis.
-    echo_times : (E,) tuple of float
-        Echo times, s.
-    chi : (X, Y, Z) ndarray of float32
-        Voxel mean of the true susceptibility, ppm: relative to water inside the head (so that
-        that of sinuses and airways is the step from water to air), 0 in the air outside.
-    field : (X, Y, Z) ndarray of float32
-        Voxel mean of the true relative field, ppm, shim included.
-    r2star : (X, Y, Z) ndarray of float32
-        Voxel mean of the true R2* of what gives signal, 1/s, 0 where there is none.
-    density : (X, Y, Z) ndarray of float32
-        Share of each voxel that gives signal.
-    labels : (X, Y, Z) ndarray of int16
-        The tissue that holds most points of each voxel; 0 for the air outside.
-    label_names : dict of int to str
-        Names of the tissues.
-    label_dchi : dict of int to float
-        Their nominal susceptibility relative to water, ppm; texture comes on top.
     brain_mask : (X, Y, Z) ndarray of bool
         Voxels of which at least half lies inside the outline of the brain.
     probsegs : dict of str to (X, Y, Z) ndarray of float32
         'GM' (nuclei included), 'WM' and 'CSF' (inside the outline): share of each in each voxel.
     """
 
-    spec: HeadSpec
-    magnitude: np.ndarray
-    phase: np.ndarray
-    signal: np.ndarray
-    affine: np.ndarray
-    echo_times: tuple[float, ...]
-    chi: np.ndarray
-    field: np.ndarray
-    r2star: np.ndarray
-    density: np.ndarray
-    labels: np.ndarray
-    label_names: dict[int, str]
-    label_dchi: dict[int, float]
     brain_mask: np.ndarray
     probsegs: dict[str, np.ndarray]
-
-    def remeasure(self, seed):
-        """Return the same head with noise of another seed."""
-        magnitude, phase = measure_with(self.spec, self.signal, seed)
-        return replace(self, magnitude=magnitude, phase=phase)
 
 
 class _Truth(NamedTuple):

@@ -3,19 +3,10 @@
 Standard library only, so that the command line can read its defaults without loading numpy.
 """
 
-from dataclasses import dataclass, field
-from math import ceil, cos, prod, radians, sin
+from dataclasses import dataclass
+from math import ceil, prod
 
-from precondqsm_bids.phantom.scanner_spec import Scanner
-from precondqsm_bids.phantom.spec import (
-    SAMPLINGS,
-    central,
-    check_echo_times,
-    check_number,
-    check_slices,
-    check_voxel_size,
-    protocol_tr,
-)
+from precondqsm_bids.phantom.spec import Spec, check_number
 
 RADIUS, HEIGHT = 90.0, 200.0
 """Size of the head for all that is smooth in space: shading, phase offset, shim, coils; mm."""
@@ -37,7 +28,7 @@ SMALLEST_VOXEL, LARGEST_VOXEL = 0.6, 6.0
 
 
 @dataclass(frozen=True)
-class HeadSpec:
+class HeadSpec(Spec):
     """A head of known susceptibility.
 
     The head stands upright along the third voxel axis, the nose along the second; at ``b0_tilt``
@@ -45,18 +36,6 @@ class HeadSpec:
 
     Parameters
     ----------
-    voxel_size : tuple of 3 float
-        Voxel size, mm. The head keeps its physical size; the matrix follows from it.
-    field_strength : float
-        B0, T.
-    b0_tilt : float
-        Angle between B0 and the third axis, degrees, in the plane of the second and third: the
-        head nods, and the slab follows it.
-    echo_times : tuple of float
-        Echo times, s, ascending.
-    snr : float
-        Signal of white matter at TE -> 0, averaged over the coil's shading, divided by the
-        standard deviation of the noise in each of the real and imaginary parts. ``inf`` for none.
     relaxivity : float
         R2' of a ppm of para- or diamagnetic susceptibility at 3 T, Hz/ppm (that is 1/s per ppm);
         it grows in proportion to B0. The default is that of Shin et al., NeuroImage
@@ -68,19 +47,8 @@ class HeadSpec:
     lesion_relaxivity : float
         R2' of microbleeds and calcifications relative to what ``relaxivity`` gives for them: at 0
         no magnitude shows them, at 1 they obey the same law as tissue. Read if ``hard``.
-    coil_shading : float
-        Strength of the receive coil's shading (`precondqsm_bids.phantom.acquisition`).
-    supersampling : int
-        Points per voxel and axis, for geometry, field and signal alike.
-    sampling : {'box', 'kspace'}
-        'box' averages the fine complex signal over each voxel; 'kspace' keeps the central matrix
-        of its Fourier transform.
-    slices : int, optional
-        How many of the central slices the field of view keeps; the head and its field stay whole.
-        All of them unless given.
-    scanner : Scanner
-        What the scanner and a living body do to the signal; ideal unless given. See
-        `precondqsm_bids.phantom.scanner_spec.scanner`.
+    **others
+        Those of `Spec`; the matrix follows from the voxel size.
 
     Raises
     ------
@@ -93,43 +61,23 @@ class HeadSpec:
     ((184, 232, 196), (92, 116, 98))
     """
 
-    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    field_strength: float = 3.0
-    b0_tilt: float = 0.0
     echo_times: tuple[float, ...] = (0.004, 0.008, 0.012, 0.016, 0.020, 0.024, 0.028)
     snr: float = 100.0
     relaxivity: float = 137.0
     hard: bool = False
     lesion_relaxivity: float = 0.0
     coil_shading: float = 0.2
-    supersampling: int = 2
-    sampling: str = 'box'
-    slices: int | None = None
-    scanner: Scanner = field(default_factory=Scanner)
 
     def __post_init__(self):
         """Refuse what cannot be simulated, with the numbers that are at odds."""
-        check_voxel_size(self.voxel_size)
-        for size in self.voxel_size:
-            if not SMALLEST_VOXEL <= size <= LARGEST_VOXEL:
-                raise ValueError(
-                    f'voxel_size must lie between {SMALLEST_VOXEL:g} and {LARGEST_VOXEL:g} mm for '
-                    f'the head, not {self.voxel_size}'
-                )
-        check_number('field_strength', self.field_strength, above=0)
-        check_number('b0_tilt', self.b0_tilt)
+        super().__post_init__()
+        if not all(SMALLEST_VOXEL <= size <= LARGEST_VOXEL for size in self.voxel_size):
+            raise ValueError(
+                f'voxel_size must lie between {SMALLEST_VOXEL:g} and {LARGEST_VOXEL:g} mm for '
+                f'the head, not {self.voxel_size}'
+            )
         for name in ('relaxivity', 'lesion_relaxivity'):
             check_number(name, getattr(self, name), at_least=0)
-        if not self.snr > 0:
-            raise ValueError(f'snr must be positive (inf for no noise), not {self.snr}')
-        if not 0 <= self.coil_shading <= 1:
-            raise ValueError(f'coil_shading must lie between 0 and 1, not {self.coil_shading}')
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f'sampling must be one of {SAMPLINGS}, not {self.sampling!r}')
-        check_echo_times(self.echo_times)
-        check_slices(self.slices, self.matrix)
-        if not 1 <= self.supersampling <= 8:
-            raise ValueError(f'supersampling must lie between 1 and 8, not {self.supersampling}')
         points = prod(n + sum(self.margin(axis)) for axis, n in enumerate(self.matrix))
         points *= self.supersampling**3
         if points > MOST_POINTS:
@@ -152,25 +100,10 @@ class HeadSpec:
         """Radius of the head, the length of all that is smooth in space, mm."""
         return RADIUS
 
-    @property
-    def slab(self):
-        """The slices that the field of view keeps, as a slice of the third axis."""
-        return central(self.matrix[2], self.slices)
-
     def margin(self, axis):
         """Voxels that are simulated before and after the field of view along an axis."""
         before, after = MARGIN[axis]
         return ceil(before / self.voxel_size[axis]), ceil(after / self.voxel_size[axis])
-
-    @property
-    def b0_dir(self):
-        """Unit vector of B0 in voxel axes."""
-        return (0.0, sin(radians(self.b0_tilt)), cos(radians(self.b0_tilt)))
-
-    @property
-    def repetition_time(self):
-        """TR, s."""
-        return protocol_tr(self.echo_times)
 
 
 def hard_head(**changes):

@@ -11,6 +11,7 @@ spins, bulk motion, and effects of the receive phase and the coils on partial Fo
 sensitivities are smooth, so that each coil is taken to see the same lines.
 """
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,9 @@ from scipy import fft
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.phantom import coils
 from precondqsm_bids.phantom.acquisition import echo_planes, measure
+from precondqsm_bids.phantom.head_spec import HeadSpec
 from precondqsm_bids.phantom.scanner_spec import PIXEL_BANDWIDTH
+from precondqsm_bids.phantom.spec import TubesSpec
 
 EDDY_SEED = 20210527
 """Of the pattern of eddy currents: it belongs to the scanner, whatever the noise."""
@@ -329,6 +332,61 @@ def receive_array(spec):
     settings = spec.scanner
     n_coils = max(settings.coils, coils.PLACES)
     return coils.Array(voxel_axes(spec), spec.object_radius, n_coils, settings.receive)
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """What a scanner would measure of an object, and what is true.
+
+    Attributes
+    ----------
+    spec : TubesSpec or HeadSpec
+        What was simulated.
+    magnitude, phase : (X, Y, Z, E) ndarray of float32
+        Measured echoes, with noise. The magnitude of the medium (agar, white matter) is 1 at
+        TE -> 0, averaged over the coil's shading. Phase in radians, in [-pi, pi].
+    signal : (X, Y, Z, E) ndarray of complex64
+        The same echoes without noise.
+    affine : (4, 4) ndarray
+        From voxels to scanner coordinates, mm: B0 is the scanner's z axis.
+    echo_times : (E,) tuple of float
+        Echo times, s.
+    chi : (X, Y, Z) ndarray of float32
+        Voxel mean of the true susceptibility, ppm: relative to the medium (a head: to water)
+        inside the object, so that that of air in it is the step from water to air, and 0 in the
+        air outside.
+    field : (X, Y, Z) ndarray of float32
+        Voxel mean of the true relative field, ppm, shim included.
+    r2star : (X, Y, Z) ndarray of float32
+        Voxel mean of the true R2* of what gives signal, 1/s, 0 where there is none.
+    density : (X, Y, Z) ndarray of float32
+        Share of each voxel that gives signal.
+    labels : (X, Y, Z) ndarray of int16
+        Material of each voxel, 0 for the air outside.
+    label_names : dict of int to str
+        Names of the materials.
+    label_dchi : dict of int to float
+        Their nominal susceptibility, ppm.
+    """
+
+    spec: TubesSpec | HeadSpec
+    magnitude: np.ndarray
+    phase: np.ndarray
+    signal: np.ndarray
+    affine: np.ndarray
+    echo_times: tuple[float, ...]
+    chi: np.ndarray
+    field: np.ndarray
+    r2star: np.ndarray
+    density: np.ndarray
+    labels: np.ndarray
+    label_names: dict[int, str]
+    label_dchi: dict[int, float]
+
+    def remeasure(self, seed):
+        """Return the same phantom with noise of another seed."""
+        magnitude, phase = measure_with(self.spec, self.signal, seed)
+        return replace(self, magnitude=magnitude, phase=phase)
 
 
 def measure_with(spec, signal, seed):

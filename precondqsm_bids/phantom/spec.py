@@ -38,40 +38,25 @@ SAMPLINGS = ('box', 'kspace')
 
 
 @dataclass(frozen=True)
-class TubesSpec:
-    """Agar-filled cylinder in air with parallel tubes of known susceptibility.
-
-    The container stands along the third voxel axis, at the centre of the volume; at
-    ``b0_tilt`` = 0 it is parallel to B0. The polymer wall of the container is left out: it gives
-    no signal, and its susceptibility is close to that of water.
+class Spec:
+    """What every phantom has: voxels, protocol, sampling and scanner.
 
     Parameters
     ----------
-    matrix : tuple of 3 int
-        Number of voxels along each axis.
     voxel_size : tuple of 3 float
         Voxel size, mm. The object keeps its physical size.
     field_strength : float
         B0, T.
     b0_tilt : float
-        Angle between B0 and the container, degrees, in the plane of the second and third axis.
+        Angle between B0 and the third axis, degrees, in the plane of the second and third axis.
     echo_times : tuple of float
         Echo times, s, ascending.
     snr : float
-        Signal of the agar at TE -> 0, averaged over the coil's shading, divided by the standard
-        deviation of the noise in each of the real and imaginary parts. ``inf`` for no noise.
-    tubes_dchi : tuple of 1 to 8 float
-        Susceptibility of each tube relative to the agar, ppm.
-    r2 : float
-        R2 of agar and tubes, 1/s. R2' of the agar is zero.
-    relaxivity_scale : float
-        R2' of the tubes relative to the theory of static dephasing.
-    object_scale : float
-        Factor on every length of the object (not on the voxels, nor on the bubble).
-    air_bubble : float
-        Radius of a sphere of air under the container's lid, mm; 0 for none.
+        Signal of the medium (agar, white matter) at TE -> 0, averaged over the coil's shading,
+        divided by the standard deviation of the noise in each of the real and imaginary parts.
+        ``inf`` for no noise.
     coil_shading : float
-        Strength of the receive coil's shading (see `precondqsm_bids.phantom.tubes`).
+        Strength of the receive coil's shading (`precondqsm_bids.phantom.acquisition`).
     supersampling : int
         Points per voxel and axis.
     sampling : {'box', 'kspace'}
@@ -87,13 +72,100 @@ class TubesSpec:
     Raises
     ------
     ValueError
+        A value is out of range.
+    """
+
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    field_strength: float = 3.0
+    b0_tilt: float = 0.0
+    echo_times: tuple[float, ...] = ()
+    snr: float = inf
+    coil_shading: float = 0.0
+    supersampling: int = 2
+    sampling: str = 'box'
+    slices: int | None = None
+    scanner: Scanner = field(default_factory=Scanner)
+
+    def __post_init__(self):
+        """Refuse what cannot be simulated, with the numbers that are at odds."""
+        if len(self.voxel_size) != 3:
+            raise ValueError(f'voxel_size must be three lengths in mm, not {self.voxel_size}')
+        for size in self.voxel_size:
+            check_number('voxel_size', size, above=0)
+        check_number('field_strength', self.field_strength, above=0)
+        check_number('b0_tilt', self.b0_tilt)
+        if not self.snr > 0:
+            raise ValueError(f'snr must be positive (inf for no noise), not {self.snr}')
+        if not 0 <= self.coil_shading <= 1:
+            raise ValueError(f'coil_shading must lie between 0 and 1, not {self.coil_shading}')
+        if not 1 <= self.supersampling <= 8:
+            raise ValueError(f'supersampling must lie between 1 and 8, not {self.supersampling}')
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f'sampling must be one of {SAMPLINGS}, not {self.sampling!r}')
+        check_echo_times(self.echo_times)
+        if self.slices is not None and not 1 <= self.slices <= self.matrix[2]:
+            raise ValueError(
+                f'slices must lie between 1 and the {self.matrix[2]} there are, not {self.slices}'
+            )
+
+    @property
+    def slab(self):
+        """The slices that the field of view keeps, as a slice of the third axis.
+
+        >>> TubesSpec(slices=4).slab
+        slice(51, 55, None)
+        """
+        kept = self.matrix[2] if self.slices is None else self.slices
+        first = (self.matrix[2] - kept) // 2
+        return slice(first, first + kept)
+
+    @property
+    def b0_dir(self):
+        """Unit vector of B0 in voxel axes."""
+        return (0.0, sin(radians(self.b0_tilt)), cos(radians(self.b0_tilt)))
+
+    @property
+    def repetition_time(self):
+        """TR, s: the protocol's 25 ms, or longer where the last echo asks for it.
+
+        >>> TubesSpec(echo_times=(0.004, 0.028)).repetition_time
+        0.032
+        """
+        return max(0.025, round(self.echo_times[-1] + 0.004, 6))
+
+
+@dataclass(frozen=True)
+class TubesSpec(Spec):
+    """Agar-filled cylinder in air with parallel tubes of known susceptibility.
+
+    The container stands along the third voxel axis, at the centre of the volume; at
+    ``b0_tilt`` = 0 it is parallel to B0. The polymer wall of the container is left out: it gives
+    no signal, and its susceptibility is close to that of water.
+
+    Parameters
+    ----------
+    matrix : tuple of 3 int
+        Number of voxels along each axis.
+    tubes_dchi : tuple of 1 to 8 float
+        Susceptibility of each tube relative to the agar, ppm.
+    r2 : float
+        R2 of agar and tubes, 1/s. R2' of the agar is zero.
+    relaxivity_scale : float
+        R2' of the tubes relative to the theory of static dephasing.
+    object_scale : float
+        Factor on every length of the object (not on the voxels, nor on the bubble).
+    air_bubble : float
+        Radius of a sphere of air under the container's lid, mm; 0 for none.
+    **others
+        Those of `Spec`.
+
+    Raises
+    ------
+    ValueError
         A value is out of range, or the object does not fit the field of view.
     """
 
     matrix: tuple[int, int, int] = (128, 128, 106)
-    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    field_strength: float = 3.0
-    b0_tilt: float = 0.0
     echo_times: tuple[float, ...] = (
         0.00138, 0.00418, 0.00698, 0.00978, 0.01258, 0.01538, 0.01818, 0.02098,
     )  # fmt: skip
@@ -104,33 +176,19 @@ class TubesSpec:
     object_scale: float = 1.0
     air_bubble: float = 0.0
     coil_shading: float = 0.1
-    supersampling: int = 2
-    sampling: str = 'box'
-    slices: int | None = None
-    scanner: Scanner = field(default_factory=Scanner)
 
     def __post_init__(self):
         """Refuse what cannot be simulated, with the numbers that are at odds."""
-        _check_triples(self.matrix, self.voxel_size)
-        for name in ('field_strength', 'object_scale'):
-            check_number(name, getattr(self, name), above=0)
+        if len(self.matrix) != 3 or not all(n >= 1 and n == int(n) for n in self.matrix):
+            raise ValueError(f'matrix must be three positive whole numbers, not {self.matrix}')
+        super().__post_init__()
+        check_number('object_scale', self.object_scale, above=0)
         for name in ('r2', 'relaxivity_scale', 'air_bubble'):
             check_number(name, getattr(self, name), at_least=0)
-        check_number('b0_tilt', self.b0_tilt)
-        if not self.snr > 0:
-            raise ValueError(f'snr must be positive (inf for no noise), not {self.snr}')
-        if not 0 <= self.coil_shading <= 1:
-            raise ValueError(f'coil_shading must lie between 0 and 1, not {self.coil_shading}')
-        if not 1 <= self.supersampling <= 8:
-            raise ValueError(f'supersampling must lie between 1 and 8, not {self.supersampling}')
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f'sampling must be one of {SAMPLINGS}, not {self.sampling!r}')
         if not 1 <= len(self.tubes_dchi) <= 8:
             raise ValueError(f'1 to 8 tubes fit the container, not {len(self.tubes_dchi)}')
         for value in self.tubes_dchi:
             check_number('tubes_dchi', value)
-        check_echo_times(self.echo_times)
-        check_slices(self.slices, self.matrix)
         self._check_fit()
 
     def _check_fit(self):
@@ -211,47 +269,6 @@ class TubesSpec:
         """Radius of the object, the length of all that is smooth in space, mm."""
         return self.container_radius
 
-    @property
-    def slab(self):
-        """The slices that the field of view keeps, as a slice of the third axis."""
-        return central(self.matrix[2], self.slices)
-
-    @property
-    def b0_dir(self):
-        """Unit vector of B0 in voxel axes."""
-        return (0.0, sin(radians(self.b0_tilt)), cos(radians(self.b0_tilt)))
-
-    @property
-    def repetition_time(self):
-        """TR, s: the protocol's 25 ms, or longer where the last echo asks for it."""
-        return protocol_tr(self.echo_times)
-
-
-def protocol_tr(echo_times):
-    """TR, s, of these echo times (s): the protocol's 25 ms, or longer where the last asks for it.
-
-    >>> protocol_tr((0.004, 0.028))
-    0.032
-    """
-    return max(0.025, round(echo_times[-1] + 0.004, 6))
-
-
-def central(number, kept):
-    """The ``kept`` central of ``number`` slices, all of them for None.
-
-    >>> central(9, 4)
-    slice(2, 6, None)
-    """
-    kept = number if kept is None else kept
-    first = (number - kept) // 2
-    return slice(first, first + kept)
-
-
-def check_slices(slices, matrix):
-    """Raise ValueError unless there are as many slices to keep."""
-    if slices is not None and not 1 <= slices <= matrix[2]:
-        raise ValueError(f'slices must lie between 1 and the {matrix[2]} there are, not {slices}')
-
 
 def _mm(lengths):
     return ' x '.join(f'{length:g}' for length in lengths)
@@ -263,20 +280,6 @@ def check_number(name, value, above=-inf, at_least=-inf):
         limit = f' above {above}' if above > -inf else ''
         limit = f' of at least {at_least}' if at_least > -inf else limit
         raise ValueError(f'{name} must be a finite number{limit}, not {value}')
-
-
-def _check_triples(matrix, voxel_size):
-    if len(matrix) != 3 or not all(n >= 1 and n == int(n) for n in matrix):
-        raise ValueError(f'matrix must be three positive whole numbers, not {matrix}')
-    check_voxel_size(voxel_size)
-
-
-def check_voxel_size(voxel_size):
-    """Raise ValueError unless there are three positive lengths."""
-    if len(voxel_size) != 3:
-        raise ValueError(f'voxel_size must be three lengths in mm, not {voxel_size}')
-    for size in voxel_size:
-        check_number('voxel_size', size, above=0)
 
 
 def check_echo_times(echo_times):

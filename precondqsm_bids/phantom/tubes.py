@@ -1,6 +1,5 @@
 """The tubes phantom: fields in closed form, a supersampled multi-echo signal, and the truth."""
 
-from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from precondqsm_bids.phantom.fields import (
 )
 from precondqsm_bids.phantom.scanner import (
     Extras,
+    Phantom,
     acquire,
     measure_with,
     plane_signal,
@@ -41,60 +41,13 @@ from precondqsm_bids.phantom.spec import (
 )
 
 
-@dataclass(frozen=True)
-class TubesPhantom:
-    """What a scanner would measure of the phantom, and what is true.
+class TubesPhantom(Phantom):
+    """The tubes as they are measured, and what is true.
 
-    Attributes
-    ----------
-    spec : TubesSpec
-        What was simulated.
-    magnitude, phase : (X, Y, Z, E) ndarray of float32
-        Measured echoes, with noise. The agar's magnitude is 1 at TE -> 0, averaged over the
-        coil's shading. Phase in radians, in [-pi, pi].
-    signal : (X, Y, Z, E) ndarray of complex64
-        The same echoes without noise.
-    affine : (4, 4) ndarray
-        From voxels to scanner coordinates, mm: B0 is the scanner's z axis.
-    echo_times : (E,) tuple of float
-        Echo times, s.
-    chi : (X, Y, Z) ndarray of float32
-        Voxel mean of the true susceptibility, ppm: relative to the agar inside the container
-        (so that of an air bubble is the step from water to air), 0 in the air outside.
-    field : (X, Y, Z) ndarray of float32
-        Voxel mean of the true relative field, ppm, shim included.
-    r2star : (X, Y, Z) ndarray of float32
-        Voxel mean of the true R2*, 1/s, 0 where there is no signal.
-    density : (X, Y, Z) ndarray of float32
-        Share of each voxel that gives signal.
-    labels : (X, Y, Z) ndarray of int16
-        1 ... n for the tubes, n + 1 for the agar, n + 2 for the bottle, n + 3 for the flow tube
-        and n + 4 for the oil of the scanner's switches, in voxels that lie in it with all their
-        points; 0 elsewhere, in voxels on an edge too.
-    label_names : dict of int to str
-        'tube1' ..., 'agar' and what the scanner's switches add.
-    label_dchi : dict of int to float
-        True susceptibility of each label relative to the agar, ppm.
+    Labels are 1 ... n for the tubes, n + 1 for the agar, n + 2 for the bottle, n + 3 for the flow
+    tube and n + 4 for the oil of the scanner's switches, in voxels that lie in it with all their
+    points; 0 elsewhere, in voxels on an edge too.
     """
-
-    spec: TubesSpec
-    magnitude: np.ndarray
-    phase: np.ndarray
-    signal: np.ndarray
-    affine: np.ndarray
-    echo_times: tuple[float, ...]
-    chi: np.ndarray
-    field: np.ndarray
-    r2star: np.ndarray
-    density: np.ndarray
-    labels: np.ndarray
-    label_names: dict[int, str]
-    label_dchi: dict[int, float]
-
-    def remeasure(self, seed):
-        """Return the same phantom with noise of another seed."""
-        magnitude, phase = measure_with(self.spec, self.signal, seed)
-        return replace(self, magnitude=magnitude, phase=phase)
 
 
 class _Truth(NamedTuple):
