@@ -22,12 +22,12 @@ import opponents
 from reconstruction import GRID, WORKERS, scan_of
 from scipy import fft, ndimage
 
-from precondqsm_bids.method import Method
+from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics import (
     Geometry,
     PriorInputs,
     b0_direction,
-    l2_inversion,
+    invert,
     measure_field,
     reconstruct_field,
     region_of_interest,
@@ -301,8 +301,7 @@ def score(name, case):
     found = reconstruct_field(case.images, case.geometry, Method(), mask)
     local = found.conventional.local.local_field
     best = min(
-        error(l2_inversion(local, *case.geometry[:3], weight, workers=WORKERS).chi)
-        for weight in GRID[::2]
+        error(invert(local, case.geometry, Arm(reg_weight=weight)).chi) for weight in GRID[::2]
     )
     record = found.prior.record
     field, field_sd = case.images.total_field, case.images.field_sd

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import fft, ndimage
 
+from precondqsm_bids.method import Arm as ArmOfMethod
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import (
     Companions,
@@ -24,7 +25,7 @@ from precondqsm_bids.numerics import (
     contrast_cells,
     fit_prior,
     forward_field,
-    l2_inversion,
+    invert,
     measure_field,
     recombine,
     region_of_interest,
@@ -270,9 +271,7 @@ def corner(arm):
 
 def risk(arm):
     """The least expected error, the noise being read in the dipole's cone."""
-    return l2_inversion(
-        arm.inverted_field, *arm.geometry[:3], workers=WORKERS, rule='risk'
-    ).reg_weight
+    return invert(arm.inverted_field, arm.geometry, ArmOfMethod(rule='risk')).reg_weight
 
 
 def convex_corner(arm):
@@ -298,7 +297,7 @@ RULES = {
 
 
 class Division:
-    """The closed form of :func:`l2_inversion` for many lambdas of one field."""
+    """The closed form of :func:`invert` for many lambdas of one field."""
 
     def __init__(self, arm):
         roi, voxel_size, b0_dir, _ = arm.geometry
@@ -312,7 +311,7 @@ class Division:
         # the sweep must be that of the program
         difference = self.residual(arm.inversion.reg_weight) - arm.inversion.chi
         if np.abs(difference).max() > 1e-4:
-            raise AssertionError(f'{arm.name}: the sweep departs from l2_inversion')
+            raise AssertionError(f'{arm.name}: the sweep departs from invert')
 
     def residual(self, weight):
         """Susceptibility of the local field at one lambda, ppm."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from inversion import l2_inversion
 
 from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics import (
@@ -17,7 +18,6 @@ from precondqsm_bids.numerics import (
     flatten_field,
     forward_field,
     invert,
-    l2_inversion,
     least_risk,
     noise_weights,
     pdf,

@@ -34,7 +34,7 @@ NOTHING = 1e-9
 
 
 class DipoleInversion(NamedTuple):
-    """Result of :func:`invert` and :func:`l2_inversion`."""
+    """Result of :func:`invert`."""
 
     chi: F32
     """Susceptibility, ppm, (X, Y, Z), zero outside the mask."""
@@ -146,89 +146,30 @@ def _by_neighbours(field: F32, certainty: F32, workers: int) -> F32:
     return out
 
 
-def l2_inversion(
-    local_field: npt.NDArray,
-    mask: npt.NDArray[np.bool_],
-    voxel_size: npt.ArrayLike,
-    b0_dir: npt.ArrayLike,
-    reg_weight: float | None = None,
-    workers: int = 1,
-    *,
-    rule: str = 'l-curve',
-    clip_outliers: bool = False,
-) -> DipoleInversion:
-    """Susceptibility by closed-form regularised division in k-space.
-
-    Problem: ``argmin_chi || D chi - f ||^2 + lambda^2 || G chi ||^2``, ``G`` the forward
-    difference in 1/mm. Solution: ``chi = F^-1 [ D F f / (D^2 + lambda^2 |G|^2) ]``. The norm
-    that lambda multiplies is squared and so is lambda; its unit is mm. A larger lambda gives a
-    smoother and weaker map. The mean over the grid is not determined and set to zero. Of a field
-    that is zero (up to 1e-9 ppm) so is the susceptibility, whatever lambda.
-
-    Memory: 30 bytes per voxel of the mask's box with its margin (more with the rule ``risk``); one
-    pair of transforms.
-
-    Parameters
-    ----------
-    local_field : (X, Y, Z) ndarray
-        Field of the sources inside the mask, ppm.
-    mask : (X, Y, Z) ndarray of bool
-        Region of interest.
-    voxel_size : (3,) array_like
-        Voxel size, mm.
-    b0_dir : (3,) array_like
-        Direction of B0 along the voxel axes.
-    reg_weight : float, optional
-        Lambda, mm; by ``rule`` if omitted.
-    workers : int
-        Threads of the Fourier transforms.
-    rule : {'l-curve', 'risk'}
-        The corner of the L-curve, or :func:`least_risk`.
-    clip_outliers : bool
-        Whether the field goes through :func:`without_outliers` first. For the residual of a fitted
-        prior; after a fixed prior the residual is the correction and must stay as it is.
-
-    Returns
-    -------
-    DipoleInversion
-
-    Raises
-    ------
-    ValueError
-        Shapes differ, the mask is empty, or lambda is not positive.
-
-    References
-    ----------
-    Bilgic et al., J Magn Reson Imaging 2014;40:181 and Magn Reson Med 2014;72:1444.
-
-    Examples
-    --------
-    >>> from precondqsm_bids.numerics.dipole import forward_field
-    >>> chi = np.zeros((16, 16, 16)); chi[6:10, 6:10, 6:10] = 1
-    >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))
-    >>> result = l2_inversion(field, np.ones(chi.shape, bool), (1, 1, 1), (0, 0, 1), 0.01)
-    >>> print(0.8 < result.chi[7:9, 7:9, 7:9].mean() - result.chi[0].mean() < 1.1)
-    True
-    """
-    arm = Arm(rule=rule, reg_weight=reg_weight, clip_outliers=clip_outliers)
-    return invert(local_field, Geometry(mask, voxel_size, b0_dir, workers), arm)
-
-
 def invert(
     local_field: npt.NDArray,
     geometry: Geometry,
-    arm: Arm,
+    arm: Arm = Arm(),  # noqa: B008 (never changed)
     weights: npt.NDArray | None = None,
     trust: float = 1.0,
 ) -> DipoleInversion:
     """Susceptibility of a local field, as an arm of the method has it.
 
-    Lambda is given, or chosen by the rule of the arm for the closed form of
-    :func:`l2_inversion`; ``l2`` takes that map, ``tv`` that of :func:`tv_inversion`.
+    ``l2``: ``argmin_chi || D chi - f ||^2 + lambda^2 || G chi ||^2``, ``G`` the forward difference
+    in 1/mm, which regularised division in k-space solves: ``chi = F^-1 [ D F f / (D^2 + lambda^2
+    |G|^2) ]``. The norm that lambda multiplies is squared and so is lambda; its unit is mm. A
+    larger lambda gives a smoother and weaker map. The mean over the grid is not determined and set
+    to zero. Of a field that is zero (up to 1e-9 ppm) so is the susceptibility, whatever lambda.
+
+    Lambda is given, or chosen by the rule of the arm for this closed form; ``l2`` takes its map,
+    ``tv`` that of :func:`tv_inversion`.
 
     What a good prior leaves is mostly noise, and lambda by :func:`least_risk` is then larger than
     the corner. What a dropped one leaves is the whole field: lambda is at most the corner, and
     between them it is ``risk^trust min(risk, corner)^(1 - trust)``.
+
+    Memory of ``l2``: 30 bytes per voxel of the mask's box with its margin (more with the rule
+    ``risk``); one pair of transforms.
 
     Parameters
     ----------
@@ -249,8 +190,18 @@ def invert(
     ValueError
         Shapes differ, the mask is empty, lambda is not positive, or a word is not known.
 
+    References
+    ----------
+    Bilgic et al., J Magn Reson Imaging 2014;40:181 and Magn Reson Med 2014;72:1444 (``l2``).
+
     Examples
     --------
+    >>> from precondqsm_bids.numerics.dipole import forward_field
+    >>> chi = np.zeros((16, 16, 16)); chi[6:10, 6:10, 6:10] = 1
+    >>> geometry = Geometry(np.ones(chi.shape, bool), (1, 1, 1), (0, 0, 1))
+    >>> found = invert(forward_field(chi, *geometry[1:3]), geometry, Arm(reg_weight=0.01)).chi
+    >>> print(0.8 < found[7:9, 7:9, 7:9].mean() - found[0].mean() < 1.1)
+    True
     >>> field = np.random.default_rng(0).normal(size=(12, 12, 12)); mask = field < 9
     >>> found = invert(field, Geometry(mask, (1, 1, 1), (0, 0, 1)), Arm(inversion='tv'))
     >>> sorted(found.further)

@@ -200,14 +200,15 @@ def map_uncertainty(
     --------
     A source that the prior has and the field has not, and one that the field alone has:
 
-    >>> from precondqsm_bids.numerics import forward_field, l2_inversion
+    >>> from precondqsm_bids.method import Arm
+    >>> from precondqsm_bids.numerics import forward_field, invert
     >>> mask = np.ones((32, 32, 32), bool); box = (1, 1, 1), (0, 0, 1)
     >>> chi = np.zeros((2, 32, 32, 32), np.float32)
     >>> chi[0, 6:12, 6:12, 6:12] = chi[1, 20:26, 20:26, 20:26] = 0.1
     >>> sd = np.full(mask.shape, 1e-3, np.float32)
     >>> field = forward_field(chi[1] - chi[0], *box)
     >>> field += np.random.default_rng(0).normal(0, 1e-3, mask.shape).astype(np.float32)
-    >>> found = l2_inversion(field, mask, *box, rule='risk')
+    >>> found = invert(field, Geometry(mask, *box), Arm(rule='risk'))
     >>> given = MapInputs(field, sd, chi[0], found.chi, found.reg_weight)
     >>> support = map_uncertainty(given, Geometry(mask, *box)).support
     >>> print(support[6:12, 6:12, 6:12].mean() < 0.3, support[20:26, 20:26, 20:26].mean() > 0.9)

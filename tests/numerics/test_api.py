@@ -17,7 +17,7 @@ STAGES = {
     'prior.fit': ('fit_prior', 'PriorFit'),
     'flattening': ('flatten_field', 'Flattening'),
     'background_removal': ('pdf', 'BackgroundRemoval'),
-    'dipole_inversion': ('l2_inversion', 'DipoleInversion'),
+    'dipole_inversion': ('invert', 'DipoleInversion'),
     'recombination': ('recombine', 'Recombination'),
     'uncertainty': ('map_uncertainty', 'Uncertainty'),
 }

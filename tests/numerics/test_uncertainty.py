@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from inversion import l2_inversion
 from scipy import ndimage
 
 from precondqsm_bids.numerics import (
@@ -9,7 +10,6 @@ from precondqsm_bids.numerics import (
     MapInputs,
     bodies,
     forward_field,
-    l2_inversion,
     map_uncertainty,
 )
 
