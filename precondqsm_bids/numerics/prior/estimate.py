@@ -25,7 +25,7 @@ from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, suscep
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
 from precondqsm_bids.numerics.prior.smoothing import without_noise
 from precondqsm_bids.numerics.prior.spread import prior_spread
-from precondqsm_bids.numerics.prior.tissue import class_means, contradictions, tissue_parcels
+from precondqsm_bids.numerics.prior.tissue import class_means, doubts_of_names, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict, judge_prior
 from precondqsm_bids.terms import MAP, row, term
 
@@ -391,7 +391,7 @@ class _Builder:
         if inputs.tissue is not None:
             means = class_means(fitted.prior_chi, self.tissue, inputs.tissue_names)
             record['tissue_means'] = means
-            record['warnings'] += _order(means)
+            record['warnings'] += doubts_of_names(means)
         if 'r2prime' in coefficients and inputs.field_strength is not None:
             values = np.asarray(coefficients['r2prime'])
             implied = relaxivity(inputs.field_strength) / np.where(values == 0, np.nan, values)
@@ -485,14 +485,3 @@ def _check_term(word: str, inputs: PriorInputs) -> None:
         missing = ['maps']
     if missing:
         raise ValueError(f'prior {word} needs {" and ".join(missing)}, which is not given')
-
-
-def _order(means: Mapping[str, float]) -> list[str]:
-    """A warning if the classes have another order of susceptibility than the literature."""
-    if not (wrong := contradictions(means)):
-        return []
-    return [
-        'the tissue classes have another order of susceptibility than the literature: '
-        f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
-        'image? Look at the outlines'
-    ]

@@ -312,3 +312,14 @@ def contradictions(means: Mapping[str, float]) -> list[str]:
         for low, high, least in CHI_ORDER
         if low in means and high in means and means[high] - means[low] < least
     ]
+
+
+def doubts_of_names(means: Mapping[str, float]) -> list[str]:
+    """A warning if the classes have another order of susceptibility than the literature."""
+    if not (wrong := contradictions(means)):
+        return []
+    return [
+        'the tissue classes have another order of susceptibility than the literature: '
+        f'{"; ".join(wrong)}. Are names swapped, or is the segmentation that of another '
+        'image? Look at the outlines'
+    ]
