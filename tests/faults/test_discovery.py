@@ -1335,7 +1335,7 @@ ACCEPTED = [
     case(
         'prior-map',
         both(plain, image('code/chi.nii.gz')),
-        'auto contrast+map:chi.nii.gz+shape none median none labels',
+        'auto map:chi.nii.gz+contrast+shape none median none labels',
         options=('--prior', 'map:{root}/code/chi.nii.gz', 'contrast'),
     ),
     case('magnitude-without-part', run(magnitude_part=''), ROW),
