@@ -157,9 +157,11 @@ def compare(
     each: a large body must not hide that the prior harms a small one.
 
     By scale: with ``f`` the conventional local field, ``r = f' - D chi'`` what the inversion of
-    the flattened one leaves of it (or of ``f``), ``P`` the power in a shell of |k| and ``N`` that
-    of the noise, ``1 - (P_r - N) / (P_f - N)``. Where a map explains less than the conventional
-    one at the same lambda does, its residual has been silenced.
+    the flattened one leaves of it (or of ``f``), both weighted, ``P`` the power in a shell of |k|
+    and ``N`` that of the noise, ``1 - (P_r - N) / (P_f - N)``: without the weights a surface whose
+    field is uncertain, and a hundred times that of the rest, would be all that counts. Where a
+    map explains less than the conventional one at the same lambda does, its residual has been
+    silenced.
 
     Parameters
     ----------
@@ -196,7 +198,8 @@ def compare(
     mask = geometry.mask
     if not mask.any():
         raise ValueError('the mask is empty: there is nothing to compare')
-    w = noise_weights(field_sd, mask)[mask].astype(np.float64)
+    weights = noise_weights(field_sd, mask)
+    w = weights[mask].astype(np.float64)
     left = (w * local_field[mask]) ** 2
     without = (w * conventional_local_field[mask]) ** 2
     explained = _explained(left, without)
@@ -219,7 +222,7 @@ def compare(
     scales: tuple[ScaleExplained, ...] = ()
     if reg_weight is not None and np.isfinite(reg_weight):
         pairs = (local_field, residual_chi), (conventional_local_field, None)
-        scales = _by_scale(pairs, geometry, field_sd, reg_weight)
+        scales = _by_scale(pairs, geometry, (field_sd, weights), reg_weight)
         warnings += _silenced(scales)
     return Comparison(explained, by_body, scales, tuple(warnings))
 
@@ -227,11 +230,15 @@ def compare(
 def _by_scale(
     arms: tuple[tuple[npt.NDArray, npt.NDArray | None], ...],
     geometry: Geometry,
-    field_sd: npt.NDArray,
+    trusted: tuple[npt.NDArray, npt.NDArray],
     reg_weight: float,
 ) -> tuple[ScaleExplained, ...]:
-    """What either arm explains of the conventional local field, the last, in shells of |k|."""
+    """What either arm explains of the conventional local field, the last, in shells of |k|.
+
+    ``trusted`` is the field's standard deviation (ppm) and the weights.
+    """
     mask, voxel_size, b0_dir, workers = geometry
+    field_sd, weights = trusted
     grid = solver_grid(mask)
     k = frequencies(grid.shape, voxel_size)
     radius = np.sqrt(k[0] ** 2 + k[1] ** 2 + k[2] ** 2)
@@ -239,7 +246,7 @@ def _by_scale(
     shell = np.searchsorted(edges, radius.reshape(-1))
 
     def power(field: npt.NDArray) -> npt.NDArray[np.float64]:
-        spectrum = fft.rfftn(grid.embed(field * mask), workers=workers).reshape(-1)
+        spectrum = fft.rfftn(grid.embed(field * weights), workers=workers).reshape(-1)
         total = np.bincount(shell, np.abs(spectrum) ** 2, OCTAVES + 1)
         return total[:OCTAVES] / np.prod(grid.shape)
 
@@ -254,7 +261,9 @@ def _by_scale(
         unexplained[box] -= convolve(chi[box])
         left.append(power(unexplained))
     count = np.bincount(shell, minlength=OCTAVES + 1)[:OCTAVES]
-    noise = count * float(np.sum(field_sd[mask].astype(np.float64) ** 2)) / np.prod(grid.shape)
+    noise = (
+        count * float(np.sum((weights * field_sd)[mask].astype(float) ** 2)) / np.prod(grid.shape)
+    )
     whole = power(arms[-1][0])
     least = LEAST_SHARE * np.maximum(whole - noise, 0).sum()
     wavelengths = [np.inf, *(1 / edges).tolist()]

@@ -151,3 +151,22 @@ def test_background_that_is_left_where_the_field_has_next_to_nothing_is_no_silen
     assert found.explained > 0.99
     assert found.warnings == ()
     assert 2 <= len(found.by_scale) < 5
+
+
+def test_voxels_whose_field_is_uncertain_do_not_hide_the_rest():
+    """As beside air: some of the surface is wrong by more than its standard deviation."""
+    rng = np.random.default_rng(5)
+    shape, view = (40, 40, 40), ((2.0, 2.0, 2.0), (0, 0, 1))
+    index = np.indices(shape) - 19.5
+    mask = (index**2).sum(0) < 15**2
+    chi = 0.2 * np.sin(index[0] / 2) * np.sin(index[1] / 3) * mask
+    uncertain = mask & ((index**2).sum(0) >= 14**2) & (rng.random(shape) < 0.05)
+    sd = np.where(uncertain, 0.5, 0.001)
+    wrong = 1.2 * sd * uncertain * rng.choice([-1, 1], shape)
+    noise = 0.001 * rng.normal(size=shape)
+    field = mask * (forward_field(chi, *view) + noise) + wrong
+    left = mask * noise + 1.5 * wrong  # the prior explains all but what is wrong, and adds to that
+    found = compare(left, 0 * chi, field, Geometry(mask, *view), sd, 0.1)
+    assert found.explained > 0.8
+    assert found.warnings == ()
+    assert len(found.by_scale) >= 3
