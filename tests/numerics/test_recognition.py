@@ -221,6 +221,23 @@ def test_filtered_phase(name, share):
     assert one.slow(homodyne(one, share)).filtered
 
 
+@pytest.mark.parametrize('shift', [0.0, 0.3])
+@pytest.mark.parametrize('radii', [(14, 14, 14), (17, 13, 15)])
+def test_an_ellipsoid_that_is_shimmed_is_not_filtered(radii, shift):
+    """Its field is a constant inside (closed form); only its outline of voxels has another."""
+    fine = (np.indices((80, 80, 80)) / 2 - 19.75).T - shift  # half voxels
+    inside = (((fine / radii) ** 2).sum(-1) < 1).T
+    filled = inside.reshape(40, 2, 40, 2, 40, 2).mean(axis=(1, 3, 5))[..., None]
+    te = np.array([0.005, 0.03])
+    noise = 0.01 * np.random.default_rng(3).normal(size=(2, 40, 40, 40, 2))
+    signal = filled * np.exp(-10 * te) + noise[0] + 1j * noise[1]
+    one = Data(np.abs(signal), np.angle(signal), te, 7.0, np.eye(4))
+    slow = one.slow()
+    assert slow.size < 0.05
+    assert not slow.filtered
+    assert slow.expected < 0.2
+
+
 @pytest.mark.parametrize('name', ['tubes', 'tilted', 'coarse', 'head 3', 'head 7'])
 def test_phase_differences(name):
     one = scan(name)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.arrays import block_means, median, neighbours
-from precondqsm_bids.numerics.constants import hz_per_ppm
+from precondqsm_bids.numerics.constants import WATER_IN_AIR, hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.phase.readout import alternating_axes
@@ -44,6 +44,11 @@ SLOW_PHASE = (0.25, 0.25)
 of what is expected of the object's shape, ..."""
 EXPECTED_PHASE = 0.2
 """... where that is at least this, rad, whatever a shim takes off."""
+OUTLINE_ERROR = 0.04
+"""Error of the slow field that an outline of voxels makes, over the step from air to water, times
+the object's radius in voxels. Ellipsoids have no such field; the staircase of their voxels, and a
+border that dephases here more than there, give them 0.02 to 0.04 (radii of 13 to 30 voxels, 1.5 to
+9.4 T, first echoes of 2 to 20 ms)."""
 ADVANCE = 0.25
 """Coefficient of the shape's field in the phase advance, by that of the first echo's phase, below
 which (with three standard errors) the phase does not grow, where ..."""
@@ -192,7 +197,8 @@ class SlowPhase(NamedTuple):
     size: float
     """Root mean square of the smoothed phase, rad; the largest of first, middle and last echo."""
     expected: float
-    """Least that the field of the shape makes of it, rad, whatever a shim takes off."""
+    """Least that the field of the shape makes of it, rad, whatever a shim takes off, and whatever
+    the outline has wrong."""
     filtered: bool
     """The first is small and the second is not."""
 
@@ -205,7 +211,9 @@ def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     signal, of equal size in every voxel, is smoothed with a Gaussian of an eighth of the object's
     extent (10 voxels at most), and its phase taken. The field of the shape in air, times the echo
     time, less what polynomials of second order (a shim) can take off, is the least that must be
-    there. An ellipsoid or a long tube has none of that, and is never called filtered.
+    there; its mean square is that of the field less that of the error of an outline made of
+    voxels (:data:`OUTLINE_ERROR`). An ellipsoid or a long tube has none of it, and is never called
+    filtered.
 
     Echoes of less than 0.3 times the magnitude of the strongest are left out. Smoothing begins
     with means over blocks of up to 3 voxels.
@@ -232,8 +240,10 @@ def slow_phase(scan: Scan, mask: Bools, shape_field: npt.NDArray) -> SlowPhase:
     expected = _blocks(np.where(inside, shape_field[box], 0), block)
     weight = np.maximum(ndimage.gaussian_filter(fraction, sigma), 1e-6)
     expected = ndimage.gaussian_filter(expected.astype(np.float64), sigma) / weight
-    left = _without_shim(expected, there)
-    radians = float(TWO_PI * hz_per_ppm(scan.field_strength) * times[echo] * left.std())
+    radius = np.cbrt(0.75 / np.pi * np.count_nonzero(mask))
+    error = OUTLINE_ERROR * abs(WATER_IN_AIR) / radius
+    left = np.sqrt(max(float(_without_shim(expected, there).var()) - error**2, 0))
+    radians = float(TWO_PI * hz_per_ppm(scan.field_strength) * times[echo] * left)
     least = min(SLOW_PHASE[0], SLOW_PHASE[1] * radians)
     return SlowPhase(size, radians, size < least and radians > EXPECTED_PHASE)
 
