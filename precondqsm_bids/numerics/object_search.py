@@ -188,7 +188,8 @@ def _thresholds(magnitude: npt.NDArray, noise: float | None) -> tuple[float, flo
     and four deviations of the noise, that of the dark part of the image if it is not given."""
     from skimage.filters import threshold_otsu  # here: importing the nodes must stay quick
 
-    otsu = float(threshold_otsu(magnitude))
+    # As a list of values: three or four slices look like the channels of a colour image to it.
+    otsu = float(threshold_otsu(magnitude.ravel()))
     half = 0.5 * float(median(magnitude[magnitude > otsu]))
     least = min(otsu, half) / 2
     return least, noise if noise is not None else _dark_noise(magnitude, 2 * least)

@@ -53,7 +53,8 @@ def unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
     volume = np.ma.masked_array(np.zeros(mask.shape, np.float32), mask=~mask)
     volume.data[mask] = wrapped
     # Reliability sorting is deterministic only with a fixed seed (ties are broken at random).
-    turns = np.asarray(unwrap_phase(volume, rng=0))[mask]
+    plane = volume.squeeze() if volume.shape.count(1) == 1 else volume  # of a single slice
+    turns = np.asarray(unwrap_phase(plane, rng=0)).reshape(mask.shape)[mask]
     turns = np.round((turns - wrapped) / TWO_PI)
     return _centred(wrapped + TWO_PI * turns.astype(np.float32))
 

@@ -1,5 +1,7 @@
 """The echo fit against signals made by its model, by theory beyond it, and by noise."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from precondqsm_bids.numerics.air import air_around
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.one_echo import field_of_one_echo
-from precondqsm_bids.numerics.unwrapping import ambiguous_fraction
+from precondqsm_bids.numerics.unwrapping import ambiguous_fraction, unwrap
 
 ABSTRACT = 1e-3 * (1.38 + 2.8 * np.arange(8))
 SHORT = 1e-3 * 1.2 * np.arange(1, 9)
@@ -89,6 +91,19 @@ def test_field_of_several_turns(te):
     assert np.abs(error).max() < 6 * result.field_sd[MASK].max()
     # no background gradient is taken for relaxation: the loss is the sinc of 5 pi / 19 a voxel
     assert np.median(result.r2star[MASK]) < 40
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_a_single_slice_is_unwrapped_as_a_plane(axis):
+    """Without a word of the library's on its length, and to the ramp that was wrapped."""
+    x, y = np.indices((24, 20))
+    phase = np.expand_dims(0.9 * x + 0.02 * y**2, axis).astype(np.float32)
+    mask = np.expand_dims(np.hypot(x - 12, y - 10) < 9, axis)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = unwrap(np.angle(np.exp(1j * phase[mask])), mask)
+    difference = found - phase[mask]
+    np.testing.assert_allclose(difference, np.median(difference), atol=1e-4)
 
 
 def test_prediction_spares_the_unwrapping():

@@ -1,5 +1,7 @@
 """The object of a sphere of known size, with and without noise, shading and cavities."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -209,6 +211,22 @@ def test_object_too_thin_to_know_its_own_signal():
     magnitude = np.zeros((9, 9, 9))
     magnitude[3:6, 3:6, 3:6] = 1
     np.testing.assert_array_equal(filled_fraction(magnitude, magnitude > 0), magnitude)
+
+
+@pytest.mark.parametrize('slices', [3, 4])
+def test_few_slices_are_no_colours(slices):
+    """Nothing is said of channels, and the threshold is that of the same voxels as a cube."""
+    rng = np.random.default_rng(0)
+    x, y = np.indices((24, 24)) - 11.5
+    disc = np.repeat((np.hypot(x, y) < 8)[..., None], slices, axis=2)
+    magnitude = 100 * disc + rng.rayleigh(1, disc.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = shape_mask(magnitude)
+        turned = shape_mask(np.moveaxis(magnitude, -1, 0))
+    assert found.threshold == pytest.approx(turned.threshold)
+    np.testing.assert_array_equal(found.shape_mask, np.moveaxis(turned.shape_mask, 0, -1))
+    assert np.mean(found.shape_mask == disc) > 0.99
 
 
 def test_errors():
