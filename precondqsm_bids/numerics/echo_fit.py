@@ -26,7 +26,7 @@ from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
 from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place
 from precondqsm_bids.numerics.fat import find_fat
-from precondqsm_bids.numerics.noise import local_level, noise_from_residual, noise_inside
+from precondqsm_bids.numerics.noise import CHUNK, local_level, noise_from_residual, noise_inside
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
 from precondqsm_bids.numerics.unwrapping import field_from_advance, join_bodies, repair_wraps
 
@@ -34,6 +34,16 @@ F32 = npt.NDArray[np.float32]
 MIXED = 3.0
 """Mean squared residual, over the noise variance, above which one field and one rate do not
 describe a voxel."""
+SUSPECT = 2.5
+"""The same above which a voxel may be the wall of a strong source."""
+WALLS, STEP = 0.1, 0.15
+"""Share of these that are expected to be walls, and how far the field of one is expected off,
+ppm: a tenth to a half of the step of the susceptibility."""
+EVIDENCE = 0.3
+"""Logarithm of the odds of a wall for each noise variance that the quadrature has more: a tenth of
+what it would be of pure noise, since ringing, flow and ghosts leave some too."""
+SLOPE_ERROR = 0.2
+"""Error of the initial slope of a wall by two echoes, relative to its departure."""
 LEAST_SNR = 8.0
 """Length of the signal of all echoes over the noise below which the phase may be turns off."""
 LEAST_NOISE = 1e-3
@@ -125,9 +135,10 @@ def fit_echoes(
     6. Where only one echo is usable, R2* is that of the mean demodulated signal of such
        voxels among the 27 around: a T2* below the echo spacing shows in many voxels together.
        The standard deviation of such a voxel's field holds the turn that it may be off.
-    7. Where the signal is not that of one field and one rate (the wall of a strong source), the
-       field is the initial slope of the phase, which is that of the voxel's mean field. Only a
-       local departure counts: what the phase does in the whole neighbourhood is no wall.
+    7. Where the signal is not that of one field and one rate, the voxel may be the wall of a
+       strong source. The initial slope of the phase is that of its mean field, which the field
+       follows as far as it is likely to be one. Only a local departure counts: what the phase
+       does in the whole neighbourhood is no wall.
 
     Memory: 8 E + 140 bytes per voxel of the mask beside input and maps; no Fourier transform.
 
@@ -312,9 +323,10 @@ def _doubt_field(echoes: Echoes, field: F32, smooth: Offset, decay: Decay, noise
     # An error of the offset turns the field by what a line through the origin makes of it.
     error = np.where(smooth.own, 0, np.hypot(smooth.error, smooth.misfit))
     field_sd[...] = np.hypot(field_sd, error / to_rad[len(to_rad) // 2])
-    mixed = mixed[~smooth.own[mixed]]  # an own offset has taken the first echo's departure
-    if mixed.size:
-        _follow_initial_slope(echoes, field, field_sd, smooth, noise, mixed)
+    # An own offset has taken the first echo's departure.
+    suspect = np.flatnonzero((decay.misfit > SUSPECT) & ~smooth.own)
+    if suspect.size:
+        _move_walls(echoes, field, field_sd, smooth, noise, suspect)
     turn = np.float32(1 / (hz_per_ppm(echoes.field_strength) * echoes.echo_times[0]))
     # The phase of one echo, or of echoes that hold little but noise, is known but for turns.
     lone = (decay.usable_echoes < 2) | (decay.snr < LEAST_SNR)
@@ -322,24 +334,55 @@ def _doubt_field(echoes: Echoes, field: F32, smooth: Offset, decay: Decay, noise
     np.minimum(field_sd, turn, out=field_sd)
 
 
-def _follow_initial_slope(
+def _move_walls(
     echoes: Echoes,
     field: F32,
     field_sd: F32,
     smooth: Offset,
     noise: F32,
-    mixed: npt.NDArray[np.intp],
+    suspect: npt.NDArray[np.intp],
 ) -> None:
-    """Move mixed voxels to the initial slope of their phase, field and its sd in place.
+    """Move walls of strong sources to the initial slope of their phase, field and sd in place.
 
-    Where a voxel holds several fields and rates (the wall of a strong source) its phase is no
-    straight line: late echoes follow whichever part decays slowest. The slope at TE = 0 is that
-    of the mean field whatever the parts are. Two echoes give it to second order:
-    ``(t2 theta1 / t1 - t1 theta2 / t2) / (t2 - t1)``.
+    Where a voxel holds several fields and rates its phase is no straight line: late echoes follow
+    whichever part decays slowest. The slope at TE = 0 is that of the mean field whatever the parts
+    are, and departs from the fitted one by some tenths of a ppm. With ``d`` the departure and
+    ``s`` its standard deviation, a wall is expected to have ``N(0, t^2 + s^2)`` and the others
+    ``N(0, s^2)``, so that the odds of a wall are
 
-    Voxels are moved only by what the departure has beyond that of the 7 x 7 x 7 voxels around: an
-    error of the phase that is smooth in space bends it everywhere, and is no wall of a source. An
-    error of the offset turns the slope by ``error (1 / t1 + 1 / t2)``.
+        w / (1 - w) * s / sqrt(t^2 + s^2) * exp(d^2 g / (2 s^2) + 0.3 q),  g = t^2 / (t^2 + s^2)
+
+    with ``w`` their share of the suspect voxels, ``t`` the expected size (:data:`WALLS`,
+    :data:`STEP`) and ``q`` what the quadrature of all echoes has beyond the noise variance. A
+    field moves by ``P g d`` with P the probability, and its variance is that of the mixture.
+    """
+    departure, sd = _departure(echoes, field, smooth, noise, suspect)
+    excess = np.empty_like(sd)
+    for k in range(0, suspect.size, CHUNK):
+        part = suspect[k : k + CHUNK]
+        left = echoes.demodulated(field, smooth.offset, part).imag / noise[part, None]
+        excess[k : k + CHUNK] = (left**2).sum(1) / (len(echoes.to_rad) - 1) - 1
+    follows = STEP**2 / (STEP**2 + sd**2)
+    evidence = 0.5 * follows * (departure / sd) ** 2 + EVIDENCE * np.maximum(excess, 0)
+    odds = WALLS / (1 - WALLS) * np.sqrt(1 - follows) * np.exp(np.minimum(evidence, 50))
+    wall = odds / (1 + odds)
+    move = follows * departure
+    field[suspect] += wall * move
+    variance = ((1 - wall) * field_sd[suspect]) ** 2 + wall * follows * sd**2
+    variance += wall * (1 - wall) * move**2 + (SLOPE_ERROR * wall * move) ** 2
+    field_sd[suspect] = np.sqrt(variance)
+
+
+def _departure(
+    echoes: Echoes, field: F32, smooth: Offset, noise: F32, suspect: npt.NDArray[np.intp]
+) -> tuple[F32, F32]:
+    """Initial slope of the phase less the field, and its standard deviation, ppm.
+
+    Two echoes give it to second order: ``(t2 theta1 / t1 - t1 theta2 / t2) / (t2 - t1)``.
+
+    Only what it has beyond that of the 7 x 7 x 7 voxels around counts: an error of the phase that
+    is smooth in space bends it everywhere, and is no wall of a source. An error of the offset
+    turns the slope by ``error (1 / t1 + 1 / t2)``.
     """
     t1, t2 = echoes.to_rad[:2]
     early = echoes.first(2)
@@ -347,10 +390,7 @@ def _follow_initial_slope(
     a, b = t2 / (t1 * (t2 - t1)), t1 / (t2 * (t2 - t1))
     amplitude = np.maximum(np.abs(early.signal), np.finfo(np.float32).tiny)
     sd = np.hypot(a / amplitude[:, 0], b / amplitude[:, 1])
-    change = (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32)
-    sd = np.hypot(sd * noise, smooth.error * (1 / t1 + 1 / t2))
-    around = local_level(change, sd, echoes.mask, workers=echoes.workers)[mixed]
-    change, sd = change[mixed] - around, sd[mixed]
-    bent = np.abs(change) > 3 * sd
-    field[mixed[bent]] += change[bent]
-    field_sd[mixed[bent]] = np.hypot(sd, 0.2 * change)[bent]
+    departure = (a * residual[:, 0] - b * residual[:, 1]).astype(np.float32)
+    sd = np.hypot(sd * noise, smooth.error * (1 / t1 + 1 / t2)).astype(np.float32)
+    around = local_level(departure, sd, echoes.mask, workers=echoes.workers)[suspect]
+    return departure[suspect] - around, sd[suspect]

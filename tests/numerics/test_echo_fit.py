@@ -178,7 +178,9 @@ def test_offset_that_a_quartic_misses_costs_little(size):
     weight = np.exp(-30 * ABSTRACT)
     slope = np.sum(weight * ABSTRACT) / np.sum(weight * ABSTRACT**2) / TURN
     error = (result.total_field - 0.02 * x)[mask]
-    assert np.abs(error).max() < 1.5 * size * slope + 6 * np.median(result.field_sd[mask])
+    assert np.all(np.abs(error) < 1.5 * size * slope + 6 * result.field_sd[mask])
+    # three voxels in a thousand are taken for walls by their noise, and say so in their deviation
+    assert np.mean(result.field_sd[mask] > 3 * np.median(result.field_sd[mask])) < 4e-3
 
 
 @pytest.mark.parametrize('jump', [1.3, 1.7])
@@ -386,7 +388,8 @@ def test_stored_integers_are_the_same():
     stored = np.round(50 * np.abs(echoes)).astype(np.uint16)
     plain = fit_echoes(50 * np.abs(echoes), np.angle(echoes), ABSTRACT, 3.0, MASK)
     again = fit_echoes(stored, np.angle(echoes), ABSTRACT, 3.0, MASK)
-    np.testing.assert_allclose(again.total_field, plain.total_field, atol=2e-4)  # rounding
+    moved = np.abs(again.total_field - plain.total_field)
+    assert np.all(moved <= 2e-4 + 0.05 * plain.field_sd)  # rounding
 
 
 @pytest.mark.parametrize('te', [ABSTRACT, ABSTRACT[:3], ABSTRACT[:2]], ids=['8', '3', '2'])
@@ -507,6 +510,20 @@ def test_wall_of_a_strong_tube_is_mended_in_spite_of_them():
     result = fit(noisy(clean, 100 / 80), SHORT)
     mean = (1 - share) * near + share * far
     assert abs(np.median(result.total_field[walls]) - mean) < 0.4 * (mean - near)
+
+
+@pytest.mark.parametrize('share, far', [(0.3, 0.5), (0.5, 0.4), (0.15, 0.8)])
+def test_field_of_walls_and_its_deviation_in_noise(share, far):
+    # Two compartments again; 0.12, 0.15 and 0.105 ppm off without the initial slope
+    near, fast = 0.1, 300.0
+    parts = (1 - share) * signal(SHORT, near, 10.0) + share * signal(SHORT, far, fast)
+    walls = (np.abs(X - 0.02) < 0.06) & MASK
+    clean = np.where(walls[..., None], parts, signal(SHORT, near, 10.0))
+    result = fit(noisy(clean, 100 / 80), SHORT)
+    error = (result.total_field - (1 - share) * near - share * far)[walls]
+    assert np.sqrt(np.mean(error**2)) < 0.045
+    expected = np.sqrt(np.mean(result.field_sd[walls] ** 2))
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(expected, rel=0.4)
 
 
 # --- what may be a turn off -----------------------------------------------------------------

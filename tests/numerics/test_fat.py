@@ -55,7 +55,8 @@ def test_fat_of_all_lines_is_found_to_the_voxel(te, b0):
     assert not fit.fat[~MASK].any()
     water = MASK & (fat == 0)
     alone = fit_echoes(*echoes(te, 0 * fat, b0), te, b0, water)
-    np.testing.assert_allclose(fit.total_field[water], alone.total_field[water], atol=0.003)
+    moved = np.abs(fit.total_field - alone.total_field)[water]
+    assert np.all(moved <= 0.003 + 0.1 * alone.field_sd[water])
     assert not fit.total_field[fit.fat].any()
     assert not fit.r2star[fit.fat].any()
 
