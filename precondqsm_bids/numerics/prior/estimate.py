@@ -23,6 +23,7 @@ from precondqsm_bids.numerics.prior.fit import (
 )
 from precondqsm_bids.numerics.prior.maps import map_by_tissue, map_scale, susceptibility_map
 from precondqsm_bids.numerics.prior.r2prime import relaxivity
+from precondqsm_bids.numerics.prior.shift import spread_of_shift
 from precondqsm_bids.numerics.prior.smoothing import without_noise
 from precondqsm_bids.numerics.prior.spread import prior_spread
 from precondqsm_bids.numerics.prior.tissue import class_means, doubts_of_names, tissue_parcels
@@ -179,19 +180,19 @@ def estimate_prior(
     options = FitOptions(iterations, free_voxels=free_voxels, tissue_shift=free_voxels)
     fitted = _fit_used(inputs, flat, verdict.gains, geometry, options, start)
     record = builder.record(bases, fitted)
-    record['fit'], record['iterations'] = fit, iterations
-    record |= verdict.record
+    record |= verdict.record | {'fit': fit, 'iterations': iterations}
     record['warnings'] += verdict.warnings
     if free_voxels:
-        free, explained = int(np.count_nonzero(fitted.free_chi)), fitted.fractions[-1]
-        record['free_voxels'] = {'voxels': free, 'explained': explained}
+        free = int(np.count_nonzero(fitted.free_chi))
+        record['free_voxels'] = {'voxels': free, 'explained': fitted.fractions[-1]}
     if len(flat) == 1 and flat[0].expected != 0:
         errors = coefficient_errors(field, flat[0], fitted, geometry, sd)
         record['coefficient_errors'] = errors.tolist()
     trust, shift = np.float32(verdict.trust), fitted.tissue_shift
     if shift is not None:
         shift = on_grid(trust * shift)
-        record['tissue_shift_sd'] = float(np.std(shift[box][mask], dtype=np.float64))
+        record['tissue_shift_sd'], large = spread_of_shift(shift[box][mask])
+        record['warnings'] += large
     spread = prior_spread(verdict.coarse_chi, fitted.prior_chi, geometry)
     record['prior_sd'] = float(np.sqrt(np.mean(spread[mask] ** 2, dtype=np.float64)))
     finest = max(flat, key=lambda basis: basis.parcels)

@@ -7,6 +7,7 @@ from scipy import fft, ndimage
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.contrast import Scale, contrast_cells
+from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.fit import FitOptions, fit_prior
 from precondqsm_bids.numerics.prior.shift import TissueShift, shifted
 from precondqsm_bids.numerics.solver import DipoleSystem, Further
@@ -121,6 +122,23 @@ def test_shift_that_is_not_there_vanishes():
     chi = 0.06 * (classes == 2) * MASK
     found = fitted(continuous_field(chi), classes, True)
     assert spread(found.tissue_shift) < 0.01 * spread(chi)
+
+
+@pytest.mark.parametrize('size', [0, -0.02])
+def test_a_shift_that_is_there_is_warned_of(size):
+    classes = tissue()
+    chi, shift = 0.06 * (classes == 2) * MASK, size * (classes == 0) * MASK
+    field = continuous_field(chi) + shift + np.random.default_rng(5).normal(0, 0.002, SHAPE)
+    inputs = PriorInputs(
+        field * MASK, np.full(SHAPE, 0.002, np.float32),
+        tissue=(classes + 1) * MASK, tissue_names=('white', 'grey', 'nucleus'),
+    )  # fmt: skip
+    geometry = Geometry(MASK, VOXEL_SIZE, B0_DIR)
+    record = estimate_prior(inputs, geometry, ['tissue'], free_voxels=True).record
+    warned = [text for text in record['warnings'] if 'no field of a dipole' in text]
+    assert len(warned) == (size != 0)
+    if warned:
+        assert record['tissue_shift_sd'] == pytest.approx(np.std(shift[MASK]), rel=0.2)
 
 
 def test_cylinder_along_b0_stays_susceptibility():
