@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import BACKGROUNDS, Arm
-from precondqsm_bids.numerics.arrays import check_shapes
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import DipoleSystem
 from precondqsm_bids.numerics.vsharp import TooThin, vsharp
@@ -52,6 +52,7 @@ class BackgroundRemoval(NamedTuple):
         return record
 
 
+@checked
 def pdf(
     field: npt.NDArray,
     mask: npt.NDArray[np.bool_],
@@ -112,7 +113,6 @@ def pdf(
     >>> print(np.linalg.norm(left) / np.linalg.norm(outside[mask]) < 0.05)
     True
     """
-    check_shapes('mask', mask.shape, field=field, weights=weights)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to remove a background from')
     if iterations < 1:
@@ -139,6 +139,7 @@ def pdf(
     return BackgroundRemoval(local, background, ratio, mask, start=begun)
 
 
+@checked
 def remove_background(
     field: npt.NDArray,
     geometry: Geometry,

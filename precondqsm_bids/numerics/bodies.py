@@ -4,12 +4,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import bounding_box
 
 LEAST_VOXELS = 27
 """Voxels of the smallest body: smaller pieces belong to the largest."""
 
 
+@checked
 def bodies(mask: npt.NDArray[np.bool_], by_faces: bool = False) -> npt.NDArray[np.int32]:
     """Connected bodies of a mask, numbered from the largest, 1; smaller pieces belong to it.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import block_means
 from precondqsm_bids.numerics.morphology import deeper, eroded, gaussian, interpolated, within
 
@@ -86,6 +87,7 @@ class Brain(NamedTuple):
         return {name: round(float(getattr(self, name)), 4) for name in self._fields[1:]}
 
 
+@checked
 def find_brain(
     magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike, least: float = 0.0
 ) -> Brain:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import Geometry, dipole_kernel, frequencies
 from precondqsm_bids.numerics.solver import DipoleGrid, solver_grid
 
@@ -85,6 +86,7 @@ class ClosedForm(NamedTuple):
         return power
 
 
+@checked
 def closed_form(geometry: Geometry) -> ClosedForm:
     """Kernel and gradient of a region of interest on the solver's grid.
 

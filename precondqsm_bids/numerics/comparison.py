@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import (
@@ -141,6 +142,7 @@ def r2star_agreement(
     return float(2 * (twice.sum() / 2 - n * (n + 1) / 2) / (n * m) - 1)
 
 
+@checked
 def compare(
     local_field: npt.NDArray,
     residual_chi: npt.NDArray,

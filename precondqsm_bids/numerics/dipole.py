@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, special
 
+from precondqsm_bids.numerics.arguments import as_numbers, checked
 from precondqsm_bids.numerics.arrays import check_shapes
 
 Array = npt.NDArray[np.floating]
@@ -96,6 +97,7 @@ def frequencies(
     return [axis.reshape([-1 if i == j else 1 for j in range(3)]) for i, axis in enumerate(k)]
 
 
+@checked
 def dipole_kernel(
     shape: tuple[int, int, int], voxel_size: npt.ArrayLike, b0_dir: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
@@ -129,6 +131,8 @@ def dipole_kernel(
     [ 0.    -0.667 -0.667] 0.333
     """
     b = _unit(b0_dir)
+    if np.shape(shape) != (3,) or min(shape) < 1:
+        raise ValueError(f'shape should be three numbers of voxels: {shape!r}')
     # Only ratios of lengths count: an object of another size has the same kernel, to the last bit.
     size = np.asarray(voxel_size, float)
     k = frequencies(shape, size / size[0])
@@ -332,6 +336,7 @@ def bounding_box(mask: npt.NDArray, margin: int = 0) -> tuple[slice, slice, slic
     return box[0], box[1], box[2]
 
 
+@checked
 def forward_field(
     chi: npt.ArrayLike,
     voxel_size: npt.ArrayLike,
@@ -381,7 +386,7 @@ def forward_field(
     >>> print(round(float(field[4, 4, 7] * 2 * np.pi * 3**3), 2))  # a dipole: 2 / (4 pi r^3)
     1.0
     """
-    chi = np.ascontiguousarray(chi, dtype=np.float32)
+    chi = np.ascontiguousarray(as_numbers(chi, 'chi'), dtype=np.float32)
     if chi.ndim != 3:
         raise ValueError(f'chi must have three dimensions, not shape {chi.shape}')
     check_shapes('chi', chi.shape, mask=mask)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.method import INVERSIONS, Arm
-from precondqsm_bids.numerics.arrays import check_shapes
+from precondqsm_bids.numerics.arguments import check_reg_weight, checked
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
@@ -72,6 +72,7 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+@checked
 def without_outliers(
     local_field: npt.NDArray,
     mask: npt.NDArray[np.bool_],
@@ -146,6 +147,7 @@ def _by_neighbours(field: F32, certainty: F32, workers: int) -> F32:
     return out
 
 
+@checked
 def invert(
     local_field: npt.NDArray,
     geometry: Geometry,
@@ -208,11 +210,10 @@ def invert(
     ['iterations', 'last_change', 'tv_weight']
     """
     mask, reg_weight, rule = geometry.mask, arm.reg_weight, arm.rule
-    check_shapes('mask', mask.shape, local_field=local_field)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to invert')
-    if reg_weight is not None and not (np.isfinite(reg_weight) and reg_weight > 0):
-        raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
+    if reg_weight is not None:
+        check_reg_weight(reg_weight)
     if rule not in RULES:
         raise ValueError(f'the rule for lambda is one of {", ".join(RULES)}, not {rule!r}')
     if arm.inversion not in INVERSIONS:

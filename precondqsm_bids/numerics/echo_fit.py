@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import Air, air_around
-from precondqsm_bids.numerics.arrays import check_shapes, from_box, side_by_side
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
@@ -97,6 +98,7 @@ class EchoFit(NamedTuple):
     """Voxels of the mask that are fat, in which nothing was fitted."""
 
 
+@checked
 def fit_echoes(
     magnitude: npt.NDArray,
     phase: npt.NDArray,
@@ -192,10 +194,6 @@ def fit_echoes(
     0.05 30.0
     """
     te = check_echoes(magnitude, phase, echo_times)
-    check_shapes(
-        'the echoes', magnitude.shape[:3], mask=mask, object_mask=object_mask,
-        predicted_field=predicted_field, first_field=first_field,
-    )  # fmt: skip
     if not mask.any():
         raise ValueError('the mask is empty: there is no voxel to fit')
     air = air_around(magnitude, mask if object_mask is None else object_mask)

@@ -143,6 +143,8 @@ def check_echoes(
     """
     te = np.asarray(echo_times, dtype=np.float64)
     check_shapes('phase', phase.shape, magnitude=magnitude)
+    if te.ndim != 1:
+        raise ValueError(f'echo_times should be one time for each echo, in seconds: {te.tolist()}')
     if magnitude.ndim != 4 or te.shape != magnitude.shape[-1:]:
         raise ValueError(
             f'magnitude must be (X, Y, Z, echoes) with one echo time each: '

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_inside, check_shapes
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
 
 F32 = npt.NDArray[np.float32]
@@ -49,6 +49,7 @@ class Flattening(NamedTuple):
         return record
 
 
+@checked
 def flatten_field(
     total_field: npt.NDArray,
     prior_chi: npt.NDArray,
@@ -99,10 +100,6 @@ def flatten_field(
     >>> print(abs(flatten_field(field, chi, mask, (1, 1, 1), (0, 0, 1)).flattened_field).max())
     0.0
     """
-    check_shapes(
-        'mask', mask.shape, prior_chi=prior_chi, shape_chi=shape_chi, tissue_shift=tissue_shift
-    )
-    check_inside(total_field, 'total_field', mask)
     chi = prior_chi if shape_chi is None else prior_chi + shape_chi
     prior_field = forward_field(chi, voxel_size, b0_dir, mask, workers)
     explained = prior_field if tissue_shift is None else prior_field + tissue_shift

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.field_quality import judge_field
@@ -124,6 +125,7 @@ def _known(field: npt.NDArray) -> Bools:
     return np.isfinite(field) & (field != 0)
 
 
+@checked
 def take_field(
     given: GivenField, mask: Bools, shape_mask: Bools | None = None, workers: int = 1
 ) -> MeasuredField:
@@ -261,16 +263,9 @@ def _deviation(given: GivenField, field: F32, mask: Bools) -> tuple[F32, str]:
 
 def _check(given: GivenField, mask: Bools) -> None:
     """Raise ValueError if the parts do not go together, or the field is not one in ppm."""
-    if not 0 < given.field_strength < np.inf:
-        raise ValueError(f'field_strength should be positive, in T: {given.field_strength}')
-    check_shapes(
-        'total_field', given.total_field.shape, mask=mask, magnitude=given.magnitude,
-        field_sd=given.field_sd, r2star=given.r2star,
-    )  # fmt: skip
+    check_parts(given)
     if not mask.any():
         raise ValueError('the mask is empty: the field is known nowhere in the object')
-    if unknown := int(np.count_nonzero(mask & ~np.isfinite(given.total_field))):
-        raise ValueError(f'total_field is not finite in {unknown} voxels of the region')
     values = given.total_field[mask]
     most = float(np.percentile(np.abs(values - np.median(values)), 99))
     if most > MOST_FIELD:
@@ -280,6 +275,16 @@ def _check(given: GivenField, mask: Bools) -> None:
         )
     if most == 0:
         raise ValueError('total_field has one value in the whole region and tells nothing')
+
+
+def check_parts(given: GivenField) -> None:
+    """Raise ValueError unless a given field and its magnitude are one volume each."""
+    shape = given.total_field.shape
+    if len(shape) != 3:
+        raise ValueError(f'total_field must have three dimensions, not shape {shape}')
+    check_shapes('total_field', shape, magnitude=given.magnitude)
+    if given.sign not in (None, 1, -1):
+        raise ValueError(f'sign is 1 or -1, or None where it is not known: {given.sign}')
 
 
 def _doubts(test: PhaseSign | None, sign: int | None) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_shapes, check_voxel_size, side_by_side
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
 from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
@@ -78,6 +79,7 @@ class MeasuredField(NamedTuple):
     """Standard deviation of the magnitude by the noise, in its unit."""
 
 
+@checked
 def measure_field(
     scan: Scan,
     mask: Bools,
@@ -133,7 +135,7 @@ def measure_field(
     >>> print(found.total_field.mean().round(3), found.record['phase_scale'])
     0.059 radians
     """
-    _check(scan, mask, shape_mask)
+    check_echoes(scan.magnitude, scan.phase, scan.echo_times, least=1)
     check_stored(scan, mask, workers)
     try:
         with scan.named():
@@ -236,15 +238,6 @@ def _shape_and_repair(
         check_phase(scan, mask, expected())
         raise
     return shape, repair
-
-
-def _check(scan: Scan, mask: Bools, shape_mask: Bools | None) -> None:
-    """Raise ValueError if the parts of a scan do not go together."""
-    check_echoes(scan.magnitude, scan.phase, scan.echo_times, least=1)
-    if not 0 < scan.field_strength < np.inf:
-        raise ValueError(f'field_strength should be positive, in T: {scan.field_strength}')
-    check_voxel_size(scan.voxel_size)
-    check_shapes('the echoes', scan.magnitude.shape[:3], mask=mask, shape_mask=shape_mask)
 
 
 def _fit(

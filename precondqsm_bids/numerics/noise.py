@@ -8,6 +8,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.special import gamma, gammaincinv
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import median, side_by_side
 from precondqsm_bids.numerics.echoes import Echoes
 
@@ -19,6 +20,7 @@ PLANES = 4
 """Planes whose second differences are taken at a time."""
 
 
+@checked
 def noise_inside(magnitude: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     """Noise of one channel from the object itself, for images without air around it.
 

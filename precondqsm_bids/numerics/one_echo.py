@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.numerics.air import air_around
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import TWO_PI, Echoes
 from precondqsm_bids.numerics.noise import noise_inside
@@ -29,6 +30,7 @@ class OneEcho(NamedTuple):
     """``given``, ``air`` or ``magnitude`` (its second differences inside the object)."""
 
 
+@checked
 def field_of_one_echo(
     magnitude: npt.NDArray,
     phase: npt.NDArray,

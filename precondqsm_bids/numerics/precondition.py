@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.method import Method
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_inside
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
@@ -122,6 +123,7 @@ class Preconditioned(NamedTuple):
         return recombine(residual_chi, self.prior.prior_chi, mask, self.found.reference)
 
 
+@checked
 def precondition(
     scan: Scan | GivenField,
     method: Method | None = None,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import check_shapes
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.field_quality import MOST_FIELD_SD
 
 Bools = npt.NDArray[np.bool_]
@@ -38,6 +38,7 @@ class QualityMask(NamedTuple):
         return record
 
 
+@checked
 def quality_mask(field_sd: npt.NDArray, mask: Bools) -> QualityMask:
     """Leave out what lies at the border of a region and has an uncertain field.
 
@@ -78,7 +79,6 @@ def quality_mask(field_sd: npt.NDArray, mask: Bools) -> QualityMask:
     >>> quality_mask(sd, np.ones(sd.shape, bool)).enclosed
     1
     """
-    check_shapes('mask', mask.shape, field_sd=field_sd)
     if not mask.any():
         raise ValueError('the mask is empty: it has no field whose quality could be judged')
     most = max(MOST_FIELD_SD, USUAL * float(np.median(field_sd[mask])))

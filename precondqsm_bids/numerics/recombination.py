@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_inside
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.bodies import bodies
 
 F32 = npt.NDArray[np.float32]
@@ -83,6 +83,7 @@ class Recombination(NamedTuple):
         return record
 
 
+@checked
 def recombine(
     residual_chi: npt.NDArray,
     prior_chi: npt.NDArray | None,
@@ -123,9 +124,6 @@ def recombine(
     """
     if not mask.any():
         raise ValueError('the mask is empty: there is nothing to recombine')
-    for name, part in (('residual_chi', residual_chi), ('prior_chi', prior_chi)):
-        if part is not None:
-            check_inside(part, name, mask)
     chi = residual_chi.astype(np.float32)
     if prior_chi is not None:
         chi = chi + prior_chi.astype(np.float32)

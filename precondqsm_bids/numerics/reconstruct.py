@@ -1,17 +1,19 @@
 """The method on arrays: preconditioned and conventional susceptibility of one scan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from precondqsm_bids.method import Arm, Method
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.background_removal import BackgroundRemoval, remove_background
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.dipole_inversion import DipoleInversion, invert
+from precondqsm_bids.numerics.echoes import check_echoes
 from precondqsm_bids.numerics.flattening import Flattening, flatten_field
-from precondqsm_bids.numerics.given_field import GivenField, region_asked, take_field
+from precondqsm_bids.numerics.given_field import GivenField, check_parts, region_asked, take_field
 from precondqsm_bids.numerics.measure_field import MeasuredField, measure_field
 from precondqsm_bids.numerics.prior.estimate import PriorEstimate, PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.r2prime import (
@@ -107,6 +109,7 @@ class Reconstruction(NamedTuple):
         return self.maps.chi
 
 
+@checked
 def reconstruct(
     scan: Scan | GivenField,
     method: Method | None = None,
@@ -191,6 +194,17 @@ def measure(
 ) -> Measured:
     """Region and field of a scan, and all that the prior is made of."""
     field = scan.total_field if isinstance(scan, GivenField) else None
+    if isinstance(scan, GivenField):
+        check_parts(scan)
+    else:
+        check_echoes(scan.magnitude, scan.phase, scan.echo_times, least=1)
+    known = scan.r2star is not None if isinstance(scan, GivenField) else not scan.one_echo
+    if method.r2star_terms and not known:
+        raise ValueError(
+            f'prior {" ".join(method.r2star_terms)} is made of R2*, which takes two echoes, or '
+            'r2star beside a given field'
+        )
+    companions = companions._replace(contrasts=_asked(companions.contrasts, method.contrasts))
     mask = region_asked(field, companions.mask, method.inside)
     region = region_of_interest(
         _first(scan), scan.voxel_size, mask, method.mask_erosion, shape=method.shape
@@ -210,6 +224,7 @@ def measure(
     return Measured(region, measured, theory, images, geometry, reference)
 
 
+@checked
 def reconstruct_field(
     images: PriorInputs,
     geometry: Geometry,
@@ -372,6 +387,13 @@ def prior_inputs(
         maps=companions.maps,
         field_strength=scan.field_strength,
     )
+
+
+def _asked(contrasts: Mapping[str, npt.NDArray], names: Sequence[str]) -> dict[str, npt.NDArray]:
+    """The contrasts that the method names."""
+    if missing := [name for name in names if name not in contrasts]:
+        raise ValueError(f'the method has the contrast {missing[0]}, which is not given: give it')
+    return {name: contrasts[name] for name in names}
 
 
 def _first(scan: Scan | GivenField) -> npt.NDArray:

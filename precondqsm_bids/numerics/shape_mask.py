@@ -7,7 +7,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from precondqsm_bids.numerics.air import air_around, without_floor
-from precondqsm_bids.numerics.arrays import check_map, check_voxel_size
+from precondqsm_bids.numerics.arguments import as_mask, checked
+from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.brain import brain_if_any, scalp
 from precondqsm_bids.numerics.constants import WATER_IN_AIR
@@ -138,6 +139,7 @@ def _surface(mask: npt.NDArray[np.bool_], depth: int = 1) -> npt.NDArray[np.bool
     return mask & ~eroded(mask, depth)
 
 
+@checked
 def shape_mask(magnitude: npt.NDArray, voxel_size: npt.ArrayLike = (1.0, 1.0, 1.0)) -> ShapeMask:
     """Object in air, by the signal of the first echo.
 
@@ -213,6 +215,7 @@ def _whole_view(shape: tuple[int, ...]) -> ShapeMask:
     return ShapeMask(whole, whole.copy(), zero + np.float32(WATER_IN_AIR), zero, 0.0)
 
 
+@checked
 def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np.bool_]) -> float:
     """Fraction of the region's border that lies within three voxels of the object's surface.
 
@@ -240,6 +243,7 @@ def surface_fraction(roi_mask: npt.NDArray[np.bool_], shape_mask: npt.NDArray[np
     return float(np.mean(surface[border])) if border.any() else 1.0
 
 
+@checked
 def region_of_interest(
     magnitude: npt.NDArray,
     voxel_size: npt.ArrayLike,
@@ -283,7 +287,6 @@ def region_of_interest(
     >>> int(region.roi_mask.sum()), region.record['eroded_voxels'], region.inner
     (27, 98, False)
     """
-    check_voxel_size(voxel_size)
     inside, mask = (mask, None) if isinstance(mask, str) else ('object', mask)
     free = mask is not None and not shape
     try:
@@ -454,12 +457,7 @@ def _doubts(
 def _checked(mask: npt.NDArray, like: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """A mask that was given, as booleans."""
     check_map(mask, 'mask', like)
-    values = np.unique(mask)
-    if not values.any():
+    found = as_mask(mask)
+    if not found.any():
         raise ValueError('mask is an empty mask (0 in every voxel): give another')
-    if len(values[values != 0]) > 1:
-        raise ValueError(
-            f'mask is not a valid mask: it has {len(values)} different values, from {values[0]:g} '
-            f'to {values[-1]:g}; a mask is 0 outside and 1 inside'
-        )
-    return mask != 0
+    return found

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import from_box, in_parts
 from precondqsm_bids.numerics.dipole import bounding_box, cyclic_prism_kernel
 
@@ -69,6 +70,7 @@ def solver_grid(mask: npt.NDArray[np.bool_], margin: int = MARGIN) -> DipoleGrid
     return DipoleGrid(box, (i0, i1, i2), (n0, n1, n2))
 
 
+@checked
 def noise_weights(
     field_sd: npt.NDArray, mask: npt.NDArray[np.bool_], model_error: float = MODEL_ERROR
 ) -> npt.NDArray[np.float32]:

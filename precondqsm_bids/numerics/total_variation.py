@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.closed_form import ClosedForm
 
 F32 = npt.NDArray[np.float32]
@@ -32,6 +34,7 @@ class TotalVariation(NamedTuple):
     """Change of the map in the last one, relative to the map."""
 
 
+@checked
 def tv_inversion(
     form: ClosedForm,
     local_field: npt.NDArray,
@@ -103,6 +106,7 @@ def tv_inversion(
     True
     """
     geometry, grid = form.geometry, form.grid
+    check_shapes('mask', geometry.mask.shape, local_field=local_field, weights=weights)
     kernel, rho = form.kernel, np.float32(reg_weight**2)
     inside = grid.embed(geometry.mask)
     w_squared = (inside if weights is None else grid.embed(weights * geometry.mask)) ** 2

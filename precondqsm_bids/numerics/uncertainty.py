@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.arrays import check_shapes, from_box, side_by_side
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box
@@ -123,6 +124,7 @@ class Uncertainty(NamedTuple):
         return record
 
 
+@checked
 def map_uncertainty(
     given: MapInputs,
     geometry: Geometry,
@@ -216,8 +218,6 @@ def map_uncertainty(
     """
     mask = geometry.mask
     names = MapInputs._fields[:4]
-    maps = {name: getattr(given, name) for name in (*names, 'prior_sd')}
-    check_shapes('mask', mask.shape, **maps, labels=labels, reference=reference)
     if not mask.any():
         raise ValueError('the mask is empty: there is no map to be uncertain of')
     box = bounding_box(mask)

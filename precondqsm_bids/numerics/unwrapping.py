@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import median, neighbours
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.constants import hz_per_ppm
@@ -59,6 +60,7 @@ def unwrap(wrapped: F32, mask: npt.NDArray[np.bool_]) -> F32:
     return _centred(wrapped + TWO_PI * turns.astype(np.float32))
 
 
+@checked
 def ambiguous_fraction(
     total_field: npt.NDArray,
     field_sd: npt.NDArray,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
-from precondqsm_bids.numerics.arrays import check_shapes
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import solver_grid
 
@@ -40,6 +40,7 @@ class Vsharp(NamedTuple):
     """Radii of the spheres, mm."""
 
 
+@checked
 def vsharp(
     field: npt.NDArray,
     geometry: Geometry,
@@ -93,7 +94,6 @@ def vsharp(
     True True
     """
     mask = geometry.mask
-    check_shapes('mask', mask.shape, field=field)
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to remove a background from')
     grid, sizes = solver_grid(mask), np.asarray(geometry.voxel_size, float)

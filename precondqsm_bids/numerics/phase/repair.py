@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.echoes import Echoes
 from precondqsm_bids.numerics.noise import noise_inside
@@ -68,6 +69,7 @@ def first_field(echoes: Echoes, noise_sd: float) -> tuple[F32, F32]:
     )
 
 
+@checked
 def repair_phase(
     scan: Scan, mask: Bools, shape_mask: Bools | None = None, workers: int = 1
 ) -> PhaseRepair:

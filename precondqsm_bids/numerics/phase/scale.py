@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
+
 F32 = npt.NDArray[np.float32]
 TWO_PI = 2 * np.pi
 UNITS = ('rad', 'arbitrary')
@@ -33,6 +35,7 @@ class PhaseScale(NamedTuple):
     (the range that noise fills) or ``unwrapped`` (radians beyond a turn)."""
 
 
+@checked
 def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     """Scale of stored phase, from its values in all echoes of a run together.
 
@@ -311,6 +314,7 @@ def _is_filled(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float
     return jumps(echoes, blank, span / 2) > 0.05
 
 
+@checked
 def phase_to_radians(phase: npt.NDArray, scale: PhaseScale, overwrite: bool = False) -> F32:
     """Stored phase in radians by the one scale of all echoes of a run.
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.constants import WATER_IN_AIR
 from precondqsm_bids.numerics.dipole import PrismConvolution, bounding_box, forward_field
 from precondqsm_bids.numerics.echoes import in_place
@@ -25,6 +26,7 @@ class ShapeField(NamedTuple):
     """Parts of it that come from beyond each such edge, three of rising distance."""
 
 
+@checked
 def shape_field(
     shape: Bools,
     voxel_size: npt.ArrayLike,

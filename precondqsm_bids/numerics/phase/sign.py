@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from precondqsm_bids.numerics.arrays import check_shapes, side_by_side
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.dipole import forward_field
 from precondqsm_bids.numerics.phase.outline import (
     CoarseField,
@@ -103,6 +104,7 @@ class SignDecision(NamedTuple):
     """Assumptions and doubts, in sentences."""
 
 
+@checked
 def phase_sign(
     field: npt.NDArray,
     shape_field: npt.NDArray,
@@ -157,7 +159,6 @@ def phase_sign(
     >>> print(found.sign, round(found.coefficient, 2), round(found.correlation, 2))
     -1 -1.0 -1.0
     """
-    check_shapes('mask', mask.shape, field=field, shape_field=shape_field)
     voxels = np.flatnonzero(mask)
     if voxels.size == 0:
         raise ValueError('the mask is empty: there is no field to compare with that of the shape')

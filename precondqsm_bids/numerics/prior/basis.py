@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.prior.lattice import Lattice
 
 F32 = npt.NDArray[np.float32]
@@ -57,6 +58,7 @@ class Basis(NamedTuple):
         return max([int(self.labels.max()), *last]) + 1
 
 
+@checked
 def constant_parcels(labels: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     """One constant (ppm) per label: a contrast cell, a tissue class, a supervoxel.
 
@@ -77,6 +79,7 @@ def constant_parcels(labels: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     return Basis(out, mask.astype(np.float32), 0.0)
 
 
+@checked
 def whole_map(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     """One coefficient for a whole susceptibility map.
 
@@ -95,6 +98,7 @@ def whole_map(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     return Basis(np.where(mask, 0, -1).astype(np.int32), (chi * mask).astype(np.float32), 1.0)
 
 
+@checked
 def clusters(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     """One coefficient per connected cluster of a susceptibility map, one for what is left.
 
@@ -116,6 +120,8 @@ def clusters(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     3
     """
     values = chi[mask]
+    if not values.size:
+        raise ValueError('the mask is empty: it has no clusters')
     middle = np.median(values)
     noise = 1.4826 * float(np.median(np.abs(values - middle)))
     threshold = float(middle) + max(5 * noise, 0.1 * float(np.percentile(values, 99.9)))

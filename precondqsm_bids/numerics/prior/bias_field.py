@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from precondqsm_bids.numerics.arrays import check_shapes
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.dipole import bounding_box
 
 F32 = npt.NDArray[np.float32]
@@ -26,6 +26,7 @@ MOST_VOXELS = 250_000
 """Voxels that the fit takes, at most: every second, third, ... of a larger mask."""
 
 
+@checked
 def bias_field(
     image: npt.NDArray,
     r2star: npt.NDArray | None,
@@ -81,7 +82,6 @@ def bias_field(
     >>> print((bias[15] / bias[0]).round(3).mean(), round(float(np.exp(0.3 * 15 / 16)), 3))
     1.325 1.325
     """
-    check_shapes('mask', mask.shape, image=image, r2star=r2star)
     if not mask.any():
         raise ValueError('the mask is empty: there is no image to find a bias field in')
     voxels = np.flatnonzero(mask)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap
 from precondqsm_bids.numerics.prior.lattice import hats, lattice
 
@@ -73,6 +74,7 @@ def bin_edges(values: npt.NDArray, bins: int) -> npt.NDArray[np.float64]:
     return edges[edges > np.min(values)]  # below the least value there is nothing to tell apart
 
 
+@checked
 def contrast_cells(
     contrasts: Sequence[npt.NDArray],
     mask: npt.NDArray[np.bool_],
@@ -112,6 +114,8 @@ def contrast_cells(
     >>> cells[0].parcels
     4
     """
+    if not mask.any():
+        raise ValueError('the mask is empty: it has no contrast')
     inside = np.nonzero(mask)
     values = [np.asarray(contrast)[mask] for contrast in contrasts]
     # Few images have more voxels than 32 bits can number.

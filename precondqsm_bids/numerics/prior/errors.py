@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.prior.basis import Basis
@@ -14,6 +15,7 @@ BLOCKS = 32
 33 mm to a side in a brain of 1.2 l."""
 
 
+@checked
 def coefficient_errors(
     field: npt.NDArray,
     basis: Basis,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_map, from_box, in_box, side_by_side
 from precondqsm_bids.numerics.dipole import Geometry, bounding_box, forward_field
 from precondqsm_bids.numerics.prior.basis import Basis, whole_map
@@ -104,6 +105,7 @@ class PriorEstimate(NamedTuple):
     """Standard deviation of the prior by its fit, ppm, (X, Y, Z); None without a fit."""
 
 
+@checked
 def estimate_prior(
     inputs: PriorInputs,
     geometry: Geometry,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_shapes, from_box
 from precondqsm_bids.numerics.closed_form import closed_form
 from precondqsm_bids.numerics.dipole import Geometry
@@ -129,6 +130,7 @@ def free_sizes(residual_chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> F32:
     return sizes
 
 
+@checked
 def fit_prior(
     field: npt.NDArray,
     bases: Sequence[Basis],
@@ -212,7 +214,6 @@ def fit_prior(
     mask = geometry.mask
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to fit a prior to')
-    check_shapes('field', field.shape, mask=mask)
     for basis in bases:
         check_shapes('field', field.shape, labels=basis.labels, weight=basis.weight)
     if start is None:

@@ -3,9 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap, balanced, clusters, whole_map
 
 
+@checked
 def map_scale(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     """Root mean square of a map where it is not zero inside the mask; 1 where it is zero.
 
@@ -25,6 +27,7 @@ def map_scale(chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> float:
     return float(np.sqrt(np.mean(values**2))) if values.size else 1.0
 
 
+@checked
 def map_by_tissue(tissue: Basis, chi: npt.NDArray, mask: npt.NDArray[np.bool_]) -> Basis:
     """One coefficient per tissue class for a map: R2' of white matter apart from that of grey.
 
@@ -57,6 +60,7 @@ def map_by_tissue(tissue: Basis, chi: npt.NDArray, mask: npt.NDArray[np.bool_]) 
     return balanced(Basis(tissue.labels, tissue.weight * scaled, 0.0, overlaps))
 
 
+@checked
 def susceptibility_map(
     chi: npt.NDArray, mask: npt.NDArray[np.bool_], fit: str = 'global', among: int = 1
 ) -> Basis:

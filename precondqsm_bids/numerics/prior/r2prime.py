@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_map
 from precondqsm_bids.numerics.constants import GAMMA
 from precondqsm_bids.numerics.prior.tissue import R2_CITATION, literature_r2
@@ -27,6 +28,7 @@ class R2PrimePrior(NamedTuple):
     """The R2 that was subtracted, 1/s; the median over the mask if ``r2`` was a map."""
 
 
+@checked
 def relaxivity(field_strength: float) -> float:
     """R2' per ppm of susceptibility, ``2 pi gamma B0 / (9 sqrt(3))``, in 1/s/ppm.
 
@@ -48,6 +50,7 @@ def relaxivity(field_strength: float) -> float:
     return 2 * pi * GAMMA * field_strength * 1e-6 / (9 * sqrt(3))
 
 
+@checked
 def r2prime_prior(
     r2star: npt.NDArray,
     mask: npt.NDArray[np.bool_],
@@ -118,6 +121,7 @@ class R2Inputs(NamedTuple):
     """Names of the C classes."""
 
 
+@checked
 def transverse_rate(
     r2: float | str,
     mask: npt.NDArray[np.bool_],

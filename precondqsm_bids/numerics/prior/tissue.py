@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import check_map
+from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import check_map, check_shapes
 from precondqsm_bids.numerics.prior.basis import Basis, Overlap, balanced
 
 F32 = npt.NDArray[np.float32]
@@ -111,6 +112,7 @@ def tissue_class(name: str) -> str | None:
     return plain.replace(' ', '-')
 
 
+@checked
 def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_]) -> Basis:
     """One constant (ppm) per tissue class, and one for what no class names.
 
@@ -183,6 +185,7 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     return balanced(Basis(labels, weight, 0.0, tuple(overlaps)))
 
 
+@checked
 def literature_r2(
     tissue: npt.NDArray, names: Sequence[str], mask: npt.NDArray[np.bool_], field_strength: float
 ) -> F32:
@@ -248,6 +251,7 @@ def literature_r2(
     return np.where(mask, total + (1 - fraction) * mean, 0).astype(np.float32)
 
 
+@checked
 def class_means(chi: npt.NDArray, basis: Basis, names: Sequence[str]) -> dict[str, float]:
     """Mean susceptibility of each tissue class, relative to that of all voxels.
 
@@ -275,6 +279,7 @@ def class_means(chi: npt.NDArray, basis: Basis, names: Sequence[str]) -> dict[st
     >>> class_means(np.where(tissue == 1, -0.03, 0.02), basis, ['WM', 'GM'])
     {'WM': -0.025, 'GM': 0.025}
     """
+    check_shapes('the parcels', basis.labels.shape, chi=chi)
     mean = chi[basis.labels >= 0].mean(dtype=float)
     found = {}
     for number, name in enumerate(names):

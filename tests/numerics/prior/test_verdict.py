@@ -162,7 +162,7 @@ def test_a_region_of_which_no_block_is_half_full_is_judged():
 def test_images_of_another_matrix_are_refused():
     larger = np.zeros([n + 2 for n in SHAPE])
     inputs = PriorInputs(0 * SD, SD, magnitude=larger)
-    with pytest.raises(ValueError, match='differ in matrix size'):
+    with pytest.raises(ValueError, match='differ in shape'):
         estimate_prior(inputs, GEOMETRY, ['contrast'])
 
 
