@@ -311,7 +311,7 @@ def _check_grid(images: list[Image]) -> None:
                 raise ValueError(
                     f'{image.name} {image.data.shape} and {called} {shape} differ in shape'
                 )
-        if len(grid) > 3:
+        if len(grid) > 3 or (len(grid) < 3 and first.name in ('magnitude', 'mask')):
             raise ValueError(f'{first.name} must have three dimensions, not shape {grid}')
 
 
