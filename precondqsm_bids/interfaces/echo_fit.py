@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import nibabel as nb
 from nipype.interfaces.base import (
     File,
     InputMultiPath,
@@ -14,9 +13,11 @@ from nipype.interfaces.base import (
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
+    check_grid,
     geometry,
-    load,
+    load_mask,
     load_signal,
+    open_image,
     save,
     stated_b0,
     stored_axes,
@@ -93,10 +94,12 @@ class EchoFit(SimpleInterface):
 
     def _run_interface(self, runtime):
         inputs = self.inputs
-        shape_mask = load(inputs.shape_mask, bool) if inputs.shape_mask else None
+        masks = [path for path in (inputs.mask, inputs.shape_mask) if path]
+        check_grid([*inputs.magnitude, *inputs.phase, *masks])
+        shape_mask = load_mask(inputs.shape_mask) if inputs.shape_mask else None
         found = measure_field(
             self._scan(),
-            load(inputs.mask, bool),
+            load_mask(inputs.mask),
             shape_mask,
             workers=inputs.num_threads,
             overwrite=True,
@@ -120,7 +123,7 @@ class EchoFit(SimpleInterface):
         if len(set(numbers.values())) > 1:
             given = ', '.join(f'{name} {number}' for name, number in numbers.items())
             raise ValueError(f'one magnitude, phase and echo time for each echo, not {given}')
-        image = nb.load(inputs.magnitude[0])
+        image = open_image(inputs.magnitude[0])
         magnitude, phase = load_signal(inputs.magnitude, inputs.phase, inputs.num_threads)
         return Scan(
             magnitude,
@@ -142,7 +145,7 @@ class EchoFit(SimpleInterface):
 
 def stored_b0(path):
     """Direction of B0 along the stored axes of a file."""
-    image = nb.load(path)
+    image = open_image(path)
     stated = stated_b0(image.header)
     direction = b0_direction(image.affine) if stated is None else stated
     return [round(float(v), 6) for v in direction]

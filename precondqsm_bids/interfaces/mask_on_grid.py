@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec
 
 from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.tissue_maps import on_grid
-from precondqsm_bids.interfaces.volumes import canonical, load_stored, save
+from precondqsm_bids.interfaces.volumes import canonical, load_stored, open_image, save
 
 
 class MaskOnGridInputSpec(InputSpec):
@@ -29,7 +28,7 @@ class MaskOnGrid(SimpleInterface):
     def _run_interface(self, runtime):
         path = self.inputs.mask
         data, image = load_stored(path)
-        grid = nb.load(self.inputs.grid)
+        grid = open_image(self.inputs.grid)
         resampled = on_grid(data.astype(np.float32), image, grid, 0)
         stem = Path(path).name.partition('.')[0]
         self._results['mask'] = save(

@@ -6,7 +6,7 @@ import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import check_grid, geometry, load, whole_numbers
+from precondqsm_bids.interfaces.volumes import check_grid, geometry, load, load_mask, whole_numbers
 from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import Segmentation, column_dictionary, roi_rows, write_table
 
@@ -40,7 +40,7 @@ class RoiValues(SimpleInterface):
         path, files = self.inputs.labels, defined_maps(self.inputs)
         check_grid([path, self.inputs.mask, *files.values()])
         labels = whole_numbers(load(path, None), path)
-        mask = load(self.inputs.mask, bool)
+        mask = load_mask(self.inputs.mask)
         maps = {name: load(file, None) for name, file in files.items()}
         if (known := maps.pop('consensus_mask', None)) is not None:
             maps['consensus_chi'] = np.where(known > 0, maps['consensus_chi'], np.nan)

@@ -13,7 +13,15 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.volumes import b0_along, check_grid, geometry, is_image, load, save
+from precondqsm_bids.interfaces.volumes import (
+    b0_along,
+    check_grid,
+    geometry,
+    is_image,
+    load,
+    load_mask,
+    save,
+)
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
 
@@ -82,7 +90,9 @@ class Stage(SimpleInterface):
     def _load(self, name: str, dtype: type | None = np.float32) -> np.ndarray | None:
         """The array of an input, None where it is undefined."""
         path = self._given(name)
-        return None if path is None else load(path, dtype)
+        if path is None:
+            return None
+        return load_mask(path) if dtype is bool else load(path, dtype)
 
     def _geometry(self) -> Geometry:
         """Region of interest and how it lies to B0."""

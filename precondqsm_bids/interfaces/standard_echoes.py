@@ -20,6 +20,7 @@ from precondqsm_bids.interfaces.volumes import (
     clear_pair,
     load_stored,
     object_in,
+    open_image,
     state_b0,
 )
 from precondqsm_bids.numerics.arrays import check_finite
@@ -86,7 +87,7 @@ class StandardEchoes(SimpleInterface):
         folder, inputs = Path(runtime.cwd), self.inputs
         for name in COMPANIONS:
             if isdefined(path := getattr(inputs, name)):
-                image = nb.load(path)
+                image = open_image(path)
                 data = np.asanyarray(image.dataobj)
                 self._results[name] = self._save(data, image, folder / f'{name}.nii')
         if isdefined(inputs.total_field):

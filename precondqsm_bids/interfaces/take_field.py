@@ -1,6 +1,5 @@
 """A field that was measured elsewhere, in the place of the echo fit."""
 
-import nibabel as nb
 import numpy as np
 from nipype.interfaces.base import File, traits
 
@@ -11,6 +10,7 @@ from precondqsm_bids.interfaces.volumes import (
     b0_along,
     geometry,
     load_magnitude,
+    open_image,
     stated_b0,
     stored_axes,
 )
@@ -44,7 +44,7 @@ class TakeField(Stage):
 
     def _compute(self):
         inputs = self.inputs
-        image = nb.load(inputs.field)
+        image = open_image(inputs.field)
 
         def ppm(name):
             data = self._load(name, np.float64)

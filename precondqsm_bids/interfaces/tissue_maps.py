@@ -13,7 +13,13 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.hashed import InputSpec
-from precondqsm_bids.interfaces.volumes import canonical, load_stored, save, whole_numbers
+from precondqsm_bids.interfaces.volumes import (
+    canonical,
+    load_stored,
+    open_image,
+    save,
+    whole_numbers,
+)
 from precondqsm_bids.numerics.arrays import check_finite
 
 
@@ -50,7 +56,7 @@ class TissueMaps(SimpleInterface):
 
     def _run_interface(self, runtime):
         paths, classes = self.inputs.segmentation, self.inputs.classes
-        grid = nb.load(self.inputs.grid)
+        grid = open_image(self.inputs.grid)
         labelled = isdefined(self.inputs.label_classes)
         named = set(self.inputs.label_classes.values()) if labelled else set()
         if unknown := sorted(named.difference(classes)):

@@ -17,6 +17,7 @@ from isal import igzip
 from scipy import ndimage
 
 from precondqsm_bids.inputs.grid import GRID_TOLERANCE
+from precondqsm_bids.numerics.arguments import as_mask
 from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.phase.checks import check_not_phase
@@ -38,6 +39,22 @@ def load(path: str, dtype: type | None = np.float32) -> np.ndarray:
     """
     data, image = load_stored(path)
     return np.ascontiguousarray(canonical(data, image.affine), dtype=dtype)
+
+
+def load_mask(path: str) -> np.ndarray:
+    """A mask in :func:`canonical` order, as booleans.
+
+    Raises ValueError, with its name, if it has more than one value beside 0.
+    """
+    return as_mask(load(path, None), path)
+
+
+def open_image(path: str) -> nb.spatialimages.SpatialImage:
+    """A NIfTI file whose header can be read; OSError, with its name, otherwise."""
+    try:
+        return nb.load(path)
+    except Exception as error:  # no file, no image, a header that is none
+        raise OSError(f'{path} cannot be read: {error}') from error
 
 
 def view(path: str) -> np.ndarray:
@@ -72,7 +89,7 @@ def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
     """Data of a NIfTI file in the order they are stored (with its scaling), and the image.
 
     Raises OSError, with its name, if the file cannot be read to its end, or a compressed one is
-    not whole, to its checksum.
+    not whole, to its checksum; ValueError if its voxels are no real numbers.
     """
     try:
         image = nb.load(path)
@@ -90,6 +107,9 @@ def load_stored(path: str) -> tuple[np.ndarray, nb.spatialimages.SpatialImage]:
         raise OSError(
             f'{path} cannot be read (truncated or damaged?): {error}; copy the file again'
         ) from error
+    if data.dtype.kind not in 'biuf':
+        what = 'complex numbers' if data.dtype.kind == 'c' else 'colours'
+        raise ValueError(f'{path} has {what}, where one real number a voxel is needed: convert it')
     if data.ndim == 4 and data.shape[3] == 1:
         data = data[..., 0]
     return data, image
@@ -192,6 +212,8 @@ def load_magnitude(path: str) -> np.ndarray:
         It is not a magnitude (:func:`check_magnitude`), or NaN inside the object.
     """
     data = load(path)
+    if data.ndim != 3:
+        raise ValueError(f'{path} {data.shape} should be one volume of three axes: give one echo')
     if np.isnan(data).any():
         clear_nan(data, path, object_in(data))
     if np.isfinite(data).all():
@@ -301,7 +323,7 @@ def whole_numbers(data: np.ndarray, path: str) -> np.ndarray:
 
 def grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Matrix and affine of the array that :func:`load` gives, from the header alone."""
-    image = nb.load(path)
+    image = open_image(path)
     axes = nb.io_orientation(image.affine)
     stored = image.shape[:3]
     matrix = tuple(stored[i] for i in np.argsort(axes[:, 0]))
@@ -336,7 +358,7 @@ def b0_along(path: str) -> np.ndarray:
 
     That which the header's description states comes first, then the affine's.
     """
-    image = nb.load(path)
+    image = open_image(path)
     stated = stated_b0(image.header)
     if stated is None:
         return b0_direction(grid(path)[1])
@@ -375,7 +397,7 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
     integers are stored as they are, everything else as float32. It is not compressed, so that the
     nodes that read it take their time for other things, and map it into memory.
     """
-    source = nb.load(like)
+    source = open_image(like)
     back = nb.orientations.ornt_transform(
         nb.io_orientation(np.eye(4)), nb.io_orientation(source.affine)
     )
@@ -400,4 +422,4 @@ def save(data: np.ndarray, like: str, folder: str, name: str) -> str:
 
 def images_gb(files: Iterable[str]) -> float:
     """Size of images in memory as float32, GiB, by their headers."""
-    return sum(float(np.prod(nb.load(file).shape)) for file in files) * 4 / 1024**3
+    return sum(float(np.prod(open_image(file).shape)) for file in files) * 4 / 1024**3

@@ -314,6 +314,63 @@ def test_echo_fit_takes_one_of_each_per_echo(data, tmp_path, part):
         run(interfaces.EchoFit, tmp_path, **inputs)
 
 
+def elsewhere(path, file):
+    """The image of a file in other places, with larger voxels."""
+    image = nb.load(file)
+    affine = image.affine.copy()
+    affine[:3, 3] += 20
+    affine[:3, :3] *= 1.5
+    nb.save(nb.Nifti1Image(np.asanyarray(image.dataobj), affine), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('name', ['mask', 'shape_mask', 'phase'])
+def test_echo_fit_takes_images_of_one_grid(data, tmp_path, name):
+    inputs = {
+        'magnitude': data.echoes('magnitude'),
+        'phase': data.echoes('phase'),
+        'echo_times': TE,
+        'field_strength': 3.0,
+        'mask': data.file('mask'),
+    }
+    other = elsewhere(tmp_path / 'other.nii', inputs['mask'])
+    inputs[name] = [inputs['phase'][0], inputs['phase'][1], other] if name == 'phase' else other
+    with pytest.raises(ValueError, match=r'other\.nii.* differ in the affines of their headers'):
+        run(interfaces.EchoFit, tmp_path, **inputs)
+
+
+@pytest.mark.parametrize('name', ['EchoFit', 'BackgroundRemoval', 'QualityMask'])
+def test_masks_of_many_values_are_refused(data, tmp_path, name):
+    """Shares of a tissue, or labels, all of which would count as inside."""
+    shares = data.file('shares', data.mask * np.linspace(0.1, 1, SHAPE[2], dtype=np.float32))
+    inputs = {
+        'EchoFit': {
+            'magnitude': data.echoes('magnitude'),
+            'phase': data.echoes('phase'),
+            'echo_times': TE,
+            'field_strength': 3.0,
+        },
+        'BackgroundRemoval': {'field': data.file('field')},
+        'QualityMask': {'field_sd': data.file('sd')},
+    }
+    with pytest.raises(ValueError, match=r'shares\.nii\.gz is not a valid mask'):
+        run(getattr(interfaces, name), tmp_path, mask=shares, **inputs[name])
+
+
+def test_files_that_are_no_images_of_numbers_are_refused(data, tmp_path):
+    data.complex = data.magnitude[..., 0] + 0j
+    for path, error, says in (
+        (data.file('complex'), ValueError, 'has complex numbers'),
+        (data.file('magnitude'), ValueError, 'should be one volume of three axes'),
+    ):
+        with pytest.raises(error, match=says):
+            run(interfaces.ShapeMask, tmp_path, magnitude=path)
+    (tmp_path / 'text.nii').write_text('no image')
+    with pytest.raises(OSError, match=r'text\.nii cannot be read'):
+        run(interfaces.FlattenField, tmp_path, total_field=data.file('field'),
+            prior_chi=str(tmp_path / 'text.nii'), mask=data.file('mask'))  # fmt: skip
+
+
 def test_echo_fit_of_stored_codes_and_a_stated_sign(data, tmp_path):
     codes = np.floor((-data.phase / (2 * np.pi) + 0.5) * 4096).clip(0, 4095).astype(np.int16)
     files = {
