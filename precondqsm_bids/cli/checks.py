@@ -8,6 +8,9 @@ from precondqsm_bids.cli.options import LEVELS, STOPS
 from precondqsm_bids.config import Settings
 from precondqsm_bids.method import MASK_WORDS, REFERENCE_WORDS
 
+ALONE = ('reports_only', 'boilerplate_only', 'dry_run')
+"""Settings that each say what a call does, instead of computing."""
+
 LEAST_MEMORY = 0.1
 """Memory with which anything can run, GiB."""
 
@@ -21,6 +24,7 @@ def check(settings: Settings) -> None:
     _check_folders(settings)
     _check_names(settings)
     _check_resources(settings)
+    _check_alone(settings)
     _check_submission(settings)
     _check_files(settings)
     _check_inversion(settings)
@@ -58,10 +62,17 @@ def _check_names(settings: Settings) -> None:
     """Raise ValueError if the name of a derivative dataset is that of another dataset."""
     from precondqsm_bids.outputs.dataset import dataset_links
 
-    path = settings.derivatives.get('raw')
-    if path and path.resolve() != settings.bids_dir.resolve():
+    names = {path.resolve(): name for name, path in settings.derivatives.items()}
+    for name, path in settings.derivatives.items():
+        if names[path.resolve()] != name:
+            raise ValueError(
+                f'-d/--derivatives: {path} has two names, "{name}" and "{names[path.resolve()]}": '
+                'give it once'
+            )
+    raw = settings.derivatives.get('raw')
+    if raw and raw.resolve() != settings.bids_dir.resolve():
         raise ValueError(
-            f'-d/--derivatives: "raw" is the name of the dataset itself: give NAME={path}'
+            f'-d/--derivatives: "raw" is the name of the dataset itself: give NAME={raw}'
         )
     if settings.analysis_level == 'participant':
         dataset_links(settings.output_dir, settings.bids_dir, settings.derivatives)
@@ -88,6 +99,18 @@ def _check_resources(settings: Settings) -> None:
     if settings.use_plugin:
         raise ValueError(
             '--node-timeout does not go with --use-plugin: give the limit in its plugin_args'
+        )
+
+
+def _check_alone(settings: Settings) -> None:
+    """Raise ValueError if of two options one would have no effect."""
+    asked = [f'--{name.replace("_", "-")}' for name in ALONE if getattr(settings, name)]
+    if len(asked) > 1:
+        raise ValueError(f'{asked[0]} does not go with {asked[1]}: leave out one of them')
+    if settings.reports_only and settings.clean_workdir:
+        raise ValueError(
+            '--clean-workdir does not go with --reports-only, which has no work folder: leave out '
+            'one of them'
         )
 
 

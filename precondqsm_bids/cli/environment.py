@@ -123,6 +123,8 @@ def logging_to(path: Path, verbose: int) -> Iterator[None]:
 def ending_on_sigterm(message: str) -> Iterator[None]:
     """Turn SIGTERM (a batch system's time limit, ``docker stop``) into an immediate exit.
 
+    SIGHUP, which a terminal that is closed sends, does the same, unless it is ignored (``nohup``).
+
     The process ends in the handler. An exception would be caught by Nipype, which takes it for
     the failure of whatever node it was looking after; and nothing is lost, since outputs are
     renamed into place and finished nodes stay in the work folder. The message is the last line on
@@ -138,14 +140,21 @@ def ending_on_sigterm(message: str) -> Iterator[None]:
         for child in active_children():
             child.kill()
         # Not print: the signal may have interrupted one.
-        os.write(2, f'{message}\n'.encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f'{message}\n'.encode())
         os._exit(128 + number)
 
-    before: Any = signal.signal(signal.SIGTERM, end)
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    before: list[Any] = [signal.signal(number, end) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

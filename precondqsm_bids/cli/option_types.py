@@ -9,6 +9,7 @@ from precondqsm_bids.cli.resources import parse_memory
 from precondqsm_bids.method import MASK_WORDS, Range, is_suffix
 from precondqsm_bids.terms import MAP
 
+URI_NAME = '[0-9a-zA-Z._-]+'
 TIMEOUT = Range(0.01, 1e5, 'minutes')
 
 
@@ -33,13 +34,27 @@ def file(text: str) -> Path:
     return found
 
 
+def name(text: str) -> str:
+    """A name of at least one letter."""
+    if not text.strip():
+        raise ArgumentTypeError('an empty name')
+    return text
+
+
 def named_folder(text: str) -> tuple[str, Path]:
-    """``NAME=PATH``, or a path that is named after its last folder."""
-    name, equals, rest = text.partition('=')
-    if equals and name and '/' not in name:
-        return name, folder(rest)
+    """``NAME=PATH``, or a path that is named after its last folder.
+
+    The name is that of BIDS URIs, which have neither spaces nor letters beyond ASCII.
+    """
+    given, equals, rest = text.partition('=')
+    if equals and given and '/' not in given:
+        if not re.fullmatch(URI_NAME, given):
+            raise ArgumentTypeError(
+                f'"{given}" is no name for BIDS URIs: letters, digits, ".", "_" and "-" only'
+            )
+        return given, folder(rest)
     found = folder(text)
-    return found.resolve().name, found
+    return re.sub('[^0-9a-zA-Z._-]+', '_', found.resolve().name), found
 
 
 def mask(text: str) -> str:

@@ -15,6 +15,7 @@ from precondqsm_bids.cli.option_types import (
     map_or_word,
     mask,
     memory,
+    name,
     named_folder,
     number,
     path,
@@ -91,15 +92,17 @@ POSITIONAL = [
 
 OPTIONS = {
     'What is processed': [
-        _row('--participant-label', '--participant_label', nargs='+', type=label('sub'),
-             metavar='LABEL', help='participants, with or without sub- (default: all)'),
-        _row('--session-label', '--session-id', nargs='+', type=label('ses'),
+        _row('--participant-label', '--participant_label', nargs='+', action='extend',
+             type=label('sub'), metavar='LABEL',
+             help='participants, with or without sub- (default: all)'),
+        _row('--session-label', '--session-id', nargs='+', action='extend', type=label('ses'),
              metavar='LABEL', help='sessions, with or without ses- (default: all)'),
         _row('--bids-filter-file', type=file, metavar='FILE.json',
              help='{"megre": {"acquisition": "highres", "run": null}, "dseg": {"description": '
              '"*"}}: a label, a list of labels, null (the entity is absent) or "*" (any) for each '
              'entity'),
-        _row('-d', '--derivatives', nargs='+', type=named_folder, metavar='[NAME=]PATH',
+        _row('-d', '--derivatives', nargs='+', action='extend', type=named_folder,
+             metavar='[NAME=]PATH',
              help='derivative datasets with labels (_dseg and its TSV), masks or tissue; labels '
              'on the grid of the images, the others on any grid in the same scanner space'),
         _row('--bids-database-dir', type=path, metavar='PATH',
@@ -109,7 +112,7 @@ OPTIONS = {
                 '(which is run where it is installed; its errors go to the log)'),
     ],
     'Method': [
-        _row('--preset', nargs='+', choices=tuple(PRESETS),
+        _row('--preset', nargs='+', action='extend', choices=tuple(PRESETS),
              help='settings by a word, over which other options take precedence: '
              + '; '.join(f'{word}, {preset.help}' for word, preset in PRESETS.items())
              + ' (default: none)'),
@@ -140,7 +143,7 @@ OPTIONS = {
              help='sign of the stored phase: +1 if it grows with echo time where the field is '
              'stronger, -1 if it falls; auto (default) finds it by the field of the shape of the '
              'object, and assumes what is usual, with a warning, where that does not decide'),
-        _row('--prior', nargs='+', type=map_or_word, metavar=_one_of(*TERMS),
+        _row('--prior', nargs='+', action='extend', type=map_or_word, metavar=_one_of(*TERMS),
              help='the first estimate is the sum of: '
              + '; '.join(f'{word}, {term.help}' for word, term in TERMS.items())
              + f' (default: {" ".join(Method.prior)})'),
@@ -148,7 +151,7 @@ OPTIONS = {
              help='how the field chooses the coefficients of r2prime and map:FILE: none (alone '
              'only), one for the whole, or one for each connected cluster; auto (default) is none '
              'for r2prime alone and global otherwise'),
-        _row('--contrasts', nargs='+', type=suffix, metavar='SUFFIX',
+        _row('--contrasts', nargs='+', action='extend', type=suffix, metavar='SUFFIX',
              help='further images on the grid of the run, by the end of their names (T1w, R1map), '
              'which the prior contrast reads beside R2* and magnitude; from the folders of '
              '--derivatives or the dataset'),
@@ -181,7 +184,7 @@ OPTIONS = {
              '||D chi - f||^2 + lambda^2 ||grad chi||^2; l-curve takes the corner of the curve, '
              'risk the least expected error, auto (default) the first in the conventional arm '
              'with l2 and the second otherwise'),
-        _row('--reference', metavar=_one_of(*REFERENCE_WORDS, 'NAME'),
+        _row('--reference', type=name, metavar=_one_of(*REFERENCE_WORDS, 'NAME'),
              help='what is 0 ppm: the mean of the region (default), nothing, or the mean of a '
              'label'),
     ],

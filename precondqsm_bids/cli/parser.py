@@ -58,8 +58,8 @@ def build_parser() -> Parser:
         description='Preconditioned quantitative susceptibility mapping of the multi-echo '
         'gradient-echo images (_MEGRE, multi-echo _T2starw) in a BIDS dataset.',
         epilog='Exit status: 0 done; 1 a participant or its report failed (the last lines say '
-        'which, and where its crash file is); 2 usage; 70 nothing to do; 130, 143 interrupted, '
-        'terminated.',
+        'which, and where its crash file is); 2 usage; 70 nothing to do; 129, 130, 143 terminal '
+        'closed, interrupted, terminated.',
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -161,13 +161,13 @@ def option_words(
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     words: list[str] = []
-    # Of an option that was given twice the last one holds; -v counts.
+    # Of an option that was given twice the last one holds; lists grow, and -v counts.
     last = {action.dest: i for i, (action, _) in enumerate(parser.words)}
     for i, (action, values) in enumerate(parser.words):
         name = action.dest
         if not action.option_strings or name in without or (only is not None and name not in only):
             continue
-        if i < last[name] and name != 'verbose':
+        if i < last[name] and action.nargs != '+' and name != 'verbose':
             continue
         option = next(text for text in action.option_strings if text.startswith('--'))
         if isinstance(action, argparse.BooleanOptionalAction) and not given[name]:

@@ -89,7 +89,7 @@ def run_app(call: Call) -> int:
             if not settings.method.field_given
             else 'the derivatives have no total field (_fieldmap) of these participants'
         )
-        for problem in found.problems:
+        for problem in found.problems if not settings.dry_run or settings.submit else ():
             print(f'skipped: {problem}', file=sys.stderr)
         return status
     if settings.submit:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import metadata as package_metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from precondqsm_bids import __version__
 from precondqsm_bids.outputs.files import write_bidsignore, write_shared
@@ -30,8 +30,8 @@ logs/         settings and log of every run of the program
 desc-precond_Chimap is the result; desc-conventional is the same inversion without a prior,
 desc-consensus (with --preset consensus) the choice of the QSM consensus, and
 desc-prior plus desc-residual, minus the reference, is desc-precond; desc-precondstd is its
-standard deviation, and desc-support the part of it that the field decided. The JSON beside each
-map says how it was made, with every number.
+standard deviation, and desc-support the part of each value that the field decided. The JSON
+beside each map says how it was made, with every number.
 """
 
 
@@ -53,7 +53,7 @@ def bids_uri(path: str | Path, bids_dir: str | Path, derivatives: Mapping[str, A
             (resolved, Path(root).resolve()),
         ):
             if candidate.is_relative_to(folder):
-                return f'bids:{name}:{candidate.relative_to(folder).as_posix()}'
+                return f'bids:{name}:{quote(candidate.relative_to(folder).as_posix())}'
     return absolute.as_uri()
 
 

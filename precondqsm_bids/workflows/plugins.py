@@ -397,8 +397,10 @@ def _environment_of(variables: Mapping[str, str] | None) -> Iterator[None]:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let SIGTERM and SIGINT wait for the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    """Let SIGTERM, SIGHUP and SIGINT wait for the end of the block."""
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
+    )
     try:
         yield
     finally:
@@ -444,6 +446,8 @@ def _work(parent: int, sender: Connection, node: Any, updatehash: bool, taskid: 
     _share_memory()
     # The handlers are the main process's: here a signal simply ends the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ['NIPYPE_NO_ET'] = '1'
     try:

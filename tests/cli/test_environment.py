@@ -116,6 +116,24 @@ def test_sigterm_ends_even_what_catches_it(caught):
     assert (done.returncode, done.stderr) == (128 + 15, 'ended\n')
 
 
+@pytest.mark.parametrize(('ignored', 'status'), [(False, 128 + 1), (True, 0)])
+def test_a_closed_terminal_ends_it_unless_that_is_ignored(ignored, status):
+    code = (
+        'import os, signal\n'
+        'from precondqsm_bids.cli.environment import before_sigterm_ends, ending_on_sigterm\n'
+        "said = lambda: print('cancelled', flush=True)\n"
+        + ignored
+        * 'signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+        + "with ending_on_sigterm('ended'), before_sigterm_ends(said):\n"
+        '    os.kill(os.getpid(), signal.SIGHUP)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], check=False, timeout=30, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert done.stdout == ('' if ignored else 'cancelled\n')
+
+
 def test_folder_of_crash_files_may_have_a_percent_sign(tmp_path):
     from nipype import config
 

@@ -190,6 +190,43 @@ def test_presets_lie_between_the_settings_file_and_the_other_options(parse, tmp_
     assert module.option_words(words) == ['--preset', 'consensus', '--r2=3']
 
 
+def test_lists_that_are_given_twice_grow(parse, tmp_path):
+    for name in ('a', 'b', 'mes masques é'):
+        (tmp_path / name).mkdir()
+    words = ('-d', 'a', 'B=b', '-d', 'mes masques é', '--participant-label', '01', '02')
+    words += ('--participant-label', 'sub-03', '--contrasts', 'T1w', '--contrasts', 'R1map')
+    found = parse(*words)
+    assert found.participant_label == ('01', '02', '03')
+    assert found.method.contrasts == ('T1w', 'R1map')
+    # The names are those of BIDS URIs.
+    assert list(found.derivatives) == ['a', 'B', 'mes_masques_']
+    again = parse(*module.option_words(['raw', 'out', 'participant', *words]))
+    assert again == found
+
+
+def test_names_of_derivatives(refuse, tmp_path):
+    (tmp_path / 'a').mkdir()
+    assert 'is no name for BIDS URIs' in refuse('-d', 'x y=a')
+    assert 'has two names, "a" and "x"' in refuse('-d', 'a', 'x=a')
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('--reports-only', '--dry-run'),
+        ('--reports-only', '--boilerplate-only'),
+        ('--boilerplate-only', '--dry-run'),
+        ('--clean-workdir', '--reports-only'),
+    ],
+)
+def test_options_that_exclude_each_other(refuse, words):
+    assert f'{words[0]} does not go with {words[1]}' in refuse(*words)
+
+
+def test_an_empty_reference_is_refused(refuse):
+    assert '--reference: an empty name' in refuse('--reference', '')
+
+
 def test_a_preset_is_one_of_the_words_and_has_fields_of_the_method(refuse):
     assert "invalid choice: 'paper'" in refuse('--preset', 'paper')
     assert '--preset would have no effect' in refuse(

@@ -50,6 +50,14 @@ def test_nothing_to_do(dataset, app):
     assert not Path('out').exists()
 
 
+def test_a_dry_run_lists_what_is_skipped_once(dataset, app):
+    dataset.add_run(suffix='MEGRE')
+    Path('filter.json').write_text('{"megre": {"acquisition": "no"}}')
+    status, output, error = app('--dry-run', '--bids-filter-file', 'filter.json')
+    assert status == 70
+    assert (output + error).count('left out by --bids-filter-file') == 1
+
+
 def test_unknown_participant(dataset, app):
     dataset.add_run('sub-01')
     status, _, error = app('--participant-label', '01', '02')

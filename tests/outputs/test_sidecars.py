@@ -27,6 +27,7 @@ def test_uri_prefers_the_derivative_that_lies_in_the_raw_dataset():
     links = {'truth': '/data/derivatives/truth'}
     assert bids_uri('/data/derivatives/truth/x.nii', '/data', links) == 'bids:truth:x.nii'
     assert bids_uri('/data/sub-1/x.nii', '/data', links) == 'bids:raw:sub-1/x.nii'
+    assert bids_uri('/data/sub-1/é 1.nii', '/data', links) == 'bids:raw:sub-1/%C3%A9%201.nii'
     assert bids_uri('/elsewhere/x.nii', '/data', links) == 'file:///elsewhere/x.nii'
 
 

@@ -134,7 +134,9 @@ def _read_runs(
 
 
 def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:
-    note = 'no outputs: not run, left out by a filter, or stopped before its first output'
+    note = (
+        'no outputs: not run, left out by a filter or skipped, or stopped before the first output'
+    )
     if crashes:
         note = f'no outputs; crash file: {", ".join(crashes)}'
     return RunValues(

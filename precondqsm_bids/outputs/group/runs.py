@@ -64,7 +64,7 @@ def _row(
     return {
         'subject': run.subject,
         'run': run.run,
-        'href': f'./sub-{run.subject}.html#{run.run}'
+        'href': f'./sub-{run.subject}.html{f"#{run.run}" if run.folder else ""}'
         if (output_dir / f'sub-{run.subject}.html').is_file()
         else '',
         'status': run.status,

@@ -538,6 +538,18 @@ def test_lights_of_the_runs_can_be_sorted_and_lead_to_the_reports(derivatives):
     assert table.count('no map to show') == 3
 
 
+def test_a_run_without_outputs_has_no_place_on_the_page_of_its_participant(derivatives):
+    derivatives.add('sub-1_run-1')
+    derivatives.add_raw('sub-1_run-2')
+    (derivatives.out / 'sub-1.html').touch()
+    group(derivatives)
+    table = section(page(derivatives), 'lights')
+    assert re.findall(r'href="(.*?)">(.*?)</a>', table) == [
+        ('./sub-1.html#sub-1_run-1', 'sub-1_<wbr>run-1'),
+        ('./sub-1.html', 'sub-1_<wbr>run-2'),
+    ]
+
+
 def test_equal_runs_are_flagged(derivatives):
     same = {'shape_mask': {'roi_voxels': 900}, 'recombination': {'roi_mean': 0.125, 'roi_sd': 0.5}}
     noise = {'echo_fit': {'median_field_sd': 0.001}}
