@@ -25,6 +25,10 @@ F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 UNITS = ('ppm', 'Hz', 'rad/s', 'T')
 """Units of a field."""
+LEAST_SHAPE, MOST_SHAPE = 0.3, 3.0
+"""Field of the object's shape in a given field, over that of water in air, below which its unit is
+in doubt and above which it is another one. Phantoms and heads here have 0.9 to 1.3; rad/s taken for Hz
+is 6.3 times, Hz for ppm 4 to 300 times, and the reverse so much less."""
 MOST_FIELD = 100.0
 """ppm; 99th percentile of a total field, less its median, beyond which it is in another unit: air
 and water differ by 9.4, and a field in Hz taken for ppm is 64 to 300 times too large."""
@@ -177,7 +181,7 @@ def take_field(
     test, axes, doubts = NOT_COMPARED
     if shape_mask is not None:
         test, axes, doubts = compare_with_shape(field, sd, (mask, shape_mask), given, workers)
-    doubts += _doubts(test, given.sign)
+    doubts += (*_compare_unit(test), *_doubts(test, given.sign))
     agrees = test is not None and test.decisive and test.sign > 0
     warnings = [*quality.warnings, *doubts]
     if (holes := _holes(_known(given.total_field), mask)) > MOST_HOLES:
@@ -285,6 +289,25 @@ def check_parts(given: GivenField) -> None:
     check_shapes('total_field', shape, magnitude=given.magnitude)
     if given.sign not in (None, 1, -1):
         raise ValueError(f'sign is 1 or -1, or None where it is not known: {given.sign}')
+
+
+def _compare_unit(test: PhaseSign | None) -> tuple[str, ...]:
+    """Doubts of the unit of a field, by the size of that of the object's shape in it.
+
+    Raises ValueError where it is larger than any tissue's or liquid's.
+    """
+    size = abs(test.coefficient) if test is not None and test.decisive else 1.0
+    if size > MOST_SHAPE:
+        raise ValueError(
+            f"total_field has {size:.3g} times the field that the object's shape has in air: it "
+            'is in another unit than its metadata say'
+        )
+    if size < LEAST_SHAPE:
+        return (
+            f"the given field has {size:.2g} times the field that the object's shape has in air: "
+            'is it in another unit than its metadata say, or was a background removed?',
+        )
+    return ()
 
 
 def _doubts(test: PhaseSign | None, sign: int | None) -> tuple[str, ...]:

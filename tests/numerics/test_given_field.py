@@ -76,6 +76,23 @@ def test_a_reversed_field_is_warned_of(scene):
     assert bool(said[-1]) == (name != 'ball')
 
 
+def test_a_field_in_another_unit_has_another_field_of_the_shape(scene):
+    name, field, magnitude, inside, size, b0 = scene
+    if name == 'ball':  # has one field inside, whatever its unit
+        return
+    given = GivenField(field, magnitude, 3.0, size, b0)
+    assert not [
+        text for text in take_field(given, inside, inside).record['warnings'] if 'unit' in text
+    ]
+    for factor in (2 * np.pi, 42.6 * 0.5):  # rad/s taken for Hz; Hz for ppm at 0.5 T
+        with pytest.raises(
+            ValueError, match=r'times the field that the object.s shape has in air'
+        ):
+            take_field(given._replace(total_field=factor * field), inside, inside)
+    small = take_field(given._replace(total_field=field / (2 * np.pi)), inside, inside)
+    assert [text for text in small.record['warnings'] if 'is it in another unit' in text]
+
+
 def test_a_stated_sign_is_that_of_the_stored_field():
     field, magnitude, inside, size, b0 = tubes()
     given = GivenField(-field, magnitude, 3.0, size, b0, sign=-1)
