@@ -27,8 +27,8 @@ UNITS = ('ppm', 'Hz', 'rad/s', 'T')
 """Units of a field."""
 LEAST_SHAPE, MOST_SHAPE = 0.3, 3.0
 """Field of the object's shape in a given field, over that of water in air, below which its unit is
-in doubt and above which it is another one. Phantoms and heads here have 0.9 to 1.3; rad/s taken for Hz
-is 6.3 times, Hz for ppm 4 to 300 times, and the reverse so much less."""
+in doubt and above which it is another one. Phantoms and heads here have 0.9 to 1.3; rad/s taken
+for Hz is 6.3 times, Hz for ppm 4 to 300 times, and the reverse so much less."""
 MOST_FIELD = 100.0
 """ppm; 99th percentile of a total field, less its median, beyond which it is in another unit: air
 and water differ by 9.4, and a field in Hz taken for ppm is 64 to 300 times too large."""
