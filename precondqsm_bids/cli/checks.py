@@ -129,6 +129,8 @@ def _check_submission(settings: Settings) -> None:
 def _check_files(settings: Settings) -> None:
     """Raise ValueError if the method lacks files to read, or has none to write."""
     method = settings.method
+    if not method.reference.strip():
+        raise ValueError('--reference is empty: give roi-mean, none or the name of a label')
     if method.mask == 'derivatives' and not settings.derivatives:
         raise ValueError(
             '--mask derivatives needs folders to look in: give them with -d/--derivatives'

@@ -88,9 +88,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
         elif 'resume_with' in given:
             useless = set(given) - RESUME_SETTINGS
             _refuse(parser, useless, '--resume-with', '--stop-after flattening')
-        path = given.pop('config_file', None)
+        of_file = _of_file(parser, given.pop('config_file', None))
         preset = preset_values(given.pop('preset', ()))
-        values = {**(read_settings(path) if path else {}), **preset, **_as_settings(given)}
+        values = {**of_file, **preset, **_as_settings(given)}
         values.setdefault('nprocs', int(cpu_limit().value))
         values.setdefault('omp_nthreads', min(values['nprocs'], MAX_OMP_NTHREADS))
         values.setdefault('mem_gb', round(memory_limit().value * MEMORY_SHARE, 2))
@@ -102,6 +102,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
         names = r'^\w+|(?<= )[a-z]+_[a-z_]+(?=[ :,])'
         parser.error(re.sub(names, lambda name: parser.option(name[0]), str(error)))
     return settings
+
+
+def _of_file(parser: Parser, path: Path | None) -> dict[str, Any]:
+    """The settings of a file, if there is one; its errors keep the names that are in the file."""
+    try:
+        return read_settings(path) if path else {}
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _refuse(parser: Parser, useless: Set[str], reader: str, writer: str) -> None:

@@ -223,8 +223,20 @@ def test_options_that_exclude_each_other(refuse, words):
     assert f'{words[0]} does not go with {words[1]}' in refuse(*words)
 
 
-def test_an_empty_reference_is_refused(refuse):
+def test_an_empty_reference_is_refused(refuse, tmp_path):
     assert '--reference: an empty name' in refuse('--reference', '')
+    (tmp_path / 'config.toml').write_text('reference = ""')
+    assert '--reference is empty' in refuse('--config-file', tmp_path / 'config.toml')
+
+
+def test_settings_of_a_file_are_called_as_they_are_there(refuse, tmp_path):
+    path = tmp_path / 'config.toml'
+    path.write_text('pdf_iteration = 3')
+    line = refuse('--config-file', path)
+    assert 'unknown setting pdf_iteration; the settings are' in line
+    assert ', pdf_iterations, ' in line
+    path.write_text('mask_erosion = "3"')
+    assert "setting mask_erosion = '3' should be" in refuse('--config-file', path)
 
 
 def test_a_preset_is_one_of_the_words_and_has_fields_of_the_method(refuse):
@@ -255,7 +267,7 @@ def test_the_file_beside_a_log_repeats_its_run(parse, tmp_path, options):
         ('--config-file b0.toml', 'three finite numbers, not all 0'),
         ('--config-file none.toml', 'three finite numbers, not all 0'),
         ('--config-file stop.toml', '--stop-after = never is not one of flattening'),
-        ('--config-file empty.toml', "setting --work-dir = '' should be of type"),
+        ('--config-file empty.toml', "setting work_dir = '' should be of type"),
         ('--nprocs 0', '"0" is not a whole number of 1 or more'),
         ('--nprocs 2 --omp-nthreads 3', '--omp-nthreads 3 is more than --nprocs 2'),
         ('--field-strength 30', '"30" is not a number between 0.1 and 25 (T)'),
