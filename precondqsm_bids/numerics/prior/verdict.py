@@ -34,6 +34,8 @@ MOST_DESCRIBED = 0.5
 """Fraction of the prior's variance that its turned cells may describe, over that of its own: a
 ring of vials is turned onto itself, with other values, and its cells fit as well. Heads have 0.05
 to 0.25 but for left to right (0.7 to 0.9), tubes 0.04 and 0.3."""
+NOTHING = 1e-6
+"""Fraction of a variance that is none: below it rounding would choose among the turns."""
 DROPPED, COUNTED = 0.03, 0.12
 """What a prior explains beyond its null, from which it counts at all, and in full. Contrasts that
 know nothing reach -0.03 to 0.025, one that half follows the susceptibility 0.25 or more."""
@@ -295,7 +297,7 @@ def _least_alike(
     turns = [turn for turn in turns if round(turn[1], TIE) <= MOST_ALIKE]
     turns.sort(key=lambda turn: round(turn[1], TIE))
     columns = sparse.hstack(cells).tocsr().astype(float)
-    most = MOST_DESCRIBED * _described(prior, columns)
+    most = max(MOST_DESCRIBED * _described(prior, columns), NOTHING)
     return list(islice((t for t in turns if _described(prior, columns[t[2]]) <= most), NULLS))
 
 
