@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from precondqsm_bids.terms import MAP, PORT, PUBLISHED, TERMS, short, term
+from precondqsm_bids.values import Range, check_types
 
 PRIOR_FITS = ('auto', 'none', 'global', 'clusters')
 R2_WORDS = ('median', 'map', 'literature')
@@ -31,28 +32,6 @@ BACKGROUNDS = {
 MASK_WORDS = ('auto', 'derivatives', 'brain', 'object')
 FIELD_WORDS = ('echoes', 'derivatives')
 REFERENCE_WORDS = ('roi-mean', 'none')
-
-
-class Range(NamedTuple):
-    """Values that a number may have, both ends included."""
-
-    low: float
-    high: float
-    unit: str = ''
-
-    def check(self, name: str, value: float) -> None:
-        """Raise ValueError if a value is outside or not a number.
-
-        >>> RANGES['reg_weight'].check('reg_weight', 0)
-        Traceback (most recent call last):
-        ...
-        ValueError: reg_weight = 0 mm should be between 1e-06 and 1e+06
-        """
-        if not self.low <= value <= self.high:
-            unit = f' {self.unit}' if self.unit else ''
-            raise ValueError(
-                f'{name} = {value:g}{unit} should be between {self.low:g} and {self.high:g}'
-            )
 
 
 RANGES = {
@@ -226,7 +205,8 @@ clip_outliers=True, inversion='l2', background='pdf', local_of=None, certain_fie
 
     def __post_init__(self) -> None:
         for name in ('prior', 'contrasts'):
-            object.__setattr__(self, name, _words(getattr(self, name)))
+            object.__setattr__(self, name, _words(name, getattr(self, name)))
+        check_types(self)
         for name, allowed in RANGES.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -426,9 +406,12 @@ def _whole_maps() -> list[str]:
     return [word for word, item in TERMS.items() if item.whole_map]
 
 
-def _words(value: str | Sequence[str]) -> tuple[str, ...]:
+def _words(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     """One word or several as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
+    words = (value,) if isinstance(value, str) else value
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f'{name} = {value!r} should be a word or several')
+    return tuple(words)
 
 
 def _list(words: Iterable[str], last: str = 'and') -> str:

@@ -1,5 +1,6 @@
 """The method as a value: what goes together, and what each range says."""
 
+import numpy as np
 import pytest
 
 from precondqsm_bids.method import Method
@@ -119,3 +120,25 @@ def test_every_term_is_made_by_a_function():
     from precondqsm_bids.numerics.prior.estimate import BASES
 
     assert list(BASES) == list(TERMS)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'should'),
+    [
+        ('reg_weight', 'auto', 'a number or None'),
+        ('reg_weight', True, 'a number or None'),
+        ('mask_erosion', '2', 'a number'),
+        ('pdf_iterations', 2.5, 'a whole number'),
+        ('shape', 'no', 'True or False'),
+        ('reference', None, 'a word'),
+        ('prior', None, 'a word or several'),
+        ('r2', None, 'a number or a word'),
+    ],
+)
+def test_fields_have_the_types_that_are_declared(field, value, should):
+    with pytest.raises(ValueError, match=f'^{field} = .* should be {should}$'):
+        Method(**{field: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Method(reg_weight=np.float32(0.5), pdf_iterations=np.int64(7)).pdf_iterations == 7

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from precondqsm_bids.cli.resources import parse_memory
-from precondqsm_bids.method import MASK_WORDS, Range, is_suffix
+from precondqsm_bids.method import MASK_WORDS, is_suffix
 from precondqsm_bids.terms import MAP
+from precondqsm_bids.values import Range
 
 URI_NAME = '[0-9a-zA-Z._-]+'
 TIMEOUT = Range(0.01, 1e5, 'minutes')

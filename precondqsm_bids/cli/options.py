@@ -36,9 +36,9 @@ from precondqsm_bids.method import (
     REFERENCE_WORDS,
     REG_RULES,
     Method,
-    Range,
 )
 from precondqsm_bids.terms import TERMS
+from precondqsm_bids.values import Range
 
 STOPS = ('flattening',)
 """Stages after which a call may stop."""

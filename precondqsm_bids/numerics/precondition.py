@@ -103,6 +103,7 @@ class Preconditioned(NamedTuple):
         x, y, z = np.asarray(voxel_size, float).tolist()
         return self.recombine(inner(field.copy(), mask.copy(), (x, y, z), direction), field, mask)
 
+    @checked
     def recombine(
         self,
         residual_chi: npt.NDArray,
@@ -116,10 +117,9 @@ class Preconditioned(NamedTuple):
         """
         mask = self.mask if mask is None else mask
         field = self.flattened_field if field is None else field
-        residual_chi = np.asarray(residual_chi)
         record = check_residual(residual_chi, field, self.found.geometry._replace(mask=mask))
         for text in record['warnings']:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=3)
         return recombine(residual_chi, self.prior.prior_chi, mask, self.found.reference)
 
 

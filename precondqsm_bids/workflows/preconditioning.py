@@ -16,6 +16,7 @@ from precondqsm_bids.outputs.maps import MAPS, up_to_flattening
 from precondqsm_bids.outputs.sentences import sentences_around
 from precondqsm_bids.workflows.qsm import (
     FIELDS_AND_SHAPE,
+    check_arguments,
     connect,
     edges_of,
     stage_node,
@@ -93,7 +94,9 @@ def init_preconditioning_wf(
     ValueError
         The prior is made of R2* and there is one echo; or ``inner`` has no such port.
     """
-    method = replace(method or Method(), conventional=False, consensus=False)
+    method = method or Method()
+    check_arguments(method, one_echo, omp_nthreads, mem_gb, n_echoes)
+    method = replace(method, conventional=False, consensus=False)
     if inner is not None and not isinstance(inner, Inner):
         inner = Inner(inner)
     local = inner is not None and inner.takes == 'local'

@@ -95,9 +95,10 @@ def init_precondqsm_wf(
     Raises
     ------
     ValueError
-        The prior is made of R2* and there is one echo.
+        The prior is made of R2* and there is one echo; or threads, size or echoes are none.
     """
     method = method or Method()
+    check_arguments(method, one_echo, omp_nthreads, mem_gb, n_echoes)
     workflow = LiterateWorkflow(name=name)
     workflow.__desc__ = sentences(method, one_echo, phase_difference)
     stages = stages_of(method, one_echo, phase_difference)
@@ -107,6 +108,18 @@ def init_precondqsm_wf(
     }
     connect(workflow, nodes, edges_of(method, one_echo), OUTPUTS)
     return workflow
+
+
+def check_arguments(method, one_echo, omp_nthreads, mem_gb, n_echoes):
+    """Raise ValueError if a workflow cannot be made of these."""
+    if not isinstance(method, Method):
+        raise ValueError(f'method should be a Method, not a {type(method).__name__}')
+    sizes = {'omp_nthreads': omp_nthreads, 'mem_gb': mem_gb, 'n_echoes': n_echoes}
+    for name, value in sizes.items():
+        if not value > 0:
+            raise ValueError(f'{name} should be positive: {value}')
+    if n_echoes == 1 and not one_echo and not method.field_given:
+        raise ValueError('n_echoes is 1: give one_echo=True, as R2* is not known then')
 
 
 def connect(workflow, nodes, edges, outputs):

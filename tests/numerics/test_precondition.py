@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.method import Method
-from precondqsm_bids.numerics import Companions, Geometry, GivenField, precondition
+from precondqsm_bids.numerics import Companions, Geometry, GivenField, forward_field, precondition
 from precondqsm_bids.numerics.precondition import check_residual
 from precondqsm_bids.phantom.fields import sphere_field
 
@@ -96,3 +96,15 @@ def test_inversion_is_given_what_it_is_told():
     found.around(inner, 'local')
     np.testing.assert_array_equal(found.flattened_field, kept)
     assert found.mask.any()
+
+
+def test_recombination_takes_a_mask_as_it_is_stored():
+    x = np.indices((16, 16, 16)) - 7.5
+    ball = (x**2).sum(axis=0) < 50
+    field = forward_field(0.2 * (x[0] > 2) * ball, (2, 2, 2), (0, 0, 1)) * ball
+    found = precondition(GivenField(field, 1.0 * ball, 3.0, (2, 2, 2)), Method(shape=False))
+    chi = 0.5 * found.flattened_field
+    expected = found.recombine(chi, mask=found.mask).chi
+    np.testing.assert_array_equal(found.recombine(chi, mask=found.mask.astype(int)).chi, expected)
+    with pytest.raises(ValueError, match='residual_chi is missing'):
+        found.around(lambda *given: None)

@@ -28,7 +28,7 @@ from precondqsm_bids.numerics import Companions, GivenField, pdf, precondition
 from precondqsm_bids.numerics.given_field import in_ppm
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
-from precondqsm_bids.workflows import Inner, init_preconditioning_wf
+from precondqsm_bids.workflows import Inner, init_preconditioning_wf, init_precondqsm_wf
 
 HZ = 127.729
 SPEC = TubesSpec(
@@ -315,3 +315,19 @@ def test_map_that_is_an_input_has_to_be_there(tmp_path, phantom):
     interface.inputs.field_strength = 3.0
     with pytest.raises(ValueError, match='prior_map is not given'):
         interface.run(cwd=str(tmp_path))
+
+
+@pytest.mark.parametrize('init', [init_precondqsm_wf, init_preconditioning_wf])
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        ({'method': 'contrast'}, 'method should be a Method, not a str'),
+        ({'omp_nthreads': 0}, 'omp_nthreads should be positive'),
+        ({'mem_gb': -1}, 'mem_gb should be positive'),
+        ({'n_echoes': 0}, 'n_echoes should be positive'),
+        ({'n_echoes': 1}, 'give one_echo=True'),
+    ],
+)
+def test_workflows_of_what_cannot_be_are_refused(init, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        init(**arguments)
