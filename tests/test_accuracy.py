@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 
 from precondqsm_bids.method import Arm, Method
 from precondqsm_bids.numerics import (
@@ -30,6 +29,7 @@ from precondqsm_bids.numerics import (
     vsharp,
 )
 from precondqsm_bids.numerics import reconstruct as whole_method
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.prior.contrast import contrast_cells
 from precondqsm_bids.numerics.prior.fit import fit_prior
 from precondqsm_bids.phantom.spec import TubesSpec

@@ -24,6 +24,7 @@ from precondqsm_bids.numerics.dipole import Geometry, b0_direction, dipole_kerne
 from precondqsm_bids.numerics.dipole_inversion import (
     DipoleInversion,
     invert,
+    l2_inversion,
     without_outliers,
 )
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes

@@ -34,7 +34,7 @@ NOTHING = 1e-9
 
 
 class DipoleInversion(NamedTuple):
-    """Result of :func:`invert`."""
+    """Result of :func:`invert` and :func:`l2_inversion`."""
 
     chi: F32
     """Susceptibility, ppm, (X, Y, Z), zero outside the mask."""
@@ -145,6 +145,66 @@ def _by_neighbours(field: F32, certainty: F32, workers: int) -> F32:
     out = np.zeros_like(field)
     out[inside] = (field[inside] + lacking * smooth / total) / (1 + lacking)
     return out
+
+
+@checked
+def l2_inversion(
+    local_field: npt.NDArray,
+    mask: npt.NDArray[np.bool_],
+    voxel_size: npt.ArrayLike,
+    b0_dir: npt.ArrayLike,
+    reg_weight: float | None = None,
+    workers: int = 1,
+    *,
+    rule: str = 'l-curve',
+    clip_outliers: bool = False,
+) -> DipoleInversion:
+    """Susceptibility by closed-form regularised division in k-space: ``l2`` of :func:`invert`.
+
+    Parameters
+    ----------
+    local_field : (X, Y, Z) ndarray
+        Field of the sources inside the mask, ppm.
+    mask : (X, Y, Z) ndarray of bool
+        Region of interest.
+    voxel_size : (3,) array_like
+        Voxel size, mm.
+    b0_dir : (3,) array_like
+        Direction of B0 along the voxel axes.
+    reg_weight : float, optional
+        Lambda, mm; by ``rule`` if omitted.
+    workers : int
+        Threads of the Fourier transforms.
+    rule : {'l-curve', 'risk'}
+        The corner of the L-curve, or :func:`least_risk`.
+    clip_outliers : bool
+        Whether the field goes through :func:`without_outliers` first. For the residual of a fitted
+        prior; after a fixed prior the residual is the correction and must stay as it is.
+
+    Returns
+    -------
+    DipoleInversion
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, the mask is empty, or lambda is not positive.
+
+    References
+    ----------
+    Bilgic et al., J Magn Reson Imaging 2014;40:181 and Magn Reson Med 2014;72:1444.
+
+    Examples
+    --------
+    >>> from precondqsm_bids.numerics.dipole import forward_field
+    >>> chi = np.zeros((16, 16, 16)); chi[6:10, 6:10, 6:10] = 1
+    >>> field = forward_field(chi, (1, 1, 1), (0, 0, 1))
+    >>> result = l2_inversion(field, np.ones(chi.shape, bool), (1, 1, 1), (0, 0, 1), 0.01)
+    >>> print(0.8 < result.chi[7:9, 7:9, 7:9].mean() - result.chi[0].mean() < 1.1)
+    True
+    """
+    arm = Arm(rule=rule, reg_weight=reg_weight, clip_outliers=clip_outliers)
+    return invert(local_field, Geometry(mask, voxel_size, b0_dir, workers), arm)
 
 
 @checked

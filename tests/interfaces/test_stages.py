@@ -13,7 +13,6 @@ import hypothesis.strategies as st
 import nibabel as nb
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from nipype.interfaces.base import SimpleInterface, isdefined
 from scipy import ndimage
 
@@ -23,7 +22,7 @@ from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.background_removal import pdf, remove_background
 from precondqsm_bids.numerics.coarse import CoarseRegion
 from precondqsm_bids.numerics.dipole import Geometry, b0_direction, forward_field
-from precondqsm_bids.numerics.dipole_inversion import invert
+from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.flattening import flatten_field
 from precondqsm_bids.numerics.measure_field import measure_field

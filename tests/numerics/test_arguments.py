@@ -42,6 +42,7 @@ CALLS = {
     'flatten_field': (LOCAL, CHI, BALL, SIZE, B0),
     'forward_field': (CHI, SIZE, B0, BALL),
     'invert': (LOCAL, GEOMETRY, ARM),
+    'l2_inversion': (LOCAL, BALL, SIZE, B0),
     'map_scale': (CHI, BALL),
     'map_uncertainty': (MapInputs(LOCAL, SD, CHI, CHI, 1.0), GEOMETRY),
     'noise_inside': (MAGNITUDE[..., 0], BALL),

@@ -3,11 +3,11 @@
 import nibabel as nb
 import numpy as np
 import pytest
-from inversion import l2_inversion
 
 from precondqsm_bids.interfaces.comparison import Comparison
 from precondqsm_bids.numerics.comparison import compare, r2star_agreement
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from kernels import full_kernel
 from operators import assert_adjoint
 from scipy import fft
@@ -14,6 +13,7 @@ from precondqsm_bids.numerics.dipole import Geometry, forward_field
 from precondqsm_bids.numerics.dipole_inversion import (
     RULES,
     invert,
+    l2_inversion,
     without_outliers,
 )
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, l_curve

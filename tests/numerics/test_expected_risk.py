@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from kernels import full_kernel
 from scipy import fft
 
 from precondqsm_bids.numerics import Geometry, closed_form
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.expected_risk import Classes, least_risk
 from precondqsm_bids.phantom.fields import sphere_field
 

@@ -6,13 +6,13 @@ textbook conjugate gradients; only the size of the grid and the kernel are the s
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from kernels import full_kernel
 from operators import assert_adjoint
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import Geometry, cyclic_prism_kernel
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.prior.basis import constant_parcels
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR, OUTER_SIZE, SIZE, FitOptions, fit_prior

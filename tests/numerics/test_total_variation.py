@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from kernels import full_kernel
 from scipy import fft, optimize
 
 from precondqsm_bids.method import Arm
 from precondqsm_bids.numerics.closed_form import ClosedForm, closed_form, gradient_power
 from precondqsm_bids.numerics.dipole import Geometry, dipole_kernel, forward_field
-from precondqsm_bids.numerics.dipole_inversion import invert
+from precondqsm_bids.numerics.dipole_inversion import invert, l2_inversion
 from precondqsm_bids.numerics.solver import solver_grid
 from precondqsm_bids.numerics.total_variation import tv_inversion
 from precondqsm_bids.phantom.fields import sphere_field

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 from scipy import ndimage
 
 from precondqsm_bids.numerics import (
@@ -12,6 +11,7 @@ from precondqsm_bids.numerics import (
     forward_field,
     map_uncertainty,
 )
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 
 SHAPE = (36, 40, 32)
 NOISE = 1e-3

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from inversion import l2_inversion
 
 from precondqsm_bids.numerics.background_removal import pdf
 from precondqsm_bids.numerics.comparison import compare
 from precondqsm_bids.numerics.dipole import Geometry, forward_field
+from precondqsm_bids.numerics.dipole_inversion import l2_inversion
 from precondqsm_bids.numerics.echo_fit import fit_echoes
 from precondqsm_bids.numerics.field_quality import judge_field
 from precondqsm_bids.numerics.flattening import flatten_field

@@ -182,7 +182,8 @@ def estimate_prior(
     options = FitOptions(iterations, free_voxels=free_voxels, tissue_shift=free_voxels)
     fitted = _fit_used(inputs, flat, verdict.gains, geometry, options, start)
     record = builder.record(bases, fitted)
-    record |= verdict.record | {'fit': fit, 'iterations': iterations}
+    record['fit'], record['iterations'] = fit, iterations
+    record |= verdict.record
     record['warnings'] += verdict.warnings
     if free_voxels:
         free = int(np.count_nonzero(fitted.free_chi))
@@ -193,15 +194,14 @@ def estimate_prior(
     trust, shift = np.float32(verdict.trust), fitted.tissue_shift
     if shift is not None:
         shift = on_grid(trust * shift)
-        record['tissue_shift_sd'], large = spread_of_shift(shift[box][mask])
-        record['warnings'] += large
+        shift_sd, large = spread_of_shift(shift[box][mask])
+        record['tissue_shift_sd'], record['warnings'] = shift_sd, record['warnings'] + large
     spread = prior_spread(verdict.coarse_chi, fitted.prior_chi, geometry)
     record['prior_sd'] = float(np.sqrt(np.mean(spread[mask] ** 2, dtype=np.float64)))
-    finest = max(flat, key=lambda basis: basis.parcels)
     return PriorEstimate(
         on_grid(trust * fitted.prior_chi),
         None if shape_chi is None else shape_chi + on_grid(fitted.surface_chi),
-        on_grid((finest.labels + 1).astype(np.int32)),
+        on_grid((max(flat, key=lambda basis: basis.parcels).labels + 1).astype(np.int32)),
         fitted.inner_size,
         record,
         shift,
