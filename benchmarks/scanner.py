@@ -125,10 +125,11 @@ def bipolar_cases():
             for size in (0.2, 0.3, 0.8)
         },
         **{
-            f'bipolar-without-{i}': case(
-                f'echo {i} missing', echoes=tuple(n for n in numbers if n != i)
-            )
+            name: one
             for i in numbers
+            for name, one in few(
+                f'without-{i}', f'echo {i} missing', tuple(n for n in numbers if n != i)
+            ).items()
         },
         'bipolar-spacing': case(f'spacings of {between} ms in turn', uneven),
         **few('1256', 'echoes 1, 2, 5 and 6 alone', (1, 2, 5, 6)),

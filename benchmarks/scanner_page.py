@@ -109,7 +109,8 @@ as well.
 **The phantoms** are those of `precondqsm_phantom`, with the switches of its `--scanner`
 ([usage](usage.md#the-phantom)). The head has voxels of 2 mm, cut from k-space in all rows but the
 ideal one; the *reference* of its rows is the head with `crop` alone. The tubes are the published
-ones at 2 mm, their reference is the ideal scanner (for `all`, which crops, `crop`).
+ones at 2 mm, their reference is the ideal scanner (for `all`, which crops, `crop`; where echoes
+are missing, the same ones of one polarity).
 
 **The reconstruction** is the workflow that the app runs, from files to files, with its defaults;
 of the head with the true brain mask (`--mask derivatives`) and the sign of the phase stated
