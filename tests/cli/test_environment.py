@@ -122,8 +122,7 @@ def test_a_closed_terminal_ends_it_unless_that_is_ignored(ignored, status):
         'import os, signal\n'
         'from precondqsm_bids.cli.environment import before_sigterm_ends, ending_on_sigterm\n'
         "said = lambda: print('cancelled', flush=True)\n"
-        + ignored
-        * 'signal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+        + f'signal.signal(signal.SIGHUP, signal.SIG_{"IGN" if ignored else "DFL"})\n'
         + "with ending_on_sigterm('ended'), before_sigterm_ends(said):\n"
         '    os.kill(os.getpid(), signal.SIGHUP)\n'
     )

@@ -158,8 +158,7 @@ def test_swapped_classes_and_no_r2_are_told_in_sidecar_and_report(reconstruct, h
     choice = {'tissue': {'description': 'swapped'}}
     (tmp_path / 'filter.json').write_text(json.dumps(choice))
     anat, _, sidecar = reconstruct(
-        *('--prior', 'tissue', '--bids-filter-file', 'filter.json', '--r2', '0'),
-        *('-d', f'truth={head / "derivatives" / "truth"}', 'swapped'),
+        *('--prior', 'tissue', '--bids-filter-file', 'filter.json', '--r2', '0', '-d', 'swapped'),
     )
     fit = sidecar['Parameters']['prior_fit']
     assert fit['priors']['tissue']['supported']
