@@ -9,6 +9,9 @@ from scipy.special import gammaincinv
 from precondqsm_bids.numerics.arrays import median as middle
 from precondqsm_bids.numerics.morphology import dilated
 
+LEAST_AIR, MOST_ZERO = 1_000, 0.01
+"""Fewest voxels of air, and fraction of them without signal from which a scanner has set it to
+zero."""
 AIR_TOLERANCE = 0.03
 """Relative departure of the quantiles from those of the distribution that still counts as air."""
 MOST_CHANNELS = 128
@@ -73,10 +76,10 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     >>> air_around(noise * np.linspace(1, 3, 24)[:, None, None, None], nowhere) is None  # uneven
     True
     """
-    outside = ~dilated(object_mask, 3)
-    values = magnitude[..., -1][outside]
-    if values.size < 1000 or np.count_nonzero(values <= 0) > 0.01 * values.size:
+    outside = air_voxels(magnitude[..., -1], object_mask, 3)
+    if outside is None:
         return None
+    values = magnitude[..., -1][outside]
     quartile, median, decile = np.quantile(values, (0.25, 0.5, 0.9))
     channels = np.geomspace(0.5, MOST_CHANNELS, 400)
     quartiles, medians, deciles = (np.sqrt(2 * gammaincinv(channels, p)) for p in (0.25, 0.5, 0.9))
@@ -91,6 +94,26 @@ def air_around(magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_]) -> Ai
     if channels[best] < 1.3:
         return Air(float(median / np.sqrt(2 * np.log(2))), 1.0)
     return Air(float(median / medians[best]), float(channels[best]))
+
+
+def air_voxels(
+    magnitude: npt.NDArray, object_mask: npt.NDArray[np.bool_], margin: int
+) -> npt.NDArray[np.bool_] | None:
+    """Voxels that are ``margin`` off the object, (X, Y, Z) as the magnitude of one echo.
+
+    None if they are less than 1,000, or more than 1 % of them zero: a scanner may have set them.
+
+    >>> nowhere = np.zeros((24, 24, 24), bool)
+    >>> air_voxels(np.ones(nowhere.shape), nowhere, 1).all()
+    np.True_
+    >>> air_voxels(np.zeros(nowhere.shape), nowhere, 1) is None
+    True
+    """
+    outside = ~dilated(object_mask, margin)
+    values = magnitude[outside]
+    if values.size < LEAST_AIR or np.count_nonzero(values <= 0) > MOST_ZERO * values.size:
+        return None
+    return outside
 
 
 def _is_dark(

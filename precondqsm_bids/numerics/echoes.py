@@ -192,6 +192,17 @@ def turn_back(phase: npt.NDArray) -> npt.NDArray[np.complex64]:
     return out
 
 
+def complex_signal(magnitude: npt.NDArray, phase: npt.NDArray) -> npt.NDArray[np.complex64]:
+    """``magnitude exp(i phase)``, in single precision.
+
+    >>> complex_signal(np.array([2.0]), np.array([0.0])).tolist()
+    [(2+0j)]
+    """
+    signal = turn_back(-phase.astype(np.float32, copy=False))
+    signal *= magnitude.astype(np.float32, copy=False)
+    return signal
+
+
 def difference_of_phase(one: npt.NDArray, other: npt.NDArray | float) -> F32:
     """Difference of two phases on the circle, rad."""
     apart = one - other

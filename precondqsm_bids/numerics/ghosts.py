@@ -9,6 +9,7 @@ taken off. Only the part of the fluctuation that is alike everywhere is found, a
 object by more than what rings beside its edges.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, linalg, ndimage
 
+from precondqsm_bids.numerics.air import air_voxels
 from precondqsm_bids.numerics.arrays import side_by_side
-from precondqsm_bids.numerics.morphology import dilated
+from precondqsm_bids.numerics.echoes import complex_signal
+from precondqsm_bids.numerics.lines import lines_of, some_columns
 
 Bools = npt.NDArray[np.bool_]
 F64 = npt.NDArray[np.float64]
@@ -25,12 +28,6 @@ MARGIN = 4
 """Voxels around the object that are left out: what rings beside an edge is no ghost."""
 FEW, MANY = 5_000, 20_000
 """Voxels of air from which an axis is chosen, and from which the frequencies are found."""
-COLUMNS = 2_000
-"""Most columns that they lie in."""
-LEAST_AIR = 1_000
-"""Fewest voxels of air."""
-MOST_ZERO = 0.01
-"""Fraction of the air without signal from which the scanner has set it to zero."""
 LEAST_SHARE = 0.15
 """Share of the energy of the air in the last echo that the lines of the inner half of k-space must
 explain. Where nothing fluctuates it is below 0.02 of phantoms, and 0.08 in a round bottle that
@@ -112,9 +109,8 @@ def find_ghosts(
     1 True True
     """
     te = np.asarray(echo_times, np.float64)
-    air = ~dilated(object_mask, MARGIN)
-    last = magnitude[..., -1][air]
-    if last.size < LEAST_AIR or np.count_nonzero(last <= 0) > MOST_ZERO * last.size:
+    air = air_voxels(magnitude[..., -1], object_mask, MARGIN)
+    if air is None:
         return None
     of_last = magnitude[..., -1:], phase[..., -1:]
     shares = [
@@ -177,7 +173,7 @@ def without_ghosts(
     along[ghosts.axis] = -1
 
     def correct(e: int) -> None:
-        signal = _signal(magnitude[..., e], phase[..., e])
+        signal = complex_signal(magnitude[..., e], phase[..., e])
         lines = fft.fft(signal, axis=ghosts.axis, overwrite_x=True)
         turn = np.exp(-2j * np.pi * ghosts.frequency * te[e])
         lines *= turn.astype(np.complex64).reshape(along)
@@ -186,15 +182,6 @@ def without_ghosts(
 
     side_by_side(workers, *(partial(correct, e) for e in range(te.size)))
     return corrected[0], corrected[1]
-
-
-def _signal(magnitude: npt.NDArray, phase: npt.NDArray) -> npt.NDArray[np.complex64]:
-    """Complex signal."""
-    phase = phase.astype(np.float32, copy=False)
-    signal = np.empty(magnitude.shape, np.complex64)
-    signal.real, signal.imag = np.cos(phase), np.sin(phase)
-    signal *= magnitude.astype(np.float32, copy=False)
-    return signal
 
 
 class _Columns(NamedTuple):
@@ -208,18 +195,17 @@ class _Columns(NamedTuple):
     """(V,) place in it."""
 
 
-def _columns(images: tuple[npt.NDArray, ...], air: Bools, axis: int, number: int) -> _Columns:
+def _columns(
+    images: tuple[npt.NDArray, npt.NDArray], air: Bools, axis: int, number: int
+) -> _Columns:
     """About so many voxels of air, of columns along the axis that chance chooses."""
     air = np.moveaxis(air, axis, -1)
     held = air.sum(-1)
-    places = np.argwhere(held)
-    places = places[np.random.default_rng(0).permutation(len(places))[:COLUMNS]]
+    places = some_columns(held > 0)
     enough = np.searchsorted(np.cumsum(held[tuple(places.T)]), number) + 1
     places = places[:enough]
-    a, b = places.T
-    column, position = np.nonzero(air[a, b])
-    magnitude, phase = (np.moveaxis(image, axis, -2)[a, b] for image in images)
-    lines = fft.fft(_signal(magnitude, phase), axis=1, overwrite_x=True)
+    column, position = np.nonzero(air[tuple(places.T)])
+    lines = lines_of(images, places, axis)
     lines /= np.float32(lines.shape[1])
     return _Columns(lines, column, position)
 
@@ -230,8 +216,9 @@ def _fitted(columns: _Columns, te: F64, rounds: int) -> tuple[F64, float]:
     number = columns.lines.shape[1]
     phases, expected = np.zeros(number), FIRST_PHASE**2
     times = te / te.mean()
+    before = _energy(columns, phases, times[-1])
     for _ in range(rounds):
-        normal, right, _ = _normal_equations(columns, phases, times)
+        normal, right = _normal_equations(columns, phases, times)
         step = linalg.cho_factor(normal + np.eye(number) / expected)
         spread = linalg.cho_solve(step, np.eye(number))
         phases = phases + spread @ (right - phases / expected)
@@ -242,36 +229,48 @@ def _fitted(columns: _Columns, te: F64, rounds: int) -> tuple[F64, float]:
     )
     phases -= fft.ifftshift(smooth)
     inner = np.abs(fft.fftfreq(number)) < 0.25
-    before, after = (
-        _normal_equations(columns, found, times)[2][-1] for found in (0 * phases, inner * phases)
-    )
-    return phases, float(1 - after / before) if before > 0 else 0.0
+    after = _energy(columns, inner * phases, times[-1])
+    return phases, 1 - after / before if before > 0 else 0.0
 
 
-def _normal_equations(columns: _Columns, phases: F64, times: F64) -> tuple[F64, F64, F64]:
-    """Matrix and right-hand side of a Gauss-Newton step, and the energy of each echo in the air.
+def _parts(
+    columns: _Columns, phases: F64, times: F64
+) -> Iterator[tuple[int, npt.NDArray[np.complex64]]]:
+    """Number of each echo, and what the corrected lines make of some voxels of air, (V, N).
 
-    Echoes count by their energy there, that of the noise and of the ghosts together.
+    Echoes are numbered from the last, which is -1: the last times are enough.
     """
-    number = len(phases)
-    normal, right, energies = np.zeros((number, number)), np.zeros(number), np.zeros(len(times))
-    waves = fft.ifft(np.eye(number, dtype=np.complex64), axis=0, norm='forward')
-    for e, time in enumerate(times):
+    waves = fft.ifft(np.eye(len(phases), dtype=np.complex64), axis=0, norm='forward')
+    for e, time in enumerate(times, start=-len(times)):
         turned = columns.lines[..., e] * np.exp(-1j * time * phases).astype(np.complex64)
-        square, along, energy = np.zeros((number, number), np.float32), np.zeros(number), 0.0
         for k in range(0, len(columns.column), CHUNK):
             part = slice(k, k + CHUNK)
-            parts = turned[columns.column[part]] * waves[columns.position[part]]  # (V, N)
-            left = parts.sum(1)
-            # d(left) / d(phase) = -i parts; real and imaginary parts are equations of their own.
-            equations = np.concatenate([parts.imag, -parts.real])
-            square += equations.T @ equations
-            along -= equations.T @ np.concatenate([left.real, left.imag])
-            energy += float(np.vdot(left, left).real)
-        if energy == 0:
-            continue
-        per_part = 2 * len(columns.column) / energy
-        normal += per_part * time**2 * square
-        right += per_part * time * along
-        energies[e] = energy / len(columns.column)
-    return normal, right, energies
+            yield e, turned[columns.column[part]] * waves[columns.position[part]]
+
+
+def _energy(columns: _Columns, phases: F64, time: float) -> float:
+    """Energy of the last echo in the air, at its time over the mean one."""
+    parts = (part.sum(1) for _, part in _parts(columns, phases, np.array([time])))
+    return sum(float(np.vdot(left, left).real) for left in parts)
+
+
+def _normal_equations(columns: _Columns, phases: F64, times: F64) -> tuple[F64, F64]:
+    """Matrix and right-hand side of a Gauss-Newton step.
+
+    Echoes count by their energy in the air, that of the noise and of the ghosts together.
+    """
+    echoes, number = len(times), len(phases)
+    square = np.zeros((echoes, number, number), np.float32)
+    along, energy = np.zeros((echoes, number)), np.zeros(echoes)
+    for e, parts in _parts(columns, phases, times):
+        left = parts.sum(1)
+        # d(left) / d(phase) = -i parts; real and imaginary parts are equations of their own.
+        equations = np.concatenate([parts.imag, -parts.real])
+        square[e] += equations.T @ equations
+        along[e] -= equations.T @ np.concatenate([left.real, left.imag])
+        energy[e] += np.vdot(left, left).real
+    weight = np.divide(
+        2 * len(columns.column), energy, out=np.zeros_like(energy), where=energy > 0
+    )
+    normal = np.tensordot(weight * times**2, square, 1)
+    return normal, (weight * times) @ along

@@ -2,10 +2,10 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage
+from scipy import ndimage
 
-COLUMNS = 2_000
-"""Most columns that are looked at."""
+from precondqsm_bids.numerics.lines import lines_of, some_columns
+
 EMPTY = 0.3
 """Energy of a line over that of its mirror image below which it is empty. Of lines that were
 measured it is 0.4 to 2.5, the more unequal the more the field bends the object's phase."""
@@ -53,11 +53,8 @@ def _measured(
     magnitude: npt.NDArray, phase: npt.NDArray, mask: npt.NDArray[np.bool_], axis: int
 ) -> float:
     """Share of the lines along one axis that were measured."""
-    places = np.argwhere(mask.any(axis))
-    a, b = np.random.default_rng(0).permutation(places)[:COLUMNS].T
-    turn = np.moveaxis(phase, axis, -1)[a, b].astype(np.float32)
-    columns = np.moveaxis(magnitude, axis, -1)[a, b] * np.exp(1j * turn)
-    energy = np.mean(np.abs(fft.fft(columns, axis=-1)) ** 2, axis=0)
+    lines = lines_of((magnitude[..., None], phase[..., None]), some_columns(mask.any(axis)), axis)
+    energy = np.mean(np.abs(lines[..., 0]) ** 2, axis=0)
     half = (len(energy) - 1) // 2
     up, down = energy[1 : half + 1], energy[-1 : -half - 1 : -1]
     with np.errstate(divide='ignore', invalid='ignore'):

@@ -297,15 +297,20 @@ def test_echo_fit_is_measure_field(data, tmp_path):
     assert result['record'] == expected.record | of_files
 
 
-@pytest.mark.parametrize('part', ['magnitude', 'phase', 'echo_times'])
-def test_echo_fit_takes_one_of_each_per_echo(data, tmp_path, part):
-    inputs = {
+def of_echo_fit(data):
+    """Inputs that are enough for the node."""
+    return {
         'magnitude': data.echoes('magnitude'),
         'phase': data.echoes('phase'),
         'echo_times': TE,
         'field_strength': 3.0,
         'mask': data.file('mask'),
     }
+
+
+@pytest.mark.parametrize('part', ['magnitude', 'phase', 'echo_times'])
+def test_echo_fit_takes_one_of_each_per_echo(data, tmp_path, part):
+    inputs = of_echo_fit(data)
     with pytest.raises(ValueError, match=f'for each echo, not .*{part} 2'):
         run(interfaces.EchoFit, tmp_path, **inputs | {part: inputs[part][:2]})
     del inputs[part]
@@ -325,13 +330,7 @@ def elsewhere(path, file):
 
 @pytest.mark.parametrize('name', ['mask', 'shape_mask', 'phase'])
 def test_echo_fit_takes_images_of_one_grid(data, tmp_path, name):
-    inputs = {
-        'magnitude': data.echoes('magnitude'),
-        'phase': data.echoes('phase'),
-        'echo_times': TE,
-        'field_strength': 3.0,
-        'mask': data.file('mask'),
-    }
+    inputs = of_echo_fit(data)
     other = elsewhere(tmp_path / 'other.nii', inputs['mask'])
     inputs[name] = [inputs['phase'][0], inputs['phase'][1], other] if name == 'phase' else other
     with pytest.raises(ValueError, match=r'other\.nii.* differ in the affines of their headers'):
