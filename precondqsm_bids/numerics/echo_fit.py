@@ -18,17 +18,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.air import Air, air_around
+from precondqsm_bids.numerics.air import Air, air_around, without_floor
 from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.decay import Decay, field_across_voxels, fit_signal, pool_decay
 from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echo_phase import EchoPhase, echo_phase, take_off
-from precondqsm_bids.numerics.echoes import Echoes, check_echoes, fit_phase, in_place
+from precondqsm_bids.numerics.echoes import (
+    Echoes,
+    check_echoes,
+    fit_phase,
+    in_place,
+    root_sum_of_squares,
+)
 from precondqsm_bids.numerics.fat import find_fat
 from precondqsm_bids.numerics.noise import CHUNK, local_level, noise_from_residual, noise_inside
 from precondqsm_bids.numerics.phase_offset import Offset, smooth_offset
+from precondqsm_bids.numerics.ringing import Ringing, find_ringing, without_ringing
 from precondqsm_bids.numerics.unwrapping import field_from_advance, join_bodies, repair_wraps
 
 F32 = npt.NDArray[np.float32]
@@ -96,6 +103,10 @@ class EchoFit(NamedTuple):
     of the largest; empty for one body."""
     fat: npt.NDArray[np.bool_]
     """Voxels of the mask that are fat, in which nothing was fitted."""
+    magnitude: F32
+    """Root sum of squares over the echoes, of every voxel, free of the ringing that was found."""
+    ringing: Ringing | None
+    """Ringing that was taken off the magnitude before R2* and S0 were fitted."""
 
 
 @checked
@@ -141,8 +152,12 @@ def fit_echoes(
        strong source. The initial slope of the phase is that of its mean field, which the field
        follows as far as it is likely to be one. Only a local departure counts: what the phase
        does in the whole neighbourhood is no wall.
+    8. Where the magnitude rings, since k-space ends
+       (:func:`~precondqsm_bids.numerics.ringing.find_ringing`), R2* and S0 are fitted once more
+       with the ringing taken off it. The field stays that of the measured signal.
 
-    Memory: 8 E + 140 bytes per voxel of the mask beside input and maps; no Fourier transform.
+    Memory: 8 E + 140 bytes per voxel of the mask beside input and maps; no Fourier transform of
+    three axes but four for each echo where the magnitude rings.
 
     Parameters
     ----------
@@ -222,6 +237,9 @@ def fit_echoes(
     turns = join_bodies(echoes, field, offset)
     smooth = smooth_offset(offset, sd * noise.local, echoes.mask, voxel_size)
     decay, pooled = _fit_decay(echoes, field, prediction, smooth, noise.local)
+    combined, ringing = _take_off_ringing(echoes, magnitude, mask, air)
+    if ringing:
+        decay, pooled = _decay_again(echoes, field, prediction, smooth, noise.local, decay)
     maps = _maps(decay, pooled, smooth, noise, np.float32(echoes.unit))
     maps['total_field'] = lambda: field + prediction
     volumes = side_by_side(
@@ -237,6 +255,8 @@ def fit_echoes(
         echo_phase=own_phase,
         body_turns=turns,
         fat=fat,
+        magnitude=combined,
+        ringing=ringing,
     )
 
 
@@ -269,6 +289,43 @@ def _fit_decay(
     # A decay of which one echo or none is seen could be any: no number is better than noise.
     decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
     return decay, pooled
+
+
+def _take_off_ringing(
+    echoes: Echoes, magnitude: npt.NDArray, mask: npt.NDArray[np.bool_], air: Air | None
+) -> tuple[npt.NDArray, Ringing | None]:
+    """Take ringing off the amplitude of the echoes, in place.
+
+    Returns the root sum of squares over the echoes, too without ringing, and what was found.
+    """
+    combined = root_sum_of_squares(magnitude)
+    ringing = find_ringing(magnitude, mask, echoes.workers)
+    if ringing is None:
+        return combined, None
+    inside, squares = mask[ringing.box], np.zeros_like(combined[ringing.box])
+    for e in range(magnitude.shape[-1]):
+        image = without_ringing(magnitude[..., e], ringing, echoes.workers)
+        measured = np.maximum(np.abs(echoes.signal[:, e]), np.finfo(np.float32).tiny)
+        amplitude = without_floor(image[inside], air) / np.float32(echoes.unit)
+        echoes.signal[:, e] *= amplitude / measured
+        squares += image**2
+    combined[ringing.box] = np.sqrt(squares)
+    return combined, ringing
+
+
+def _decay_again(
+    echoes: Echoes, field: F32, prediction: F32, smooth: Offset, noise: F32, decay: Decay
+) -> tuple[Decay, npt.NDArray]:
+    """R2* and S0 of echoes whose amplitude has changed, and usable echoes with neighbours'.
+
+    The field and all that is said of it stay as they were measured.
+    """
+    fit_offset = False if smooth.model == 'quartic' else smooth.own
+    across = field_across_voxels(field + prediction, echoes.mask, echoes.workers)
+    own = fit_signal(echoes, field.copy(), smooth.offset.copy(), across, noise, fit_offset)
+    pooled = pool_decay(echoes, field, smooth.offset, own, noise)
+    own.r2star[pooled < 2] = own.s0[pooled < 2] = 0
+    return decay._replace(r2star=own.r2star, r2star_sd=own.r2star_sd, s0=own.s0), pooled
 
 
 class _Noise(NamedTuple):

@@ -162,6 +162,12 @@ def check_echoes(
     return te
 
 
+def root_sum_of_squares(magnitude: npt.NDArray) -> npt.NDArray:
+    """Over the echoes, the last axis; floating: squares of stored integers would overflow."""
+    kind = np.result_type(magnitude, np.float32)
+    return np.sqrt(np.einsum('...e,...e->...', magnitude, magnitude, dtype=kind))
+
+
 def in_place(values: npt.NDArray, mask: Bools) -> npt.NDArray:
     """Values of the masked voxels in their places, zero elsewhere."""
     out = np.zeros(mask.shape, values.dtype)

@@ -1,5 +1,6 @@
 """The echo fit as a stage: from a scan as it is stored to its field, and a record."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.echo_fit import EchoFit, fit_echoes
-from precondqsm_bids.numerics.echoes import check_echoes
+from precondqsm_bids.numerics.echoes import check_echoes, root_sum_of_squares
 from precondqsm_bids.numerics.field_quality import FieldQuality, judge_field
 from precondqsm_bids.numerics.ghosts import Ghosts, find_ghosts, without_ghosts
 from precondqsm_bids.numerics.one_echo import OneEcho, field_of_one_echo
@@ -58,7 +59,7 @@ class MeasuredField(NamedTuple):
     usable_echoes: npt.NDArray[np.uint8]
     """Echoes whose fitted signal exceeds twice the noise."""
     magnitude: F32
-    """Root sum of squares over the echoes, of every voxel."""
+    """Root sum of squares over the echoes, of every voxel, free of the ringing that was found."""
     roi_mask: Bools
     """The mask without what was recognised as fat."""
     record: dict[str, Any]
@@ -163,12 +164,7 @@ def measure_field(
         with scan.named():
             return judge_field(fit, roi_mask)
 
-    quality, ambiguous, magnitude = side_by_side(
-        workers,
-        judged,
-        lambda: _ambiguous(scan, fit, roi_mask),
-        lambda: _root_sum_of_squares(scan.magnitude),
-    )
+    quality, ambiguous = side_by_side(workers, judged, lambda: _ambiguous(scan, fit, roi_mask))
     record = _record(scan, scale, repair) | _record_of_ghosts(scan, ghosts)
     record |= _record_of_fit(fit, scan, quality, ambiguous, roi_mask)
     record['warnings'] = _warnings(scan, scale, repair, quality, ambiguous)
@@ -180,12 +176,13 @@ def measure_field(
         for axis, share in zip('ijk', lines or (), strict=False)
         if share < 1
     ]
-    maps = fit.total_field, fit.field_sd, fit.usable_echoes, magnitude, roi_mask, record
+    maps = fit.total_field, fit.field_sd, fit.usable_echoes
     if isinstance(fit, OneEcho):
-        return MeasuredField(*maps)
-    r2star = fit.r2star
-    decay = r2star, t2star_of(r2star), fit.s0, fit.reliable, fit.misfit
-    return MeasuredField(*maps, *decay, fit.r2star_sd, fit.magnitude_sd)
+        return MeasuredField(*maps, root_sum_of_squares(scan.magnitude), roi_mask, record)
+    return MeasuredField(
+        *maps, fit.magnitude, roi_mask, record, fit.r2star, t2star_of(fit.r2star), fit.s0,
+        fit.reliable, fit.misfit, fit.r2star_sd, fit.magnitude_sd,
+    )  # fmt: skip
 
 
 def t2star_of(r2star: F32) -> F32:
@@ -211,8 +208,7 @@ def _measured_lines(scan: Scan, mask: Bools) -> list[float] | None:
     """Share of the lines of k-space that were measured, along the axes of the file."""
     if scan.phase_difference or not mask.any():
         return None
-    found = measured_lines(scan.magnitude[..., 0], scan.phase[..., 0], mask)
-    return [found[scan.stored_axes.index(axis)] for axis in range(3)]
+    return _along_file(scan, measured_lines(scan.magnitude[..., 0], scan.phase[..., 0], mask))
 
 
 def _shape_and_repair(
@@ -272,12 +268,6 @@ def _fit(
         first_field=first,
         workers=workers,
     )
-
-
-def _root_sum_of_squares(magnitude: npt.NDArray) -> npt.NDArray:
-    """Over the echoes, floating: squares of stored integers would overflow."""
-    kind = np.result_type(magnitude, np.float32)
-    return np.sqrt(np.einsum('...e,...e->...', magnitude, magnitude, dtype=kind))
 
 
 def _record(scan: Scan, scale: PhaseScale, repair: PhaseRepair) -> dict[str, Any]:
@@ -342,7 +332,13 @@ def _record_of_fit(
         'echo_phase_size': float(phases.size.max()) if phases else None,
         'body_turns': list(many.body_turns) if many else [],
         'fat_voxels': int(np.count_nonzero(many.fat)) if many else 0,
+        'ringing': _along_file(scan, many.ringing.share) if many and many.ringing else None,
     }
+
+
+def _along_file(scan: Scan, values: Sequence[float]) -> list[float]:
+    """Values along the axes of the arrays in the order of the file's."""
+    return [values[scan.stored_axes.index(axis)] for axis in range(3)]
 
 
 def _ambiguous(scan: Scan, fit: EchoFit | OneEcho, mask: Bools) -> float:
