@@ -2,8 +2,9 @@
 
 Usage: ``python benchmarks/lights.py [--folder FOLDER]`` makes the runs of `prepared.RUNS` in
 FOLDER (those that are there are kept), compares their lights with what they must be, and writes
-the table of ``docs/reading.md`` and the slices of each map, ``docs/figures/lights_*.jpg``. Its
-status is 1 if a light is wrong. A quarter of an hour on two cores.
+the table of ``docs/reading.md``, the slices of each map, ``docs/figures/lights_*.jpg``, and the
+phase that is left of the echoes of two of them, ``docs/figures/echoes_*.jpg``.
+Its status is 1 if a light is wrong. A quarter of an hour on two cores.
 """
 
 import argparse
@@ -13,11 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from prepared import RUNS, differences, lights_of, prepare
 
 from precondqsm_bids.outputs.lights import LIGHTS
 from precondqsm_bids.outputs.strip import current_strip, read_limit
 from precondqsm_bids.outputs.wording import number
+
+ECHOES = ('head-scanned', 'motion')
+"""Runs whose phase of the echoes is shown."""
 
 DOCS = Path(__file__).parents[1] / 'docs'
 BEGIN, END = '<!-- lights.py writes from here -->', '<!-- to here -->'
@@ -33,6 +38,13 @@ def row(name, out):
     shutil.copyfile(strip, target)
     picture = f'![Slices: {run.words}](figures/{target.name}) ±{number(read_limit(strip))} ppm'
     return f'| {run.words} | {picture} | {"; ".join(said(found)) or "all six good"} |'
+
+
+def show_echoes(name, out):
+    """Write the phase that is left of the echoes of a run, as a small picture."""
+    (figure,) = (out / 'sub-01' / 'figures').glob('*_desc-echoslices_MEGRE.png')
+    with Image.open(figure) as image:
+        image.save(DOCS / 'figures' / f'echoes_{name}.jpg', quality=70, optimize=True)
 
 
 def said(found):
@@ -61,6 +73,8 @@ def main():
         print(f'{name}: {"; ".join(found) or "as it must be"}', flush=True)
         wrong += found
         rows.append(row(name, out))
+        if name in ECHOES:
+            show_echoes(name, out)
     table = ['| run | slices of the map | lights that are not good |', '|---|---|---|', *rows]
     page = DOCS / 'reading.md'
     text = page.read_text(encoding='utf-8')

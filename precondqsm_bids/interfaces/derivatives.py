@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,10 @@ from nipype.interfaces.base import (
 )
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import b0_along, view, whole_numbers
+from precondqsm_bids.interfaces.volumes import b0_along, stored_axes, view, whole_numbers
 from precondqsm_bids.numerics.constants import hz_per_ppm
 from precondqsm_bids.numerics.dipole import bounding_box
+from precondqsm_bids.numerics.echo_phase import left_phase
 from precondqsm_bids.outputs.files import json_ready, sidecar_of, whole, write_atomic
 from precondqsm_bids.outputs.maps import MAPS, VALUES, WRITTEN
 from precondqsm_bids.outputs.sidecars import Facts, compose_sidecar
@@ -34,6 +35,8 @@ from precondqsm_bids.outputs.tables import read_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from precondqsm_bids.outputs.slices import EchoPlanes
+
 # What draws is imported where it is called: it takes half a second, and the main process, which
 # only builds the node, has it by then (`cli.execution.prepare`).
 
@@ -42,6 +45,9 @@ CURVES = {'conventional_l_curve': 'conventional', 'l_curve': 'precond'}
 
 REFERENCE_NAMES = {'roi-mean': 'mean of the region', 'none': ''}
 """What the maps are relative to, in words, where it is no label."""
+
+MOST_ECHOES = 8
+"""Of which the phase is drawn."""
 
 LEVEL = 1
 """Of the compression: the next takes three times as long for half a per cent."""
@@ -196,8 +202,9 @@ class Derivatives(SimpleInterface):
             labels = whole_numbers(labels, inputs.labels)
         size = nb.as_closest_canonical(nb.load(self._grid)).header.get_zooms()[:3]
         known_maps = maps | echoes.result()
-        field = hz_per_ppm(facts.field_strength)
-        for desc, figure in draw_maps(known_maps, np.array(size, float), labels, field):
+        field, zooms = hz_per_ppm(facts.field_strength), np.array(size, float)
+        phases = self._phases(maps, zooms)
+        for desc, figure in draw_maps(known_maps, zooms, labels, field, phases):
             save(figure, self._own('figures', names[desc]))
 
     def _echoes(self) -> dict[str, np.ndarray]:
@@ -218,6 +225,16 @@ class Derivatives(SimpleInterface):
                 turns *= np.float32(2 * np.pi)
                 found[name] = turns
         return found
+
+    def _phases(
+        self, maps: dict[str, np.ndarray], zooms: np.ndarray
+    ) -> Callable[[int], EchoPlanes] | None:
+        """What makes the phase of the echoes in an axial plane; None of fewer than three echoes
+        and of a given field."""
+        fit, files = self.inputs.record.get('echo_fit', {}), self.inputs.echo_phase
+        if not (fit.get('echo_phase') and 'r2star' in maps and isdefined(files)):
+            return None
+        return lambda index: echo_planes(files, fit, maps, zooms, index)
 
     def _charts(self, maps: dict[str, np.ndarray], facts: Facts) -> Iterator[tuple[str, Figure]]:
         """The figures that are no slices."""
@@ -260,6 +277,53 @@ class Derivatives(SimpleInterface):
             if 'bodies' not in found:
                 self._prior_mean = prior_mean(reference, rows, within['prior_chi'][mask])
             yield 'rois', draw_roi_values(rows, words, self._prior_mean)
+
+
+def echo_planes(
+    files: Sequence[str],
+    fit: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    zooms: np.ndarray,
+    index: int,
+) -> EchoPlanes:
+    """Phase of the echoes in an axial plane, of many of ``MOST_ECHOES``, as found and as left.
+
+    ``fit`` is the record of the echo fit, ``zooms`` the voxel size (mm) of the maps.
+    """
+    from precondqsm_bids.outputs.slices import EchoPlanes
+
+    several = np.linspace(0, len(files) - 1, min(len(files), MOST_ECHOES))
+    chosen = np.unique(np.rint(several).astype(int))
+    times = np.asarray(fit['echo_times'])[chosen]
+    planes = [view(files[e])[:, :, index] for e in chosen]
+    turn = fit.get('phase_turn') or 2 * np.pi
+    phase = np.stack(planes, axis=-1, dtype=np.float32) * np.float32(2 * np.pi / turn)
+    place = np.stack([*np.indices(phase.shape[:2]), np.full(phase.shape[:2], index)], axis=-1)
+    order = stored_axes(nb.load(files[0]).affine, range(3))
+    for axis in fit.get('alternating_axes', ()):  # of the file
+        phase += np.float32(np.pi) * (place[..., order.index(axis), None] % 2)
+    taken = fit['echo_phase']
+    gradient = np.asarray(taken['gradient'])[chosen] * zooms
+    own = np.asarray(taken['constant'])[chosen]
+    own = own + (place - _centre(maps['roi_mask'] > 0)) @ gradient.T
+    left = left_phase(
+        phase * fit.get('phase_sign', 1),
+        2 * np.pi * hz_per_ppm(fit['field_strength']) * times,
+        maps['total_field'][:, :, index],
+        maps['r2star'][:, :, index, None] * times,
+        own,
+    )
+    titles = tuple(f'echo {e + 1}, {1e3 * t:.4g} ms' for e, t in zip(chosen, times, strict=True))
+    return EchoPlanes(titles, np.angle(np.exp(1j * (left + own))), left)
+
+
+def _centre(mask: np.ndarray) -> np.ndarray:
+    """Mean of the voxel indices of a mask, in the middle of an empty one."""
+    sums = (mask.sum(axis=tuple({0, 1, 2} - {axis}), dtype=float) for axis in range(3))
+    return np.array([
+        np.average(np.arange(n), weights=w if w.any() else None)
+        for n, w in zip(mask.shape, sums, strict=True)
+    ])  # fmt: skip
 
 
 def signal_to_noise(maps: Mapping[str, str], record: Mapping[str, Any]) -> float | None:

@@ -212,3 +212,46 @@ def take_off(echoes: Echoes, phase: EchoPhase, voxel_size: npt.ArrayLike) -> F32
 
     echoes.in_chunks(turn)
     return design @ phase.field.astype(np.float32)
+
+
+def left_phase(
+    phase: npt.NDArray,
+    to_rad: npt.ArrayLike,
+    field: npt.NDArray,
+    r2star_te: npt.NDArray,
+    own: npt.NDArray | float = 0.0,
+) -> F32:
+    """Phase of each echo that neither field nor phase offset explains, rad.
+
+        angle(exp(i (phase_e - own_e - 2 pi gammabar B0 TE_e field - phi0)))
+
+    ``phi0`` is free in each voxel: the mean of the rest over the echoes on the circle, each by its
+    power ``exp(-2 R2* TE_e)``. What is left is noise where the voxel has one field, and otherwise
+    what moves or flows between the echoes, fat, ghosts, or a wall of a strong source.
+
+    Parameters
+    ----------
+    phase : (..., E) ndarray
+        Phase of the convention, rad.
+    to_rad : (E,) array_like
+        ``2 pi gammabar B0 TE``, rad/ppm.
+    field : (...) ndarray
+        ppm.
+    r2star_te : (..., E) ndarray
+        R2* TE.
+    own : (..., E) ndarray
+        What was taken off each echo (:func:`echo_phase`), rad.
+
+    Examples
+    --------
+    >>> to_rad, own = np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.1, 0.0])
+    >>> phase = 0.5 + 0.2 * to_rad + own
+    >>> left_phase(phase, to_rad, np.float32(0.2), 0 * to_rad, own).round(3) + 0
+    array([0., 0., 0.], dtype=float32)
+    >>> left_phase(phase, to_rad, np.float32(0.2), 0 * to_rad).round(2)
+    array([-0.03,  0.07, -0.03], dtype=float32)
+    """
+    turns = phase - own - np.asarray(field)[..., None] * np.asarray(to_rad)
+    signal = turn_back(-turns.astype(np.float32))
+    mean = np.sum(signal * np.exp(-2 * r2star_te), axis=-1, keepdims=True)
+    return np.angle(signal * mean.conj()).astype(np.float32)

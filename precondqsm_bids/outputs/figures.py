@@ -202,6 +202,19 @@ FIGURES = (
         'others.',
         optional=True,
     ),
+    FigureText(
+        'data', 'echoslices', 'MEGRE', 'png',
+        'Phase of each echo in a slice, as found and as left',
+        'Axial slices of the phase of each echo that field and offset do not explain, before and '
+        'after what was found in it is taken off',
+        'The phase of each echo without field and phase offset, in the axial plane of the figures '
+        'above (of many echoes eight), in rad and in one window: as found, and without constant '
+        'and gradient of each echo. What is left should be grain, which grows with the echo time '
+        'where the signal fades. Patterns of many voxels are what no single field explains: '
+        'motion, flow, fat, walls of strong sources. Ghosts are stripes or copies of the outline; '
+        'they are shown as stored, also where the fit was without them.',
+        optional=True,
+    ),
 )  # fmt: skip
 
 _WITHOUT_MAP: dict[str, dict[str, Any]] = {

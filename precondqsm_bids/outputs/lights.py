@@ -187,6 +187,7 @@ def _echoes(record: Numbers, metadata: Mapping[str, Any]) -> Light:
     """Unwrapping, precision of the field, and what one field and one R2* leave of the echoes."""
     fit = record.get('echo_fit', {})
     ratio = fit.get('noise_ratio')
+    ratio = max(ratio, 1 / ratio) if ratio else 0.0
     limits = (
         _Limit('share of neighbours more than half a turn apart', fit.get('ambiguous_fraction'),
                MOST_AMBIGUOUS, MOST_AMBIGUOUS,
@@ -206,6 +207,12 @@ def _echoes(record: Numbers, metadata: Mapping[str, Any]) -> Light:
                fit.get('misfit_fraction'), MOST_MISFIT, _halfway(MOST_MISFIT, REFUSED_MISFIT),
                'the echoes do not agree with one field: motion, flow, fat or wrong echo times; '
                'look at the misfit'),
+        # Within its limit it is no measure of anything, and is not shown.
+        _Limit('noise of the phase over that of the air, or the inverse',
+               ratio if ratio > MOST_NOISE_RATIO else None, MOST_NOISE_RATIO, math.inf,
+               'the noise of the phase is not that of the air: the phase has errors that the '
+               'magnitude does not show, as by motion between the echoes, or the background was '
+               'changed; look at what is left of the phase of each echo'),
     )  # fmt: skip
     doubts = []
     times = fit.get('echo_times', ())
@@ -213,11 +220,6 @@ def _echoes(record: Numbers, metadata: Mapping[str, Any]) -> Light:
         doubts.append(
             ('one echo: nothing' if one_echo(fit) else 'two echoes: no third one')
             + ' tests the phase for eddy currents or motion'
-        )
-    if ratio and max(ratio, 1 / ratio) > MOST_NOISE_RATIO:
-        doubts.append(
-            f'the noise of the phase is {ratio:.1f} times that of the air: the phase has errors '
-            'that the magnitude does not show, or the background was changed'
         )
     if fit.get('offset_model') == 'voxelwise' and fit.get('offset_misfit'):
         doubts.append(

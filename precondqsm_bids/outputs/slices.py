@@ -17,10 +17,18 @@ from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.roi_values import label_boxes, surrounding_label
 from precondqsm_bids.outputs.canvas import Sheet, enlarge, grey, outline
 from precondqsm_bids.outputs.maps import MAPS
+from precondqsm_bids.outputs.windows import (
+    Limits,
+    Window,
+    both_ends,
+    from_zero,
+    of_phase,
+    symmetric,
+    up_to_the_most,
+    usual,
+)
 
 Maps = Mapping[str, np.ndarray]
-Limits = tuple[float, float]
-Window = Callable[[Sequence[np.ndarray]], Limits]
 
 WIDTH, GAP, MOST_HEIGHT, WIDEST = 1080, 6, 840, 380
 """Of a sheet, between its slices, and of a column, pixels."""
@@ -39,54 +47,6 @@ AXES = (2, 1, 0)
 
 LETTERS = {2: 'LRAP', 1: 'LRSI', 0: 'PASI'}
 """Directions at the left, right, upper and lower border of a plane across an axis."""
-
-
-# -- windows: limits of the grey scale by values inside the region, of one map or several --------
-
-
-def symmetric(values: Sequence[np.ndarray]) -> Limits:
-    """Around zero, with 99.9 % of the values: deep nuclei are less than 1 % of a brain.
-
-    >>> symmetric([np.array([-0.5, 0.0, 0.1])])
-    (-0.5, 0.5)
-    """
-    limit = max(_round_up(float(np.percentile(np.abs(_finite(v)), 99.9))) for v in values)
-    return -limit, limit
-
-
-def from_zero(values: Sequence[np.ndarray]) -> Limits:
-    """From zero, with 99.5 % of the values."""
-    return 0.0, max(_round_up(float(np.percentile(_finite(v), 99.5))) for v in values)
-
-
-def both_ends(values: Sequence[np.ndarray]) -> Limits:
-    """With the middle 98 % of each map."""
-    ends = np.array([np.percentile(_finite(v), [1, 99]) for v in values])
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
-    return low, max(high, low + 1e-6)
-
-
-def usual(values: Sequence[np.ndarray]) -> Limits:
-    """From zero to five times the median, or to 0.01."""
-    return 0.0, max(_round_up(max(5 * float(np.median(_finite(v))), 0.01)) for v in values)
-
-
-def up_to_the_most(values: Sequence[np.ndarray]) -> Limits:
-    """From zero to the largest value, and to 1 at least."""
-    return 0.0, max(max(float(_finite(v).max()), 1.0) for v in values)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    finite = values[np.isfinite(values)]
-    return finite if finite.size else np.zeros(1)
-
-
-def _round_up(value: float) -> float:
-    """To two digits, and never zero."""
-    if value <= 0:
-        return 1e-6
-    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return float(f'{np.ceil(value / unit) * unit:.2g}')
 
 
 # -- what is shown ------------------------------------------------------------------------------
@@ -184,6 +144,16 @@ DRAWN_IF_KNOWN = tuple(
 """Maps that it draws where they are there."""
 
 
+class EchoPlanes(NamedTuple):
+    """Phase of some echoes in an axial plane that field and offset do not explain, (X, Y, E)."""
+
+    titles: tuple[str, ...]
+    found: np.ndarray
+    """rad."""
+    left: np.ndarray
+    """The same without what was taken off each echo, rad."""
+
+
 class Slices(NamedTuple):
     """Voxel indices of the planes in a volume that is stored towards right, front, top."""
 
@@ -261,14 +231,19 @@ def _short(value: float) -> str:
 
 
 def draw_maps(
-    maps: Maps, voxel_size: np.ndarray, labels: np.ndarray | None = None, hz_per_ppm: float = 1.0
+    maps: Maps,
+    voxel_size: np.ndarray,
+    labels: np.ndarray | None = None,
+    hz_per_ppm: float = 1.0,
+    echoes: Callable[[int], EchoPlanes] | None = None,
 ) -> Iterator[tuple[str, Image.Image]]:
     """Figures of the slices of a run: ``desc`` of each, and the figure.
 
     The maps, (X, Y, Z), are those of ``DRAWN`` (of a run that was stopped before there is a
     susceptibility map, those it has) and, where they are known, of ``DRAWN_IF_KNOWN``
     and ``EXTRA``; fields in ppm, shown in Hz as they are written, axes towards right, anterior,
-    superior. Voxels are in mm, labels a segmentation.
+    superior. Voxels are in mm, labels a segmentation; ``echoes`` makes the phase of the echoes in
+    an axial plane, of its index.
     """
     maps = dict(maps)
     if 'conventional_chi' in maps:
@@ -293,6 +268,28 @@ def draw_maps(
                     title=title, outlines={name: maps[name] > 0 for name in OUTLINES}
                 )
             yield desc, around[panel.everywhere].mosaic(one, axial)
+    if echoes is not None:
+        planes = echoes(slices.axial)
+        yield (
+            'echoslices',
+            around[False].rows(_of_echoes(planes, mask[:, :, slices.axial]), planes.titles),
+        )
+
+
+def _of_echoes(planes: EchoPlanes, inside: np.ndarray) -> list[Shown]:
+    """Rows of the phase of echoes: as found where something was taken off, what is left, and that
+    in a window of its own where it is small."""
+    wide, own = (of_phase([values[inside]]) for values in (planes.found, planes.left))
+    rows = [(planes.found, 'phase that is not linear in the echo time, as found', wide)]
+    left = 'left without constant and gradient of each echo'
+    if np.allclose(planes.found, planes.left, atol=1e-4):
+        rows.clear()
+        left = 'phase that is not linear in the echo time; nothing was taken off'
+    rows.append((planes.left, left, wide))
+    if own[1] < SMALL * wide[1]:
+        rows.append((planes.left, f'{left}, own window', own))
+    region = np.broadcast_to(inside[..., None], planes.left.shape)
+    return [Shown(values, title, window, 'rad', region) for values, title, window in rows]
 
 
 class _Gather:
@@ -420,6 +417,27 @@ class _View:
             self.three(sheet, one, corners, scale)
             sheet.title(left + width / 2, 14, one.title, width)
             sheet.scale(left + width / 2, sheet.image.height - 17, one.ends, width // 3)
+        return sheet.image
+
+    def rows(self, shown: Sequence[Shown], titles: Sequence[str]) -> Image.Image:
+        """A row of axial planes of each map (X, Y, E), whose columns have titles."""
+        width = min(WIDEST, (WIDTH - GAP) // len(titles) - GAP)
+        scale = min(width / self.size[0], MOST_HEIGHT / self.size[1] / len(shown))
+        columns, rows = self.pixels(2, scale)
+        step = 28 + rows + 34
+        sheet = Sheet(len(titles) * (width + GAP) + GAP, 28 + len(shown) * step)
+        middle = sheet.image.width / 2
+        for i, title in enumerate(titles):
+            sheet.title(GAP + i * (width + GAP) + width / 2, 14, title, width)
+        for j, one in enumerate(shown):
+            top = 28 + j * step
+            sheet.title(middle, top + 14, one.title, sheet.image.width)
+            for i in range(len(titles)):
+                left = GAP + i * (width + GAP) + (width - columns) // 2
+                box = self.put(sheet, one, (left, top + 28), 2, i, scale)
+                if i == 0:
+                    sheet.letters(box, LETTERS[2], 0, 0)
+            sheet.scale(middle, top + 28 + rows + 17, one.ends, 180)
         return sheet.image
 
     def mosaic(self, one: Shown, axial: np.ndarray) -> Image.Image:

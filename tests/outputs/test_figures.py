@@ -122,10 +122,12 @@ def test_every_figure_of_slices_is_drawn_and_has_its_text():
     known = {figure.desc for figure in FIGURES if figure.extension == 'png'}
     extra = [*slices.DRAWN_IF_KNOWN, *(name for name in slices.EXTRA if name != 'difference')]
     maps = dict.fromkeys([*slices.DRAWN, *extra], ONES)
-    assert {desc for desc, _ in draw_maps(maps, np.ones(3))} == known
+    echoes = slices.EchoPlanes(('a', 'b'), *np.zeros((2, *SHAPE[:2], 2)))
+    drawn = {desc for desc, _ in draw_maps(maps, np.ones(3), echoes=lambda index: echoes)}
+    assert drawn == known
     assert {figure.section for figure in FIGURES} == set(SECTIONS)
     needed = [desc for desc, _ in draw_maps(dict.fromkeys(slices.DRAWN, ONES), np.ones(3))]
-    optional = {'quality', 'conventionalmosaic', 'echoes', 'consensusmosaic'}
+    optional = {'quality', 'conventionalmosaic', 'echoes', 'consensusmosaic', 'echoslices'}
     optional.add('conventionalriskmosaic')
     assert set(needed) == known - optional
     # of a run that was stopped before anything was inverted

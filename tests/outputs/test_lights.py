@@ -228,6 +228,16 @@ def moved():
     return still._replace(magnitude=magnitude, phase=phase)
 
 
+@pytest.mark.parametrize(('ratio', 'number'), [(3.8, 3.8), (0.2, 5.0)])
+def test_noise_beyond_its_limit_is_the_number_of_the_light(ratio, number):
+    light = lights(prepared({'echo_fit': {'noise_ratio': ratio}}), {})['echoes']
+    assert (light.level, light.number, light.limit) == ('doubtful', pytest.approx(number), 2.5)
+    assert 'motion' in light.sentence
+    usual = lights(prepared({'echo_fit': {'noise_ratio': 1.8}}), {})['echoes']
+    assert usual.level == 'good'
+    assert 'noise' not in usual.measure
+
+
 @pytest.mark.parametrize(('trust', 'level'), [(1.0, 'doubtful'), (0.85, 'bad')])
 def test_b0_that_shape_and_prior_contradict_is_a_bad_light(trust, level):
     record = {

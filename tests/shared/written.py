@@ -18,11 +18,10 @@ def save(folder, name, data, affine):
 def write(maps, tmp_path, **inputs):
     """Write the derivatives of maps; their folder of figures."""
     tmp_path.mkdir(exist_ok=True)
-    given = {'record': {}, 'stems': {'anat': 'sub-01'}, 'folder': 'sub-01'} | inputs
     facts = {'sources': [], 'echo_times': [0.004], 'field_strength': 3.0}
-    derivatives.Derivatives(base_directory=str(tmp_path), facts=facts, **maps, **given).run(
-        cwd=tmp_path
-    )
+    given = {'record': {}, 'stems': {'anat': 'sub-01'}, 'folder': 'sub-01', 'facts': facts}
+    node = derivatives.Derivatives(base_directory=str(tmp_path), **maps, **given | inputs)
+    node.run(cwd=tmp_path)
     return tmp_path / 'sub-01' / 'figures'
 
 
