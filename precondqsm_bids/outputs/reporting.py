@@ -95,7 +95,7 @@ SHOWN = {
     'ReadoutPolarity.Source': 'by {}',
     'ParallelReductionFactorInPlane': '{} in plane',
     'ParallelReductionFactorOutOfPlane': '{} out of plane',
-    'RegionOfInterest.Volume': '{} mL',
+    'RegionOfInterest.Volume': '{} ml',
     'Reference.Subtracted': '{} ppm subtracted',
     'Reference.StandardDeviation': 'standard deviation {} ppm',
     'Reference.WholeRegion': 'against the mean of the {}',
@@ -120,10 +120,22 @@ def reporting_rows(sidecar: Mapping[str, Any]) -> list[tuple[str, str, str, bool
         text = ', '.join(word for word in found if word)
         if item.keys[-1] == 'ConsensusDeviations' and sidecar.get('ConsensusDeviations') == []:
             text = 'nothing that is known'
+        if item.name == 'Partial Fourier':
+            text = text or _lines_seen(sidecar)
         if item.name == 'Reference' and sidecar.get('Reference') == 'none':
             text = 'none'
         rows.append((item.group, item.name, text or 'not known', item.essential))
     return rows
+
+
+def _lines_seen(sidecar: Mapping[str, Any]) -> str:
+    """Partial Fourier as the images show it, where their sidecars do not tell it."""
+    shares = _find(sidecar, 'Parameters.echo_fit.measured_lines') or ()
+    return ', '.join(
+        f'{share:.0%} of the lines of k-space along {axis}, by the images'
+        for axis, share in zip('ijk', shares, strict=False)
+        if share < 1
+    )
 
 
 def _find(sidecar: Mapping[str, Any], key: str) -> Any:

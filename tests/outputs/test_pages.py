@@ -137,6 +137,8 @@ def test_every_map_is_shown_in_the_one_place_and_two_in_turn(page):
 def test_on_paper_no_column_is_cut(page, tmp_path):
     found = inspect(page, A4_WIDTH, printed=True)
     assert (found['found'], found['cut']) == ([], [])
+    assert found['controls'] == []
+    assert 'BUTTON Copy' in inspect(page, A4_WIDTH)['controls']
     start('--no-pdf-header-footer', f'--print-to-pdf={tmp_path}/page.pdf', page.as_uri())
     sizes = re.findall(
         rb'/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]', (tmp_path / 'page.pdf').read_bytes()

@@ -73,7 +73,7 @@ def test_values_of_the_items():
     rows = {name: text for _, name, text, _ in reporting_rows(found)}
     assert rows['Orientation: direction of B0'] == '(0; 0; 1) along the stored axes'
     assert rows['Deviates from the consensus in'] == 'nothing that is known'
-    assert rows['Region of interest'] == 'brain, 1234 mL'
+    assert rows['Region of interest'] == 'brain, 1234 ml'
     assert rows['Reference'] == 'CSF, 0.25 ppm subtracted, standard deviation 0.05 ppm'
 
 
@@ -101,6 +101,20 @@ def test_missing_items_are_said_to_be():
     rows = reporting_rows({})
     assert {text for *_, text, _ in rows} == {'not known'}
     assert len(rows) == len(ITEMS)
+
+
+@pytest.mark.parametrize(
+    ('stated', 'lines', 'said'),
+    [
+        ({}, [1.0, 0.718, 1.0], '72% of the lines of k-space along j, by the images'),
+        ({'PartialFourier': 0.75}, [1.0, 0.718, 1.0], '0.75'),
+        ({}, [1.0, 1.0, 1.0], 'not known'),  # lines may have been filled in
+        ({}, None, 'not known'),
+    ],
+)
+def test_partial_fourier_is_stated_or_seen(stated, lines, said):
+    found = {**stated, 'Parameters': {'echo_fit': {'measured_lines': lines}}}
+    assert dict(row[1:3] for row in reporting_rows(found))['Partial Fourier'] == said
 
 
 # -- polarity of the readouts -------------------------------------------------------------------

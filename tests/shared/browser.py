@@ -35,6 +35,7 @@ addEventListener('load', () => {
         found.push('overlap: ' + name(one) + ' / ' + name(other));
   const cut = [...document.querySelectorAll('.wide,.tall')]
     .filter(e => e.scrollWidth > e.clientWidth + 1);
+  const controls = [...document.querySelectorAll('button,input,legend')].filter(shown).map(name);
   const stacks = [...document.querySelectorAll('.stack')].map(stack => {
     const seen = {};
     for (const input of stack.querySelectorAll('input')) {
@@ -46,7 +47,7 @@ addEventListener('load', () => {
   });
   const pre = document.createElement('pre');
   pre.id = 'probe';
-  pre.textContent = JSON.stringify({found, cut: cut.map(name), stacks,
+  pre.textContent = JSON.stringify({found, cut: cut.map(name), controls, stacks,
     ground: getComputedStyle(document.body).backgroundColor});
   document.body.append(pre);
 });
