@@ -151,7 +151,7 @@ def draw_roi_values(
         f'susceptibility − {shorten(against)} (ppm)' if against else 'susceptibility (ppm)',
         parse_math=False,
     )
-    _plain(axes)
+    _plain(axes, columns=4)
     return figure
 
 
@@ -213,10 +213,10 @@ def draw_histograms(inside: Mapping[str, np.ndarray]) -> Figure:
         for arm, values in inside.items()
     }
     # So that a few voxels at the border do not make all the rest one line.
-    most = max(
-        (float(np.percentile(np.abs(v), 99.9)) for v in shown.values() if v.size), default=0
-    )
-    edges = np.linspace(-1, 1, BINS + 1) * (1.1 * most or 1e-6)
+    ends = [np.percentile(v, [0.05, 99.95]) for v in shown.values() if v.size]
+    low, high = (float(np.min(ends)), float(np.max(ends))) if ends else (0.0, 0.0)
+    margin = 0.05 * (high - low) or 1e-6
+    edges = np.linspace(low - margin, high + margin, BINS + 1)
     for arm, values in shown.items():
         share = np.histogram(values, edges)[0] / max(values.size, 1)
         axes.stairs(
@@ -225,7 +225,7 @@ def draw_histograms(inside: Mapping[str, np.ndarray]) -> Figure:
         )  # fmt: skip
     axes.set(xlabel='susceptibility (ppm)', ylabel='share of the region', yscale='log')
     axes.axvline(0, color='#888888', linewidth=0.6)
-    _plain(axes)
+    _plain(axes, columns=5)
     return figure
 
 

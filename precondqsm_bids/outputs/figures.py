@@ -63,7 +63,8 @@ FIGURES = (
         'Conventional and preconditioned susceptibility',
         'Three planes of the conventional map, the preconditioned map and their difference',
         'The same grey scale for all, also for the map by the choice of the QSM consensus, if it '
-        'was computed (black where it is not known); the difference has its own. Look for '
+        'was computed (black where it is not known); a difference that is small on it has one of '
+        'its own beside it. Look for '
         'diagonal streaks from strong objects, ringing at the border of the region, horizontal '
         'bands, and strong objects that are paler in the conventional map: the preconditioned map '
         'should have less of each. ' + _SLICES,

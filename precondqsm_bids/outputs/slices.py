@@ -85,7 +85,7 @@ PANELS = {
         Panel('conventional_chi', symmetric, _CHI),
         Panel('consensus_chi', symmetric, _CHI, within='consensus_mask'),
         Panel('precond_chi', symmetric),
-        Panel('difference', symmetric),
+        Panel('difference', symmetric, _CHI, second=True),
     ),
     'prior': (
         Panel('prior_chi', symmetric, _CHI),

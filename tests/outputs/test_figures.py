@@ -163,15 +163,15 @@ def test_window_is_that_of_the_map_for_all_susceptibilities_and_set_inside_the_r
     }  # fmt: skip
     maps['difference'] = maps['precond_chi'] - maps['conventional_chi']
     conventional, precond, difference = shown('comparison', maps, mask)
-    assert conventional.limits == precond.limits == (-0.5, 0.5)
-    assert difference.limits[0] == -difference.limits[1]
-    assert 2 < difference.limits[1] < 2.6
+    assert conventional.limits == precond.limits == difference.limits == (-0.5, 0.5)
     prior, residual, own = shown('prior', maps, mask)
     assert prior.limits == residual.limits == precond.limits
     assert own.limits == pytest.approx((-0.02, 0.02))
     assert 'own window' in own.title
     maps['residual_chi'] = maps['prior_chi']
     assert len(shown('prior', maps, mask)) == 2
+    maps['difference'] = 0.1 * maps['precond_chi']
+    assert [one.limits[1] for one in shown('comparison', maps, mask)] == [0.5, 0.5, 0.5, 0.05]
 
 
 def test_map_of_the_consensus_stands_between_the_others_and_only_where_it_is_known():
@@ -349,6 +349,15 @@ def test_histogram_has_the_share_of_the_region():
         assert share[bins] == pytest.approx([0.75, 0.25])
         for place, left, right in zip(places, edges[bins], edges[bins + 1], strict=True):
             assert left - 1e-9 <= place <= right + 1e-9
+
+
+def test_histogram_ends_where_the_values_do_but_for_a_few():
+    values = np.repeat([-0.1, 1.5, 40.0], [5000, 5000, 3])
+    axes = charts.draw_histograms({'precond': values}).axes[0]
+    edges = axes.patches[0].get_data().edges
+    assert edges[[0, -1]] == pytest.approx([-0.18, 1.58])
+    assert len(charts.draw_histograms({'precond': np.zeros(9)}).axes[0].patches) == 1
+    assert not charts.draw_histograms({}).axes[0].patches
 
 
 def test_phase_of_each_echo_is_drawn_with_the_limit_of_the_warning():
