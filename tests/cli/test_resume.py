@@ -178,7 +178,9 @@ def test_map_of_one_run_in_another_unit_is_told_and_the_other_is_written(flatten
     )  # fmt: skip
     assert ' 1 complete, 1 failed runs' in done.stdout
     assert 'sub-a_rec-x | failed: ' in done.stdout
-    assert 'its last call failed; crash file: sub-a/log/' in done.stdout
+    assert 'its last call failed; sub-a_rec-x: ' in done.stdout
+    assert 'another unit than ppm' in done.stdout
+    assert '; crash file: sub-a/log/' in done.stdout
 
 
 @pytest.mark.slow

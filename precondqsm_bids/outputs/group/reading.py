@@ -37,6 +37,9 @@ IDENTITY = {
 }
 """First columns of every table of the group, and what they are."""
 
+MESSAGE = 300
+"""Letters of the message of a failure that are shown."""
+
 _IMAGE = re.compile(r'_(MEGRE|T2starw)\.nii(\.gz)?$')
 _OUTPUT = re.compile(
     r'^(?P<run>sub-[0-9a-zA-Z+]+(_[a-z]+-[0-9a-zA-Z+]+)*?)'
@@ -108,7 +111,7 @@ def read_participant(
         yield from list(_read_runs(bids_dir, output_dir, subject, sessions))
     except OSError as error:  # a folder that cannot be listed
         wrong = f'{error.filename}: {error.strerror}'
-        values = _without_outputs(subject, f'sub-{subject}', [], '')
+        values = _without_outputs(subject, f'sub-{subject}', {}, '')
         yield values._replace(status='incomplete', note=wrong)
 
 
@@ -125,20 +128,22 @@ def _read_runs(
         names = {f'sub-{subject}'}
     for name in sorted(names, key=lambda name: (natural(_entity(name, 'ses')), natural(name))):
         folder = derived.get(name)
-        files = [*about.get('', ()), *about.get(name, ())]
-        crashes = [_relative(Path(path), output_dir) for path in files]
+        files = about.get('', {}) | about.get(name, {})
+        crashes = {_relative(Path(path), output_dir): said for path, said in files.items()}
         if folder is None:
             yield _without_outputs(subject, name, crashes, problem)
         else:
             yield _read_run(folder, subject, name, crashes, problem)
 
 
-def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: str) -> RunValues:
+def _without_outputs(
+    subject: str, name: str, crashes: Mapping[str, str], problem: str
+) -> RunValues:
     note = (
         'no outputs: not run, left out by a filter or skipped, or stopped before the first output'
     )
     if crashes:
-        note = f'no outputs; crash file: {", ".join(crashes)}'
+        note = f'no outputs; {_told(crashes)}'
     return RunValues(
         subject=subject,
         session=_entity(name, 'ses'),
@@ -148,8 +153,18 @@ def _without_outputs(subject: str, name: str, crashes: Sequence[str], problem: s
     )
 
 
+def _told(crashes: Mapping[str, str]) -> str:
+    """Messages of failures, each once, and their crash files.
+
+    >>> _told({'a.txt': 'no space', 'b.txt': 'no space'})
+    'no space; crash file: a.txt, b.txt'
+    """
+    messages = [said[:MESSAGE] for said in dict.fromkeys(crashes.values()) if said]
+    return '; '.join([*messages, f'crash file: {", ".join(crashes)}'])
+
+
 def _read_run(
-    folder: Path, subject: str, name: str, crashes: Sequence[str], problem: str
+    folder: Path, subject: str, name: str, crashes: Mapping[str, str], problem: str
 ) -> RunValues:
     """What the files of one run say; whatever is wrong with them goes into the note."""
     notes = [problem] if problem else []
@@ -182,7 +197,7 @@ def _read_run(
     notes += [wrong] if wrong else []
     if crashes:
         left = 'what is there may be of an earlier one; ' if has_map else ''
-        notes.append(f'its last call failed; {left}crash file: {", ".join(crashes)}')
+        notes.append(f'its last call failed; {left}{_told(crashes)}')
     status = 'failed' if crashes and not has_map else 'incomplete' if notes else 'complete'
     return RunValues(
         subject=subject,
@@ -319,8 +334,8 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, list[str]], str]:
-    """Crash files of each run that the participant level was at, and a problem.
+def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, dict[str, str]], str]:
+    """Crash files of each run that the participant level was at, their messages, and a problem.
 
     Those of no particular run have an empty name.
     """
@@ -334,7 +349,9 @@ def _read_about(output_dir: Path, subject: str) -> tuple[dict[str, list[str]], s
         runs = {str(name): {} for name in runs}
     said = {'': content, **(runs if isinstance(runs, dict) else {})}
     return {
-        name: [str(file) for file in crashes]
+        name: {
+            str(file): str(crashes[file]) if isinstance(crashes, dict) else '' for file in crashes
+        }
         for name, of_run in said.items()
         if not name or f'{name}_'.startswith(f'{prefix}_')
         if isinstance(of_run, dict)

@@ -75,7 +75,7 @@ class Derivatives:
         """What the participant level keeps beside the figures; without runs, of none."""
         path = self.out / f'sub-{subject}' / 'figures' / f'sub-{subject}_desc-about_report.json'
         path.parent.mkdir(parents=True, exist_ok=True)
-        crashes = {'crash_files': {str(file): 'y' for file in crash_files}}
+        crashes = {'crash_files': {str(file): 'y <b>' for file in crash_files}}
         path.write_text(json.dumps({'runs': dict.fromkeys(runs, crashes)} if runs else crashes))
         return path
 

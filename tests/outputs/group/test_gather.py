@@ -288,7 +288,7 @@ SPOILED = {
     ),
     'a crash': (
         lambda d: d.about('1', ['sub-1'], [d.crash('1')]),
-        'incomplete', 'crash file: sub-1/log/now/crash-1.txt',
+        'incomplete', 'its last call failed; what is there may be of an earlier one; y ',
     ),
     'a crash, by an earlier version': (
         lambda d: d.about('1', []).write_text(
@@ -362,7 +362,10 @@ def test_who_left_nothing_is_listed(derivatives):
         ('sub-5', 'incomplete'),
     ]
     assert result.usable == 2
-    assert 'crash file: sub-3/log/now/crash-1.txt' in derivatives.table('quality')[4]['note']
+    note = 'no outputs; y <b>; crash file: sub-3/log/now/crash-1.txt'
+    assert derivatives.table('quality')[4]['note'] == note
+    page = (derivatives.out / 'group_report.html').read_text()
+    assert 'y &lt;b&gt;; crash file: sub-3/' in page
 
 
 def test_a_map_of_another_program_has_no_further_arms(derivatives):
