@@ -229,6 +229,16 @@ def test_units_of_radians_decide_and_are_checked():
         phase_scale(NOISE, 'degrees')
 
 
+@pytest.mark.parametrize('low, high', [(0, 1), (-1, 1), (-0.5, 0.5), (-1.5, 1.5), (-7, 7)])
+def test_units_of_radians_where_noise_fills_another_range(low, high):
+    stored = (low + (high - low) * (NOISE / (2 * np.pi) % 1.0)).astype(np.float32)
+    with pytest.raises(ValueError, match='whole turn, and no radians') as error:
+        phase_scale(stored, 'rad')
+    assert '"arbitrary"' in str(error.value)
+    error = angle(in_radians(stored, 'arbitrary') - NOISE)  # the way out
+    assert np.ptp(angle(error - error.flat[0])) < 1e-2
+
+
 @pytest.mark.parametrize('units', [None, 'rad'])
 @pytest.mark.parametrize('air', ['blank', 'unwrapped noise'])
 @pytest.mark.parametrize('size', [2, 30, 120])

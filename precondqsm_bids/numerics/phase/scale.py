@@ -21,6 +21,8 @@ SMOOTH = {'rad': 0.75, None: 0.9}
 """Fraction of neighbours less than half a turn apart from which a range of more than a turn is
 that of unwrapped radians, with ``Units`` and without: all in an object, some three quarters in
 air."""
+ANOTHER_TURN = 0.05
+"""Difference from a turn, relative to it, from which a range that noise fills is another one."""
 
 
 class PhaseScale(NamedTuple):
@@ -43,7 +45,8 @@ def phase_scale(phase: npt.NDArray, units: str | None = None) -> PhaseScale:
     wraps; so the range of all values is the turn. Stated as rules, the first that holds counts:
 
     1. ``units='rad'``: radians, whatever their range; but not if all values are whole numbers
-       or span more than 100, unless they are smooth (rule 8).
+       or span more than 100, unless they are smooth (rule 8), nor if they fill (rule 6) a range
+       that is not a turn, as 0..1 and -1..1.
     2. The range is that of radians (2 pi), milliradians (2000 pi) or degrees (360), to 0.2 %.
     3. The values are whole multiples of a step and span a power of two of such steps (256 or
        more, to 0.5 %), from 0, around 0, or from anywhere if the range is filled (rule 6):
@@ -196,7 +199,24 @@ def _declared(
             '"Units": "arbitrary" into the sidecar if these are codes of a full turn, else store '
             'radians'
         )
+    if _fills_another_turn(echoes, values, low, high):
+        raise ValueError(
+            f'{_range(low, high, step)}, which noise fills from end to end: that is a whole turn, '
+            'and no radians, though its Units are "rad"; write "Units": "arbitrary" into the '
+            'sidecar, else store radians'
+        )
     return PhaseScale(TWO_PI, 0.0, 'unwrapped' if smooth else 'radians')
+
+
+def _fills_another_turn(echoes: npt.NDArray, values: npt.NDArray, low: float, high: float) -> bool:
+    """Check that wrapped noise fills a range, and that this is not a turn in radians.
+
+    A quarter turn from 0 is that of unsigned parts, which is said of the echo that has it.
+    """
+    span = high - low
+    turn = abs(span / TWO_PI - 1) < ANOTHER_TURN
+    quarter = abs(low) < 0.02 and abs(span - np.pi / 2) < 0.02
+    return not turn and not quarter and _is_filled(echoes, values, low, high)
 
 
 def _range(low: float, high: float, step: float | None) -> str:
