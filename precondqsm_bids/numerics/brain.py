@@ -58,6 +58,9 @@ IN_VIEW = 0.3
 WHOLE_HEAD = 0.7
 """Part of the object that a region of interest has at least if it holds a head with its scalp: of
 simulated heads the brain is half, all that has signal 0.83 to 0.90."""
+SKULL, SCALP = 0.07, 0.02
+"""Least thickness of what lies between brain and scalp, over the radius of a ball of the brain's
+volume, and part of a region beyond it from which the region holds scalp: a brain has 0.002."""
 LEAST_VOXELS = 1000
 """Voxels, as they were joined, of the smallest brain."""
 
@@ -201,11 +204,20 @@ def brain_if_any(
 def scalp(
     region: Bools, magnitude: npt.NDArray, object_mask: Bools, voxel_size: npt.ArrayLike
 ) -> list[str]:
-    """A sentence if a region of interest holds a whole head, scalp and marrow with it."""
+    """A sentence if a region of interest holds a whole head, scalp and marrow with it.
+
+    A brain may be most of an object whose scalp has little signal, or lies beyond the field of
+    view: what counts is that the region has voxels beyond the skull.
+    """
     if np.count_nonzero(region) < WHOLE_HEAD * np.count_nonzero(object_mask):
         return []
     brain, _ = brain_if_any(magnitude, object_mask, voxel_size, asked=False)
     if brain is None:
+        return []
+    volume = np.count_nonzero(brain.mask) * float(np.prod(np.asarray(voxel_size, float)))
+    radius = (0.75 / np.pi * volume) ** (1 / 3)
+    beyond = region & ~within(brain.mask, SKULL * radius, voxel_size)
+    if np.count_nonzero(beyond) < SCALP * np.count_nonzero(region):
         return []
     return [
         'the region of interest holds a whole head: the fat of scalp and marrow has a frequency '

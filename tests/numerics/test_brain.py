@@ -137,6 +137,19 @@ def test_object_without_a_brain_stays_whole(name):
     assert not [said for said in asked.record['warnings'] if 'whole head' in said]
 
 
+def test_brain_whose_scalp_is_partly_seen_is_no_whole_head():
+    """The brain is more than 0.7 of the object then."""
+    gyri = 0.8 + 0.4 * np.sin(X / 3).prod(axis=0)
+    brain = RADIUS < 22
+    scalp = (RADIUS > 24.5) & (RADIUS < 26) & (X[2] > -8)
+    magnitude = noisy(np.where(brain, gyri, 0.8 * scalp))
+    whole = region_of_interest(magnitude, (3, 3, 3), 'object')
+    assert any('whole head' in said for said in whole.record['warnings'])
+    given = region_of_interest(magnitude, (3, 3, 3), brain)
+    assert given.roi_mask.sum() > 0.7 * whole.shape_mask.sum()
+    assert given.record['warnings'] == []
+
+
 @pytest.mark.parametrize('name', ['round_phantom_3t', 'crop_brain_7t'])
 def test_real_scan_without_a_head_stays_whole(name):
     magnitude, size = real(name)

@@ -14,6 +14,8 @@ F32 = npt.NDArray[np.float32]
 
 LEAST_FRACTION = 0.01
 """Shares of a tissue in a voxel below this are left out."""
+MOST_FRACTION = 1.5
+"""Share of a tissue above which shares are percent or codes; interpolation overshoots by less."""
 _SIDES = {'left', 'right', 'lh', 'rh', 'l', 'r', 'bilateral'}
 _CLASSES = (
     ('WM-hypointensities', r'(wm|white matter) hyp\w+'),
@@ -136,7 +138,7 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     ------
     ValueError
         Another shape than the mask's, values that are not finite, other classes than 0 to
-        ``count``, or no class in the mask.
+        ``count``, fractions beyond 1, or no class in the mask.
 
     Examples
     --------
@@ -167,6 +169,11 @@ def tissue_parcels(tissue: npt.NDArray, count: int, mask: npt.NDArray[np.bool_])
     if tissue.shape[3] != count:
         raise ValueError(f'tissue: {tissue.shape[3]} maps of fractions for {count} classes')
     fractions = np.clip(tissue[mask].astype(np.float32), 0, None)
+    if fractions.max(initial=0) > MOST_FRACTION:
+        raise ValueError(
+            f'tissue has fractions up to {fractions.max():g}; they are 0 to 1: divide them by the '
+            'largest that can be'
+        )
     if not np.any(fractions >= LEAST_FRACTION):
         raise ValueError('tissue: no class has a voxel in the region of interest')
     total = fractions.sum(axis=1, keepdims=True)

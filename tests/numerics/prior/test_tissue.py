@@ -103,6 +103,14 @@ def test_r2_of_shares_is_their_mean():
     assert found.dtype == np.float32
 
 
+@pytest.mark.parametrize('largest', [100, 255])
+def test_fractions_in_percent_or_codes_are_refused(largest):
+    shares = np.zeros((2, 2, 2, 2))
+    shares[..., 0], shares[0, ..., 1] = 0.9 * largest, 0.1 * largest
+    with pytest.raises(ValueError, match=f'fractions up to {0.9 * largest:g}'):
+        tissue_parcels(shares, 2, np.ones((2, 2, 2), bool))
+
+
 @pytest.mark.parametrize('field_strength', [1.5, 7.0])
 def test_literature_is_for_3_tesla(field_strength):
     with pytest.raises(ValueError, match='that of 3 T, and the field strength'):
