@@ -20,6 +20,7 @@ from precondqsm_bids.numerics.phase.sign import (
     compare_with_shape,
     decide_sign,
 )
+from precondqsm_bids.numerics.prior.r2prime import R2_RANGE
 
 F32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -157,7 +158,8 @@ def take_field(
     ------
     ValueError
         The field is not one in ppm, is not known in the whole mask, or contradicts the stated
-        sign or the header's direction of B0; most of the region has no signal.
+        sign or the header's direction of B0; R2* is not one in 1/s; most of the region has no
+        signal.
 
     Examples
     --------
@@ -215,6 +217,7 @@ def take_field(
         return MeasuredField(*maps)
     r2star = np.where(mask & np.isfinite(given.r2star), given.r2star, 0).astype(np.float32)
     # A fit that ends at 0 has neighbours that do not; a map that is masked has none.
+    _check_rate(r2star[usable > 0])
     reliable = (usable > 0) & np.isfinite(given.r2star) & (ndimage.maximum_filter(r2star, 3) > 0)
     record['reliable_fraction'] = float(reliable[mask].mean())
     return MeasuredField(*maps, r2star, t2star_of(r2star), reliable=reliable)
@@ -289,6 +292,17 @@ def check_parts(given: GivenField) -> None:
     check_shapes('total_field', shape, magnitude=given.magnitude)
     if given.sign not in (None, 1, -1):
         raise ValueError(f'sign is 1 or -1, or None where it is not known: {given.sign}')
+
+
+def _check_rate(r2star: npt.NDArray) -> None:
+    """Raise ValueError if R2* is in another unit than 1/s, or is T2*."""
+    known = r2star[r2star > 0]
+    low, high = R2_RANGE
+    if known.size and not low <= (middle := float(np.median(known))) <= high:
+        raise ValueError(
+            f'r2star has a median of {middle:.3g} in the region of interest, not between {low} '
+            f'and {high:g}: R2* is in 1/s; convert it (1/ms, T2*), or leave it out'
+        )
 
 
 def _compare_unit(test: PhaseSign | None) -> tuple[str, ...]:

@@ -104,6 +104,17 @@ def test_a_stated_sign_is_that_of_the_stored_field():
         take_field(given._replace(total_field=field), inside, inside)
 
 
+@pytest.mark.parametrize('rate', [0.02, 5000.0])
+def test_r2star_in_another_unit_is_refused(rate):
+    """20 / s in 1/ms is 0.02, and a T2* of 0.05 s is taken for hardly more."""
+    given = GivenField(
+        np.random.default_rng(0).normal(0, 0.01, (8, 8, 8)), np.ones((8, 8, 8)), 3.0
+    )
+    mask = np.ones((8, 8, 8), bool)
+    with pytest.raises(ValueError, match='r2star has a median of'):
+        take_field(given._replace(r2star=np.full((8, 8, 8), rate)), mask)
+
+
 def test_r2star_is_taken_and_reliable_where_it_is_known():
     field, magnitude, inside, size, b0 = ball()
     r2star = np.where(inside, 20.0, np.nan)
