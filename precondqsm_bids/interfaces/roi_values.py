@@ -6,7 +6,13 @@ import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from precondqsm_bids.interfaces.map_inputs import defined_maps, map_inputs
-from precondqsm_bids.interfaces.volumes import check_grid, geometry, load, load_mask, whole_numbers
+from precondqsm_bids.interfaces.volumes import (
+    affine_along_b0,
+    check_grid,
+    load,
+    load_mask,
+    whole_numbers,
+)
 from precondqsm_bids.outputs.maps import WITH_VALUES
 from precondqsm_bids.outputs.tables import Segmentation, column_dictionary, roi_rows, write_table
 
@@ -48,7 +54,8 @@ class RoiValues(SimpleInterface):
         record = self.inputs.record if isdefined(self.inputs.record) else {}
         regions = record.get('uncertainty', {}).get('regions')
         threads = self.inputs.num_threads
-        segmentation = Segmentation(labels, names, geometry(path)[0])
+        # The labels are a file of the dataset; the mask has the direction of B0 that was stated.
+        segmentation = Segmentation(labels, names, affine_along_b0(self.inputs.mask))
         rows = roi_rows(segmentation, mask, maps, regions, threads)
         columns = column_dictionary(list(rows[0]) if rows else ['index', 'name'], segmentation)
         out_file = Path(runtime.cwd) / 'roi_values.tsv'

@@ -368,6 +368,22 @@ def b0_along(path: str) -> np.ndarray:
     return direction / np.linalg.norm(direction)
 
 
+def affine_along_b0(path: str) -> np.ndarray:
+    """Affine of the array that :func:`load` gives, its third axis along B0.
+
+    That of the file, turned where the header's description states another direction.
+    """
+    affine, size = geometry(path)
+    if stated_b0(open_image(path).header) is None:
+        return affine
+    along = affine[:3, :3] / size @ b0_along(path)
+    across = np.cross(along, np.eye(3)[np.argmin(np.abs(along))])
+    rows = np.stack([across, np.cross(along, across), along])
+    turn = np.eye(4)
+    turn[:3, :3] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return turn @ affine
+
+
 def stated_b0(header: nb.Nifti1Header) -> np.ndarray | None:
     """Direction of B0 along the stored axes by the description, None where it states none.
 

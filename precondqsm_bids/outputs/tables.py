@@ -66,7 +66,7 @@ class Segmentation(NamedTuple):
     names: Mapping[int, str]
     """Names of the labels, as far as they have any."""
     affine: np.ndarray
-    """From voxels to mm, (4, 4)."""
+    """From voxels to mm, (4, 4), B0 along the third axis."""
 
 
 def roi_rows(

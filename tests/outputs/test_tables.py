@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from precondqsm_bids.interfaces.roi_values import RoiValues
+from precondqsm_bids.interfaces.volumes import state_b0
 from precondqsm_bids.numerics.constants import GAMMA_BAR
 from precondqsm_bids.outputs.tables import read_table
 
@@ -56,6 +57,20 @@ def test_table_by_hand(inputs, tmp_path):
     assert rod['cylinder_angle'] == pytest.approx(0, abs=0.1)
     assert agar['cylinder_reference'] is None
     assert 'r2star_mean' not in rod
+
+
+@pytest.mark.parametrize('direction', [(1, 0, 0), (0, -1, 0.0), (0.5, 0, 0.75**0.5), (0, 0, -1)])
+def test_cylinder_in_the_direction_of_b0_that_was_stated(inputs, tmp_path, direction):
+    """As ``b0_dir`` has it, whatever the affine says; it is in the mask's header."""
+    image = nb.load(inputs['mask'])
+    state_b0(image.header, direction)
+    image.to_filename(tmp_path / 'stated.nii')
+    result = RoiValues(**inputs | {'mask': str(tmp_path / 'stated.nii')}).run(cwd=tmp_path)
+    rod, _ = read_table(result.outputs.out_file)
+    cosine = abs(direction[2])
+    assert rod['cylinder_angle'] == pytest.approx(np.degrees(np.arccos(cosine)), abs=0.2)
+    expected = 0.6 * (2 / 3) / (cosine**2 - 1 / 3)  # the field of the fixture is 0.2 ppm inside
+    assert rod['cylinder_reference'] == pytest.approx(expected, rel=5e-3)
 
 
 def test_labels_with_a_fourth_axis_of_one_are_read(inputs, tmp_path):
