@@ -8,6 +8,7 @@ from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.stage import Stage
 from precondqsm_bids.numerics.prior.r2prime import (
     R2Inputs,
+    doubts_of_r2,
     r2prime_prior,
     relaxivity,
     transverse_rate,
@@ -63,8 +64,13 @@ class R2PrimePrior(Stage):
         )
         if source == 'map':
             words += f': {Path(inputs.r2_map).name}'
-        prior = r2prime_prior(
-            self._load('r2star'), mask, field_strength, rate, self._load('reliable', bool)
-        )
-        record = {'r2': prior.r2, 'r2_source': words, 'relaxivity': relaxivity(field_strength)}
+        r2star, reliable = self._load('r2star'), self._load('reliable', bool)
+        prior = r2prime_prior(r2star, mask, field_strength, rate, reliable)
+        trusted = mask if reliable is None else mask & reliable
+        record = {
+            'r2': prior.r2,
+            'r2_source': words,
+            'relaxivity': relaxivity(field_strength),
+            'warnings': doubts_of_r2(r2star, trusted, rate),
+        }
         return {'prior_chi': prior.prior_chi, 'r2prime': prior.r2prime, 'record': record}

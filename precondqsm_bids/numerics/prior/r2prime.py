@@ -13,8 +13,12 @@ from precondqsm_bids.numerics.constants import GAMMA
 from precondqsm_bids.numerics.prior.tissue import R2_CITATION, literature_r2
 
 F32 = npt.NDArray[np.float32]
+Rate = float | npt.NDArray | None
 R2_RANGE = (0.2, 2000.0)
 """1/s: the median R2 of a map lies within, or its unit is another."""
+WELL_BELOW, MOST_BELOW = 0.8, 0.75
+"""R2* over R2 that noise and a bias of either explain hardly, and fraction of the region below it
+from which R2 is in doubt: R2* is R2 and more."""
 
 
 class R2PrimePrior(NamedTuple):
@@ -106,6 +110,24 @@ def r2prime_prior(
     chi = r2prime / np.float32(relaxivity(field_strength))
     subtracted = np.median(r2[mask]) if isinstance(r2, np.ndarray) else r2
     return R2PrimePrior(chi, r2prime, float(subtracted))
+
+
+def doubts_of_r2(r2star: npt.NDArray, mask: npt.NDArray[np.bool_], r2: Rate) -> list[str]:
+    """A sentence if R2* (1/s) is below the R2 (1/s, or None for its median) of most of the mask.
+
+    >>> doubts_of_r2(np.full(4, 20.0), np.ones(4, bool), 80.0)[0][:49]
+    'R2 exceeds R2* in 100% of the region of interest:'
+    """
+    if r2 is None or not mask.any():
+        return []
+    least = WELL_BELOW * (r2[mask] if isinstance(r2, np.ndarray) else r2)
+    below = float(np.mean(r2star[mask] < least))
+    if below <= MOST_BELOW:
+        return []
+    return [
+        f"R2 exceeds R2* in {below:.0%} of the region of interest: R2' is 0 there, and so is the "
+        'prior that is made of it; is R2 that of this object, and in 1/s?'
+    ]
 
 
 class R2Inputs(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from precondqsm_bids.numerics.prior.r2prime import r2prime_prior, relaxivity
+from precondqsm_bids.numerics.prior.r2prime import doubts_of_r2, r2prime_prior, relaxivity
 
 BOX = np.ones((5, 6, 7), bool)
 
@@ -70,3 +70,18 @@ def test_impossible_r2(r2):
 def test_empty_mask():
     with pytest.raises(ValueError, match='mask is empty'):
         r2prime_prior(np.full(BOX.shape, 10.0), ~BOX, 3.0)
+
+
+@pytest.mark.parametrize('kind', ['number', 'map'])
+def test_r2_above_r2star_is_doubted(kind):
+    rng = np.random.default_rng(0)
+    r2star = rng.normal(20, 2, BOX.shape)
+    r2star[:1] = 200.0  # a source
+
+    def doubts(rate):
+        return doubts_of_r2(r2star, BOX, rate if kind == 'number' else np.full(BOX.shape, rate))
+
+    assert doubts(20.0) == doubts(22.0) == doubts(0.0) == []  # the medium's, and a biased one
+    (said,) = doubts(80.0)  # a T2 of 80 ms
+    assert said.startswith('R2 exceeds R2* in 80% of the region')
+    assert doubts_of_r2(r2star, BOX, None) == []
