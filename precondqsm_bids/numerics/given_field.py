@@ -35,6 +35,16 @@ MOST_FIELD = 100.0
 and water differ by 9.4, and a field in Hz taken for ppm is 64 to 300 times too large."""
 MOST_SD = 1.0
 """ppm; a voxel without signal says no less."""
+JUMP, AGAINST = 0.75, 0.75
+"""Step between neighbours, over the range of a field, from which it may be a wrap, and fraction of
+such steps that are against the slope around them if they are wraps: 0.9 to 1, of walls 0.5."""
+SOME_WRAPS, MANY_WRAPS, LEAST_WRAPS = 1e-3, 5e-3, 20
+"""Fraction of neighbours from which wraps are warned of and refused, and least number of them.
+Fields that are unwrapped have none; those of phantoms and heads that wrap at 0.4 to 3.2 ppm 0.001
+to 0.2."""
+EVEN = 0.15
+"""Least share of each 32nd of the range, over an even one, of a field of many wraps: 0.16 to 0.9
+there, in a field of sharp walls alone up to 0.09."""
 FOURTH = (1, -4, 6, -4, 1)
 """Coefficients of a fourth difference."""
 MOST_HOLES = 0.01
@@ -158,8 +168,8 @@ def take_field(
     ------
     ValueError
         The field is not one in ppm, is not known in the whole mask, or contradicts the stated
-        sign or the header's direction of B0; R2* is not one in 1/s; most of the region has no
-        signal.
+        sign or the header's direction of B0; it is wrapped; R2* is not one in 1/s; most of the
+        region has no signal.
 
     Examples
     --------
@@ -183,7 +193,7 @@ def take_field(
     test, axes, doubts = NOT_COMPARED
     if shape_mask is not None:
         test, axes, doubts = compare_with_shape(field, sd, (mask, shape_mask), given, workers)
-    doubts += (*_compare_unit(test), *_doubts(test, given.sign))
+    doubts += (*_wraps(field, usable > 0), *_compare_unit(test), *_doubts(test, given.sign))
     agrees = test is not None and test.decisive and test.sign > 0
     warnings = [*quality.warnings, *doubts]
     if (holes := _holes(_known(given.total_field), mask)) > MOST_HOLES:
@@ -292,6 +302,43 @@ def check_parts(given: GivenField) -> None:
     check_shapes('total_field', shape, magnitude=given.magnitude)
     if given.sign not in (None, 1, -1):
         raise ValueError(f'sign is 1 or -1, or None where it is not known: {given.sign}')
+
+
+def _wraps(field: npt.NDArray, mask: Bools) -> tuple[str, ...]:
+    """Doubts of a field that is wrapped. Raises ValueError where there are many wraps.
+
+    A wrap is a step of a whole turn, which is the range of a wrapped field, between neighbours,
+    against the slope on both sides. Many of them fill the range evenly, as walls do not.
+    """
+    values = field[mask]
+    turn = float(np.ptp(values)) if values.size else 0.0
+    share = _steps(field, mask, turn)
+    if share < SOME_WRAPS:
+        return ()
+    words = (
+        f'total_field steps by nearly its whole range, {turn:.3g} ppm, between {share:.2%} of the '
+        'neighbouring voxels, as a wrapped phase does'
+    )
+    least = np.histogram(values, 32)[0].min() * 32 / values.size
+    if share > MANY_WRAPS and least > EVEN:
+        raise ValueError(f'{words}: unwrap the phase before it is made a field')
+    return (f'{words}: is it unwrapped?',)
+
+
+def _steps(field: npt.NDArray, mask: Bools, turn: float) -> float:
+    """Fraction of the neighbours that are nearly a turn apart, 0 if these are no wraps."""
+    steps = against = lines = 0
+    for axis in range(3):
+        f, inside = (np.moveaxis(v, axis, 0) for v in (field, mask))
+        line = [slice(i, max(len(f) - 3, 0) + i) for i in range(4)]
+        whole = np.logical_and.reduce([inside[part] for part in line])
+        at = whole & (np.abs(f[line[2]] - f[line[1]]) > JUMP * turn)
+        one, two, three, four = (f[part][at] for part in line)
+        lines += int(np.count_nonzero(whole))
+        steps += one.size
+        against += int(np.count_nonzero((two - one + four - three) * (three - two) < 0))
+    enough = steps >= LEAST_WRAPS and against >= AGAINST * steps
+    return steps / lines if enough else 0.0
 
 
 def _check_rate(r2star: npt.NDArray) -> None:

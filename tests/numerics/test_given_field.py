@@ -104,6 +104,35 @@ def test_a_stated_sign_is_that_of_the_stored_field():
         take_field(given._replace(total_field=field), inside, inside)
 
 
+def wrapped(field, turn):
+    return (field + turn / 2) % turn - turn / 2
+
+
+@pytest.mark.parametrize('turn', [0.4, 0.8])
+def test_a_wrapped_field_is_refused(turn):
+    field, magnitude, inside, size, b0 = tubes()
+    field = field + np.random.default_rng(0).normal(0, 0.005, field.shape)
+    given = GivenField(wrapped(field, turn), magnitude, 3.0, size, b0)
+    with pytest.raises(ValueError, match=f'nearly its whole range, {turn:.3g}') as error:
+        take_field(given, inside)
+    assert 'unwrap the phase' in str(error.value)
+
+
+def test_a_field_of_few_wraps_is_warned_of():
+    field, magnitude, inside, size, b0 = head()
+    given = GivenField(wrapped(field, 4.0), magnitude, 3.0, size, b0)
+    said = take_field(given, inside).record['warnings']
+    assert [text for text in said if text.endswith('is it unwrapped?')]
+
+
+def test_walls_are_no_wraps(scene):
+    _, field, magnitude, inside, size, b0 = scene
+    for true in (field, np.where(np.hypot(*np.indices(field.shape)[:2] - 16) < 5, 1.0, 0.01)):
+        noisy = true + np.random.default_rng(0).normal(0, 0.01, field.shape)
+        found = take_field(GivenField(noisy, magnitude, 3.0, size, b0), inside)
+        assert not [text for text in found.record['warnings'] if 'unwrapped' in text]
+
+
 @pytest.mark.parametrize('rate', [0.02, 5000.0])
 def test_r2star_in_another_unit_is_refused(rate):
     """20 / s in 1/ms is 0.02, and a T2* of 0.05 s is taken for hardly more."""
