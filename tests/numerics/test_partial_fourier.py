@@ -52,6 +52,16 @@ def test_all_lines_are_found(noise):
         assert found == (1, 1, 1)
 
 
+@pytest.mark.parametrize('share', [1, 0.75])
+@pytest.mark.parametrize('ramp', [1.2, 2.2, 2.9, np.pi])
+def test_a_ramp_of_phase_is_no_missing_line(ramp, share):
+    """As of scanners that do not centre k-space."""
+    signal = without(echo(TE[0], 0.001), 1, share, 1)
+    signal = signal * np.exp(1j * ramp * np.arange(SHAPE[1]))[:, None]
+    found = measured_lines(np.abs(signal), np.angle(signal), BALL)
+    assert found == (1, pytest.approx(share, abs=0.05), 1)
+
+
 def test_nothing_and_a_constant_have_all_lines():
     everywhere = np.ones(SHAPE, bool)
     for value in (0.0, 1.0):
