@@ -127,7 +127,8 @@ def fit_echoes(
     """Fit the complex multi-echo model in every voxel of ``mask``.
 
     1. The phase advance between neighbouring echoes (all pairs of the shortest spacing that
-       agree, each weighted by its magnitudes) is unwrapped in space and gives a first field.
+       agree, each weighted by its magnitudes) is unwrapped in space and gives a first field, which
+       a spacing that tells it far better refines.
     2. The magnitude is freed of the floor that a root sum of squares of channels has, where the
        air tells it (:func:`~precondqsm_bids.numerics.air.air_around`). Of three echoes or more,
        the constant and gradient of the phase of each echo that are not

@@ -14,6 +14,8 @@ from precondqsm_bids.numerics.dipole import bounding_box
 from precondqsm_bids.numerics.echoes import TWO_PI, Echoes, fit_phase, turn_back
 
 F32 = npt.NDArray[np.float32]
+BY_FAR = 4.0
+"""Precision of the field by another spacing, over that by the shortest, from which it is taken."""
 PLANES = 4
 """Planes whose neighbours are looked at together: temporaries stay in the processor's cache."""
 
@@ -29,9 +31,13 @@ def phase_advance(echoes: Echoes) -> tuple[npt.NDArray, float]:
     signal, te = echoes.signal, echoes.echo_times
     if te.size == 1:
         return signal[:, 0] * np.abs(signal[:, 0]), float(te[0])
-    spacing = np.diff(te)
-    pairs = np.flatnonzero(spacing < spacing.min() * 1.01 + 1e-7)
-    first, *others = pairs
+    return _advance_over(echoes, float(np.diff(te).min()))
+
+
+def _advance_over(echoes: Echoes, wanted: float) -> tuple[npt.NDArray, float]:
+    """Phase advance over neighbouring echoes of a spacing (s) that agree, and their spacing."""
+    signal, spacing = echoes.signal, np.diff(echoes.echo_times)
+    first, *others = np.flatnonzero(np.abs(spacing - wanted) < wanted * 0.01 + 1e-7)
     advance = signal[:, first + 1] * signal[:, first].conj()
     reference, kept = advance.copy(), [first]
     for j in others:
@@ -125,7 +131,63 @@ def field_from_advance(echoes: Echoes, prediction: F32, known: F32 | None = None
     left, the advance itself is unwrapped too, and the one with fewer jumps is taken. If that is
     ``known`` (ppm, but for rounding) and has no jump in one piece, nothing is unwrapped again:
     what has no jump is the same by every way.
+
+    Where other spacings tell the field much better than the shortest one, they refine it.
     """
+    return _refined(echoes, prediction, _from_shortest(echoes, prediction, known))
+
+
+def _refined(echoes: Echoes, prediction: F32, field: F32) -> F32:
+    """A field by the shortest spacing (ppm), refined by one that tells it better by far.
+
+    A pair of late echoes, one close behind the other, has a field so uncertain that the phase of
+    all echoes together would be turns off. Its mean over 27 voxels takes most wraps out of the
+    advance over the longer spacing, and what is left is unwrapped. Of both fields that
+    counts to which the phase of all echoes fits better.
+    """
+    wider = _telling_spacing(echoes)
+    if wider is None:
+        return field
+    advance, spacing = _advance_over(echoes, wider)
+    step = TWO_PI * np.float32(hz_per_ppm(echoes.field_strength) * spacing)
+    weight = echoes.volume(np.abs(advance))
+    least = np.finfo(np.float32).tiny
+    mean = ndimage.uniform_filter(weight * echoes.volume(field), 3, mode='constant')
+    mean /= np.maximum(ndimage.uniform_filter(weight, 3, mode='constant'), least)
+    level = mean[echoes.mask]
+    left = unwrap(np.angle(advance * turn_back(step * (level + prediction))), echoes.mask)
+    refined = (level + left / step).astype(np.float32)
+    better = _coherence(echoes, refined + prediction) > _coherence(echoes, field + prediction)
+    return refined if better else field
+
+
+def _coherence(echoes: Echoes, field: F32) -> float:
+    """Signal of all echoes in phase with a line through it that is fitted from a first field."""
+    field, offset = field.astype(np.float32), np.zeros_like(field)
+    fit_phase(echoes, field, offset, True)
+    found = 0.0
+    for part in echoes.chunks():
+        turned = echoes.demodulated(field, offset, part).real * np.abs(echoes.signal[part])
+        found += float(np.sum(turned, dtype=np.float64))
+    return found
+
+
+def _telling_spacing(echoes: Echoes) -> float | None:
+    """The spacing (s) by which the field is refined; None if the shortest tells it well."""
+    spacing = np.diff(echoes.echo_times)
+    if spacing.size < 2:
+        return None
+    size = np.abs(echoes.signal[:: max(1, len(echoes.signal) // 20_000)])
+    pairs = np.minimum(size[:, 1:], size[:, :-1]) * spacing
+    alike = np.abs(spacing - spacing[:, None]) < 0.01 * spacing[:, None] + 1e-7
+    precision = np.array([np.median(np.sqrt((pairs[:, pair] ** 2).sum(1))) for pair in alike])
+    if precision[np.argmin(spacing)] * BY_FAR > precision.max():
+        return None
+    return float(spacing[precision > precision.max() / 2].min())
+
+
+def _from_shortest(echoes: Echoes, prediction: F32, known: F32 | None) -> F32:
+    """First field less the prediction (ppm), from the phase advance over the shortest spacing."""
     advance, spacing = phase_advance(echoes)
     step = TWO_PI * np.float32(hz_per_ppm(echoes.field_strength) * spacing)
     if not prediction.any():
