@@ -6,7 +6,6 @@ the span ``bfr+dipole``), and writes ``chimap.nii.gz`` (ppm) into another. The f
 submission is ``docs/qsmci``.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from precondqsm_bids.inputs.grid import GRID_TOLERANCE
 from precondqsm_bids.interfaces.volumes import load_stored
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Companions, GivenField, Scan, reconstruct
+from precondqsm_bids.usage import OneLineParser
 
 PARAMS = {'TE': None, 'B0': 1, 'B0_dir': 3, 'voxel_size': 3}
 """Keys of ``params.json`` and how many numbers each holds; None: one for each echo."""
@@ -116,7 +116,7 @@ def _read(path: Path, like: nb.spatialimages.SpatialImage) -> npt.NDArray[np.flo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reconstruct a folder of the benchmark; 0, or 1 after an error."""
-    parser = argparse.ArgumentParser('python -m precondqsm_bids.qsmci', description=__doc__)
+    parser = OneLineParser('python -m precondqsm_bids.qsmci', description=__doc__)
     parser.add_argument('input', type=Path, metavar='INPUT', help='folder with the scan')
     parser.add_argument('output', type=Path, metavar='OUTPUT', help='folder of chimap.nii.gz')
     options: Any = parser.parse_args(argv)

@@ -4,10 +4,9 @@ Only the standard library, so that ``--help`` and ``--version`` answer at once.
 """
 
 import argparse
-import re
 from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
@@ -23,23 +22,15 @@ from precondqsm_bids.cli.resources import MAX_OMP_NTHREADS, MEMORY_SHARE, cpu_li
 from precondqsm_bids.cli.work_folder import default_work_dir
 from precondqsm_bids.config import Settings, parse_toml
 from precondqsm_bids.method import REG_RULES
+from precondqsm_bids.usage import OneLineParser
 
 
-class Parser(argparse.ArgumentParser):
-    """Usage errors in one line; the whole list of options would hide the message."""
+class Parser(OneLineParser):
+    """The parser of the app, which also keeps the words of each option as they were given."""
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.words: list[tuple[argparse.Action, list[str]]] = []
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
-        self.exit(2, f'{self.prog}: error: {" ".join(message.split())}\n')
-
-    def option(self, name: str) -> str:
-        """The option of a setting; of several names the longest."""
-        options = {action.dest: action.option_strings for action in self._actions}
-        return max(options.get(name) or [name], key=len)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Also keep the words of each option as they were given."""
@@ -99,8 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
         check(settings)
     except ValueError as error:
         # Outside the command line a message opens with the name of a field, and may name others.
-        names = r'^\w+|(?<= )[a-z]+_[a-z_]+(?=[ :,])'
-        parser.error(re.sub(names, lambda name: parser.option(name[0]), str(error)))
+        parser.error(parser.in_options(str(error)))
     return settings
 
 

@@ -14,6 +14,7 @@ from precondqsm_bids.interfaces.hashed import InputSpec
 from precondqsm_bids.interfaces.volumes import (
     b0_along,
     check_grid,
+    check_once,
     geometry,
     load_mask,
     load_signal,
@@ -123,6 +124,7 @@ class EchoFit(SimpleInterface):
         if len(set(numbers.values())) > 1:
             given = ', '.join(f'{name} {number}' for name, number in numbers.items())
             raise ValueError(f'one magnitude, phase and echo time for each echo, not {given}')
+        check_once([*inputs.magnitude, *inputs.phase])
         image = open_image(inputs.magnitude[0])
         magnitude, phase = load_signal(inputs.magnitude, inputs.phase, inputs.num_threads)
         return Scan(

@@ -85,6 +85,7 @@ class StandardEchoes(SimpleInterface):
 
     def _run_interface(self, runtime):
         folder, inputs = Path(runtime.cwd), self.inputs
+        self._written = set()
         for name in COMPANIONS:
             if isdefined(path := getattr(inputs, name)):
                 image = open_image(path)
@@ -146,6 +147,9 @@ class StandardEchoes(SimpleInterface):
                 yield Volume(path, name, np.ascontiguousarray(data[..., i]), image)
 
     def _save(self, data, like, path):
+        if path in self._written:  # files of several folders may have one name
+            path = path.with_stem(f'{path.stem}_{len(self._written)}')
+        self._written.add(path)
         affine = like.affine
         codes = [int(like.header[f'{form}_code']) for form in ('qform', 'sform')]
         stated = isdefined(self.inputs.b0_dir)

@@ -346,6 +346,21 @@ def check_grid(paths: Iterable[str]) -> None:
             )
 
 
+def check_once(paths: Iterable[str]) -> None:
+    """Raise ValueError if a file is given for two images, under whatever name.
+
+    >>> check_once(['mag1.nii', 'mag2.nii', './mag1.nii'])
+    Traceback (most recent call last):
+    ...
+    ValueError: ./mag1.nii is given twice, as mag1.nii too: give the file of each echo and part
+    """
+    given: dict[str, str] = {}
+    for path in paths:
+        if (first := given.setdefault(os.path.realpath(path), path)) is not path:
+            too = f', as {first} too' if first != path else ''
+            raise ValueError(f'{path} is given twice{too}: give the file of each echo and part')
+
+
 def geometry(path: str) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Affine and voxel size (mm) of the array that :func:`load` gives."""
     _, affine = grid(path)

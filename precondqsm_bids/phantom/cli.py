@@ -8,6 +8,7 @@ from precondqsm_bids import __version__
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
 from precondqsm_bids.phantom.scanner_spec import ALL, FIELDS, SWITCHES, scanner
 from precondqsm_bids.phantom.spec import SAMPLINGS, TubesSpec
+from precondqsm_bids.usage import OneLineParser
 
 KINDS = {'tubes': TubesSpec, 'head': HeadSpec}
 """Kind of phantom -> the class of its spec."""
@@ -118,7 +119,7 @@ OPTIONS = {
 
 def build_parser():
     """Return the parser; options of the spec that are not given are absent from its result."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog='precondqsm_phantom',
         description='Write a digital phantom of known susceptibility as a raw BIDS dataset, with '
         'its truth under derivatives/truth.',
@@ -181,23 +182,23 @@ def spec_of(options):
 
 
 def main(argv=None):
-    """Run the command; exit status 0, or 2 if it was asked for what cannot be done."""
+    """Run the command; exit status 0, or 2 with one line that says what cannot be done."""
     parser = build_parser()
     options = vars(parser.parse_args(argv))
-    try:
-        spec = spec_of(options)
-    except ValueError as error:
-        parser.error(str(error))
-
-    from precondqsm_bids.phantom.dataset import write_dataset
-
     out_dir = options['out_dir']
     try:
+        spec = spec_of(options)
+
+        from precondqsm_bids.phantom.dataset import write_dataset
+
         written = write_dataset(
             out_dir, spec, participants=options['participants'], seed=options['seed']
         )
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
+    except ValueError as error:
+        parser.error(parser.in_options(str(error)))
+    except OSError as error:
+        where = error.filename or out_dir
+        parser.error(f'{where}: {error.strerror}' if error.errno else str(error))
     if not spec.scanner.ideal:
         print(f'scanner: {", ".join(spec.scanner.switched_on())}')
     print(f'{out_dir}: {len(written)} files, truth in {out_dir / "derivatives" / "truth"}')

@@ -58,9 +58,10 @@ def write_dataset(out_dir, spec=None, *, participants=1, seed=0):
     out_dir = Path(out_dir)
     check_empty(out_dir)
     if participants < 1:
-        raise ValueError(f'at least 1 participant is needed, not {participants}')
+        raise ValueError(f'participants must be at least 1, not {participants}')
     if seed < 0:
-        raise ValueError(f'the seed must not be negative: {seed}')
+        raise ValueError(f'seed must not be negative: {seed}')
+    out_dir.mkdir(parents=True, exist_ok=True)  # before the simulation, which takes a while
     spec = spec or TubesSpec()
     phantom = _simulate(spec, (seed, 1))
     labels = [f'{i:02d}' for i in range(1, participants + 1)]

@@ -6,7 +6,7 @@ Standard library only, so that the command line can read its defaults without lo
 from dataclasses import dataclass
 from math import ceil, prod
 
-from precondqsm_bids.phantom.spec import Spec, check_number
+from precondqsm_bids.phantom.spec import MOST_POINTS, Spec, check_number
 
 RADIUS, HEIGHT = 90.0, 200.0
 """Size of the head for all that is smooth in space: shading, phase offset, shim, coils; mm."""
@@ -19,9 +19,6 @@ FIELD_CENTRE = (0.0, -12.0, 6.0)
 
 MARGIN = ((12.0, 12.0), (16.0, 16.0), (72.0, 12.0))
 """What is simulated beyond the field of view along each axis, mm: air, and below it the neck."""
-
-MOST_POINTS = 250_000_000
-"""Largest grid that is simulated; its arrays take about 25 bytes a point."""
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.6, 6.0
 """mm: below, the grid takes tens of gigabytes; above, nuclei are smaller than voxels."""
@@ -82,8 +79,8 @@ class HeadSpec(Spec):
         points *= self.supersampling**3
         if points > MOST_POINTS:
             raise ValueError(
-                f'{points:.2g} points ({self.supersampling} per axis in voxels of '
-                f'{self.voxel_size} mm) are more than the {MOST_POINTS:.2g} that fit in the '
+                f'voxel_size {self.voxel_size} mm with {self.supersampling} points per axis has '
+                f'{points:.2g} points, more than the {MOST_POINTS:.2g} that fit in the '
                 'memory of a workstation: take larger voxels or less supersampling'
             )
 

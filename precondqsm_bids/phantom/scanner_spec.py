@@ -124,7 +124,8 @@ class Scanner:
 
 def _check_range(name, value, least, most):
     if not (isfinite(value) and least <= value <= most):
-        limits = '' if least == -inf else f' from {least:g} to {most:g}'
+        limits = '' if least == -inf else f' of at least {least:g}'
+        limits = limits if most == inf else f' from {least:g} to {most:g}'
         raise ValueError(f'{name} must be a finite number{limits}, not {value}')
 
 
@@ -221,7 +222,7 @@ def scanner(*names, **changes):
             continue
         field = SWITCHES[name].field
         if chosen.setdefault(field, name) != name:
-            raise ValueError(f'{chosen[field]} and {name} exclude each other: choose one')
+            raise ValueError(f'scanner: {chosen[field]} and {name} exclude each other: choose one')
     if 'all' in names:
         chosen = {SWITCHES[name].field: name for name in ALL} | chosen
     values = {field: SWITCHES[name].value for field, name in chosen.items()}

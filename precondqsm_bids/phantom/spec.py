@@ -4,7 +4,7 @@ Standard library only, so that the command line can read its defaults without lo
 """
 
 from dataclasses import dataclass, field
-from math import cos, inf, isfinite, pi, radians, sin
+from math import cos, inf, isfinite, pi, prod, radians, sin
 
 from precondqsm_bids.phantom.scanner_spec import Scanner
 
@@ -32,6 +32,10 @@ OIL_THICKNESS = 6.0
 
 OIL_R2 = 15.0
 """R2 of the oil, 1/s."""
+
+MOST_POINTS = 250_000_000
+"""Most points (of the head), or voxels of all echoes (of the tubes), that are simulated; arrays
+take about 25 bytes for each."""
 
 SAMPLINGS = ('box', 'kspace')
 """How the fine signal becomes voxels: mean over each voxel, or truncation in k-space."""
@@ -186,9 +190,18 @@ class TubesSpec(Spec):
         for name in ('r2', 'relaxivity_scale', 'air_bubble'):
             check_number(name, getattr(self, name), at_least=0)
         if not 1 <= len(self.tubes_dchi) <= 8:
-            raise ValueError(f'1 to 8 tubes fit the container, not {len(self.tubes_dchi)}')
+            raise ValueError(
+                f'tubes_dchi has {len(self.tubes_dchi)} tubes: 1 to 8 fit the container'
+            )
         for value in self.tubes_dchi:
             check_number('tubes_dchi', value)
+        points = prod(self.matrix) * len(self.echo_times)
+        if points > MOST_POINTS:
+            raise ValueError(
+                f'matrix {self.matrix} with {len(self.echo_times)} echoes has {points:.2g} '
+                f'voxels, more than the {MOST_POINTS:.2g} that fit in the memory of a '
+                'workstation: take a smaller matrix or fewer echoes'
+            )
         self._check_fit()
 
     def _check_fit(self):
@@ -198,12 +211,12 @@ class TubesSpec(Spec):
             raise ValueError(
                 f'the container ({_mm(extent)} mm) does not fit the field of view ({_mm(fov)} mm '
                 f'= {self.matrix} voxels of {self.voxel_size} mm): take a larger matrix or voxel '
-                f'size, or an object scale below {self.object_scale:g}'
+                f'size, or object_scale below {self.object_scale:g}'
             )
         room = (self.container_height - self.tube_height) / 2 - 2 * BUBBLE_CLEARANCE
         if 2 * self.air_bubble > max(room, 0):
             raise ValueError(
-                f'an air bubble of radius {self.air_bubble:g} mm does not fit between the '
+                f'air_bubble of radius {self.air_bubble:g} mm does not fit between the '
                 f'tubes and the lid: its radius can be {max(room, 0) / 2:g} mm at most'
             )
         if self.scanner.two_bodies:
@@ -290,6 +303,6 @@ def check_echo_times(echo_times):
         or not all(isfinite(t) and t > 0 for t in times)
         or list(times) != sorted(set(times))
     ):
-        raise ValueError(f'echo times must be positive and ascending, in seconds: {times}')
+        raise ValueError(f'echo_times must be positive and ascending, in seconds: {times}')
     if times[-1] >= 1:
-        raise ValueError(f'echo times are in seconds; {times} looks like milliseconds')
+        raise ValueError(f'echo_times are in seconds; {times} looks like milliseconds')

@@ -156,6 +156,12 @@ def complex_parts(change):
     return spoil
 
 
+def phase_of_another_echo(folder):
+    (first,) = folder.glob('*echo-1_part-phase_MEGRE.nii.gz')
+    (last,) = folder.glob('*echo-3_part-phase_MEGRE.nii.gz')
+    save(last, nib.load(first).get_fdata(dtype=np.float32))
+
+
 def times_reversed(folder):
     for echo, time in enumerate(reversed(TIMES), 1):
         (path,) = folder.glob(f'*echo-{echo}_MEGRE.json')
@@ -188,9 +194,10 @@ def homodyne(magnitude, phase):
 
 
 def differences(magnitude, phase):
-    """From echo to echo; the first has that of the others."""
-    step = np.angle(np.exp(1j * np.diff(phase, axis=-1)))
-    return step[..., [0, 0, 1]]
+    """From echo to echo; the first has that of the others, with noise of its own."""
+    step = np.angle(np.exp(1j * np.diff(phase, axis=-1)))[..., [0, 0, 1]]
+    step[..., 0] += np.random.default_rng(0).normal(0, 0.01, step.shape[:3])
+    return step
 
 
 REFUSED = [
@@ -240,6 +247,12 @@ REFUSED = [
         'echo-2_part-phase_MEGRE.nii.gz are phase differences: the phase does not grow with echo '
         'time',
         'one echo with EchoTime1 and EchoTime2',
+    ),
+    case(
+        'phase-of-another-echo',
+        phase_of_another_echo,
+        'echo-3_part-phase_MEGRE.nii.gz (8 ms) is the same image as ',
+        'echo-1_part-phase_MEGRE.nii.gz (2 ms): each echo has a phase of its own',
     ),
     case(
         'nan-in-the-first-magnitude',

@@ -470,6 +470,25 @@ def test_integer_phase_is_the_same(data, tmp_path):
     np.testing.assert_allclose(coded, plain, atol=2e-3)
 
 
+@pytest.mark.parametrize('part', ['magnitude', 'phase'])
+def test_a_file_that_is_given_twice_is_refused_by_name(data, tmp_path, part):
+    files = {name: data.echoes(name) for name in ('magnitude', 'phase')}
+    link = tmp_path / 'link.nii.gz'
+    link.symlink_to(files['phase'][0])
+    for again in (files['phase'][0], str(link)):
+        files[part][-1] = again
+        with pytest.raises(ValueError, match='give the file of each echo and part') as caught:
+            run(
+                interfaces.EchoFit,
+                tmp_path,
+                **files,
+                echo_times=TE,
+                field_strength=3.0,
+                mask=data.file('mask'),
+            )
+        assert again in str(caught.value)
+
+
 TISSUE = ['GM', 'WM', 'CSF']
 
 

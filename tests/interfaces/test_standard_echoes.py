@@ -76,6 +76,19 @@ def test_one_file_with_an_axis_of_echoes(signal, write, tmp_path):
     np.testing.assert_array_equal(stack(result.phase), np.angle(signal))
 
 
+def test_files_of_one_name_in_several_folders_stay_apart(signal, tmp_path):
+    files = {part: [] for part in ('real', 'imaginary')}
+    for i in range(ECHOES):
+        for part, data in (('real', signal.real), ('imaginary', signal.imag)):
+            path = tmp_path / f'echo{i}' / part / 'image.nii'
+            path.parent.mkdir(parents=True)
+            nib.save(nib.Nifti1Image(data[..., i], AFFINE), path)
+            files[part].append(str(path))
+    result = outputs(tmp_path, **files)
+    np.testing.assert_allclose(stack(result.magnitude), np.abs(signal), rtol=1e-6)
+    np.testing.assert_allclose(stack(result.phase), np.angle(signal), atol=1e-6)
+
+
 @pytest.mark.parametrize('b0_dir', [(0, 0, 1), (0, 0, -2), (0, 3, 0), (-1, 0.2, 0.4)])
 def test_direction_of_b0_becomes_the_affine(signal, write, tmp_path, b0_dir):
     """What every stage reads from the affine is what was given; the grid keeps its voxels."""

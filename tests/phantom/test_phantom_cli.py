@@ -78,7 +78,11 @@ def test_writes_what_was_asked_for(tmp_path, capsys):
         (['--kind', 'head', '--matrix', '9', '9', '9'], ['--matrix', 'tubes', 'head']),
         (['--hard'], ['--hard', 'head', 'tubes']),
         (['--kind', 'head', '--lesion-relaxivity', '1'], ['--lesion-relaxivity', '--hard']),
-        (['--kind', 'head', '--voxel-size', '1', '1', '20'], ['6 mm', '20']),
+        (['--kind', 'head', '--voxel-size', '1', '1', '20'], ['--voxel-size', '6 mm', '20']),
+        (['--kind', 'brain'], ['--kind', 'brain', 'tubes']),
+        (['--b0-tilt', 'nan'], ['--b0-tilt', 'nan']),
+        (['--matrix', '4000', '4000', '4000'], ['--matrix', '4000', 'memory']),
+        (['--tubes-dchi', *'123456789'], ['--tubes-dchi', '9']),
     ],
 )
 def test_impossible_requests_exit_2(tmp_path, capsys, arguments, words):
@@ -87,7 +91,17 @@ def test_impossible_requests_exit_2(tmp_path, capsys, arguments, words):
     assert caught.value.code == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
+    assert message.startswith('precondqsm_phantom: error: ')
+    assert message.count('\n') == 1
     assert not (tmp_path / 'raw').exists()
+
+
+def test_a_folder_that_cannot_be_written_exits_2(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / 'file' / 'raw'), *SMALL])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f'error: {tmp_path}/file/raw: Not a directory\n')
 
 
 def test_occupied_directory_exits_2(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Images that are not what their names say, refused by name, with values and way out."""
 
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from precondqsm_bids.numerics.phase.shape_field import ShapeField
 from precondqsm_bids.numerics.scan import Scan
 
 Bools = npt.NDArray[np.bool_]
+COMPARED = 10_000
+"""About how many voxels tell whether two echoes are the same image."""
 
 
 def check_not_phase(magnitude: npt.NDArray, name: str) -> None:
@@ -50,7 +53,8 @@ def check_signed(real: npt.NDArray, imaginary: npt.NDArray, names: tuple[str, st
 
 
 def check_stored(scan: Scan, mask: Bools, workers: int = 1) -> None:
-    """Raise ValueError if a stored phase is a magnitude, or the magnitude grows with time.
+    """Raise ValueError if a stored phase is a magnitude or that of another echo, or the magnitude
+    grows with time.
 
     Before the phase is scaled: the values of a magnitude are those of no phase.
     """
@@ -65,6 +69,7 @@ def check_stored(scan: Scan, mask: Bools, workers: int = 1) -> None:
                 f'{magnitudes[e]} by {values:.2f} in the object, and {differences:.2f} from '
                 'voxel to voxel; export the phase'
             )
+    _check_different(scan, mask)
     if not scan.one_echo:
         found = growth(scan.magnitude, mask)
         if found.reversed:
@@ -75,6 +80,21 @@ def check_stored(scan: Scan, mask: Bools, workers: int = 1) -> None:
                 f'factor of {found.factor:.2f}, but signal decays: echo times in reverse order '
                 '(correct EchoTime), or echoes that are scaled one by one (export them with one '
                 'scale)'
+            )
+
+
+def _check_different(scan: Scan, mask: Bools) -> None:
+    """Raise ValueError if two echoes have the same phase, one stored (or given) for the other."""
+    voxels = np.flatnonzero(mask)[:: max(1, np.count_nonzero(mask) // COMPARED)]
+    where = np.unravel_index(voxels, mask.shape)
+    echoes = [phase.T[where] for phase in scan.phase.T]
+    for e, f in combinations(range(len(echoes)), 2):
+        if np.array_equal(echoes[e], echoes[f]) and np.ptp(echoes[e]) > 0:
+            names, times = scan.names('phase'), 1e3 * np.asarray(scan.echo_times)
+            raise ValueError(
+                f'{names[f]} ({times[f]:g} ms) is the same image as {names[e]} ({times[e]:g} ms): '
+                'each echo has a phase of its own; export that (of phase differences, give one '
+                'as one echo with EchoTime1 and EchoTime2)'
             )
 
 
