@@ -20,6 +20,8 @@ INDICES = ('run', 'echo', 'flip', 'inv', 'chunk')
 """Entities whose labels are numbers."""
 IMAGE_SUFFIXES = ('MEGRE', 'T2starw')
 EXTENSIONS = ('.nii', '.nii.gz')
+ANNEX, LFS = b'annex/objects/', b'version https://git-lfs'
+"""What is at the start of a file whose content was not fetched."""
 ACQUISITION = ('task', 'acq', 'ce', 'rec', 'dir', 'run', 'flip', 'inv', 'mt', 'chunk', 'sample')
 """Entities that tell one acquisition of a session from another; ``space``, ``desc``, ``label`` and
 the like may be anything."""
@@ -108,6 +110,26 @@ class Metadata(dict[str, Any]):
         self.notes: list[Note] = []
 
 
+def without_content(path: Path) -> str:
+    """What is to be reported of a file whose content was not fetched; an empty string of others.
+
+    git-annex, which DataLad uses, and git-lfs leave a link to nowhere, or a line of text.
+    """
+    if not path.exists():
+        return 'is a link to nowhere: fetch the content' if path.is_symlink() else ''
+    try:
+        with path.open('rb') as stream:
+            start = stream.read(200)
+    except OSError:
+        return ''
+    if not (start.startswith(LFS) or ANNEX in start):
+        return ''
+    return (
+        'holds a pointer of git-annex or git-lfs instead of its content: fetch that (datalad get, '
+        'git annex get or git lfs pull)'
+    )
+
+
 def read_metadata(file: File, candidates: Iterable[File]) -> Metadata:
     """The merged sidecars of a file; the most specific sidecar takes precedence."""
     merged = Metadata()
@@ -135,7 +157,8 @@ def read_sidecar(path: Path) -> tuple[dict[str, Any], list[Note]]:
             notes.append(Note(path, message))
         content = json.loads(text)
     except (OSError, ValueError) as error:
-        raise RunError(path, f'is not a readable JSON file: {error}') from error
+        wrong = without_content(path) or f'is not a readable JSON file: {error}'
+        raise RunError(path, wrong) from error
     if not isinstance(content, dict):
         raise RunError(path, 'a sidecar is a JSON object, {"EchoTime": 0.004, ...}')
     return content, notes

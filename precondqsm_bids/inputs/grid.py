@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from precondqsm_bids.inputs.files import without_content
 from precondqsm_bids.inputs.run import Note, RunError
 from precondqsm_bids.numerics.dipole import b0_direction
 
@@ -17,6 +18,8 @@ SAME_RATIO = 0.01
 """Relative difference between ratios of voxel sizes that are called equal."""
 SAME_DIRECTION = 1.0
 """Degrees; directions of B0 that differ by less give the same maps."""
+PERPENDICULAR = 1.0
+"""Degrees by which the axes of an affine may be off a right angle."""
 VOXEL_SIZES = (0.005, 50.0)
 """mm; a voxel outside of it is a header in another unit."""
 LEAST_MATRIX = 4
@@ -57,6 +60,10 @@ def load_grid(path: Path) -> Grid:
         image: Any = nib.load(path)
         header = image.header
         shape, affine = image.shape, np.asarray(image.affine, dtype=np.float64)
+        if len(shape) < 3:
+            raise RunError(
+                path, f'has the shape {shape}, one slice: store the whole volume, of three axes'
+            )
         if len(shape) == 4 and shape[3] == 1:
             shape = shape[:3]
         dtype = header.get_data_dtype()
@@ -76,12 +83,35 @@ def load_grid(path: Path) -> Grid:
         raise
     except Exception as error:  # zlib.error and nibabel's header errors have no common base
         message = f'is not a readable NIfTI file ({error}); copy or convert it again'
-        raise RunError(path, message) from error
+        raise RunError(path, without_content(path) or message) from error
     _check_numbers(path, dtype, *scaling)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise RunError(path, f'has no usable affine: {affine[:3].tolist()}; convert it again')
+    if wrong := sheared(affine):
+        raise RunError(path, wrong)
     code = int(header['sform_code']) or int(header['qform_code'])
     return Grid(shape, affine, oriented, note, code, path)
+
+
+def sheared(affine: np.ndarray) -> str:
+    """What is to be reported of an affine whose axes are not perpendicular, or an empty string.
+
+    The dipole kernel is that of a grid of right angles. Scanners make no other, but an affine
+    registration that is written into the header does.
+
+    >>> affine = np.eye(4); affine[0, 1] = 0.2
+    >>> sheared(affine)
+    'is sheared: its voxel axes are 78.7 degrees apart by the affine, not 90; ...'
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    angle = math.degrees(math.acos(min(1.0, cosine)))
+    if 90 - angle <= PERPENDICULAR:
+        return ''
+    return (
+        f'is sheared: its voxel axes are {angle:.1f} degrees apart by the affine, not 90; take '
+        'the affine of the scanner (a registration with shears?), or resample the complex images'
+    )
 
 
 def _check_numbers(path: Path, dtype: np.dtype, slope: float, intercept: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from isal import igzip
 from scipy import ndimage
 
-from precondqsm_bids.inputs.grid import GRID_TOLERANCE
+from precondqsm_bids.inputs.grid import GRID_TOLERANCE, sheared
 from precondqsm_bids.numerics.arguments import as_mask
 from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
@@ -331,8 +331,13 @@ def grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 def check_grid(paths: Iterable[str]) -> None:
-    """Raise ValueError unless images have one matrix and one affine as arrays of :func:`load`."""
+    """Raise ValueError unless images have one matrix and one affine as arrays of :func:`load`.
+
+    The axes of the affine are perpendicular.
+    """
     first, *others = [(path, *grid(path)) for path in dict.fromkeys(paths)]
+    if wrong := sheared(first[2]):
+        raise ValueError(f'{first[0]} {wrong}')
     for path, matrix, affine in others:
         if matrix != first[1]:
             raise ValueError(

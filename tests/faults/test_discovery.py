@@ -182,6 +182,10 @@ def forms(qform, sform, which='*'):
     return header(which, **values)
 
 
+SHEARED = np.array([[2, 0.5, 0, 0], [0, 1.936492, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+"""Voxels of 2 mm whose first two axes are no right angle."""
+
+
 def turned(axis, degrees):
     """An affine of 2 mm voxels, turned about one of the scanner's axes."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
@@ -276,6 +280,12 @@ def larger_than_memory(dataset):
 
 def link_to_nowhere(dataset):
     path = dataset.add_run() / 'sub-01_echo-2_part-phase_MEGRE.nii.gz'
+    path.unlink()
+    path.symlink_to('annex/object')
+
+
+def sidecar_to_nowhere(dataset):
+    path = dataset.add_run() / 'sub-01_echo-2_part-phase_MEGRE.json'
     path.unlink()
     path.symlink_to('annex/object')
 
@@ -637,6 +647,11 @@ REFUSED = [
         'copy the qform into the sform',
     ),
     case(
+        'affine-sheared',
+        both(uncompressed, forms(None, (SHEARED, 2))),
+        f'{FIRST}.nii: is sheared: its voxel axes are 75.5 degrees apart by the affine, not 90',
+    ),
+    case(
         'affine-singular',
         both(uncompressed, forms(None, (np.zeros((4, 4)), 1))),
         'has no usable affine',
@@ -662,6 +677,11 @@ REFUSED = [
         'single-slice',
         both(plain, images(shape=(64, 64, 1))),
         'has the matrix 64 x 64 x 1; 4 voxels are the least',
+    ),
+    case(
+        'slice-of-two-axes',
+        both(plain, images(shape=(64, 64))),
+        'has the shape (64, 64), one slice: store the whole volume',
     ),
     case(
         'matrix-larger-than-memory',
@@ -705,6 +725,21 @@ REFUSED = [
         'is truncated: 831 bytes of 832; copy the file again',
     ),
     case('image-is-a-link-to-nowhere', link_to_nowhere, 'a link to nowhere: fetch the content'),
+    case(
+        'image-is-a-pointer-of-git-annex',
+        both(plain, content('*echo-2*mag*.nii.gz', b'/annex/objects/MD5E-s31--0f3c.nii.gz\n')),
+        'holds a pointer of git-annex or git-lfs instead of its content: fetch that',
+    ),
+    case(
+        'sidecar-is-a-pointer-of-git-lfs',
+        both(plain, content('*echo-2*mag*.json', b'version https://git-lfs.github.com/spec/v1\n')),
+        'echo-2_part-mag_MEGRE.json: holds a pointer of git-annex or git-lfs',
+    ),
+    case(
+        'sidecar-is-a-link-to-nowhere',
+        sidecar_to_nowhere,
+        'echo-2_part-phase_MEGRE.json: is a link to nowhere: fetch the content',
+    ),
     case(
         'sidecar-broken',
         both(plain, content('*echo-1*mag*.json', b'{"EchoTime": 0.004')),

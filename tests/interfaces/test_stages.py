@@ -337,6 +337,16 @@ def test_echo_fit_takes_images_of_one_grid(data, tmp_path, name):
         run(interfaces.EchoFit, tmp_path, **inputs)
 
 
+def test_sheared_images_are_refused(data, tmp_path):
+    """A grid without right angles has another dipole kernel; its B0 and voxel size are others."""
+    affine = AFFINE.copy()
+    affine[:3, 1] += 0.2 * affine[:3, 0]
+    path = tmp_path / 'sheared.nii'
+    nb.save(nb.Nifti1Image(data.magnitude[..., 0], affine), path)
+    with pytest.raises(ValueError, match=r'sheared\.nii is sheared: its voxel axes are \d'):
+        run(interfaces.ShapeMask, tmp_path, magnitude=str(path))
+
+
 @pytest.mark.parametrize('name', ['EchoFit', 'BackgroundRemoval', 'QualityMask'])
 def test_masks_of_many_values_are_refused(data, tmp_path, name):
     """Shares of a tissue, or labels, all of which would count as inside."""
