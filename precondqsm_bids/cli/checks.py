@@ -59,9 +59,14 @@ def _check_folders(settings: Settings) -> None:
 
 
 def _check_names(settings: Settings) -> None:
-    """Raise ValueError if the name of a derivative dataset is that of another dataset."""
-    from precondqsm_bids.outputs.dataset import dataset_links
+    """Raise ValueError if the output is another dataset, or two datasets have one name."""
+    from precondqsm_bids.outputs.dataset import dataset_links, whose_dataset
 
+    if other := whose_dataset(settings.output_dir):
+        raise ValueError(
+            f'the output folder {settings.output_dir} is {other}, whose description would be '
+            'written over: give a folder of its own'
+        )
     names = {path.resolve(): name for name, path in settings.derivatives.items()}
     for name, path in settings.derivatives.items():
         if names[path.resolve()] != name:

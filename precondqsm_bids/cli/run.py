@@ -59,7 +59,7 @@ def run_app(call: Call) -> int:
     """
     from precondqsm_bids.cli.resume import resume
     from precondqsm_bids.cli.submit import submit
-    from precondqsm_bids.inputs.index import check_description
+    from precondqsm_bids.inputs.index import check_derivative, check_description
     from precondqsm_bids.inputs.run import InputError
     from precondqsm_bids.inputs.selection import check_filters
 
@@ -73,6 +73,7 @@ def run_app(call: Call) -> int:
     for name, folder in settings.derivatives.items():
         if not folder.is_dir():
             raise InputError(f'no such folder: {folder} (derivatives {name})')
+        check_derivative(folder)
     plugin = read_plugin(settings.use_plugin)
     if settings.reports_only:
         return reports_only(call)

@@ -46,6 +46,20 @@ def check_description(bids_dir: Path) -> None:
         raise InputError(f'{path} lacks {" and ".join(missing)}: {way_out}')
 
 
+def check_derivative(folder: Path) -> None:
+    """Raise :class:`InputError` if a folder of derivatives has no participants, but holds some.
+
+    Nothing would be found in the parent of datasets, and nobody told.
+    """
+    if any(folder.glob('sub-*')):
+        return
+    if datasets := sorted({path.parent for path in folder.glob('*/sub-*') if path.is_dir()}):
+        raise InputError(
+            f'-d/--derivatives: {folder} has no participants (sub-*), but is the folder of '
+            f'{", ".join(path.name for path in datasets)}: give -d {datasets[0]}'
+        )
+
+
 def chosen_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
     """The wanted participants, or all of them, sorted; an InputError if one is not there."""
     known = participants(bids_dir)

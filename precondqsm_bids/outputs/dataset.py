@@ -136,6 +136,21 @@ def dataset_links(
     return links
 
 
+def whose_dataset(folder: Path) -> str:
+    """What a folder is, if it is a dataset that this program did not make; else an empty string.
+
+    Writing into it would put the description of these derivatives in the place of its own.
+    """
+    content = _described(folder)
+    made_by = content.get('GeneratedBy')
+    made_by = made_by if isinstance(made_by, list) else [made_by]
+    names = [str(step['Name']) for step in made_by if isinstance(step, dict) and 'Name' in step]
+    if not content or NAME in names:
+        return ''
+    called = f'the dataset "{content.get("Name", folder.name)}"'
+    return f'{called} of {", ".join(names)}' if names else called
+
+
 def _described(folder: Path) -> dict[str, Any]:
     """The description of a dataset, empty where there is none that can be read."""
     try:

@@ -1,5 +1,6 @@
 """The command line as settings, and its errors in one line."""
 
+import json
 import os
 import re
 import subprocess
@@ -326,6 +327,24 @@ def test_usage_errors(refuse, tmp_path, options, message):
 def test_positional_errors(refuse, tmp_path, positional, message):
     (tmp_path / 'file').touch()
     assert message in refuse(positional=positional)
+
+
+@pytest.mark.parametrize(
+    'made_by, words',
+    [
+        ({'GeneratedBy': [{'Name': 'fMRIPrep'}]}, 'is the dataset "theirs" of fMRIPrep'),
+        ({'DatasetType': 'raw'}, 'is the dataset "theirs", whose description would be written'),
+        ({'GeneratedBy': [{'Name': 'precondqsm_bids'}, {'Name': 'Manual'}]}, ''),
+    ],
+)
+def test_output_folder_of_another_program(refuse, parse, tmp_path, made_by, words):
+    description = tmp_path / 'out' / 'dataset_description.json'
+    description.parent.mkdir()
+    description.write_text(json.dumps({'Name': 'theirs', 'BIDSVersion': '1.9.0'} | made_by))
+    if words:
+        assert words in refuse()
+    else:
+        parse()
 
 
 def test_resume_refuses_what_has_no_effect_with_it(refuse, tmp_path, parse):

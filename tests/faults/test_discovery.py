@@ -984,6 +984,13 @@ USAGE = [
         '--skip-bids-validation',
     ),
     case(
+        'derivatives-folder-of-datasets',
+        both(plain, lambda dataset: (dataset.root / 'derivatives/seg/sub-01').mkdir(parents=True)),
+        '{root}/derivatives has no participants (sub-*), but is the folder of seg: give -d '
+        '{root}/derivatives/seg',
+        options=('-d', '{root}/derivatives'),
+    ),
+    case(
         'derivatives-folder-missing',
         plain,
         'no such folder: {root}/seg',
