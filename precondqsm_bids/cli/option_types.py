@@ -31,7 +31,8 @@ def folder(text: str) -> Path:
 def file(text: str) -> Path:
     """A file that is there."""
     if not (found := path(text)).is_file():
-        raise ArgumentTypeError(f'no such file: {text}')
+        wrong = 'a folder or pipe, not a file' if found.exists() else 'no such file'
+        raise ArgumentTypeError(f'{wrong}: {text}')
     return found
 
 

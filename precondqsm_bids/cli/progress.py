@@ -45,16 +45,21 @@ class Stage(NamedTuple):
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line with the time of day, at once, and log it.
+    """Print a line with the time of day, at once, and log it."""
+    LOGGER.info(text)
+    put(f'{time.strftime("[%H:%M:%S]")} {text}', stream)
+
+
+def put(text: str, stream: TextIO | None = None) -> None:
+    """Print a text at once.
 
     A reader that went away (``| head``, a closed connection) is no reason to end a reconstruction.
     """
-    LOGGER.info(text)
     stream = stream or sys.stdout
     try:
         show_live('')
         sys.stdout.flush()  # so that both streams come in order where they meet in one file
-        print(time.strftime('[%H:%M:%S]'), text, file=stream, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
         # Python would fail again when it flushes at its end.
         for broken in {sys.stdout, stream}:

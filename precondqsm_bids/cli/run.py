@@ -19,7 +19,7 @@ from precondqsm_bids.cli.call import Call, Found
 from precondqsm_bids.cli.dry_run import describe_runs, echo_time_words
 from precondqsm_bids.cli.execution import Plugin, execute, read_plugin, write_graph
 from precondqsm_bids.cli.parser import parse_args, stated_settings
-from precondqsm_bids.cli.progress import say
+from precondqsm_bids.cli.progress import put, say
 from precondqsm_bids.cli.reports import (
     cite_what_was_done,
     computed,
@@ -82,7 +82,7 @@ def run_app(call: Call) -> int:
 
     found = find(settings, here=plugin.is_local and not settings.submit)
     if settings.dry_run and not settings.submit:
-        print(describe_runs(settings, found))
+        put(describe_runs(settings, found))
     if not found.subjects:
         status = failures.nothing_to_do(
             f'{settings.bids_dir} has no multi-echo gradient-echo images (_MEGRE, or _T2starw '

@@ -1,7 +1,8 @@
 """Names of files, the sidecars that apply to them, and what these say."""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,15 @@ def numbered(entities: Mapping[str, Any]) -> dict[str, Any]:
         key: str(int(label)) if label and key in INDICES and label.isdecimal() else label
         for key, label in entities.items()
     }
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder, at any depth, through links to folders too, as pybids does it."""
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in map(os.path.realpath, Path(parent).parents):
+            folders.clear()  # a link to a folder that it is in
+            continue
+        yield from (Path(parent, name) for name in names)
 
 
 def parse(path: Path, root: Path) -> File | None:

@@ -11,11 +11,10 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from precondqsm_bids.inputs.files import EXTENSIONS, IMAGE_SUFFIXES, File, parse
+from precondqsm_bids.inputs.files import EXTENSIONS, IMAGE_SUFFIXES, File, files_below, parse
 from precondqsm_bids.inputs.lookalikes import first_of, is_named, look_alikes
 from precondqsm_bids.inputs.run import InputError, Problem
 from precondqsm_bids.inputs.selection import Selection
@@ -129,8 +128,13 @@ def index_derivative(root: Path, subjects: Sequence[str], suffixes: Collection[s
     """Files of some suffixes in a derivative dataset, which need not be perfect BIDS."""
     root = root.absolute()
     paths = {path for suffix in suffixes for path in root.glob(f'*{suffix}.*')}
-    for subject, suffix in product(subjects, suffixes):
-        paths |= set((root / f'sub-{subject}').rglob(f'*{suffix}.*'))
+    endings = tuple(f'{suffix}.' for suffix in suffixes)
+    for subject in subjects:
+        paths |= {
+            path
+            for path in files_below(root / f'sub-{subject}')
+            if any(ending in path.name for ending in endings)
+        }
     files = (parse(path, root) for path in sorted(paths))
     return [file for file in files if file and file.suffix in suffixes]
 

@@ -11,7 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from precondqsm_bids.inputs.files import ENTITIES, EXTENSIONS, IMAGE_SUFFIXES, File
+from precondqsm_bids.inputs.files import (
+    ENTITIES,
+    EXTENSIONS,
+    IMAGE_SUFFIXES,
+    File,
+    files_below,
+)
 from precondqsm_bids.inputs.run import Problem
 from precondqsm_bids.inputs.selection import Selection
 
@@ -117,7 +123,7 @@ def is_named(file: File) -> bool:
 
 def _images_of(root: Path, subject: str, ignore: Collection[Path]) -> Iterator[Path]:
     """All files in a participant's folder that are images, NIfTI or not, sorted."""
-    for path in sorted((root / f'sub-{subject}').rglob('*')):
+    for path in sorted(files_below(root / f'sub-{subject}')):
         hidden = any(part.startswith('.') for part in path.relative_to(root).parts)
         if _IMAGE.search(path.name) and not hidden and not set(path.parents) & set(ignore):
             yield path

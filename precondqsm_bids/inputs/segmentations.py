@@ -27,15 +27,22 @@ def label_names(file: File, source: Iterable[File]) -> dict[int, str]:
     names: dict[int, str] = {}
     try:
         with path.open(encoding='utf-8-sig', newline='') as stream:
-            rows = list(csv.DictReader(stream, delimiter='\t'))
+            rows = list(reader := csv.DictReader(stream, delimiter='\t'))
+        columns = list(reader.fieldnames or ())
+        if lacking := {'index', 'name'} - set(columns):
+            raise RunError(
+                path,
+                f'has no column {" and ".join(sorted(lacking))}, separated by tabs: its columns '
+                f'are {columns}',
+            )
         for row in rows:
             index, name = int(row['index']), row['name'].strip()
             if index in names or name in names.values() or not name:
                 raise RunError(path, f'index {index}, name "{name}" is empty or there twice')
             names[index] = name
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, AttributeError, TypeError, csv.Error) as error:
         raise RunError(
-            path, f'is not a TSV with an integer column index and a column name ({error!r})'
+            path, f'is not a TSV with an integer column index and a column name ({error})'
         ) from error
     if not names:
         raise RunError(path, 'has no rows')

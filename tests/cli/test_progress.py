@@ -8,6 +8,8 @@ import sys
 from copy import deepcopy
 from types import SimpleNamespace
 
+import pytest
+
 from precondqsm_bids.cli.progress import Progress, Stage, say, show_live
 
 
@@ -129,10 +131,11 @@ def test_say_gives_the_time_of_day():
     assert (text[0], text[3], text[9:]) == ('[', ':', '] hello\n')
 
 
-def test_a_reader_that_goes_away_stops_nothing():
+@pytest.mark.parametrize('function', ['say', 'put'])
+def test_a_reader_that_goes_away_stops_nothing(function):
     code = (
-        'from precondqsm_bids.cli.progress import say\n'
-        'for _ in range(3):\n    say("x" * 9)\n'
+        f'from precondqsm_bids.cli.progress import {function}\n'
+        f'for _ in range(3):\n    {function}("x" * 9)\n'
         'raise SystemExit(7)\n'
     )
     read, write = os.pipe()

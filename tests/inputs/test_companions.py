@@ -34,6 +34,19 @@ def test_labels_of_derivatives_come_first(dataset):
     assert not problems
 
 
+def test_derivatives_behind_links_to_folders(dataset):
+    """As DataLad and shared storage have them; a link to where it is in ends."""
+    dataset.add_run()
+    path = dataset.add_labels('derivatives/store/anat/sub-01_desc-x_dseg.nii.gz', TUBES)
+    (path.parent / 'loop').symlink_to('..')
+    truth = dataset.root / 'derivatives' / 'truth'
+    (truth / 'sub-01').mkdir(parents=True)
+    (truth / 'sub-01' / 'anat').symlink_to(path.parent)
+    (run,), problems = find(dataset.root, derivatives={'truth': truth})
+    assert run.labels == str(truth / 'sub-01' / 'anat' / path.name)
+    assert not problems
+
+
 @pytest.mark.parametrize(
     'name, kinds',
     [
@@ -79,8 +92,12 @@ def test_labels_off_the_grid_are_told_of(dataset, image, message):
     'table, message',
     [
         (None, 'no TSV'),
-        ('index\tlabel\n1\ta\n', 'KeyError'),
-        ('index\tname\none\ta\n', 'ValueError'),
+        ('index\tlabel\n1\ta\n', "no column name, separated by tabs: its columns are ['index', "),
+        (
+            'index,name\n1,a\n',
+            'no column index and name, separated by tabs: its columns',
+        ),
+        ('index\tname\none\ta\n', 'with an integer column index and a column name (invalid lit'),
         ('index\tname\n1\ta\n1\tb\n', 'there twice'),
         ('index\tname\n1\ta\n2\ta\n', 'there twice'),
         ('index\tname\n', 'no rows'),
