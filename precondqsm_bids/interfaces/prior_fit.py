@@ -59,6 +59,7 @@ class PriorFitInputSpec(InputSpec):
     contrasts = InputMultiPath(
         File(exists=True), desc='further images whose joint histogram with R2* makes cells'
     )
+    n_contrasts = traits.Int(desc='how many further images there are; another number is refused')
     inner = traits.Bool(
         False, usedefault=True, desc='whether the border of the region is no surface of the object'
     )
@@ -100,12 +101,18 @@ class PriorFit(Stage):
         files = {word: self._given(PORT) if word == PORT else word for word in words}
         if None in files.values():
             raise ValueError(f'{PORT} is not given, and the prior has the term {MAP}{PORT}')
+        contrasts = self._given('contrasts', [])
+        if (asked := self._given('n_contrasts', len(contrasts))) != len(contrasts):
+            raise ValueError(
+                f'the method has {asked} further contrasts, and {len(contrasts)} images of them '
+                'are given (contrasts): give one for each'
+            )
         check_grid([inputs.total_field, *files.values()])
         images = PriorInputs(
             **{name: self._load(name) for name in _IMAGES},
             inner=inputs.inner,
             reliable=self._load('reliable', bool),
-            contrasts={path: load(path) for path in self._given('contrasts', [])},
+            contrasts={path: load(path) for path in contrasts},
             tissue=self._load('tissue', None),
             tissue_names=self._given('tissue_names', ()),
             maps={word: load(path) for word, path in files.items()},

@@ -20,7 +20,7 @@ from precondqsm_bids.inputs.grid import GRID_TOLERANCE, sheared
 from precondqsm_bids.numerics.arguments import as_mask
 from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
-from precondqsm_bids.numerics.phase.checks import check_not_phase
+from precondqsm_bids.numerics.phase.checks import check_not_negative, check_not_phase
 
 OBJECT_LEVEL = 0.25
 """Fraction of the median signal above which a voxel certainly is object."""
@@ -170,19 +170,9 @@ def clear_pair(
 
 
 def check_magnitude(data: np.ndarray, path: str) -> None:
-    """Raise ValueError if a magnitude is not finite, negative somewhere, or one value everywhere.
-
-    >>> check_magnitude(np.array([30000.0, -30000.0]), 'echo.nii')
-    Traceback (most recent call last):
-    ...
-    ValueError: echo.nii, a magnitude, has 1 negative voxels (least -30000): unsigned numbers ...
-    """
+    """Raise ValueError if a magnitude is not finite, negative or one value everywhere."""
     check_finite(data, path)
-    if negative := int(np.count_nonzero(data < 0)):
-        raise ValueError(
-            f'{path}, a magnitude, has {negative} negative voxels (least {data.min():g}): '
-            'unsigned numbers stored as signed, or not a magnitude; export the image again'
-        )
+    check_not_negative(data, path)
     check_varies(data, path)
 
 

@@ -129,7 +129,7 @@ def _take(method: Method, inner: Inner) -> list[tuple[str, str, list[tuple[str, 
     """Connections of what the inversion left."""
     source, field, known = _field(inner)
     if method.background == 'pdf':
-        known = 'shape_mask'
+        known = 'echo_fit'
     return [
         (source, 'take_map', [(field, 'field')]),
         (known, 'take_map', [('roi_mask', 'mask')]),
@@ -142,7 +142,7 @@ def _field(inner: Inner) -> tuple[str, str, str]:
     """Stage and port of the field that is inverted, and the stage that says where it is known."""
     if inner.takes == 'local':
         return 'background_removal', 'local_field', 'background_removal'
-    return 'flattening', 'flattened_field', 'shape_mask'
+    return 'flattening', 'flattened_field', 'echo_fit'
 
 
 def _connect_inner(workflow: Any, inner: Inner, edges: Any, volume_gb: float) -> None:

@@ -176,10 +176,12 @@ def stages_of(method, one_echo, phase_difference):
             r2_source='number' if number else method.r2, **number
         )
     if not method.by_theory:
+        further = {'n_contrasts': len(method.contrasts)} if method.reads_contrast else {}
         stages['prior_fit'] = PriorFit(
             priors=list(method.prior),
             fit=method.fit or 'none',
             free_voxels=method.describes_interior,
+            **further,
         )
     stages['flattening'] = FlattenField()
     for arm in method.arms:

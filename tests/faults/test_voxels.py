@@ -249,6 +249,11 @@ REFUSED = [
         'one echo with EchoTime1 and EchoTime2',
     ),
     case(
+        'magnitude-negative-in-a-late-echo',
+        voxels('echo-3_part-mag', middle(-300)),
+        'echo-3_part-mag_MEGRE.nii.gz, a magnitude, has 2 negative voxels (least -300)',
+    ),
+    case(
         'phase-of-another-echo',
         phase_of_another_echo,
         'echo-3_part-phase_MEGRE.nii.gz (8 ms) is the same image as ',

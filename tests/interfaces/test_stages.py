@@ -731,6 +731,8 @@ def test_further_contrasts_have_cells_of_their_own(data, tmp_path, name):
         path = data.file('wrong', wrong.astype(np.float32))
         with pytest.raises(ValueError, match=told):
             run(interfaces.PriorFit, tmp_path, **inputs, contrasts=[path])
+    with pytest.raises(ValueError, match='has 1 further contrasts, and 0 images of them'):
+        run(interfaces.PriorFit, tmp_path, **inputs, n_contrasts=1)
 
 
 def test_a_map_that_is_taken_as_it_is(data, tmp_path):

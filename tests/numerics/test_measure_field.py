@@ -119,3 +119,26 @@ def test_a_later_echo_whose_magnitude_and_phase_are_swapped_is_the_one_that_is_n
         ValueError, match=r'^m2, a magnitude by its name, has the values of a phase'
     ):
         measure_field(scan, MASK)
+
+
+@pytest.mark.parametrize(
+    'part, value, message',
+    [
+        ('magnitude', -1.0, r'magnitude\[\.\.\., 1\], a magnitude, has 1 negative voxels'),
+        ('magnitude', np.nan, r'magnitude\[\.\.\., 1\] has 1 voxels that are not finite'),
+        ('phase', np.nan, r'phase\[\.\.\., 1\] has 1 voxels that are not finite'),
+    ],
+)
+def test_what_no_echo_has_is_refused_outside_the_mask_too(part, value, message):
+    """Ghosts and lines of k-space are those of the whole image."""
+    wrong = np.array(getattr(SCAN, part), np.float32)
+    wrong[0, 0, 0, 1] = value
+    with pytest.raises(ValueError, match=message):
+        measure_field(SCAN._replace(**{part: wrong}), MASK)
+
+
+def test_the_phase_of_another_echo_is_refused():
+    phase = np.array(SCAN.phase)
+    phase[..., 2] = phase[..., 0]
+    with pytest.raises(ValueError, match=r'2\] \(.* ms\) is the same image as phase'):
+        measure_field(SCAN._replace(phase=phase), MASK)

@@ -331,3 +331,17 @@ def test_map_that_is_an_input_has_to_be_there(tmp_path, phantom):
 def test_workflows_of_what_cannot_be_are_refused(init, arguments, says):
     with pytest.raises(ValueError, match=says):
         init(**arguments)
+
+
+@pytest.mark.parametrize('takes', ['total', 'local'])
+def test_a_map_is_checked_where_its_field_is_known(takes):
+    """Not in fat, which the echo fit leaves out of the region that the inversion is given."""
+    node = pe.Node(niu.IdentityInterface(['field', 'mask', 'chi']), name='inner')
+    workflow = init_preconditioning_wf(Method(), Inner(node, takes=takes))
+    graph, take = workflow._graph, workflow.get_node('take_map')
+    sources = {
+        source.name: ports
+        for source, _, data in graph.in_edges(take, data=True)
+        if (ports := [own for own, port in data['connect'] if port == 'mask'])
+    }
+    assert sources == {'echo_fit': ['roi_mask']}

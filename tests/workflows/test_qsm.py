@@ -367,6 +367,7 @@ def test_further_contrasts_reach_the_fit_and_the_methods():
     assert 'contrasts' in wired(workflow, 'prior_fit')
     assert 'R2* and magnitude and of that of R2* and T1w' in workflow.__desc__
     assert 'T1w' not in init_precondqsm_wf().__desc__
+    assert workflow.get_node('prior_fit').inputs.n_contrasts == 1
 
 
 @pytest.mark.parametrize('r2', ['median', 'map', 'literature', 0.0, 12.5])

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from precondqsm_bids.numerics.arrays import side_by_side
+from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.phase.recognition import (
     SAME_IMAGE,
     fills_quarter_turn,
@@ -41,6 +41,23 @@ def check_not_phase(magnitude: npt.NDArray, name: str) -> None:
         )
 
 
+def check_not_negative(magnitude: npt.NDArray, name: str) -> None:
+    """Raise ValueError if a magnitude is negative somewhere, or has the values of a phase.
+
+    >>> check_not_negative(np.array([30000.0, -30000.0]), 'echo.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: echo.nii, a magnitude, has 1 negative voxels (least -30000): unsigned numbers ...
+    """
+    if magnitude.min() < 0:
+        check_not_phase(magnitude, name)
+        raise ValueError(
+            f'{name}, a magnitude, has {np.count_nonzero(magnitude < 0)} negative voxels (least '
+            f'{magnitude.min():g}): unsigned numbers stored as signed, or not a magnitude; export '
+            'the image again'
+        )
+
+
 def check_signed(real: npt.NDArray, imaginary: npt.NDArray, names: tuple[str, str]) -> None:
     """Raise ValueError if real and imaginary parts have lost their signs."""
     if unsigned_parts(real, imaginary):
@@ -53,12 +70,17 @@ def check_signed(real: npt.NDArray, imaginary: npt.NDArray, names: tuple[str, st
 
 
 def check_stored(scan: Scan, mask: Bools, workers: int = 1) -> None:
-    """Raise ValueError if a stored phase is a magnitude or that of another echo, or the magnitude
-    grows with time.
+    """Raise ValueError if an echo is not finite, a magnitude negative or growing with time, or a
+    stored phase a magnitude or that of another echo.
 
     Before the phase is scaled: the values of a magnitude are those of no phase.
     """
     magnitudes, names = scan.names('magnitude'), scan.names('phase')
+    for echo, name in zip((*scan.magnitude.T, *scan.phase.T), (*magnitudes, *names), strict=True):
+        if not np.isfinite(echo.sum()):
+            check_finite(echo, name)
+    for echo, name in zip(scan.magnitude.T, magnitudes, strict=True):
+        check_not_negative(echo, name)
     pairs = zip(scan.phase.T, scan.magnitude.T, strict=True)
     alike = [partial(likeness, phase.T, magnitude.T, mask) for phase, magnitude in pairs]
     likenesses = side_by_side(workers, *alike)
