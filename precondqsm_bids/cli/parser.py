@@ -10,6 +10,8 @@ from typing import Any
 
 from precondqsm_bids import __version__
 from precondqsm_bids.cli.checks import check
+from precondqsm_bids.cli.option_types import map_or_word, mask
+from precondqsm_bids.cli.option_types import path as path_of
 from precondqsm_bids.cli.options import (
     GROUP_SETTINGS,
     OPTIONS,
@@ -123,7 +125,20 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f'{path}: {error}') from error
     if fixed := sorted(SUBMIT_SETTINGS & set(values)):  # the jobs read this file, too
         raise ValueError(f'{path}: {", ".join(fixed)} goes on the command line only')
-    return values
+    return {name: _absolute(name, value) for name, value in values.items()}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """The value of a setting with its paths as those of an option: of the current folder."""
+    if isinstance(value, Path):
+        return path_of(str(value))
+    if name == 'derivatives':
+        return {key: path_of(str(folder)) for key, folder in value.items()}
+    if name == 'mask':
+        return mask(value)
+    if name == 'prior':
+        return tuple(map_or_word(word) for word in value)
+    return value
 
 
 def _as_settings(given: dict[str, Any]) -> dict[str, Any]:

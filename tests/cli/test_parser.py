@@ -433,3 +433,16 @@ def test_nothing_heavy_is_imported(option):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '[]'
     assert ('precondqsm_bids ' + __version__ in done.stdout) == (option == '--version')
+
+
+def test_relative_paths_of_a_settings_file_are_those_of_the_current_folder(parse, tmp_path):
+    for name in ('mask.nii', 'chi.nii'):
+        (tmp_path / name).touch()
+    (tmp_path / 'seg' / 'sub-01').mkdir(parents=True)
+    text = 'mask = "mask.nii"\nprior = ["map:chi.nii", "contrast"]\nwork_dir = "w"\n'
+    (tmp_path / 'set.toml').write_text(f'{text}[derivatives]\nseg = "seg"\n')
+    settings = parse('--config-file', 'set.toml')
+    assert settings.method.mask == str(tmp_path / 'mask.nii')
+    assert settings.method.prior == (f'map:{tmp_path}/chi.nii', 'contrast')
+    assert settings.work_dir == tmp_path / 'w'
+    assert settings.derivatives == {'seg': tmp_path / 'seg'}
