@@ -47,7 +47,8 @@ def status_of(error: BaseException, call: Call, again: str) -> int:
     from precondqsm_bids.inputs.run import InputError
 
     if isinstance(error, InputError):
-        print(f'precondqsm_bids: error: {error}', file=sys.stderr)
+        line = re.sub(r'\s*\n\s*', ' ', str(error))
+        print(f'precondqsm_bids: error: {line}', file=sys.stderr)
         return USAGE
     if isinstance(error, KeyboardInterrupt):
         say(f'interrupted; {again}', sys.stderr)

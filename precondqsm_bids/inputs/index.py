@@ -75,6 +75,7 @@ def index_dataset(
 ) -> list[File]:
     """Echoes, and the images of other suffixes, with what describes them."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from sqlalchemy.exc import SQLAlchemyError
 
     root, database_dir = root.absolute(), select.database_dir
     inside = [path.absolute() for path in select.ignore if root in path.absolute().parents]
@@ -96,6 +97,14 @@ def index_dataset(
         layout = BIDSLayout(root, validate=False, database_path=database_dir, indexer=indexer)
     except OSError as error:
         raise InputError(f'cannot index {root}: {error}') from error
+    except SQLAlchemyError as error:
+        reason = str(error).partition('\n')[0]
+        if database_dir is None:
+            raise InputError(f'cannot index {root}: {reason}') from error
+        raise InputError(
+            f'the index in {database_dir} cannot be read ({reason}): it is damaged, or of another '
+            'version of pybids; remove it'
+        ) from error
     if Path(layout.root).resolve() != root.resolve():
         raise InputError(
             f'the index in {database_dir} is that of {layout.root}, not of {root}: '

@@ -339,6 +339,7 @@ def test_plugin_files_that_are_refused(dataset, app, content, message):
     status, _, error = app('--use-plugin', 'plugin.yml')
     assert status == 2
     assert message in error
+    assert error.count('\n') == 1
 
 
 # -- the group level, on outputs written by hand ------------------------------------------------

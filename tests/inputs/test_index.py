@@ -106,3 +106,13 @@ def test_the_draft_folder_for_susceptibility(dataset):
     folder.rename(folder.with_name('swi'))
     (run,), problems = find(dataset.root)
     assert (run.label, problems) == ('sub-01', [])
+
+
+def test_an_index_that_cannot_be_read_is_named(dataset, tmp_path):
+    """Damaged, or made by another version of pybids."""
+    dataset.add_run()
+    index = tmp_path / 'db' / 'layout_index.sqlite'
+    index.parent.mkdir()
+    index.write_text('no index')
+    with pytest.raises(InputError, match=r'the index in .*/db cannot be read .*remove it$'):
+        find(dataset.root, database_dir=index.parent)
