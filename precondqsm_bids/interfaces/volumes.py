@@ -17,7 +17,7 @@ from isal import igzip
 from scipy import ndimage
 
 from precondqsm_bids.inputs.grid import GRID_TOLERANCE, sheared
-from precondqsm_bids.numerics.arguments import as_mask
+from precondqsm_bids.numerics.arguments import as_mask, check_labels
 from precondqsm_bids.numerics.arrays import check_finite, side_by_side
 from precondqsm_bids.numerics.dipole import b0_direction
 from precondqsm_bids.numerics.phase.checks import check_not_negative, check_not_phase
@@ -293,13 +293,24 @@ BETWEEN = 1e-3
 def whole_numbers(data: np.ndarray, path: str) -> np.ndarray:
     """Labels of an image as integers.
 
-    Raises ValueError for values between them, as an interpolation leaves them, or not finite.
+    Raises ValueError for values between them, as an interpolation leaves them, negative ones, of
+    which no table of values has a row, or not finite.
 
     >>> whole_numbers(np.array([0.0, 2.0]), 'labels.nii')
     array([0, 2])
+    >>> whole_numbers(np.array([0, -5]), 'labels.nii')
+    Traceback (most recent call last):
+    ...
+    ValueError: labels.nii has negative labels, such as -5 (in 1 voxels): labels are 1 and more ...
     """
     if data.dtype.kind in 'iu':
+        check_labels(data, path)
         return data
+    if np.isnan(data).any():
+        raise ValueError(
+            f'{path} is not a number (NaN) in {np.count_nonzero(np.isnan(data))} voxels: set it '
+            'to 0 where there is no label'
+        )
     with np.errstate(invalid='ignore'):
         wrong = ~(np.abs(data - np.rint(data)) <= BETWEEN)
     if wrong.any():
@@ -308,7 +319,9 @@ def whole_numbers(data: np.ndarray, path: str) -> np.ndarray:
             f'{np.count_nonzero(wrong)} voxels): it was interpolated; resample it to the nearest '
             'neighbour'
         )
-    return np.rint(data).astype(int)
+    labels = np.rint(data).astype(int)
+    check_labels(labels, path)
+    return labels
 
 
 def grid(path: str) -> tuple[tuple[int, ...], np.ndarray]:

@@ -137,7 +137,18 @@ def as_labels(values: Any, name: str) -> npt.NDArray:
             f'{name} has values that are no whole numbers, such as {wrong[0]:g}: resample labels '
             'to the nearest neighbour'
         )
+    check_labels(array, name)
     return array
+
+
+def check_labels(labels: npt.NDArray, name: str) -> None:
+    """Raise ValueError if labels are negative: regions are numbered from 1."""
+    if labels.size and labels.min() < 0:
+        raise ValueError(
+            f'{name} has negative labels, such as {labels.min():g} (in '
+            f'{np.count_nonzero(labels < 0)} voxels): labels are 1 and more (unsigned numbers '
+            'stored as signed?); number them again'
+        )
 
 
 def _is_positive(number: Any) -> bool:

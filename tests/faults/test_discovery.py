@@ -290,6 +290,12 @@ def sidecar_to_nowhere(dataset):
     path.symlink_to('annex/object')
 
 
+def dataset_of_another_program(dataset):
+    Path('out').mkdir()
+    made_by = {'Name': 'theirs', 'BIDSVersion': '1.9.0', 'GeneratedBy': [{'Name': 'fMRIPrep'}]}
+    Path('out', 'dataset_description.json').write_text(json.dumps(made_by))
+
+
 def folder_called(name):
     return lambda dataset: dataset.add_run().rename(dataset.root / 'sub-01' / name)
 
@@ -1065,6 +1071,12 @@ USAGE = [
         options=('--field', 'derivatives'),
     ),
     case(
+        'output-folder-of-another-program',
+        both(plain, dataset_of_another_program),
+        'the output folder ',
+        'is the dataset "theirs" of fMRIPrep, whose description would be written over',
+    ),
+    case(
         'field-of-the-output-folder',
         both(plain, lambda dataset: Path('out').mkdir()),
         'is one of -d/--derivatives, and its fields would be written over while they are read',
@@ -1122,7 +1134,8 @@ def test_usage(case, app, dataset):
     assert status == 2
     (line,) = said.splitlines()
     check(case.said, line, dataset.root)
-    assert not list(Path().glob('out/*'))
+    for path in Path().glob('out/*'):  # what the case has put there itself
+        assert '"theirs"' in path.read_text()
 
 
 def called(name, suffixes=('.nii.gz', '.json')):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import precondqsm_bids
+from precondqsm_bids.interfaces import Uncertainty
 from precondqsm_bids.phantom.spec import TubesSpec
 from precondqsm_bids.phantom.tubes import simulate_tubes
 
@@ -464,3 +465,24 @@ def test_no_map_is_left(images, masks):
         written = {path.name.partition('_')[2] for path in out.glob('sub-*/**/*.nii*')}
         assert written <= {'desc-shape_mask.nii.gz', 'desc-roi_mask.nii.gz'}
         assert not list(out.glob('sub-*/anat/.*'))
+
+
+@pytest.mark.parametrize(
+    'value, dtype, words',
+    [
+        (-5, np.int16, r'has negative labels, such as -5 \(in 8 voxels\)'),
+        (-5, np.float32, 'has negative labels, such as -5'),
+        (np.nan, np.float32, r'is not a number \(NaN\) in 8 voxels: set it to 0'),
+        (0.5, np.float32, r'has labels that are no whole numbers, such as 0\.5'),
+    ],
+)
+def test_labels_that_no_table_has_are_refused(tmp_path, value, dtype, words):
+    """Negative ones had no row in the table of values, and nothing said so."""
+    labels = ball(6).astype(dtype)
+    labels[:2, :2, :2] = value
+    images = {name: np.ones(SHAPE, np.float32) for name in ('local_field', 'field_sd', 'mask')}
+    images |= dict.fromkeys(('prior_chi', 'residual_chi'), np.zeros(SHAPE, np.float32))
+    inputs = {name: save(tmp_path / f'{name}.nii', data) for name, data in images.items()}
+    path = save(tmp_path / 'labels.nii', labels)
+    with pytest.raises(ValueError, match=rf'labels\.nii {words}'):
+        Uncertainty(**inputs, labels=path).run(cwd=str(tmp_path))
