@@ -49,6 +49,8 @@ def ordinary(**changes):
         'echo_phase': phases(0.1),
         'body_turns': (),
         'fat': np.zeros(SHAPE, bool),
+        'magnitude': np.ones(SHAPE, np.float32),
+        'ringing': None,
     }
     return EchoFit(**values | changes)
 
