@@ -78,6 +78,8 @@ MEASURES = (
     Measure('ghost_size', 'echo_fit',
             'Phase of the phase-encoding lines in the last echo by a field that fluctuates, root '
             'mean square, taken off', 'rad', report=Row(65, 'Ghosts', wording.ghosts)),
+    Measure('ringing', 'echo_fit', 'Correction of ringing along each axis', column=False,
+            report=Row(66, 'Ringing', wording.ringing)),
     Measure('misfit_fraction', 'echo_fit',
             'Share of voxels that one field and one R2* do not describe',
             report=Row(

@@ -133,11 +133,28 @@ def before(
         _given_field(one_echo)
         if method.field_given
         else _field(one_echo, phase_difference, offset == 'voxelwise'),
+        *_corrections(record.get('echo_fit', {})),
         _estimate(method, one_echo, record.get('prior_fit', {})),
         f'The field of this estimate{shape if used else ""}, computed by convolution with '
         'the voxel-integrated dipole [@marques2005; @jenkinson2004], was subtracted from the '
         f'total field{shift}.',
     ]
+
+
+def _corrections(fit: Mapping[str, Any]) -> list[str]:
+    """What was taken off the images before or in the fit of the echoes."""
+    found = []
+    if fit.get('ghost_axis'):
+        found.append(
+            'Before that, ghosts of a field that fluctuates during the scan were taken off the '
+            'images by what they leave in the air [@atkinson1997].'
+        )
+    if fit.get('ringing'):
+        found.append(
+            'R2* was fitted to magnitudes freed of ringing by local shifts of the grid '
+            '[@kellner2016].'
+        )
+    return found
 
 
 def _reference(reference: str) -> str:

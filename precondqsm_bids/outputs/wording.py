@@ -367,6 +367,16 @@ def ghosts(fit: Numbers, record: Numbers) -> str | None:
     )
 
 
+def ringing(fit: Numbers, record: Numbers) -> str | None:
+    """Ringing that was taken off the magnitude."""
+    if not fit.get('ringing'):
+        return None
+    shares = ', '.join(
+        f'{axis} ({share:.0%})' for axis, share in zip('ijk', fit['ringing'], strict=True) if share
+    )
+    return f'of edges, since k-space ends, along {shares}: taken off R2*, S0 and magnitude'
+
+
 def bodies(fit: Numbers, record: Numbers) -> str | None:
     """Number of bodies of the region, and their turns against the largest."""
     count = fit.get('bodies')

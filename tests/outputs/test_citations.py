@@ -68,6 +68,12 @@ def test_text_of_a_run_says_what_was_found_and_done():
     assert (
         'as far as it explains of the field, as mirrored, turned or shifted it is like it' in alone
     )
+    assert 'ringing' not in text
+    assert 'ghosts' not in text
+    mended = done(summary(echo_fit={'ghost_axis': 'j', 'ringing': [1.0, 1.0, 0.0]}))
+    assert 'ghosts of a field that fluctuates' in mended
+    assert 'freed of ringing' in mended
+    assert {'atkinson1997', 'kellner2016'} <= set(cited(mended)) & set(entries())
     own = done(summary(echo_fit={'offset_model': 'voxelwise'}))
     assert 'with an offset of its own in each voxel' in own
     text = done(

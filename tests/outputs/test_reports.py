@@ -684,3 +684,9 @@ def test_regions_of_the_prior_are_named():
         'red nucleus (value and pattern)'
     )
     assert wording.support({}, {}) is None
+
+
+def test_ringing_names_its_axes():
+    assert wording.ringing({'ringing': None}, {}) is None
+    text = wording.ringing({'ringing': [1.0, 0.0, 0.25]}, {})
+    assert 'along i (100%), k (25%)' in text
