@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arguments import check_labels, checked
 from precondqsm_bids.numerics.arrays import from_box, side_by_side
 from precondqsm_bids.numerics.bodies import bodies
 from precondqsm_bids.numerics.closed_form import closed_form
@@ -220,6 +220,8 @@ def map_uncertainty(
     names = MapInputs._fields[:4]
     if not mask.any():
         raise ValueError('the mask is empty: there is no map to be uncertain of')
+    if labels is not None:
+        check_labels(labels, 'labels')
     box = bounding_box(mask)
     images: Any = {name: np.asarray(getattr(given, name)[box], np.float32) for name in names}
     if given.prior_sd is not None:

@@ -181,7 +181,7 @@ def _telling_spacing(echoes: Echoes) -> float | None:
     pairs = np.minimum(size[:, 1:], size[:, :-1]) * spacing
     alike = np.abs(spacing - spacing[:, None]) < 0.01 * spacing[:, None] + 1e-7
     precision = np.array([np.median(np.sqrt((pairs[:, pair] ** 2).sum(1))) for pair in alike])
-    if precision[np.argmin(spacing)] * BY_FAR > precision.max():
+    if precision[np.argmin(spacing)] * BY_FAR >= precision.max():
         return None
     return float(spacing[precision > precision.max() / 2].min())
 

@@ -239,6 +239,16 @@ def test_what_cannot_be_is_refused(change, message):
         map_uncertainty(given, geometry)
 
 
+def test_negative_labels_are_refused():
+    image, mask = np.zeros((8, 8, 8), np.float32), np.ones((8, 8, 8), bool)
+    given, geometry = (
+        MapInputs(image, image, image, image, 0.1),
+        Geometry(mask, (1, 1, 1), (0, 0, 1)),
+    )
+    with pytest.raises(ValueError, match=r'labels has negative labels, such as -1 \(in 512'):
+        map_uncertainty(given, geometry, -mask.astype(int))
+
+
 def test_labels_of_another_shape_are_refused():
     image, mask = np.zeros((8, 8, 8), np.float32), np.ones((8, 8, 8), bool)
     geometry = Geometry(mask, (1, 1, 1), (0, 0, 1))
