@@ -284,17 +284,23 @@ def _fit_decay(
     echoes: Echoes, field: F32, prediction: F32, smooth: Offset, noise: F32
 ) -> tuple[Decay, npt.NDArray]:
     """The field with the offset fixed, in place, the decay, and usable echoes with neighbours'."""
-    fit_offset = False if smooth.model == 'quartic' else smooth.own
     if smooth.model != 'voxelwise':
         repair_wraps(echoes, field, smooth.offset, smooth.own)
-        fit_phase(echoes, field, smooth.offset, fit_offset)
+        fit_phase(echoes, field, smooth.offset, smooth.free)
     across = field_across_voxels(field + prediction, echoes.mask, echoes.workers)
-    decay = fit_signal(echoes, field, smooth.offset, across, noise, fit_offset)
+    decay = fit_signal(echoes, field, smooth.offset, across, noise, smooth.free)
     _doubt_field(echoes, field, smooth, decay, noise)
+    return decay, _pooled(echoes, field, smooth, decay, noise)
+
+
+def _pooled(
+    echoes: Echoes, field: F32, smooth: Offset, decay: Decay, noise: F32
+) -> npt.NDArray[np.uint8]:
+    """Usable echoes with neighbours', and R2* and S0 by these, in place."""
     pooled = pool_decay(echoes, field, smooth.offset, decay, noise)
     # A decay of which one echo or none is seen could be any: no number is better than noise.
     decay.r2star[pooled < 2] = decay.s0[pooled < 2] = 0
-    return decay, pooled
+    return pooled
 
 
 def _take_off_ringing(
@@ -344,11 +350,9 @@ def _decay_again(
 
     The field and all that is said of it stay as they were measured.
     """
-    fit_offset = False if smooth.model == 'quartic' else smooth.own
     across = field_across_voxels(field + prediction, echoes.mask, echoes.workers)
-    own = fit_signal(echoes, field.copy(), smooth.offset.copy(), across, noise, fit_offset)
-    pooled = pool_decay(echoes, field, smooth.offset, own, noise)
-    own.r2star[pooled < 2] = own.s0[pooled < 2] = 0
+    own = fit_signal(echoes, field.copy(), smooth.offset.copy(), across, noise, smooth.free)
+    pooled = _pooled(echoes, field, smooth, own, noise)
     return decay._replace(r2star=own.r2star, r2star_sd=own.r2star_sd, s0=own.s0), pooled
 
 

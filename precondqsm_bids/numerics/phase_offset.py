@@ -50,6 +50,11 @@ class Offset(NamedTuple):
     model: str
     """``quartic``, ``spline`` or ``voxelwise``."""
 
+    @property
+    def free(self) -> Bools | bool:
+        """Where the offset is fitted beside the field: nowhere, if a quartic describes it."""
+        return False if self.model == 'quartic' else self.own
+
 
 def smooth_offset(
     offset: F32,

@@ -1,13 +1,14 @@
 """Ringing of edges, since k-space ends: found in the magnitude, and taken off it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from precondqsm_bids.numerics.arrays import side_by_side
 from precondqsm_bids.numerics.dipole import bounding_box, frequencies
 from precondqsm_bids.numerics.echoes import sample
 
@@ -254,8 +255,8 @@ def _level(lines: F32) -> tuple[npt.NDArray, npt.NDArray]:
 def _in_parts(lines: F32, workers: int, function: Callable[[slice], None]) -> None:
     """Call a function with slices of lines."""
     step = max(1, PART_VALUES // lines.shape[1])
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(function, (slice(k, k + step) for k in range(0, len(lines), step))))
+    parts = (slice(k, k + step) for k in range(0, len(lines), step))
+    side_by_side(workers, *(partial(function, part) for part in parts))
 
 
 def _places(lines: F32, cut: bool, workers: int) -> npt.NDArray[np.int8]:
