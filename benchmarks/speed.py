@@ -80,11 +80,13 @@ def main(argv=None):
 def run(raw, folder, log):
     """Reconstruct; what each node took goes to the log, a line each."""
     from precondqsm_bids.cli.run import main as app
+    from precondqsm_bids.numerics.solver import DipoleSystem
     from precondqsm_bids.workflows import plugins
 
     counts, lock, worker = Counter(), threading.Lock(), plugins._work
     for name in TRANSFORMS:
         setattr(scipy.fft, name, counted(name, counts, lock))
+    DipoleSystem.multiply = convolutions(DipoleSystem.multiply, counts, lock)
 
     def measured(parent, sender, node, *arguments):
         """Each node has a process of its own: what the process took is what it took."""
@@ -114,9 +116,27 @@ def counted(name, counts, lock):
 
     def call(x, *arguments, **given):
         size = {key: value for key, value in given.items() if key != 'overwrite_x'}
-        with lock:
-            counts[name, x.shape, x.dtype.str, json.dumps([arguments, size])] += 1
+        # Those of the solver are parts of convolutions, which are counted as such.
+        if sys._getframe(1).f_globals['__name__'] != 'precondqsm_bids.numerics.solver':
+            with lock:
+                counts[name, x.shape, x.dtype.str, json.dumps([arguments, size])] += 1
         return transform(x, *arguments, **given)
+
+    return call
+
+
+def convolutions(multiply, counts, lock):
+    """The solver's product with the kernel, which counts a pair of whole transforms."""
+
+    def call(system, spectrum, i, **given):
+        if i == 0:
+            shape, workers = system.grid.shape, system.workers
+            there = json.dumps([[], {'workers': workers}])
+            back = json.dumps([[], {'s': shape, 'workers': workers}])
+            with lock:
+                counts['rfftn', shape, '<f4', there] += 1
+                counts['irfftn', system.kernel.shape, '<c8', back] += 1
+        return multiply(system, spectrum, i, **given)
 
     return call
 
@@ -252,7 +272,9 @@ def page(results, where):
         '## Stages',
         '',
         "The floor is what the stage's Fourier transforms alone take: as many and as large, with",
-        'as many threads. The memory is what the stage adds to that of the main process.',
+        'as many threads; convolutions of the solver, which leave out what is zero or not needed,',
+        'count as pairs of whole ones. The memory is what the stage adds to that of the main',
+        'process.',
     ]
     for result in results:
         lines += ['', f'### {title(result)}', '', *stage_rows(result)]

@@ -70,7 +70,7 @@ def pdf(
     mask, by conjugate gradients on the normal equations. The iteration is semi-convergent: its
     number regularises, and 30 is right; hundreds fit noise and local sources.
 
-    Memory: 36 bytes per voxel of the mask's box with its margin; transforms: two pairs an
+    Memory: 32 bytes per voxel of the mask's box with its margin; transforms: two pairs an
     iteration and one at either end.
 
     Parameters
@@ -119,8 +119,8 @@ def pdf(
         raise ValueError(f'the number of PDF iterations must be positive: {iterations}')
     system = DipoleSystem(mask, voxel_size, b0_dir, workers)
     outside = np.float32(1) - system.grid.embed(mask)
-    w_squared = system.grid.embed(mask if weights is None else weights * mask) ** 2
-    residual = system.grid.embed(field * mask)
+    w_squared = system.grid.in_box(mask if weights is None else weights * mask) ** 2
+    residual = system.grid.in_box(field * mask)
     if start is None:
         sources = np.zeros(system.grid.shape, np.float32)
     elif start.shape != system.grid.shape:
@@ -130,7 +130,7 @@ def pdf(
         )
     else:
         sources = outside * start
-        residual -= system.convolve(sources)
+        residual -= system.convolve(sources)[system.grid.inner]
     ratio = system.descend(sources, residual, w_squared, outside, iterations)
     background = system.grid.extract(system.convolve(sources), mask.shape)
     background[~mask] = 0

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import fft, ndimage
 
 from precondqsm_bids.numerics.arguments import checked
+from precondqsm_bids.numerics.arrays import from_box
 from precondqsm_bids.numerics.dipole import Geometry
 from precondqsm_bids.numerics.solver import solver_grid
 
@@ -97,8 +98,8 @@ def vsharp(
     if not mask.any():
         raise ValueError('the mask is empty: there is no field to remove a background from')
     grid, sizes = solver_grid(mask), np.asarray(geometry.voxel_size, float)
-    depth = ndimage.distance_transform_edt(grid.embed(mask) > 0, sampling=sizes)
-    depth = depth.astype(np.float32)
+    padded = ndimage.distance_transform_edt(np.pad(mask[grid.box], 1), sampling=sizes)
+    depth = padded[1:-1, 1:-1, 1:-1].astype(np.float32)
     taken = float(np.quantile(depth[depth > 0], 1 - LEAST_FRACTION))
     radii = _radii(sizes, min(largest_radius, taken / 1.0001))
     if depth.max() <= radii[0] * 1.00005:
@@ -118,10 +119,10 @@ def vsharp(
     for radius in radii:
         kept = 1 - _sphere(grid.shape, sizes, radius, geometry.workers)
         fits = depth > radius * 1.00005
-        filtered[fits] = back(spectrum * kept)[fits]
+        filtered[grid.inner][fits] = back(spectrum * kept)[grid.inner][fits]
     inverse = np.where(np.abs(kept) < threshold, 0, 1 / np.maximum(np.abs(kept), 1e-6))
     local = back(fft.rfftn(filtered, workers=geometry.workers) * (inverse * np.sign(kept)))
-    known = grid.extract(depth > radii[0] * 1.00005, mask.shape) > 0
+    known = from_box(depth > radii[0] * 1.00005, grid.box, mask.shape)
     local = np.where(known, grid.extract(local, mask.shape), 0).astype(np.float32)
     background = np.where(known, field - local, 0).astype(np.float32)
     return Vsharp(local, background, known, tuple(radii))

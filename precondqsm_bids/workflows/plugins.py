@@ -429,21 +429,25 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _share_memory() -> None:
+def _keep_memory() -> None:
     """Have all threads of this process take from one heap what any of them has given back.
 
-    Else each keeps a heap of its own: a fit with two threads held a third more. The C library of
-    GNU alone has several.
+    Else each keeps a heap of its own: a fit with two threads held a third more. Large arrays are
+    on that heap too, and it does not shrink: the system clears each page that it hands out, which
+    was a third of its time in a run whose arrays come and go. The process ends with its node. The
+    C library of GNU alone can do it.
     """
-    m_arena_max = -8  # of <malloc.h>
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # of <malloc.h>
     if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
         mallopt(m_arena_max, 1)
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _work(parent: int, sender: Connection, node: Any, updatehash: bool, taskid: int) -> None:
     """Run a node and send its result to the main process."""
     _end_with(parent)
-    _share_memory()
+    _keep_memory()
     # The handlers are the main process's: here a signal simply ends the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup

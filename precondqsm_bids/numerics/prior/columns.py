@@ -65,8 +65,7 @@ class Columns:
         start: npt.NDArray[np.float64],
     ):
         self.size, self.values = size, start / size
-        box, first = system.grid.box, system.grid.inner[0].start
-        self.planes = [slice(x.start - first, x.stop - first) for x, _, _ in system.boxes]
+        box, self.planes = system.grid.box, system.planes
         self.plane_size = int(np.prod([part.stop - part.start for part in box[1:]]))
         self.hats: list[_Hats] = []
         voxels = np.flatnonzero(mask)

@@ -75,7 +75,7 @@ class Start(NamedTuple):
     sources: F32
     """Sources outside, ppm, on the solver's grid."""
     residual: F32
-    """The field without theirs, ppm."""
+    """The field without theirs, ppm, on the mask's box."""
     inner_size: float
     """Expected size of the susceptibility inside, ppm."""
     outer_size: float = OUTER_SIZE
@@ -225,7 +225,7 @@ def fit_prior(
     state = _Fit(start, bases, geometry, weights, shape_sd)
     del start  # its arrays are needed no more
     if options.tissue_shift and (own := shifted(bases)):
-        state.shift = TissueShift(own, mask, state.rows, state.system, inner_size)
+        state.shift = TissueShift(own, mask, state.system, inner_size)
     for i in range(rounds):
         if i:
             state.reweigh()
@@ -253,19 +253,19 @@ def outer_start(
     mask = geometry.mask
     system = DipoleSystem(*geometry, margin=margin)
     grid = system.grid
-    sources, residual = np.zeros(grid.shape, np.float32), grid.embed(field * mask)
+    sources, residual = np.zeros(grid.shape, np.float32), grid.in_box(field * mask)
     if inner_size is not None:
         return Start(system, sources, residual, inner_size)
     weights = mask.astype(np.float32) if field_sd is None else noise_weights(field_sd, mask)
     outside = np.float32(1) - grid.embed(mask)
-    system.descend(sources, residual, grid.embed(weights) ** 2, outside, PDF_ITERATIONS)
+    system.descend(sources, residual, grid.in_box(weights) ** 2, outside, PDF_ITERATIONS)
     inside = mask[grid.box]
-    inner_size = _robust_rms(residual[grid.inner][inside], weights[grid.box][inside])
+    inner_size = _robust_rms(residual[inside], weights[grid.box][inside])
     return Start(system, sources, residual, inner_size)
 
 
 class _Fit:
-    """The unknowns, what they leave of the field, and the weights, on the solver's grid."""
+    """The unknowns, and on the mask's box what they leave of the field, and the weights."""
 
     def __init__(
         self,
@@ -279,21 +279,20 @@ class _Fit:
         self.geometry, self.bases, self.inner_size = geometry, bases, inner_size
         self.system = start.system
         self.grid = grid = self.system.grid
-        self.inside = np.zeros(grid.shape, bool)
-        self.inside[grid.inner] = mask[grid.box]
-        self.rows = np.flatnonzero(self.inside)
+        self.inside = mask[grid.box]
         self.size = np.concatenate([_expected_size(basis, inner_size) for basis in bases])
         expected = np.concatenate([np.full(basis.parcels, basis.expected) for basis in bases])
         self.unknowns = Columns(bases, mask, self.system, self.size, expected)
-        self.expected_squared = np.where(self.inside, 0, np.float32(start.outer_size**2))
+        self.expected_squared = np.full(grid.shape, start.outer_size**2, np.float32)
+        self.expected_squared[grid.inner][self.inside] = 0
         if shape_sd is not None:
-            self.expected_squared += grid.embed(shape_sd * mask) ** 2
-        self.w_squared = grid.embed(weights) ** 2
+            self.expected_squared[grid.inner] += grid.in_box(shape_sd * mask) ** 2
+        self.w_squared = grid.in_box(weights) ** 2
         self.sources, self.residual = start.sources.copy(), start.residual.copy()
         self._expect(self.prior())
         self.robust = np.ones(np.count_nonzero(mask), np.float32)
         self.w_robust = self.w_squared.copy()
-        self.free_squared = np.zeros_like(self.sources)
+        self.free_squared = np.zeros_like(self.w_squared)
         self.shift: TissueShift | None = None
 
     def _expect(self, prior: F32) -> None:
@@ -305,10 +304,10 @@ class _Fit:
         if not prior.any():
             return
         projected = self.sources.any()
-        self.residual += self.system.convolve(self.sources - prior)
+        self.residual += self.system.convolve(self.sources - prior)[self.grid.inner]
         self.sources[...] = 0
         if projected:
-            outside = np.float32(1) - self.inside
+            outside = np.float32(1) - self.grid.embed(self.geometry.mask)
             self.system.descend(
                 self.sources, self.residual, self.w_squared, outside, PDF_ITERATIONS
             )
@@ -323,21 +322,21 @@ class _Fit:
 
     def reweigh(self) -> None:
         """Take weight from the voxels that the fit leaves far off."""
-        w_squared = self.w_squared.reshape(-1)[self.rows]
-        self.robust = _huber(self.residual.reshape(-1)[self.rows], w_squared)
-        self.w_robust.reshape(-1)[self.rows] = w_squared * self.robust
+        w_squared = self.w_squared[self.inside]
+        self.robust = _huber(self.residual[self.inside], w_squared)
+        self.w_robust[self.inside] = w_squared * self.robust
 
     def free_voxels(self) -> None:
         """Make unknowns of the voxels in which the inversion of the residual shows a source."""
         mask = self.geometry.mask
-        residual = without_outliers(self.grid.extract(self.residual, mask.shape), mask)
+        residual = without_outliers(from_box(self.residual, self.grid.box, mask.shape), mask)
         if np.abs(residual).max() <= NOTHING:
             return
         form = closed_form(self.geometry)
         spectrum = form.spectrum(residual)
         shown = form.volume(form.divided(spectrum, least_risk(form, spectrum)))
-        self.free_squared = self.grid.embed(free_sizes(shown, mask)) ** 2
-        self.expected_squared += self.free_squared
+        self.free_squared = self.grid.in_box(free_sizes(shown, mask)) ** 2
+        self.expected_squared[self.grid.inner] += self.free_squared
 
     def descend(self, iterations: int) -> None:
         """Conjugate-gradient iterations with the weights that there are."""
@@ -349,8 +348,7 @@ class _Fit:
     def result(self, free_voxels: bool, model_error: float) -> PriorFit:
         """The fit, and what of the local field it explains."""
         mask, grid, box = self.geometry.mask, self.grid, self.grid.inner
-        prior = self.prior()
-        inside = mask[grid.box]
+        prior, inside = self.prior(), self.inside
         free, surface = self._free_and_surface(prior, inside)
         prior[box] += free
         constant = np.float32(0)
@@ -385,13 +383,19 @@ class _Fit:
             float(np.mean(self.robust < 0.5)),
             model_error,
             shift,
-            np.where(self.inside, np.float32(0), self.sources),
+            self.outer_chi(),
         )
+
+    def outer_chi(self) -> F32:
+        """Sources outside, ppm, on the solver's grid."""
+        sources = self.sources.copy()
+        sources[self.grid.inner][self.inside] = 0
+        return sources
 
     def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
         """Sources inside beyond the bases: of free voxels, and of the object's surface, ppm."""
         box = self.grid.inner
-        expected_squared, free_squared = self.expected_squared[box], self.free_squared[box]
+        expected_squared, free_squared = self.expected_squared[box], self.free_squared
         surface = np.zeros(inside.shape, np.float32)
         where = inside & (expected_squared > 0)
         np.subtract(self.sources[box], prior[box], out=surface, where=where)
@@ -415,8 +419,7 @@ class _Fit:
         ----------
         Shapley LS, Contributions to the Theory of Games II, 1953;307 (the value of a player).
         """
-        box = self.grid.inner
-        residual, w_squared = self.residual[box], self.w_robust[box]
+        box, residual, w_squared = self.grid.inner, self.residual, self.w_robust
         total = float(np.sum((w_squared * (residual + field_of_prior) ** 2), dtype=float))
         left = float(np.sum(w_squared * residual**2, dtype=float))
         both = w_squared * (field_of_prior + 2 * residual)

@@ -58,7 +58,6 @@ class TissueShift:
         self,
         bases: Sequence[Basis],
         mask: npt.NDArray[np.bool_],
-        rows: npt.NDArray[np.intp],
         system: DipoleSystem,
         inner_size: float,
     ):
@@ -68,55 +67,51 @@ class TissueShift:
             found.append((voxel, cell + first, weight))
             first += basis.parcels
         row, column, weight = (np.concatenate(part) for part in zip(*found, strict=True))
-        self.cells = sparse.csr_array((weight, (row, column)), shape=(rows.size, first))
-        self.rows, self.inner_size = rows, inner_size
+        inside = mask[system.grid.box]
+        self.inside, self.inner_size = inside, inner_size
         self.size = START * inner_size
         self.values = np.zeros(first)
-        # Of each part of the solver's grid: its voxels in the region, and their rows.
-        plane = int(np.prod(system.grid.shape[1:]))
-        firsts = [part.start * plane for part in system.parts]
-        bounds = [*np.searchsorted(rows, firsts), rows.size]
-        self.parts = [
-            (rows[a:b] - start, self.cells[a:b])
-            for a, b, start in zip(bounds, bounds[1:], firsts, strict=False)
-        ]
+        # A row for each voxel of the mask's box, those outside the mask empty.
+        voxels = np.flatnonzero(inside).astype(np.int32)
+        cells = sparse.csr_array((weight, (voxels[row], column)), shape=(inside.size, first))
+        plane = inside[0].size
+        self.parts = [cells[x.start * plane : x.stop * plane] for x in system.planes]
         self.coefficients = np.zeros(first, np.float32)
-        self.found = [np.zeros(first)] * len(self.parts)
+        self.found = [np.zeros(first, np.float32)] * len(self.parts)
 
     def field(self, values: npt.NDArray[np.float64]) -> F32:
         """Shift of each voxel of the mask, ppm, of values in units of their expected size."""
-        return self.cells @ (self.size * values).astype(np.float32)
+        coefficients = (self.size * values).astype(np.float32)
+        return np.concatenate([part @ coefficients for part in self.parts])[self.inside.ravel()]
 
     def set(self, values: npt.NDArray[np.float64]) -> None:
         """Take these values, in units of their expected size, for :meth:`add`."""
         self.coefficients = (self.size * values).astype(np.float32)
 
     def add(self, i: int, field: F32) -> None:
-        """Add their shift to part ``i`` of a field, ppm, on the solver's grid."""
-        place, cells = self.parts[i]
-        field.reshape(-1)[place] += cells @ self.coefficients
+        """Add their shift to the box of part ``i`` of a field, ppm."""
+        field += (self.parts[i] @ self.coefficients).reshape(field.shape)
 
-    def collect(self, i: int, w_squared: F32, residual: F32) -> None:
-        """Take part ``i`` of the residual and its weights for :meth:`transposed`."""
-        place, cells = self.parts[i]
-        weighted = w_squared.reshape(-1)[place] * residual.reshape(-1)[place]
-        self.found[i] = cells.T @ weighted.astype(np.float64)
+    def collect(self, i: int, weighted: F32) -> None:
+        """Take the box of part ``i`` of the weighted residual for :meth:`transposed`."""
+        self.found[i] = self.parts[i].T @ weighted.reshape(-1)
 
     def transposed(self) -> npt.NDArray[np.float64]:
         """The gradient: their cells' sums of the weighted residual that was collected."""
-        return self.size * np.sum(self.found, axis=0)
+        found: npt.NDArray[np.float64] = np.stack(self.found).sum(axis=0, dtype=np.float64)
+        return self.size * found
 
     def resize(self, residual: F32) -> None:
         """Take the size that the shift has as the one that is expected.
 
         A shift that has not grown beyond its start is given back to the ``residual`` (ppm, on the
-        solver's grid) but for the square of that ratio: an unknown of small expected size does
+        mask's box) but for the square of that ratio: an unknown of small expected size does
         not move back on its own.
         """
         shift = self.field(self.values)
         sd = float(np.std(shift, dtype=np.float64))
         kept = min(1.0, (sd / self.size) ** 2)
-        residual.reshape(-1)[self.rows] += np.float32(1 - kept) * shift
+        residual[self.inside] += np.float32(1 - kept) * shift
         size = np.clip(kept * sd, self.size / STEP, self.size * STEP)
         size = float(np.clip(size, LEAST * self.inner_size, MOST * self.inner_size))
         self.values *= kept * self.size / size
