@@ -1,7 +1,7 @@
 """Verdict: how far the field supports a prior, against priors that know nothing."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -214,13 +214,20 @@ def _trust(beyond: float) -> float:
 class _Coarse(CoarseRegion):
     """The prior on the grid of the blocks."""
 
+    @cached_property
+    def averages(self) -> sparse.csr_array:
+        """What takes the mean over the voxels of each block, (blocks, voxels)."""
+        count = self.number.size
+        weights = 1 / self.count[self.number].astype(np.float32)
+        rows = self.number.astype(np.int32), np.arange(count + 1, dtype=np.int32)
+        return sparse.csr_array((weights, *rows), (count, self.count.size)).T.tocsr()
+
     def rows(self, basis: Basis) -> sparse.csr_array:
         """Cells of the coarse region, (voxels, cells): means of the weights of the voxels."""
         voxel, label, weight = cells_of(basis, self.mask)
-        block = self.number[voxel]
-        shape = self.count.size, int(label.max(initial=0)) + 1
-        rows = sparse.csr_array((weight / self.count[block], (block, label)), shape=shape)
-        return rows[np.flatnonzero(self.geometry.mask)]
+        shape = self.number.size, int(label.max(initial=0)) + 1
+        blocks = self.averages @ sparse.csr_array((weight, (voxel, label)), shape)
+        return blocks[np.flatnonzero(self.geometry.mask)]
 
     def basis(self, rows: sparse.csr_array, like: Basis) -> Basis:
         """Basis of these cells on the coarse grid, in the windows of space of the fine one."""
@@ -296,15 +303,15 @@ def _least_alike(
         turns.append((name, abs(float(ranks @ turned)) / norm, source))
     turns = [turn for turn in turns if round(turn[1], TIE) <= MOST_ALIKE]
     turns.sort(key=lambda turn: round(turn[1], TIE))
-    columns = sparse.hstack(cells).tocsr().astype(float)
+    columns = np.hstack([rows.toarray() for rows in cells]).astype(float)
     most = max(MOST_DESCRIBED * _described(prior, columns), NOTHING)
     return list(islice((t for t in turns if _described(prior, columns[t[2]]) <= most), NULLS))
 
 
-def _described(prior: npt.NDArray, columns: sparse.csr_array) -> float:
+def _described(prior: npt.NDArray, columns: npt.NDArray[np.float64]) -> float:
     """Fraction of a prior's variance that these cells describe."""
     left = prior - prior.mean(dtype=float)
     energy = float(left @ left)
-    normal = (columns.T @ columns).toarray()
+    normal = columns.T @ columns
     left -= columns @ np.linalg.lstsq(normal, columns.T @ left, rcond=1e-6)[0]
     return 1 - float(left @ left) / energy if energy > 0 else 0.0
