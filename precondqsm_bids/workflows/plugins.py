@@ -432,15 +432,16 @@ def _end_with(parent: int) -> None:
 def _keep_memory() -> None:
     """Have all threads of this process take from one heap what any of them has given back.
 
-    Else each keeps a heap of its own: a fit with two threads held a third more. Large arrays are
-    on that heap too, and it does not shrink: the system clears each page that it hands out, which
-    was a third of its time in a run whose arrays come and go. The process ends with its node. The
-    C library of GNU alone can do it.
+    Else each keeps a heap of its own: a fit with two threads held a third more. The heap does not
+    shrink, and arrays of less than 32 MiB are on it: the system clears each page that it hands
+    out, which was a third of its time where arrays come and go. Larger ones are not, since holes
+    of their sizes would be left. The process ends with its node. The C library of GNU alone can do
+    it.
     """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # of <malloc.h>
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # of <malloc.h>
     if mallopt := getattr(ctypes.CDLL(None), 'mallopt', None):
         mallopt(m_arena_max, 1)
-        mallopt(m_mmap_max, 0)
+        mallopt(m_mmap_threshold, 32 << 20)
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
