@@ -58,7 +58,7 @@ class Arm(NamedTuple):
         it leaves is background and hardly sources inside.
     rule : str
         How lambda is chosen where it is not given: ``l-curve``, ``risk``, or ``risk-or-corner``,
-        the smaller of both.
+        the smaller of both, where the corner counts for no less than an eighth of a voxel.
     reg_weight : float or None
         Lambda, mm.
     clip_outliers : bool

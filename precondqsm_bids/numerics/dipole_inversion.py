@@ -29,6 +29,9 @@ NEIGHBOURS = 1.5
 """Width of the Gaussian over the neighbours of a voxel whose field is uncertain, voxels."""
 LESS_CERTAIN = 4.0
 """Weight (1 / variance) of the neighbours over that of a voxel from which it takes after them."""
+LEAST_SMOOTH = 1 / 8
+"""Lambda, in voxels, up to which the corner holds none back: more than half of the highest
+frequency along an axis is left, and of a smooth susceptibility the corner is far below."""
 NOTHING = 1e-9
 """Largest field, ppm, that counts as zero: far below what float32 resolves of a field of 1 ppm."""
 
@@ -227,8 +230,9 @@ def invert(
     ``tv`` that of :func:`tv_inversion`.
 
     What a good prior leaves is mostly noise, and lambda by :func:`least_risk` is then larger than
-    the corner. What a dropped one leaves is the whole field: lambda is at most the corner, and
-    between them it is ``risk^trust min(risk, corner)^(1 - trust)``.
+    the corner. What a dropped one leaves is the whole field: lambda is at most the corner, or an
+    eighth of a voxel if that is more, and between them it is
+    ``risk^trust min(risk, max(corner, h / 8))^(1 - trust)``.
 
     Memory of ``l2``: 30 bytes per voxel of the mask's box with its margin (more with the rule
     ``risk``); one pair of transforms.
@@ -291,13 +295,12 @@ def invert(
     del power
     if reg_weight is not None:
         weight = float(reg_weight)
-    elif rule == 'risk':
-        weight = least_risk(form, spectrum)
-        weight *= min(curve.reg_weight / weight, 1) ** (1 - trust)
-    elif rule == 'risk-or-corner':
-        weight = min(least_risk(form, spectrum), curve.reg_weight)
-    else:
+    elif rule == 'l-curve':
         weight = curve.reg_weight
+    else:
+        weight = least_risk(form, spectrum)
+        most = max(curve.reg_weight, LEAST_SMOOTH * form.geometry.voxel_length)
+        weight *= min(most / weight, 1) ** (1 - trust if rule == 'risk' else 1)
     if arm.inversion == 'tv':
         found = tv_inversion(form, local_field, weight, weights)
         record = {

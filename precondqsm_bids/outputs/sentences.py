@@ -17,7 +17,7 @@ RULES = {
     'l-curve': 'the corner of the L-curve as regularisation weight',
     'risk': 'the regularisation weight of least expected error',
     'risk-or-corner': 'the regularisation weight of least expected error, at most that at the '
-    'corner of the L-curve',
+    'corner of the L-curve or an eighth of a voxel',
 }
 TOWARDS_CORNER = (
     'the regularisation weight of least expected error, moved towards that at the corner of the '

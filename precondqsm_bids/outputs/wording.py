@@ -22,7 +22,8 @@ that of Shin et al., NeuroImage 2021;240:118371."""
 RULES = {
     'l-curve': 'corner of the L-curve',
     'risk': 'least expected error',
-    'risk-or-corner': 'least expected error, at most the corner of the L-curve',
+    'risk-or-corner': 'least expected error, at most the corner of the L-curve or an eighth of a '
+    'voxel',
 }
 """``rule`` of the record, how lambda was chosen, in words."""
 

@@ -95,7 +95,8 @@ def test_text_of_a_run_says_what_was_found_and_done():
 LEAST, TOWARDS, AT_MOST = (
     'with the regularisation weight of least expected error; and the estimate was',
     'with the regularisation weight of least expected error, moved towards that at the corner',
-    'least expected error, at most that at the corner of the L-curve, as the estimate does not',
+    'least expected error, at most that at the corner of the L-curve or an eighth of a voxel, as '
+    'the estimate does not',
 )
 
 

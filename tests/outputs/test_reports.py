@@ -639,7 +639,8 @@ def test_numbers_of_a_stopped_run_have_the_lights_that_can_be_told():
         (
             0.0,
             True,
-            '0.5 mm (least expected error, at most the corner of the L-curve, as the prior does '
+            '0.5 mm (least expected error, at most the corner of the L-curve or an eighth of a '
+            'voxel, as the prior does '
             'not count)',
         ),
     ],
