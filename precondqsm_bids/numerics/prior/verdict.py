@@ -34,6 +34,14 @@ MOST_DESCRIBED = 0.5
 """Fraction of the prior's variance that its turned cells may describe, over that of its own: a
 ring of vials is turned onto itself, with other values, and its cells fit as well. Heads have 0.05
 to 0.25 but for left to right (0.7 to 0.9), tubes 0.04 and 0.3."""
+LARGER = 2.0
+"""Factor on the expected sizes of cells in windows of space, at most."""
+LEAST_MORE = 0.01
+"""What a prior of that size has to explain more, for it to be compared with chance. Chance gains
+0.015 to 0.04."""
+GROWN = 0.005
+"""What it has to explain more beyond its null for the whole factor. Of heads 0.006 where their
+relaxivity varies in space, -0.001 to -0.02 with other faults; of tubes -0.1."""
 NOTHING = 1e-6
 """Fraction of a variance that is none: below it rounding would choose among the turns."""
 DROPPED, COUNTED = 0.03, 0.12
@@ -52,7 +60,8 @@ class Verdict(NamedTuple):
     trust: float
     """0: the prior is dropped, 1: it counts in full."""
     gains: tuple[float, ...]
-    """Factor on the expected size of each basis: the part of its size that is not chance."""
+    """Factor on the expected size of each basis: the part of its size that is not chance, and of
+    cells in windows of space by how much they should be larger."""
     turns: tuple[str, ...]
     """How the prior was turned; none if whatever is turned is like the prior itself."""
     coarse_chi: F32
@@ -117,7 +126,14 @@ def judge_prior(
     contrast's cells) is multiplied by ``sqrt(1 - n' / e)`` of its variances: a scale that takes
     up as much of the field when turned has nothing to say at that scale, and what it would take
     up is background. That of cells of the whole region is multiplied by no less than the same of
-    the energies: turned against the field, cells may strain to parts that are as large. Turns of a
+    the energies: turned against the field, cells may strain to parts that are as large.
+
+    Whether contrast means the same everywhere the field tells too: all of this is tried with
+    twice the expected sizes of cells in windows of space. Where ``e - n'`` is greater then by
+    0.005 or more, and is 0.24 or more as it was, their sizes are doubled; where by less, or from
+    0.12 to 0.24, by a smaller factor. A prior that is doubted gets no more freedom.
+
+    Turns of a
     rank correlation above 0.7 are no null, and neither are those whose cells could describe the
     prior itself by other coefficients, to half of its variance (a ring of vials). Where there is
     no other, as of layers, ``e`` alone decides, and a warning says that the prior was not judged.
@@ -169,41 +185,73 @@ def judge_prior(
     start = outer_start(images[0], images[1], alone, margin=coarse.margin)
     start = start._replace(outer_size=OUTER_SIZE)
 
-    def fitted(maps: Sequence[sparse.csr_array]) -> PriorFit:
-        on_grid = [coarse.basis(rows, basis) for rows, basis in zip(maps, bases, strict=True)]
+    in_windows = [basis.lattice is not None for basis in bases]
+
+    def fitted(maps: Sequence[sparse.csr_array], size: float) -> PriorFit:
+        pairs = zip(maps, bases, strict=True)
+        on_grid = [coarse.basis(rows, basis, size) for rows, basis in pairs]
         return fit_prior(images[0], on_grid, alone, images[1], sd_of_shape, OPTIONS, start)
 
-    own = fitted(maps)
-    variance = np.square(own.part_sd)
-    whole = [basis.lattice is None for basis in bases]
-    cells = [rows for rows, alone in zip(maps, whole, strict=True) if alone] or maps
-    turns = _least_alike(own.prior_chi[coarse.geometry.mask], cells, coarse.geometry.mask)
-    explained, chance = [], []
-    nulls = side_by_side(
+    own = side_by_side(
         geometry.workers,
-        *(partial(fitted, [rows[source] for rows in maps]) for _, _, source in turns),
+        *(partial(fitted, maps, size) for size in ((1.0, LARGER) if any(in_windows) else (1.0,))),
     )
-    for null, (_, rho, _) in zip(nulls, turns, strict=True):
+    cells = [rows for rows, some in zip(maps, in_windows, strict=True) if not some] or maps
+    turns = _least_alike(own[0].prior_chi[coarse.geometry.mask], cells, coarse.geometry.mask)
+    if not turns:
+        alone_trust = _trust(own[0].explained)
+        ones = (1.0,) * len(bases)
+        return Verdict(own[0].explained, 0.0, alone_trust, ones, (), own[0].prior_chi)
+
+    def against_nulls(fit: PriorFit, size: float) -> _Trial:
+        turned = [[rows[source] for rows in maps] for _, _, source in turns]
+        nulls = side_by_side(geometry.workers, *(partial(fitted, rows, size) for rows in turned))
+        return _trial(fit, nulls, [rho for _, rho, _ in turns])
+
+    plain, size = against_nulls(own[0], 1.0), 1.0
+    sure = np.clip((plain.beyond - COUNTED) / COUNTED, 0, 1)
+    if len(own) > 1 and sure > 0 and own[1].explained > own[0].explained + LEAST_MORE:
+        grown = against_nulls(own[1], LARGER).beyond - plain.beyond
+        size = float(LARGER ** (sure * np.clip(grown / GROWN, 0, 1)))
+    kept = np.clip(1 - plain.chance, 0, 1)
+    least = np.clip(plain.beyond / max(plain.own.explained, 1e-6), 0, 1)
+    gains = np.sqrt(np.where(in_windows, kept, np.maximum(kept, least)))
+    return Verdict(
+        plain.own.explained,
+        plain.null,
+        _trust(plain.beyond),
+        tuple(np.where(in_windows, size * gains, gains).tolist()),
+        tuple(name for name, _, _ in turns),
+        own[int(size > np.sqrt(LARGER))].prior_chi,
+    )
+
+
+class _Trial(NamedTuple):
+    """A prior against what chance has of it."""
+
+    own: PriorFit
+    """The fit of the prior."""
+    null: float
+    """What chance explains."""
+    chance: npt.NDArray[np.float64]
+    """Part of the variance of each basis that is chance."""
+
+    @property
+    def beyond(self) -> float:
+        """What the prior explains beyond chance."""
+        return self.own.explained - self.null
+
+
+def _trial(fit: PriorFit, nulls: Sequence[PriorFit], likeness: Sequence[float]) -> _Trial:
+    """The fit of a prior against those of it turned, which are alike it by so much."""
+    variance, explained, chance = np.square(fit.part_sd), [], []
+    for null, rho in zip(nulls, likeness, strict=True):
         alike = rho**2
-        explained.append((null.explained - alike * own.explained) / (1 - alike))
+        explained.append((null.explained - alike * fit.explained) / (1 - alike))
         theirs = np.square(null.part_sd)
         chance.append(np.maximum(theirs - alike * variance, 0) / (1 - alike))
-    names = tuple(name for name, _, _ in turns)
-    if not names:
-        trust = _trust(own.explained)
-        return Verdict(own.explained, 0.0, trust, (1.0,) * len(bases), names, own.prior_chi)
-    beyond = own.explained - float(np.mean(explained))
     share = np.mean(chance, axis=0) / np.maximum(variance, np.finfo(float).tiny)
-    kept = np.clip(1 - share, 0, 1)
-    kept[whole] = np.maximum(kept[whole], np.clip(beyond / max(own.explained, 1e-6), 0, 1))
-    return Verdict(
-        own.explained,
-        float(np.mean(explained)),
-        _trust(beyond),
-        tuple(np.sqrt(kept).tolist()),
-        names,
-        own.prior_chi,
-    )
+    return _Trial(fit, float(np.mean(explained)), share)
 
 
 def _trust(beyond: float) -> float:
@@ -229,8 +277,11 @@ class _Coarse(CoarseRegion):
         blocks = self.averages @ sparse.csr_array((weight, (voxel, label)), shape)
         return blocks[np.flatnonzero(self.geometry.mask)]
 
-    def basis(self, rows: sparse.csr_array, like: Basis) -> Basis:
-        """Basis of these cells on the coarse grid, in the windows of space of the fine one."""
+    def basis(self, rows: sparse.csr_array, like: Basis, size: float) -> Basis:
+        """Basis of these cells on the coarse grid, in the windows of space of the fine one.
+
+        Those in windows have ``size`` times their expected size.
+        """
         mask, entries = self.geometry.mask, rows.tocoo()
         cells = entries.col.astype(np.int32)
         voxels = np.flatnonzero(mask)[entries.row]
@@ -249,7 +300,7 @@ class _Coarse(CoarseRegion):
             )
             windows = lattice((first, second, third), [(voxels, cells)], mask.shape)
             basis = basis._replace(lattice=windows)
-            gain = None if gain is None else np.full(basis.parcels, gain.mean())
+            gain = np.full(basis.parcels, size * (1.0 if gain is None else gain.mean()))
         return basis._replace(gain=None if gain is None else gain[: basis.parcels])
 
     def _hats(self, axis: Axis, block: int) -> Axis:

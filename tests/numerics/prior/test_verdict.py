@@ -9,6 +9,7 @@ from scipy import fft, ndimage, sparse
 
 from precondqsm_bids.numerics import constant_parcels, contrast_cells, whole_map
 from precondqsm_bids.numerics.dipole import Geometry
+from precondqsm_bids.numerics.prior import verdict
 from precondqsm_bids.numerics.prior.estimate import PriorInputs, estimate_prior
 from precondqsm_bids.numerics.prior.verdict import (
     COUNTED,
@@ -75,6 +76,36 @@ def test_trust_is_continuous_in_what_contrast_knows():
     np.testing.assert_allclose(trust, slope)
     assert trust[0] < 0.1
     assert trust[-1] == 1
+
+
+def test_cells_in_windows_grow_where_contrast_means_another_thing_elsewhere(monkeypatch):
+    """The relaxivity even turns its sign along x; without, the sizes stay as they are."""
+    structure = np.tanh(smooth(1))
+
+    def found(change):
+        chi = 0.05 * structure * (1 + change * np.sin(2 * np.pi * X[0] / SHAPE[0]))
+        inputs = PriorInputs(field_of(chi), SD, magnitude=np.exp(structure))
+        estimate = estimate_prior(inputs, GEOMETRY, ['contrast'])
+        error = np.std((estimate.prior_chi - chi)[MASK]) / np.std(chi[MASK])
+        return np.array(estimate.record['gains'][1:]), error
+
+    same, _ = found(0.0)
+    assert same.max() < 1
+    grown, error = found(1.5)
+    assert grown[0] > 1.5
+    monkeypatch.setattr(verdict, 'GROWN', np.inf)
+    kept, before = found(1.5)
+    np.testing.assert_allclose(grown[kept > 0] / kept[kept > 0], verdict.LARGER)
+    assert error < 0.95 * before
+
+
+def test_a_prior_that_is_doubted_gets_no_larger_cells(monkeypatch):
+    monkeypatch.setattr(verdict, 'LEAST_MORE', -1.0)
+    monkeypatch.setattr(verdict, 'GROWN', 1e-9)
+    structure, other = smooth(1), smooth(3)
+    found = judged(field_of(0.05 * (0.2 * structure + other)), structure)
+    assert found.beyond_null < COUNTED
+    assert max(found.gains) <= 1
 
 
 def test_a_dropped_prior_leaves_no_susceptibility():
