@@ -356,7 +356,7 @@ V-SHARP in the region without the rim that spheres do not know (the default's er
 brackets), each at the weight that is best in hindsight. {wins}
 
 **{right} of {number} are right**: the prior does no harm, and counts in full where it halves the
-error. {worst}
+error.{worst}
 
 {table}
 
@@ -405,7 +405,7 @@ def wins(results):
 def page(results, mm, seconds):
     """The page."""
     wrong = [result for result in results if result.verdict != 'right']
-    worst = 'Not so: ' + '; '.join(f'{r.name} ({r.verdict}, {r.ratio:.2f})' for r in wrong) + '.'
+    worst = ' Not so: ' + '; '.join(f'{r.name} ({r.verdict}, {r.ratio:.2f})' for r in wrong) + '.'
     lines = [HEADINGS, tuple('---' for _ in HEADINGS), *map(row, results)]
     return TEXT.format(
         number=len(results), mm=mm, allowed=ALLOWED - 1, right=len(results) - len(wrong),
