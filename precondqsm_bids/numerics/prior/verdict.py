@@ -133,10 +133,10 @@ def judge_prior(
     0.005 or more, and is 0.24 or more as it was, their sizes are doubled; where by less, or from
     0.12 to 0.24, by a smaller factor. A prior that is doubted gets no more freedom.
 
-    Turns of a
-    rank correlation above 0.7 are no null, and neither are those whose cells could describe the
-    prior itself by other coefficients, to half of its variance (a ring of vials). Where there is
-    no other, as of layers, ``e`` alone decides, and a warning says that the prior was not judged.
+    Turns of a rank correlation above 0.7 are no null, and neither are those whose cells could
+    describe the prior itself by other coefficients, to half of its variance (a ring of vials).
+    Where there is no other, as of layers, ``e`` alone decides, and a warning says that the prior
+    was not judged.
 
     Free voxels have no part in it: where the sources are strong, they describe any field. All fits
     are made on a grid of about 20,000 voxels, whose field and basis maps are means over
@@ -184,7 +184,6 @@ def judge_prior(
     alone = coarse.geometry._replace(workers=1)
     start = outer_start(images[0], images[1], alone, margin=coarse.margin)
     start = start._replace(outer_size=OUTER_SIZE)
-
     in_windows = [basis.lattice is not None for basis in bases]
 
     def fitted(maps: Sequence[sparse.csr_array], size: float) -> PriorFit:
