@@ -39,9 +39,10 @@ LARGER = 2.0
 LEAST_MORE = 0.01
 """What a prior of that size has to explain more, for it to be compared with chance. Chance gains
 0.015 to 0.04."""
-GROWN = 0.005
-"""What it has to explain more beyond its null for the whole factor. Of heads 0.006 where their
-relaxivity varies in space, -0.001 to -0.02 with other faults; of tubes -0.1."""
+GROWN = 0.2
+"""What it has to explain more beyond its null, relative to what chance gains, for the whole
+factor. Of heads 0.2 where their relaxivity varies in space, below 0 with other faults; of tubes
+too."""
 NOTHING = 1e-6
 """Fraction of a variance that is none: below it rounding would choose among the turns."""
 DROPPED, COUNTED = 0.03, 0.12
@@ -129,9 +130,10 @@ def judge_prior(
     the energies: turned against the field, cells may strain to parts that are as large.
 
     Whether contrast means the same everywhere the field tells too: all of this is tried with
-    twice the expected sizes of cells in windows of space. Where ``e - n'`` is greater then by
-    0.005 or more, and is 0.24 or more as it was, their sizes are doubled; where by less, or from
-    0.12 to 0.24, by a smaller factor. A prior that is doubted gets no more freedom.
+    twice the expected sizes of cells in windows of space. Where ``e - n'`` is greater then, by a
+    fifth of what ``n'`` gains or more, and is 0.24 or more as it was, their sizes are doubled;
+    where by less, or from 0.12 to 0.24, by a smaller factor. A prior that is doubted gets no more
+    freedom.
 
     Turns of a rank correlation above 0.7 are no null, and neither are those whose cells could
     describe the prior itself by other coefficients, to half of its variance (a ring of vials).
@@ -210,7 +212,8 @@ def judge_prior(
     plain, size = against_nulls(own[0], 1.0), 1.0
     sure = np.clip((plain.beyond - COUNTED) / COUNTED, 0, 1)
     if len(own) > 1 and sure > 0 and own[1].explained > own[0].explained + LEAST_MORE:
-        grown = against_nulls(own[1], LARGER).beyond - plain.beyond
+        large = against_nulls(own[1], LARGER)
+        grown = (large.beyond - plain.beyond) / max(large.null - plain.null, LEAST_MORE)
         size = float(LARGER ** (sure * np.clip(grown / GROWN, 0, 1)))
     kept = np.clip(1 - plain.chance, 0, 1)
     least = np.clip(plain.beyond / max(plain.own.explained, 1e-6), 0, 1)
