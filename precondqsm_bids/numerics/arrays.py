@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -176,18 +174,3 @@ def side_by_side(workers: int, *tasks: Callable[[], Any]) -> list[Any]:
         return [task() for task in tasks]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda task: task(), tasks))
-
-
-def in_parts(workers: int, function: Callable[..., Any], *arrays: npt.NDArray) -> None:
-    """Call a function of arrays, which it changes in place, on parts of them along the first axis.
-
-    >>> values = np.arange(4.0)
-    >>> in_parts(2, np.multiply, values, np.full(4, 2.0), values)
-    >>> print(values)
-    [0. 2. 4. 6.]
-    """
-    bounds = np.linspace(0, len(arrays[0]), workers + 1).astype(int)
-    side_by_side(
-        workers,
-        *(partial(function, *(array[a:b] for array in arrays)) for a, b in pairwise(bounds)),
-    )

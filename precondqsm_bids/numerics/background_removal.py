@@ -118,7 +118,7 @@ def pdf(
     if iterations < 1:
         raise ValueError(f'the number of PDF iterations must be positive: {iterations}')
     system = DipoleSystem(mask, voxel_size, b0_dir, workers)
-    outside = np.float32(1) - system.grid.embed(mask)
+    outside = system.grid.outside(mask)
     w_squared = system.grid.in_box(mask if weights is None else weights * mask) ** 2
     residual = system.grid.in_box(field * mask)
     if start is None:

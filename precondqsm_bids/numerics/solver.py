@@ -50,6 +50,10 @@ class DipoleGrid(NamedTuple):
         out[self.inner] = volume[self.box]
         return out
 
+    def outside(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """1 in the voxels of the solver's grid outside a region, 0 inside."""
+        return np.float32(1) - self.embed(mask)
+
     def extract(self, volume: npt.NDArray, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """Copy of ``volume`` back on the input's grid of ``shape``, zero outside the box."""
         return from_box(volume[self.inner].astype(np.float32, copy=False), self.box, shape)

@@ -434,7 +434,7 @@ def _keep_memory() -> None:
 
     Else each keeps a heap of its own: a fit with two threads held a third more. The heap does not
     shrink, and arrays of less than 32 MiB are on it: the system clears each page that it hands
-    out, which was a third of its time where arrays come and go. Larger ones are not, since holes
+    out, which was a quarter of its time where arrays come and go. Larger ones are not, since holes
     of their sizes would be left. The process ends with its node. The C library of GNU alone can do
     it.
     """

@@ -257,7 +257,7 @@ def outer_start(
     if inner_size is not None:
         return Start(system, sources, residual, inner_size)
     weights = mask.astype(np.float32) if field_sd is None else noise_weights(field_sd, mask)
-    outside = np.float32(1) - grid.embed(mask)
+    outside = grid.outside(mask)
     system.descend(sources, residual, grid.in_box(weights) ** 2, outside, PDF_ITERATIONS)
     inside = mask[grid.box]
     inner_size = _robust_rms(residual[inside], weights[grid.box][inside])
@@ -307,7 +307,7 @@ class _Fit:
         self.residual += self.system.convolve(self.sources - prior)[self.grid.inner]
         self.sources[...] = 0
         if projected:
-            outside = np.float32(1) - self.grid.embed(self.geometry.mask)
+            outside = self.grid.outside(self.geometry.mask)
             self.system.descend(
                 self.sources, self.residual, self.w_squared, outside, PDF_ITERATIONS
             )
@@ -349,7 +349,7 @@ class _Fit:
         """The fit, and what of the local field it explains."""
         mask, grid, box = self.geometry.mask, self.grid, self.grid.inner
         prior, inside = self.prior(), self.inside
-        free, surface = self._free_and_surface(prior, inside)
+        free, surface = self._free_and_surface(prior)
         prior[box] += free
         constant = np.float32(0)
         if all(basis.expected == 0 for basis in self.bases):
@@ -364,7 +364,7 @@ class _Fit:
         parts = _centred([self.unknowns.chi(v)[inside.reshape(-1)] for v in alone], constant)
         if free_voxels:
             parts.append(free[inside])
-        explained, fractions = self._explained(parts, inside, field_of_prior)
+        explained, fractions = self._explained(parts, field_of_prior)
         shift = None
         if self.shift:
             shift = np.zeros(mask.shape, np.float32)
@@ -383,21 +383,21 @@ class _Fit:
             float(np.mean(self.robust < 0.5)),
             model_error,
             shift,
-            self.outer_chi(),
+            self._outer_chi(),
         )
 
-    def outer_chi(self) -> F32:
+    def _outer_chi(self) -> F32:
         """Sources outside, ppm, on the solver's grid."""
         sources = self.sources.copy()
         sources[self.grid.inner][self.inside] = 0
         return sources
 
-    def _free_and_surface(self, prior: F32, inside: npt.NDArray[np.bool_]) -> tuple[F32, F32]:
+    def _free_and_surface(self, prior: F32) -> tuple[F32, F32]:
         """Sources inside beyond the bases: of free voxels, and of the object's surface, ppm."""
         box = self.grid.inner
         expected_squared, free_squared = self.expected_squared[box], self.free_squared
-        surface = np.zeros(inside.shape, np.float32)
-        where = inside & (expected_squared > 0)
+        surface = np.zeros_like(free_squared)
+        where = self.inside & (expected_squared > 0)
         np.subtract(self.sources[box], prior[box], out=surface, where=where)
         # Where a voxel of the surface is free too, each has its part by its variance.
         free = np.zeros_like(surface)
@@ -405,9 +405,7 @@ class _Fit:
         surface -= free
         return free, surface
 
-    def _explained(
-        self, parts: list[F32], inside: npt.NDArray[np.bool_], field_of_prior: F32
-    ) -> tuple[float, tuple[float, ...]]:
+    def _explained(self, parts: list[F32], field_of_prior: F32) -> tuple[float, tuple[float, ...]]:
         """Fraction of the local field's energy that the prior explains, and that of each part.
 
         With ``g`` the local field, ``r`` what is left of it and ``p_j`` the field of each part of
@@ -428,7 +426,7 @@ class _Fit:
         def gain(part: F32) -> float:
             field = field_of_prior
             if len(parts) > 1:
-                source[box][inside] = part
+                source[box][self.inside] = part
                 field = self.system.convolve(source)[box]
             return float(np.sum(field * both, dtype=float))
 

@@ -37,12 +37,12 @@ to 0.25 but for left to right (0.7 to 0.9), tubes 0.04 and 0.3."""
 LARGER = 2.0
 """Factor on the expected sizes of cells in windows of space, at most."""
 LEAST_MORE = 0.01
-"""What a prior of that size has to explain more, for it to be compared with chance. Chance gains
-0.015 to 0.04."""
+"""What a prior of that size has to explain more, for it to be compared with chance, which gains
+0.015 to 0.15 and counts for no less than this."""
 GROWN = 0.2
 """What it has to explain more beyond its null, relative to what chance gains, for the whole
-factor. Of heads 0.2 where their relaxivity varies in space, below 0 with other faults; of tubes
-too."""
+factor. Of heads of 2 mm 0.2 where their relaxivity varies in space, below 0 with other faults;
+of tubes too, and 0.04 of two bottles."""
 NOTHING = 1e-6
 """Fraction of a variance that is none: below it rounding would choose among the turns."""
 DROPPED, COUNTED = 0.03, 0.12
