@@ -38,6 +38,7 @@ from precondqsm_bids.inputs.selection import Selection
 from precondqsm_bids.interfaces.volumes import load as load_volume
 from precondqsm_bids.method import Method
 from precondqsm_bids.numerics import Geometry, b0_direction
+from precondqsm_bids.numerics.residual_inversion import Residual
 from precondqsm_bids.numerics.solver import noise_weights
 from precondqsm_bids.phantom.dataset import write_dataset
 from precondqsm_bids.phantom.head_spec import HeadSpec, hard_head
@@ -284,13 +285,15 @@ def arm_of(outputs, arm):
         curve[name] = np.asarray(curve[name])
     weight, curve['reg_weight'] = curve['reg_weight'], curve.pop('corner')
     field_sd = load_volume(outputs['echo_fit'].field_sd)
-    prior_chi = weights = None
+    prior_chi = weights = residual = None
     if not prefix:
         if inversion.record['outliers_clipped']:
             size = outputs['prior_fit'].expected_size
             weights = noise_weights(field_sd, geometry.mask, size)
         stage = 'prior_fit' if 'prior_fit' in outputs else 'r2prime_prior'
         prior_chi = load_volume(outputs[stage].prior_chi)
+        if inversion.record.get('weighted'):
+            residual = Residual(field_sd, prior_chi)
     return Arm(
         name=arm,
         geometry=geometry,
@@ -301,6 +304,8 @@ def arm_of(outputs, arm):
         inversion=SimpleNamespace(
             chi=load_volume(inversion.chi), reg_weight=weight, curve=SimpleNamespace(**curve)
         ),
+        residual=residual,
+        trust=outputs['prior_fit'].trust if residual else 1.0,
     )
 
 

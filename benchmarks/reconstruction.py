@@ -31,7 +31,7 @@ from precondqsm_bids.numerics import (
     region_of_interest,
     without_outliers,
 )
-from precondqsm_bids.numerics.closed_form import gradient_power
+from precondqsm_bids.numerics.closed_form import closed_form, gradient_power
 from precondqsm_bids.numerics.dipole import dipole_kernel
 from precondqsm_bids.numerics.prior.fit import MODEL_ERROR as FIT_MODEL_ERROR
 from precondqsm_bids.numerics.prior.fit import FitOptions, outer_start
@@ -44,6 +44,7 @@ from precondqsm_bids.numerics.reconstruct import (
     prior_inputs,
     theory_prior,
 )
+from precondqsm_bids.numerics.residual_inversion import Residual, residual_inversion
 from precondqsm_bids.numerics.solver import noise_weights, solver_grid
 from precondqsm_bids.phantom.tubes import r2prime
 
@@ -102,6 +103,9 @@ class Arm(NamedTuple):
     weights: np.ndarray | None
     """What the field was held to its neighbours by before it was inverted; None: it was not."""
     inversion: DipoleInversion
+    residual: Residual | None = None
+    """By what the residual was inverted; None: in closed form."""
+    trust: float = 1.0
     fit: dict | None = None
     """Measured values of the prior's fit, ready for JSON."""
     seconds: dict | None = None
@@ -223,6 +227,7 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         left = left._replace(model_error=variant.pdf_model_error)
     if variant.clip_outliers is not None:
         arm = arm._replace(clip_outliers=variant.clip_outliers)
+        left = left._replace(prior_chi=left.prior_chi if arm.weighted else None)
     with timed(seconds, 'background_removal and dipole_inversion'):
         local, inversion = invert_field(field, measured.field_sd, geometry, arm, left)
     weights = noise_weights(measured.field_sd, geometry.mask, left.model_error)
@@ -234,6 +239,8 @@ def reconstruct(stages, name, *, shape=True, variant=None, inner_size=None):
         local.local_field,
         weights if arm.clip_outliers else None,
         inversion,
+        None if left.prior_chi is None else Residual(measured.field_sd, left.prior_chi),
+        left.trust,
         fit_record(prior.record) if prior and prior.record else None,
         seconds,
     )
@@ -297,12 +304,13 @@ RULES = {
 
 
 class Division:
-    """The closed form of :func:`invert` for many lambdas of one field."""
+    """The l2 inversion of :func:`invert` for many lambdas of one field."""
 
     def __init__(self, arm):
         roi, voxel_size, b0_dir, _ = arm.geometry
         field = arm.inverted_field
         self.roi, self.grid = roi, solver_grid(roi)
+        self.arm, self.form = arm, arm.residual and closed_form(arm.geometry)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
         self.gradient = gradient_power(self.grid.shape, voxel_size)
         self.spectrum = fft.rfftn(self.grid.embed(field * roi), workers=WORKERS) * self.kernel
@@ -315,6 +323,10 @@ class Division:
 
     def residual(self, weight):
         """Susceptibility of the local field at one lambda, ppm."""
+        arm = self.arm
+        if arm.residual is not None:
+            field = arm.inverted_field
+            return residual_inversion(self.form, field, arm.residual, weight, arm.trust)
         denominator = self.gradient * np.float32(weight**2)
         denominator += self.kernel**2
         denominator[0, 0, 0] = 1

@@ -97,6 +97,11 @@ class Arm(NamedTuple):
         return self.prefix.removesuffix('_') or 'preconditioned'
 
     @property
+    def weighted(self) -> bool:
+        """Whether the inversion knows the noise of the field and the edges of the prior."""
+        return self.clip_outliers and self.inversion == 'l2'
+
+    @property
     def conventional(self) -> bool:
         """Whether the field is not flattened."""
         return bool(self.prefix)

@@ -5,6 +5,7 @@ from nipype.interfaces.base import File, TraitedSpec, traits
 from precondqsm_bids.interfaces.stage import Stage, WeightedInputSpec
 from precondqsm_bids.method import INVERSIONS, Arm
 from precondqsm_bids.numerics.dipole_inversion import RULES, invert
+from precondqsm_bids.numerics.residual_inversion import Residual
 
 
 class DipoleInversionInputSpec(WeightedInputSpec):
@@ -20,6 +21,12 @@ class DipoleInversionInputSpec(WeightedInputSpec):
     )
     trust = traits.Range(
         0.0, 1.0, value=1.0, usedefault=True, desc='how far lambda by risk may exceed the corner'
+    )
+    prior_chi = File(
+        exists=True,
+        requires=['field_sd'],
+        desc='fitted prior that left the field, ppm: the map of l2 is weighted, by the noise of '
+        'the field and the edges of the prior',
     )
 
 
@@ -42,8 +49,10 @@ class DipoleInversion(Stage):
         arm = Arm(**{name: self._given(name) for name in names})
         geometry = self._geometry()
         weights = self._weights(geometry.mask)
-        local_field = self._load('local_field')
-        result = invert(local_field, geometry, arm, weights, self.inputs.trust)
+        local_field, residual = self._load('local_field'), None
+        if self._given('prior_chi'):
+            residual = Residual(self._load('field_sd'), self._load('prior_chi'))
+        result = invert(local_field, geometry, arm, weights, self.inputs.trust, residual)
         record = result.record(arm)
         return {
             'chi': result.chi,

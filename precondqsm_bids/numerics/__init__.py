@@ -81,6 +81,7 @@ from precondqsm_bids.numerics.reconstruct import (
     reconstruct,
     reconstruct_field,
 )
+from precondqsm_bids.numerics.residual_inversion import Residual, residual_inversion
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import (
     Region,

@@ -14,6 +14,7 @@ from precondqsm_bids.numerics.dipole import Geometry, bounding_box
 from precondqsm_bids.numerics.expected_risk import least_risk
 from precondqsm_bids.numerics.l_curve import NO_CURVE, REG_WEIGHTS, LCurve, l_curve
 from precondqsm_bids.numerics.morphology import gaussian_of_lines, median_of_27
+from precondqsm_bids.numerics.residual_inversion import Residual, residual_inversion
 from precondqsm_bids.numerics.total_variation import tv_inversion
 
 F32 = npt.NDArray[np.float32]
@@ -217,6 +218,7 @@ def invert(
     arm: Arm = Arm(),  # noqa: B008 (never changed)
     weights: npt.NDArray | None = None,
     trust: float = 1.0,
+    residual: Residual | None = None,
 ) -> DipoleInversion:
     """Susceptibility of a local field, as an arm of the method has it.
 
@@ -227,7 +229,8 @@ def invert(
     to zero. Of a field that is zero (up to 1e-9 ppm) so is the susceptibility, whatever lambda.
 
     Lambda is given, or chosen by the rule of the arm for this closed form; ``l2`` takes its map,
-    ``tv`` that of :func:`tv_inversion`.
+    ``tv`` that of :func:`tv_inversion`. With ``residual`` the map of ``l2`` is that of
+    :func:`residual_inversion`, at the same lambda.
 
     What a good prior leaves is mostly noise, and lambda by :func:`least_risk` is then larger than
     the corner. What a dropped one leaves is the whole field: lambda is at most the corner, or an
@@ -235,7 +238,7 @@ def invert(
     ``risk^trust min(risk, max(corner, h / 8))^(1 - trust)``.
 
     Memory of ``l2``: 30 bytes per voxel of the mask's box with its margin (more with the rule
-    ``risk``); one pair of transforms.
+    ``risk``); one pair of transforms, 60 more with ``residual``.
 
     Parameters
     ----------
@@ -250,6 +253,8 @@ def invert(
         :func:`without_outliers`; the closed form itself has none.
     trust : float
         How far the prior counts that left this field, 0 to 1; for the rule ``risk``.
+    residual : Residual, optional
+        What is known of a field that a fitted prior left: its standard deviation, and the prior.
 
     Raises
     ------
@@ -309,4 +314,9 @@ def invert(
             'last_change': found.change,
         }
         return DipoleInversion(found.chi, weight, curve, record)
+    if residual is not None and trust > 0:
+        del spectrum
+        chi = residual_inversion(form, local_field, residual, weight, trust)
+        record = {'weighted': True}
+        return DipoleInversion(chi, weight, curve, record)
     return DipoleInversion(form.volume(form.divided(spectrum, weight)), weight, curve)

@@ -24,6 +24,7 @@ from precondqsm_bids.numerics.prior.r2prime import (
 )
 from precondqsm_bids.numerics.quality_mask import quality_mask
 from precondqsm_bids.numerics.recombination import Recombination, recombine, reference_region
+from precondqsm_bids.numerics.residual_inversion import Residual
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import Region, region_of_interest
 from precondqsm_bids.numerics.solver import MODEL_ERROR, noise_weights
@@ -308,6 +309,8 @@ class Left(NamedTuple):
     """Sources outside that the background removal begins with (:func:`pdf`), ppm."""
     trust: float = 1.0
     """How far the prior counts (:func:`invert`)."""
+    prior_chi: F32 | None = None
+    """Prior by which the residual is inverted (:func:`residual_inversion`), ppm."""
 
 
 def left_by(prior: PriorEstimate, arm: Arm) -> Left:
@@ -317,6 +320,7 @@ def left_by(prior: PriorEstimate, arm: Arm) -> Left:
         MODEL_ERROR if size is None else size,
         prior.outer_chi if arm.continued else None,
         prior.trust if arm.clip_outliers else 1.0,
+        prior.prior_chi if arm.weighted else None,
     )
 
 
@@ -340,7 +344,8 @@ def invert_field(
         local = remove_background(field, geometry, arm, weights, left.start)
     known = geometry._replace(mask=local.known)
     weights = noise_weights(field_sd, local.known, left.model_error)
-    return local, invert(local.local_field, known, arm, weights, left.trust)
+    residual = None if left.prior_chi is None else Residual(field_sd, left.prior_chi)
+    return local, invert(local.local_field, known, arm, weights, left.trust, residual)
 
 
 def theory_prior(

@@ -75,6 +75,11 @@ L2 = Algorithm(
     'closed-form l2-regularised inversion',
     'Bilgic B et al., Magn Reson Med 2014;72:1444 (closed-form l2 inversion, L-curve)',
 )
+WEIGHTED = Algorithm(
+    'least squares with l2 regularisation, weighted by the noise of the field, which expect more '
+    'at the edges of the prior',
+    f'{L2.reference}; Liu T et al., Magn Reson Med 2013;69:467 (weights by the noise)',
+)
 TV = Algorithm(
     'inversion with total variation, alpha = {tv_weight:.3g} ppm mm',
     f'{L2.reference}; Milovic C et al., Magn Reson Med 2018;80:814 (total variation)',

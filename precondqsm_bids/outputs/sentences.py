@@ -38,6 +38,11 @@ INVERSIONS = {
     'tv': 'with total variation [@rudin1992; @milovic2018], which weighs what the l2 penalty of '
     'the closed form [@bilgic2014] weighs on its map',
 }
+WEIGHTED = (
+    'by least squares with l2 gradient regularisation [@bilgic2014], which weigh each voxel by '
+    'the noise of its field [@liu2013] and expect more at the edges of the estimate'
+)
+"""The inversion of what a fitted estimate leaves."""
 FITS = {
     None: '',
     'clusters': ', with one coefficient for each of its connected clusters',
@@ -80,7 +85,7 @@ def sentences(
         'From the flattened field the background was removed by '
         f'{_removal(arm, record)}; '
         f'the residual{HELD if arm.clip_outliers else ""} was inverted '
-        f'{INVERSIONS[arm.inversion]}, with {weight}; '
+        f'{WEIGHTED if arm.weighted else INVERSIONS[arm.inversion]}, with {weight}; '
         'and the estimate was added back.',
         *(_comparison(other, arm, weight, record) for other in conventional),
         _reference(method.reference),
@@ -332,7 +337,8 @@ def _comparison(conventional: Arm, arm: Arm, weight: str, record: Mapping[str, A
     if _weight(conventional) != weight:
         differs += f', with {_weight(conventional)}'
     if arm.clip_outliers:
-        differs += '; no voxel was held to its neighbours'
+        form = f'the inversion was that {INVERSIONS["l2"]}, and ' if arm.weighted else ''
+        differs += f'; {form}no voxel was held to its neighbours'
     return (
         'The same background removal and inversion of the field that was not flattened gave the '
         f'conventional map for comparison{differs}.'

@@ -21,6 +21,7 @@ from precondqsm_bids.outputs.maps import (
     PDF_REFERENCE,
     STATIC_DEPHASING,
     TV,
+    WEIGHTED,
     Algorithm,
     Map,
 )
@@ -216,7 +217,7 @@ def as_run(text: str, stages: Record) -> str:
     """
     used = {key: value for numbers in stages.values() for key, value in numbers.items()}
     background = BACKGROUNDS['vsharp' if used.get('method') == 'vsharp' else 'pdf']
-    inversion = TV if 'tv_weight' in used else L2
+    inversion = TV if 'tv_weight' in used else WEIGHTED if used.get('weighted') else L2
     given = field_given(stages.get('echo_fit', {}))
     shape = stages.get('flattening', {}).get('shape') is not False
     filled = text.format(

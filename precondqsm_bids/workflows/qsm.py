@@ -364,6 +364,7 @@ def _arm_edges(method, arm: Arm):
         (estimate, inversion,
             [('expected_size', 'model_error')] * (method.describes_interior and weighted)),
         (estimate, inversion, _same('trust') * method.describes_interior),
+        (estimate, inversion, _same('prior_chi') * arm.weighted),
         (estimate, recombination, _same('prior_chi')),
         (inversion, 'outputnode', [('chi', 'residual_chi')]),
         (recombination, 'outputnode', [('chi', 'precond_chi')]),

@@ -38,6 +38,7 @@ from precondqsm_bids.numerics.prior.tissue import literature_r2, tissue_parcels
 from precondqsm_bids.numerics.prior.verdict import Verdict
 from precondqsm_bids.numerics.quality_mask import quality_mask
 from precondqsm_bids.numerics.recombination import recombine
+from precondqsm_bids.numerics.residual_inversion import Residual
 from precondqsm_bids.numerics.scan import Scan
 from precondqsm_bids.numerics.shape_mask import region_of_interest, shape_mask
 from precondqsm_bids.numerics.solver import noise_weights
@@ -866,6 +867,30 @@ def test_dipole_inversion(data, tmp_path, given, weighted):
     assert curve['reg_weight'] == result['reg_weight']
     np.testing.assert_allclose(curve['consistency'], expected.curve.consistency, rtol=1e-4)
     assert json.loads(json.dumps(curve)) == curve
+
+
+def test_dipole_inversion_of_the_residual_of_a_prior(data, tmp_path):
+    files = {name: data.file(name) for name in ('field', 'mask', 'sd', 'chi')}
+    result = run(
+        interfaces.DipoleInversion,
+        tmp_path,
+        local_field=files['field'],
+        mask=files['mask'],
+        field_sd=files['sd'],
+        prior_chi=files['chi'],
+        rule='risk',
+        clip_outliers=True,
+        trust=0.7,
+    )
+    geometry = Geometry(data.mask, VOXEL_SIZE, B0_DIR)
+    arm, known = Arm(rule='risk', clip_outliers=True), Residual(data.sd, data.chi)
+    weights = noise_weights(data.sd, data.mask)
+    expected = invert(data.field, geometry, arm, weights, 0.7, known)
+    np.testing.assert_allclose(result['chi'], expected.chi, atol=1e-5)
+    assert result['record']['weighted'] is True
+    plain = invert(data.field, geometry, arm, weights, 0.7)
+    assert 'weighted' not in plain.record(arm)
+    assert np.abs(plain.chi - expected.chi).max() > 1e-3
 
 
 def test_dipole_inversion_with_total_variation(data, tmp_path):

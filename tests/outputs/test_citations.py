@@ -163,10 +163,12 @@ def test_what_was_not_done_here_is_not_said():
         {**whole, 'record': {**whole['record'], 'take_map': {}}},
         {**whole, 'record': {k: v for k, v in whole['record'].items() if k != 'recombination'}},
     )
-    assert 'was inverted in closed form' in done(whole)
+    assert 'was inverted by least squares with l2 gradient' in done(whole)
+    assert 'the inversion was that in closed form' in done(whole)
     for one in (resumed, stopped):
         assert 'turned or shifted: in full.' in done(one)
         assert 'closed form' not in done(one)
+        assert 'least squares' not in done(one)
         assert 'conventional' not in done(one)
     assert 'inverted by another program, and the estimate added back.' in done(resumed)
     assert 'relative to the mean of the region' in done(resumed)

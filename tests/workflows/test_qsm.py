@@ -279,6 +279,7 @@ def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none()
         workflow = init_precondqsm_wf(Method(prior=prior, inversion='tv'))
         assert wired(workflow, 'dipole_inversion') >= {'field_sd'}
         assert ('model_error' in wired(workflow, 'dipole_inversion')) == interior
+        assert 'prior_chi' not in wired(workflow, 'dipole_inversion')
         assert wired(workflow, 'conventional_dipole_inversion') == {
             'local_field', 'mask', 'field_sd',
         }  # fmt: skip
@@ -287,9 +288,10 @@ def test_total_variation_has_the_weights_of_the_background_removal_and_l2_none()
         assert 'total variation [@rudin1992' in workflow.__desc__
     plain = init_precondqsm_wf(Method(prior='r2prime'))
     assert wired(plain, 'dipole_inversion') == {'local_field', 'mask'}
-    # By default the uncertain voxels are held to their neighbours by the same weights.
+    # By default the uncertain voxels are held to their neighbours by the same weights, and the
+    # inversion knows the prior.
     default = init_precondqsm_wf()
-    ports = {'local_field', 'mask', 'field_sd', 'model_error', 'trust'}
+    ports = {'local_field', 'mask', 'field_sd', 'model_error', 'trust', 'prior_chi'}
     assert wired(default, 'dipole_inversion') == ports
     assert wired(default, 'uncertainty') >= {'field_sd', 'model_error'}
     assert wired(default, 'conventional_dipole_inversion') == {'local_field', 'mask'}
