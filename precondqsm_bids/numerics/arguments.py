@@ -23,7 +23,8 @@ R = TypeVar('R')
 MASK, NUMBERS, IMAGES, SERIES, PARTS = 'mask', 'numbers', 'images', 'series', 'parts'
 GROUPS = frozenset(
     (
-        *('Companions', 'Geometry', 'GivenField', 'MapInputs', 'PriorInputs', 'R2Inputs', 'Scan'),
+        *('Companions', 'Geometry', 'GivenField', 'MapInputs', 'PriorInputs', 'R2Inputs'),
+        *('Residual', 'Scan'),
         *('Arm', 'Method'),
     )
 )
@@ -169,6 +170,18 @@ def check_reg_weight(reg_weight: Any) -> None:
         raise ValueError(f'the regularisation weight lambda must be positive: {reg_weight}')
 
 
+def check_workers(workers: Any) -> None:
+    """Raise ValueError unless a number of threads is a whole number, 1 or more.
+
+    >>> check_workers(1.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: workers should be a whole number of threads, 1 or more: 1.5
+    """
+    if not isinstance(workers, int | np.integer) or workers < 1:
+        raise ValueError(f'workers should be a whole number of threads, 1 or more: {workers}')
+
+
 def _check_names(names: Any) -> None:
     if isinstance(names, str):
         raise ValueError(f'tissue_names should be a name for each class, not one word: {names!r}')
@@ -188,6 +201,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     'reg_weight': check_reg_weight,
     'voxel_size': check_voxel_size,
     'field_strength': check_field_strength,
+    'workers': check_workers,
 }
 
 

@@ -282,3 +282,12 @@ def test_half_precision_does_not_overflow():
             (1000 * MAGNITUDE[..., 0]).astype(np.float16).astype(np.float32), SIZE
         ).record
     )
+
+
+@pytest.mark.parametrize('workers', [1.5, 0, -1, '2', None])
+def test_threads_are_a_whole_number(workers):
+    mask = np.ones((4, 4, 4), bool)
+    with pytest.raises(ValueError, match='workers should be a whole number'):
+        numerics.forward_field(np.zeros(mask.shape), (1, 1, 1), (0, 0, 1), workers=workers)
+    with pytest.raises(ValueError, match='workers should be a whole number'):
+        numerics.closed_form(Geometry(mask, (1, 1, 1), (0, 0, 1), workers))
