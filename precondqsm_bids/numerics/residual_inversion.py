@@ -10,7 +10,6 @@ from precondqsm_bids.numerics.arguments import checked
 from precondqsm_bids.numerics.arrays import check_shapes
 from precondqsm_bids.numerics.closed_form import ClosedForm
 from precondqsm_bids.numerics.expected_risk import field_powers
-from precondqsm_bids.numerics.morphology import gaussian_of_lines
 
 F32 = npt.NDArray[np.float32]
 Spectrum = npt.NDArray[np.complex64]
@@ -26,8 +25,9 @@ LEAST_WEIGHT = 0.1
 """``W^2`` of a voxel at least: single ones whose field is not known are held to their neighbours
 before, and at walls of strong sources the rest has something to tell (tubes: 4.3 %, 4.7 without).
 """
-LEAST_GRADIENT = 0.3
-"""Gradient of the prior, over its root mean square in the region, that is as good as none."""
+LEAST_STEP = 0.3
+"""Step of the prior to its neighbours, over the root mean square in the region, that is as good as
+none."""
 
 
 class Residual(NamedTuple):
@@ -48,7 +48,7 @@ def residual_inversion(
     trust: float = 1.0,
     iterations: int = ITERATIONS,
 ) -> F32:
-    """Susceptibility of a residual field, by its noise and by where the prior has its edges.
+    """Susceptibility of a residual field, by its noise and by where the prior has its steps.
 
     The closed form weighs all voxels alike and takes the field beyond the region for zero. Here
 
@@ -65,13 +65,14 @@ def residual_inversion(
     weight one, so that lambda is that of the closed form, and none has less than a tenth: the
     field has been through :func:`~precondqsm_bids.numerics.dipole_inversion.without_outliers`.
 
-    What a prior of cells lacks it lacks at its edges: partly filled voxels, contrast that another
-    tissue has too. Its expected size is
+    What a prior of cells lacks it lacks where its voxels differ: partly filled ones, ringing, noise
+    of the contrast, contrast that another tissue has too. Its expected size is
 
-        ``S = (|grad prior|^2 + (0.3 g)^2)^(1/4)``
+        ``S = (t^2 + (0.3 t_rms)^2)^(1/4)``
 
-    of the prior smoothed by a voxel, with ``g`` the root mean square of its gradient in the
-    region; of root mean square one there, and one outside. A prior that is flat has ``S = 1``.
+    with ``t`` the mean step of the prior to the six neighbours within the region, per mm, and
+    ``t_rms`` its root mean square; of root mean square one in the region, and one outside. A
+    prior that is flat has ``S = 1``.
 
     What a prior that is doubted leaves is the map itself, in which weak signal has structure too:
     the weights are ``W^trust`` within the region and ``W^2 = 1 - trust`` outside, and the sizes
@@ -234,15 +235,20 @@ def _weights(form: ClosedForm, local_field: npt.NDArray, field_sd: npt.NDArray) 
 def _sizes(form: ClosedForm, prior_chi: npt.NDArray, trust: float) -> F32:
     """``S^trust`` within the region, of root mean square 1, (V,)."""
     mask, voxel_size = form.geometry.mask, np.asarray(form.geometry.voxel_size, float)
-    prior = np.where(mask, prior_chi, np.median(prior_chi[mask])).astype(np.float32)
-    width = form.geometry.voxel_length / voxel_size
-    prior = gaussian_of_lines(prior, width, form.geometry.workers)
-    squares = np.zeros(np.count_nonzero(mask), np.float32)
+    total, count = np.zeros(mask.shape, np.float32), np.zeros(mask.shape, np.float32)
     for axis, length in enumerate(voxel_size):
-        if mask.shape[axis] > 1:
-            squares += np.gradient(prior, length, axis=axis)[mask] ** 2
+        first, second = [slice(None)] * 3, [slice(None)] * 3
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        one, other = tuple(first), tuple(second)
+        both = mask[one] & mask[other]
+        step = np.abs(np.diff(prior_chi, axis=axis)) / np.float32(length)
+        step[~both] = 0
+        for place in (one, other):
+            total[place] += step
+            count[place] += both
+    squares = np.square(total[mask] / np.maximum(count[mask], 1))
     mean = float(np.mean(squares, dtype=np.float64))
     if mean == 0:
         return np.ones_like(squares)
-    size = (squares / np.float32(mean) + np.float32(LEAST_GRADIENT**2)) ** np.float32(trust / 4)
+    size = (squares / np.float32(mean) + np.float32(LEAST_STEP**2)) ** np.float32(trust / 4)
     return size / np.float32(np.sqrt(np.mean(np.square(size), dtype=np.float64)))
