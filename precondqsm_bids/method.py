@@ -98,7 +98,7 @@ class Arm(NamedTuple):
 
     @property
     def weighted(self) -> bool:
-        """Whether the inversion knows the noise of the field and the edges of the prior."""
+        """Whether the inversion knows the noise of the field and the steps of the prior."""
         return self.clip_outliers and self.inversion == 'l2'
 
     @property

@@ -26,7 +26,7 @@ class DipoleInversionInputSpec(WeightedInputSpec):
         exists=True,
         requires=['field_sd'],
         desc='fitted prior that left the field, ppm: the map of l2 is weighted, by the noise of '
-        'the field and the edges of the prior',
+        'the field and the steps of the prior',
     )
 
 

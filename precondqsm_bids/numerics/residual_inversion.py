@@ -65,8 +65,8 @@ def residual_inversion(
     weight one, so that lambda is that of the closed form, and none has less than a tenth: the
     field has been through :func:`~precondqsm_bids.numerics.dipole_inversion.without_outliers`.
 
-    What a prior of cells lacks it lacks where its voxels differ: partly filled ones, ringing, noise
-    of the contrast, contrast that another tissue has too. Its expected size is
+    What a prior of cells lacks it lacks where its voxels differ: partly filled ones, ringing,
+    noise of the contrast, contrast that another tissue has too. Its expected size is
 
         ``S = (t^2 + (0.3 t_rms)^2)^(1/4)``
 
@@ -246,7 +246,7 @@ def _sizes(form: ClosedForm, prior_chi: npt.NDArray, trust: float) -> F32:
         for place in (one, other):
             total[place] += step
             count[place] += both
-    squares = np.square(total[mask] / np.maximum(count[mask], 1))
+    squares = np.square(total[mask] / np.maximum(count[mask], 1)).astype(np.float32)
     mean = float(np.mean(squares, dtype=np.float64))
     if mean == 0:
         return np.ones_like(squares)

@@ -77,7 +77,7 @@ L2 = Algorithm(
 )
 WEIGHTED = Algorithm(
     'least squares with l2 regularisation, weighted by the noise of the field, which expect more '
-    'at the edges of the prior',
+    'where the prior steps to its neighbours',
     f'{L2.reference}; Liu T et al., Magn Reson Med 2013;69:467 (weights by the noise)',
 )
 TV = Algorithm(

@@ -40,7 +40,7 @@ INVERSIONS = {
 }
 WEIGHTED = (
     'by least squares with l2 gradient regularisation [@bilgic2014], which weigh each voxel by '
-    'the noise of its field [@liu2013] and expect more at the edges of the estimate'
+    'the noise of its field [@liu2013] and expect more where the estimate steps to its neighbours'
 )
 """The inversion of what a fitted estimate leaves."""
 FITS = {

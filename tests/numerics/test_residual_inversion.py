@@ -1,4 +1,4 @@
-"""The residual of a fitted prior is inverted by the field's noise and the prior's edges."""
+"""The residual of a fitted prior is inverted by the field's noise and the prior's steps."""
 
 import numpy as np
 import pytest
