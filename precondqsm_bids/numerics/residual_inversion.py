@@ -161,10 +161,10 @@ class _System:
     def solved(self, weighted: F32, iterations: int) -> Spectrum:
         """Conjugate gradients from zero, of the field times ``W^2``."""
         left = self.gradient(weighted)
-        y, direction = np.zeros_like(left), np.zeros_like(left)
+        y, direction, step = np.zeros_like(left), np.zeros_like(left), np.empty_like(left)
         energy = first = 0.0
         for _ in range(iterations):
-            step = self.preconditioner * left
+            np.multiply(self.preconditioner, left, out=step)
             previous, energy = energy, self.inner(left, step)
             first = first or energy
             if energy <= 1e-10 * first:
@@ -173,9 +173,10 @@ class _System:
             direction += step
             image = self.normal(direction)
             alpha = np.float32(energy / self.inner(direction, image))
-            y += alpha * direction
             image *= alpha
             left -= image
+            np.multiply(alpha, direction, out=step)
+            y += step
         return y
 
     def normal(self, y: Spectrum) -> Spectrum:
@@ -210,11 +211,11 @@ class _System:
         return fft.irfftn(spectrum, s=grid.shape, workers=workers, overwrite_x=True)
 
     def inner(self, one: Spectrum, other: Spectrum) -> float:
-        """Inner product over the whole spectrum."""
-        products = one.real * other.real
-        products += one.imag * other.imag
-        products *= self.form.multiplicity
-        return float(np.sum(products, dtype=np.float64))
+        """Inner product over the whole spectrum, of which two planes are in the half once."""
+        total = 2 * np.vdot(one, other).real
+        for plane in (0, -1)[: 2 - self.form.grid.shape[2] % 2]:
+            total -= np.vdot(one[..., plane], other[..., plane]).real
+        return float(total)
 
 
 def _weights(form: ClosedForm, local_field: npt.NDArray, field_sd: npt.NDArray) -> F32:
