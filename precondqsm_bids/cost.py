@@ -11,7 +11,7 @@ from precondqsm_bids.method import Method
 
 STAGE_MEMORY = {
     'shape_mask': 15, 'prior_fit': 86, 'flattening': 23, 'background_removal': 20,
-    'dipole_inversion': 19, 'comparison': 23, 'uncertainty': 37,
+    'dipole_inversion': 24, 'comparison': 23, 'uncertainty': 37,
 }  # fmt: skip
 """Memory of the stages after the echo fit, in volumes of float32 on the grid of the images, of
 however many echoes: as measured of tubes, whose region fills three fifths of the field of view."""
