@@ -85,7 +85,7 @@ def sentences(
         'From the flattened field the background was removed by '
         f'{_removal(arm, record)}; '
         f'the residual{HELD if arm.clip_outliers else ""} was inverted '
-        f'{WEIGHTED if arm.weighted else INVERSIONS[arm.inversion]}, with {weight}; '
+        f'{WEIGHTED if _weighted(arm, record) else INVERSIONS[arm.inversion]}, with {weight}; '
         'and the estimate was added back.',
         *(_comparison(other, arm, weight, record) for other in conventional),
         _reference(method.reference),
@@ -313,6 +313,11 @@ def _weight(arm: Arm, trust: float = 1.0) -> str:
     return RULES[arm.rule]
 
 
+def _weighted(arm: Arm, record: Mapping[str, Any] | None) -> bool:
+    """Whether the residual is weighted: what a dropped estimate leaves is the whole field."""
+    return arm.weighted and (record or {}).get('prior_fit', {}).get('trust') != 0
+
+
 def _start(arm: Arm) -> str:
     if arm.background != 'pdf' or not arm.continued:
         return ''
@@ -337,7 +342,7 @@ def _comparison(conventional: Arm, arm: Arm, weight: str, record: Mapping[str, A
     if _weight(conventional) != weight:
         differs += f', with {_weight(conventional)}'
     if arm.clip_outliers:
-        form = f'the inversion was that {INVERSIONS["l2"]}, and ' if arm.weighted else ''
+        form = f'the inversion was that {INVERSIONS["l2"]}, and ' * _weighted(arm, record)
         differs += f'; {form}no voxel was held to its neighbours'
     return (
         'The same background removal and inversion of the field that was not flattened gave the '

@@ -157,6 +157,14 @@ def test_weight_that_does_not_depend_on_the_estimate_is_said_as_it_is(method):
     assert ('held to' in texts[0]) == (method.prior == ('contrast',))
 
 
+def test_what_a_dropped_prior_leaves_is_inverted_in_closed_form():
+    part, dropped = (done(summary(prior_fit={'trust': trust})) for trust in (0.4, 0.0))
+    assert 'least squares with l2' in part
+    assert 'least squares with l2' not in dropped
+    assert 'was inverted in closed form' in dropped
+    assert 'the inversion was that in closed form' not in dropped
+
+
 def test_what_was_not_done_here_is_not_said():
     whole = summary()
     resumed, stopped = (
