@@ -308,7 +308,7 @@ class Division:
 
     def __init__(self, arm):
         roi, voxel_size, b0_dir, _ = arm.geometry
-        field = arm.inverted_field
+        self.field = field = arm.inverted_field
         self.roi, self.grid = roi, solver_grid(roi)
         self.arm, self.form = arm, arm.residual and closed_form(arm.geometry)
         self.kernel = dipole_kernel(self.grid.shape, voxel_size, b0_dir)
@@ -325,8 +325,7 @@ class Division:
         """Susceptibility of the local field at one lambda, ppm."""
         arm = self.arm
         if arm.residual is not None:
-            field = arm.inverted_field
-            return residual_inversion(self.form, field, arm.residual, weight, arm.trust)
+            return residual_inversion(self.form, self.field, arm.residual, weight, arm.trust)
         denominator = self.gradient * np.float32(weight**2)
         denominator += self.kernel**2
         denominator[0, 0, 0] = 1

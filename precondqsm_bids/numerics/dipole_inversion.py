@@ -238,7 +238,7 @@ def invert(
     ``risk^trust min(risk, max(corner, h / 8))^(1 - trust)``.
 
     Memory of ``l2``: 30 bytes per voxel of the mask's box with its margin (more with the rule
-    ``risk`` or a ``residual``); one pair of transforms, 60 more with ``residual``.
+    ``risk`` or a ``residual``); one pair of transforms, 70 more with ``residual``.
 
     Parameters
     ----------

@@ -79,7 +79,8 @@ def residual_inversion(
     ``S^trust``. So a prior that is dropped leaves the closed form.
 
     Conjugate gradients from zero in k-space, where ``lambda^2 |G|^2 + <S^2 W^2> D^2``
-    preconditions them: six transforms an iteration. Memory: 36 bytes per voxel of the grid.
+    preconditions them: six transforms an iteration, and ten besides. Memory: 36 bytes per voxel
+    of the grid.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def residual_inversion(
     True
     """
     mask, grid = form.geometry.mask, form.grid
-    check_shapes('local_field', local_field.shape, mask=mask, **residual._asdict())
+    check_shapes('mask', mask.shape, local_field=local_field)
     inside = grid.embed(mask) > 0
 
     def on_grid(values: F32, outside: float) -> F32:
@@ -139,11 +140,11 @@ def residual_inversion(
 
     # Beyond the region the field is not known or, as the closed form has it, zero.
     weights = _weights(form, local_field, residual.field_sd) ** np.float32(trust)
-    size = on_grid(_sizes(form, residual.prior_chi, trust), 1)
-    system = _System(form, on_grid(weights, 1 - trust), size, reg_weight)
+    sizes = _sizes(form, residual.prior_chi, trust)
+    system = _System(form, on_grid(weights, 1 - trust), on_grid(sizes, 1), reg_weight)
     y = system.solved(on_grid(weights * local_field[mask], 0), iterations)
     chi = np.zeros(mask.shape, np.float32)
-    chi[mask] = (size * system.back(y))[inside]
+    chi[mask] = sizes * form.inside(y)
     return chi
 
 

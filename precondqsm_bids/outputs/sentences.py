@@ -78,8 +78,7 @@ def sentences(
     'Maps are not referenced.'
     """
     arm, *conventional = method.arms
-    trust = (record or {}).get('prior_fit', {}).get('trust')
-    weight = _weight(arm, 1.0 if trust is None else trust)
+    weight = _weight(arm, _trust(record))
     text = [
         *before(method, one_echo, phase_difference, record),
         'From the flattened field the background was removed by '
@@ -313,9 +312,15 @@ def _weight(arm: Arm, trust: float = 1.0) -> str:
     return RULES[arm.rule]
 
 
+def _trust(record: Mapping[str, Any] | None) -> float:
+    """How far the estimate counts, in full where that is not known."""
+    trust = (record or {}).get('prior_fit', {}).get('trust')
+    return 1.0 if trust is None else trust
+
+
 def _weighted(arm: Arm, record: Mapping[str, Any] | None) -> bool:
     """Whether the residual is weighted: what a dropped estimate leaves is the whole field."""
-    return arm.weighted and (record or {}).get('prior_fit', {}).get('trust') != 0
+    return arm.weighted and _trust(record) > 0
 
 
 def _start(arm: Arm) -> str:
